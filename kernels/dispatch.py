@@ -20,18 +20,36 @@ _operations: dict[str, Operation] = {}
 _chosen: list[dict[str, str]] = []
 
 
+def as_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Floating tensors in one dtype; None, integer and boolean tensors as they are."""
+    return tuple(t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors)
+
+
+def cast(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Contiguous tensors, the floating ones of one dtype."""
+    return tuple(t if t is None else t.contiguous() for t in as_dtype(dtype, *tensors))
+
+
+def as_given(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors themselves, for kernels that read any floating dtype and any strides and compute in ``dtype``."""
+    return tensors
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to compute an operation.
 
-    ``forward`` and ``backward`` are plain functions over tensors of one floating dtype (float32 or float64);
-    ``obstacle(device)`` says why it cannot run on that device, or returns None when it can.
+    ``forward`` and ``backward`` are plain functions over tensors that have gone through ``prepare(dtype, *tensors)``:
+    by default contiguous and of one floating dtype (float32 or float64). ``obstacle(device)`` says why it cannot run on
+    that device, or returns None when it can; ``automatic(device)`` whether "auto" may take it there, or only its name.
     """
 
     name: str
     forward: Callable
     backward: Callable
     obstacle: Callable[[torch.device], str | None] = lambda device: None
+    automatic: Callable[[torch.device], bool] = lambda device: True
+    prepare: Callable[..., tuple[Tensor | None, ...]] = cast
 
 
 class Operation:
@@ -49,8 +67,9 @@ class Operation:
         _operations[name] = self
 
     def available(self, device: torch.device) -> list[str]:
-        """Names of the implementations that can run on ``device``, preferred first."""
-        return [name for name, item in self.implementations.items() if item.obstacle(device) is None]
+        """Names of the implementations that can run on ``device``, the automatic choice first."""
+        able = [item for item in self.implementations.values() if item.obstacle(device) is None]
+        return [item.name for item in sorted(able, key=lambda item: not item.automatic(device))]
 
     def resolve(self, name: str, device: torch.device) -> Implementation:
         """The implementation ``name`` stands for on ``device``.
@@ -120,13 +139,6 @@ def _environment_choice() -> dict[str, str]:
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """The dtype an operation accumulates in: float64 when any input is float64, else float32."""
     return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
-def cast(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Contiguous tensors of one dtype; None and boolean tensors pass through."""
-    return tuple(
-        t if t is None else t.contiguous() if t.dtype == torch.bool else t.to(dtype).contiguous() for t in tensors
-    )
 
 
 def check_shape(operation: str, name: str, tensor: Tensor | None, layout: str, *sizes: int | None) -> None:

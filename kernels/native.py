@@ -23,6 +23,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zoo.kernels.dispatch import as_dtype
+
 CACHE_VARIABLE = "ZOO_CACHE"
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC", "-shared"]
 _TIMEOUT = 60  # seconds
@@ -71,6 +73,19 @@ def call(source: Path, function: str, *arguments: Tensor | int | None) -> None:
             for a in arguments
         )
     )
+
+
+def in_rows(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Tensors of one dtype, contiguous or with contiguous steps that lie ``stride(1)`` apart.
+
+    So the parts of a projection's output (B, T, ...) split along its last axis are read where they are, uncopied.
+    """
+    return tuple(t if t is None or _steps_apart(t) else t.contiguous() for t in as_dtype(dtype, *tensors))
+
+
+def _steps_apart(tensor: Tensor) -> bool:
+    shape, strides = tensor.shape, tensor.stride()
+    return tensor.dim() > 2 and strides[0] == shape[1] * strides[1] and tensor[0, 0].is_contiguous()
 
 
 def _build(compiler: str, source: Path) -> ctypes.CDLL:

@@ -1,4 +1,4 @@
-/* What the C kernels share: exp in float and double, in a form that compilers vectorise. */
+/* What the C kernels share: exp of floats and doubles in a form that compilers vectorise. */
 
 #ifndef ZOO_NATIVE_MATH_H
 #define ZOO_NATIVE_MATH_H
@@ -7,8 +7,8 @@
 #include <stdint.h>
 #include <string.h>
 
-/* exp to about 1 ulp for float: 2^n times a polynomial on |r| <= ln2/2; 0 below the normal range, inf above. */
-static inline float exp_f32(float x) {
+/* exp to about 1 ulp for float, as 2^n times a polynomial on |r| <= ln2/2, for x in the normal range. */
+static inline float exp_inside_f32(float x) {
     float bounded = x < -87.0f ? -87.0f : x > 88.5f ? 88.5f : x;
     float shifted = bounded * 1.44269504089f + 12582912.0f;
     int32_t bits;
@@ -25,10 +25,27 @@ static inline float exp_f32(float x) {
     int32_t exponent = (bits - 0x4B400000 + 127) << 23;
     float scale;
     memcpy(&scale, &exponent, 4);
-    float value = p * scale;
+    return p * scale;
+}
+
+/* 0 below the normal range, inf above. */
+static inline float exp_f32(float x) {
+    const float value = exp_inside_f32(x);
     return x < -87.0f ? 0.0f : x > 88.5f ? INFINITY : value;
 }
 
 static inline double exp_f64(double x) { return exp(x); }
+
+/* exp(a b) to the precision of the result: rounding a product of -10 costs ten times that. */
+static inline float exp_product_f32(float a, float b) {
+    const float x = a * b;
+    float value = exp_inside_f32(x);
+#if defined(__FMA__) || defined(__aarch64__)
+    value += value * fmaf(a, b, -x);
+#endif
+    return x < -87.0f ? 0.0f : x > 88.5f ? INFINITY : value;
+}
+
+static inline double exp_product_f64(double a, double b) { return exp(a * b); }
 
 #endif

@@ -16,7 +16,7 @@ import pytest
 ROOTS = ("zoo", "kernels", "layers", "train", "checkpoints")
 DATA = {
     "train": {".yaml"},
-    "kernels": {".c", ".cpp", ".h"},
+    "kernels": {".c", ".cpp", ".h", ".json"},
     "checkpoints": {".json", ".safetensors"},
     "zoo": {".typed"},
 }

@@ -1,10 +1,11 @@
 /* Causal depthwise convolution on the CPU, forward and backward, over the history h = [state, x]:
 
-     y[t] = bias + sum over lags l < W of w[l] h[t-l],   dh[t] = sum of w[l] dy[t+l],   dw[l] = sum of h[t] dy[t+l]
+     a[t] = bias + sum over lags l < W of w[l] h[t-l],   dh[t] = sum of w[l] da[t+l],   dw[l] = sum of h[t] da[t+l]
 
-   w[l] is weight[:, W-1-l]. No lag reaches across a start: of the pairs (t, t-l) those count that have none in (t-l, t].
+   and y = a or, with silu, a sigmoid(a). w[l] is weight[:, W-1-l]. No lag reaches across a start: of the pairs (t, t-l) those count that have none in (t-l, t].
    A task is a slice of SLICE channels, the vector dimension, of one batch row.
-   Layouts: x y dy dx (B,T,D), weight (D,W), bias (D) or NULL, states (B,W-1,D), starts (B,T) bytes, all contiguous.
+   Layouts: x y dy dx (B,T,D), weight (D,W), bias (D) or NULL, states (B,W-1,D), starts (B,T) bytes; contiguous, but for
+   the steps of x, x_row apart.
    The file includes itself to define each function for float and double. */
 
 #ifndef REAL
@@ -12,6 +13,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "../native_math.h"
 
 #define SLICE 128
 #define STRETCH 64 /* steps summed before they join the whole, which keeps the sums over T accurate */
@@ -27,11 +30,14 @@ static int64_t count_lags(const uint8_t *starts, int64_t t, int64_t T, int64_t W
 }
 
 #define REAL float
+#define EXP exp_f32
 #define NAME(x) x##_f32
 #include __FILE__
 #undef REAL
+#undef EXP
 #undef NAME
 #define REAL double
+#define EXP exp_f64
 #define NAME(x) x##_f64
 #include __FILE__
 
@@ -63,75 +69,106 @@ static void NAME(convolve_4)(REAL *y, const REAL *const *h, const REAL *w, const
     for (int64_t i = 0; i < width; i++) y[i] = bias[i] + w[i] * h0[i] + w1[i] * h1[i] + w2[i] * h2[i] + w3[i] * h3[i];
 }
 
-void NAME(causal_conv1d_forward)(int64_t batch, int64_t T, int64_t D, int64_t W, int64_t threads, const REAL *x,
-                                 const REAL *weight, const REAL *bias, const REAL *state, const uint8_t *starts,
-                                 REAL *y, REAL *final) {
+/* a[t] of a slice */
+static void NAME(convolve_at)(REAL *a, int64_t t, int64_t T, int64_t W, const REAL *x, int64_t x_row,
+                              const REAL *before, int64_t D, const uint8_t *start, const REAL *w, const REAL *bias,
+                              int64_t width, const REAL **h) {
+    const int64_t lags = count_lags(start, t, T, W, -1);
+    for (int64_t l = 0; l < lags; l++) h[l] = t >= l ? x + (t - l) * x_row : before + (W - 1 + t - l) * D;
+    if (lags == 4) NAME(convolve_4)(a, h, w, bias, width);
+    else NAME(convolve)(lags, a, h, w, bias, width);
+}
+
+void NAME(causal_conv1d_forward)(int64_t batch, int64_t T, int64_t D, int64_t W, int64_t x_row, int64_t threads,
+                                 int64_t silu, const REAL *x, const REAL *weight, const REAL *bias, const REAL *state,
+                                 const uint8_t *starts, REAL *y, REAL *final) {
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads)
     for (int64_t b = 0; b < batch; b++)
         for (int64_t d = 0; d < D; d += SLICE) {
             const int64_t width = D - d < SLICE ? D - d : SLICE;
             const uint8_t *start = starts ? starts + b * T : NULL;
-            const REAL *before = state + b * (W - 1) * D + d, *input = x + b * T * D + d, **h = malloc(W * sizeof(*h));
+            const REAL *before = state + b * (W - 1) * D + d, *input = x + b * T * x_row + d;
+            const REAL **h = malloc(W * sizeof(*h));
             REAL *w = NAME(taps)(weight + d * W, width, W), offset[SLICE] = {0};
             if (bias) memcpy(offset, bias + d, width * sizeof(REAL));
             for (int64_t t = 0; t < T; t++) {
-                const int64_t lags = count_lags(start, t, T, W, -1);
-                for (int64_t l = 0; l < lags; l++) h[l] = t >= l ? input + (t - l) * D : before + (W - 1 + t - l) * D;
                 REAL *out = y + (b * T + t) * D + d;
-                if (lags == 4) NAME(convolve_4)(out, h, w, offset, width);
-                else NAME(convolve)(lags, out, h, w, offset, width);
+                NAME(convolve_at)(out, t, T, W, input, x_row, before, D, start, w, offset, width, h);
+                if (silu) {
+#pragma omp simd
+                    for (int64_t i = 0; i < width; i++) out[i] /= 1 + EXP(-out[i]);
+                }
             }
             const int64_t kept = count_lags(start, T - 1, T, W, -1);
             for (int64_t l = 0; l < W - 1; l++) {
                 REAL *out = final + (b * (W - 1) + W - 2 - l) * D + d;
                 const int64_t t = T - 1 - l;
                 if (l >= kept) memset(out, 0, width * sizeof(REAL));
-                else memcpy(out, t >= 0 ? input + t * D : before + (W - 1 + t) * D, width * sizeof(REAL));
+                else memcpy(out, t >= 0 ? input + t * x_row : before + (W - 1 + t) * D, width * sizeof(REAL));
             }
             free(w);
             free(h);
         }
 }
 
-/* One step of the history: dh, and for dw its products with the dy of the lags from..to. */
-static void NAME(correlate)(int64_t from, int64_t to, REAL *dh, REAL *dw, const REAL *h, const REAL *dy, int64_t D,
+/* Step t of the history: dh, and for dw its products with the da (T, SLICE) of the lags from..to. */
+static void NAME(correlate)(int64_t from, int64_t to, REAL *dh, REAL *dw, const REAL *h, const REAL *da, int64_t t,
                             const REAL *w, int64_t width) {
     for (int64_t l = from; l < to; l++) {
-        const REAL *wl = w + l * SLICE, *dyl = dy + l * D;
+        const REAL *wl = w + l * SLICE, *later = da + (t + l) * SLICE;
         REAL *dwl = dw + l * SLICE;
 #pragma omp simd
         for (int64_t i = 0; i < width; i++) {
-            dh[i] += wl[i] * dyl[i];
-            dwl[i] += h[i] * dyl[i];
+            dh[i] += wl[i] * later[i];
+            dwl[i] += h[i] * later[i];
         }
     }
 }
 
 /* dweight_parts (B, D, W), dbias_parts (B, D) */
-void NAME(causal_conv1d_backward)(int64_t batch, int64_t T, int64_t D, int64_t W, int64_t threads, const REAL *dy,
-                                  const REAL *dfinal, const REAL *x, const REAL *weight, const REAL *state,
-                                  const uint8_t *starts, REAL *dx, REAL *dweight_parts, REAL *dbias_parts,
-                                  REAL *dinitial) {
+void NAME(causal_conv1d_backward)(int64_t batch, int64_t T, int64_t D, int64_t W, int64_t x_row, int64_t threads,
+                                  int64_t silu, const REAL *dy, const REAL *dfinal, const REAL *x, const REAL *weight,
+                                  const REAL *bias, const REAL *state, const uint8_t *starts, REAL *dx,
+                                  REAL *dweight_parts, REAL *dbias_parts, REAL *dinitial) {
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads)
     for (int64_t b = 0; b < batch; b++)
         for (int64_t d = 0; d < D; d += SLICE) {
             const int64_t width = D - d < SLICE ? D - d : SLICE, sums = (W + 1) * SLICE; /* of dw and of dbias */
             const uint8_t *start = starts ? starts + b * T : NULL;
+            const REAL *before = state + b * (W - 1) * D + d, *input = x + b * T * x_row + d;
             REAL *w = NAME(taps)(weight + d * W, width, W), *whole = calloc(2 * sums, sizeof(REAL)), *dw = whole + sums;
+            REAL *da = malloc(T * SLICE * sizeof(REAL)); /* dy through the activation */
+            if (silu) {
+                const REAL **h = malloc(W * sizeof(*h));
+                REAL offset[SLICE] = {0};
+                if (bias) memcpy(offset, bias + d, width * sizeof(REAL));
+                for (int64_t t = 0; t < T; t++) {
+                    REAL *out = da + t * SLICE;
+                    const REAL *gradient = dy + (b * T + t) * D + d;
+                    NAME(convolve_at)(out, t, T, W, input, x_row, before, D, start, w, offset, width, h);
+#pragma omp simd
+                    for (int64_t i = 0; i < width; i++) {
+                        const REAL sigmoid = 1 / (1 + EXP(-out[i]));
+                        out[i] = gradient[i] * sigmoid * (1 + out[i] * (1 - sigmoid));
+                    }
+                }
+                free(h);
+            } else
+                for (int64_t t = 0; t < T; t++)
+                    memcpy(da + t * SLICE, dy + (b * T + t) * D + d, width * sizeof(REAL));
             const int64_t kept = count_lags(start, T - 1, T, W, -1);
             for (int64_t t = 1 - W; t < T; t++) {
-                const int64_t token = b * T + t, slot = b * (W - 1) + W - 1 + t, last = T - 1 - t;
-                const REAL *h = t < 0 ? state + slot * D + d : x + token * D + d;
-                REAL *dh = t < 0 ? dinitial + slot * D + d : dx + token * D + d, *dbias = dw + W * SLICE;
+                const int64_t slot = b * (W - 1) + W - 1 + t, last = T - 1 - t;
+                const REAL *h = t < 0 ? state + slot * D + d : input + t * x_row;
+                REAL *dh = t < 0 ? dinitial + slot * D + d : dx + (b * T + t) * D + d, *dbias = dw + W * SLICE;
                 /* the newest W - 1 steps of the history are the final state */
                 if (last < W - 1 && last < kept)
                     memcpy(dh, dfinal + (b * (W - 1) + W - 2 - last) * D + d, width * sizeof(REAL));
                 else memset(dh, 0, width * sizeof(REAL));
                 const int64_t from = t < 0 ? -t : 0, to = count_lags(start, t, T, W, 1);
-                const REAL *gradient = dy + token * D + d;
-                NAME(correlate)(from, to, dh, dw, h, gradient, D, w, width);
+                NAME(correlate)(from, to, dh, dw, h, da, t, w, width);
                 if (t >= 0)
-                    for (int64_t i = 0; i < width; i++) dbias[i] += gradient[i];
+                    for (int64_t i = 0; i < width; i++) dbias[i] += da[t * SLICE + i];
                 if (t == T - 1 || (t + W) % STRETCH == 0) {
                     for (int64_t i = 0; i < sums; i++) whole[i] += dw[i];
                     memset(dw, 0, sums * sizeof(REAL));
@@ -144,6 +181,7 @@ void NAME(causal_conv1d_backward)(int64_t batch, int64_t T, int64_t D, int64_t W
             }
             free(w);
             free(whole);
+            free(da);
         }
 }
 

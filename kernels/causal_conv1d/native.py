@@ -12,22 +12,23 @@ from zoo.kernels import native
 SOURCE = Path(__file__).with_name("causal_conv1d.c")
 
 
-def forward(x, weight, bias, state, starts) -> tuple[Tensor, Tensor]:
-    """Same arguments and results as the reference, contiguous and of one dtype."""
-    output, final = torch.empty_like(x), torch.empty_like(state)
+def forward(x, weight, bias, state, starts, silu) -> tuple[Tensor, Tensor]:
+    """Same arguments and results as the reference, of one dtype; x in rows, the others contiguous."""
+    output, final = x.new_empty(x.shape), torch.empty_like(state)
     native.call(
-        SOURCE, "causal_conv1d_forward", *_sizes(x, weight), x, weight, bias, state, starts, output, final
+        SOURCE, "causal_conv1d_forward", *_sizes(x, weight), int(silu),
+        x, weight, bias, state.contiguous(), starts, output, final,
     )  # fmt: skip
     return output, final
 
 
-def backward(dy, dstate, x, weight, bias, state, starts) -> tuple[Tensor, ...]:
+def backward(dy, dstate, x, weight, bias, state, starts, silu) -> tuple[Tensor, ...]:
     """Gradients of x, weight, bias (also when there is none) and the initial state."""
-    dx, dinitial = torch.empty_like(x), torch.empty_like(state)
+    dx, dinitial = x.new_empty(x.shape), state.new_empty(state.shape)
     dweight, dbias = weight.new_empty(x.shape[0], *weight.shape), weight.new_empty(x.shape[0], x.shape[2])
     native.call(
-        SOURCE, "causal_conv1d_backward", *_sizes(x, weight), dy, dstate, x, weight, state, starts,
-        dx, dweight, dbias, dinitial,
+        SOURCE, "causal_conv1d_backward", *_sizes(x, weight), int(silu),
+        dy.contiguous(), dstate.contiguous(), x, weight, bias, state.contiguous(), starts, dx, dweight, dbias, dinitial,
     )  # fmt: skip
     return dx, dweight.sum(0), dbias.sum(0), dinitial
 
@@ -38,4 +39,4 @@ def obstacle(device: torch.device) -> str | None:
 
 
 def _sizes(x: Tensor, weight: Tensor) -> tuple[int, ...]:
-    return (*x.shape, weight.shape[1], torch.get_num_threads())
+    return (*x.shape, weight.shape[1], x.stride(1), torch.get_num_threads())

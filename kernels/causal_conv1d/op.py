@@ -14,12 +14,13 @@ from zoo.kernels.causal_conv1d import native, reference, shifted
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
-    cast,
     check_floating,
     check_shape,
     compute_dtype,
     sequence_starts,
 )
+from zoo.kernels.native import in_rows
+from zoo.kernels.triton_support import triton_implementation
 
 
 class ConvOutput(NamedTuple):
@@ -50,7 +51,7 @@ def causal_conv1d(
         initial_state: (B, W - 1, D), the inputs before the first, oldest first; zeros when None. They belong to the
             first token's sequence.
         seq_idx: (B, T) integers; no tap reaches across a change of the value (packed sequences).
-        impl: "auto" or the name of an implementation ("native", "shifted", "reference").
+        impl: "auto" or the name of an implementation ("triton", "native", "shifted", "reference").
 
     Returns:
         ConvOutput(output (B, T, D), final_state (B, W - 1, D)); inputs of an earlier packed sequence are zero in it.
@@ -63,33 +64,35 @@ def causal_conv1d(
     state = x.new_zeros(x.shape[0], weight.shape[1] - 1, x.shape[2]) if initial_state is None else initial_state
     if x.shape[1] == 1:
         history = torch.cat([state.to(x.dtype), x], dim=1)
-        y, state = (history.mT * weight).sum(-1).unsqueeze(1), history[:, 1:]
-        y = (y if bias is None else y + bias).to(x.dtype)
+        wide, state = compute_dtype(x, weight), history[:, 1:]
+        y = (history.mT.to(wide) * weight.to(wide)).sum(-1).unsqueeze(1)
+        y = y if bias is None else y + bias.to(wide)
+        y = (F.silu(y) if activation == "silu" else y).to(x.dtype)
     else:
-        y, state = _conv(x, weight, bias, state.to(x.dtype), sequence_starts(seq_idx), impl)
-    return ConvOutput(y if activation is None else F.silu(y), state)
+        y, state = _conv(x, weight, bias, state.to(x.dtype), sequence_starts(seq_idx), activation == "silu", impl)
+    return ConvOutput(y, state)
+
+
+def _reference_backward(dy, dstate, x, weight, bias, state, starts, silu) -> list[Tensor]:
+    bias = weight.new_zeros(x.shape[2]) if bias is None else bias
+    return recomputed_gradients(partial(reference.forward, silu=silu), (x, weight, bias, state, starts), (dy, dstate))
 
 
 operation = Operation(
     "causal_conv1d",
-    Implementation("native", native.forward, native.backward, native.obstacle),
+    triton_implementation("zoo.kernels.causal_conv1d.triton"),
+    Implementation("native", native.forward, native.backward, native.obstacle, prepare=in_rows),
     Implementation("shifted", shifted.forward, shifted.backward),
-    Implementation(
-        "reference",
-        reference.forward,
-        lambda dy, dstate, x, weight, bias, *rest: recomputed_gradients(
-            reference.forward, (x, weight, weight.new_zeros(x.shape[2]) if bias is None else bias, *rest), (dy, dstate)
-        ),
-    ),
+    Implementation("reference", reference.forward, _reference_backward),
 )
 
 
 @torch.library.custom_op("zoo::causal_conv1d", mutates_args=())
 def _conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, starts: Tensor | None, impl: str
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, starts: Tensor | None, silu: bool, impl: str
 ) -> tuple[Tensor, Tensor]:
-    forward = operation.resolve(impl, x.device).forward
-    y, final = forward(*cast(compute_dtype(x, weight), x, weight, bias, state, starts))
+    chosen = operation.resolve(impl, x.device)
+    y, final = chosen.forward(*chosen.prepare(compute_dtype(x, weight), x, weight, bias, state, starts), silu)
     return y.to(x.dtype).contiguous(), final.to(x.dtype).contiguous()
 
 
@@ -102,10 +105,12 @@ def _conv_backward(
     bias: Tensor | None,
     state: Tensor,
     starts: Tensor | None,
+    silu: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    backward = operation.resolve(impl, x.device).backward
-    dx, dweight, dbias, dinitial = backward(*cast(compute_dtype(x, weight), dy, dstate, x, weight, bias, state, starts))
+    chosen = operation.resolve(impl, x.device)
+    tensors = chosen.prepare(compute_dtype(x, weight), dy, dstate, x, weight, bias, state, starts)
+    dx, dweight, dbias, dinitial = chosen.backward(*tensors, silu)
     bias_dtype = weight.dtype if bias is None else bias.dtype
     return (
         dx.to(x.dtype).clone(memory_format=torch.contiguous_format),
@@ -116,25 +121,25 @@ def _conv_backward(
 
 
 @_conv.register_fake
-def _(x, weight, bias, state, starts, impl):
+def _(x, weight, bias, state, starts, silu, impl):
     return x.new_empty(x.shape), state.new_empty(state.shape)
 
 
 @_conv_backward.register_fake
-def _(dy, dstate, x, weight, bias, state, starts, impl):
+def _(dy, dstate, x, weight, bias, state, starts, silu, impl):
     dbias = (weight if bias is None else bias).new_empty(x.shape[2])
     return x.new_empty(x.shape), weight.new_empty(weight.shape), dbias, state.new_empty(state.shape)
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.impl = inputs
+    *tensors, ctx.silu, ctx.impl = inputs
     ctx.has_bias = tensors[2] is not None
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, dy, dstate):
-    dx, dweight, dbias, dinitial = _conv_backward(dy, dstate, *ctx.saved_tensors, ctx.impl)
-    return dx, dweight, dbias if ctx.has_bias else None, dinitial, None, None
+    dx, dweight, dbias, dinitial = _conv_backward(dy, dstate, *ctx.saved_tensors, ctx.silu, ctx.impl)
+    return dx, dweight, dbias if ctx.has_bias else None, dinitial, None, None, None
 
 
 _conv.register_autograd(_backward, setup_context=_setup_context)

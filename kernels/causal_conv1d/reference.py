@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, starts: Tensor | None
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, starts: Tensor | None, silu: bool
 ) -> tuple[Tensor, Tensor]:
     """x (B, T, D), weight (D, W), state (B, W - 1, D), starts (B, T) -> output (B, T, D), next state."""
     width = weight.shape[1]
@@ -21,4 +21,5 @@ def forward(
         windows = history.unfold(1, width, 1) * same[:, :, None]
         final = (history * (index == index[:, -1:])[..., None])[:, history.shape[1] - width + 1 :]
     output = (windows * weight).sum(-1)
-    return output if bias is None else output + bias, final
+    output = output if bias is None else output + bias
+    return F.silu(output) if silu else output, final

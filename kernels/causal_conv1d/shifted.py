@@ -8,20 +8,20 @@ from torch import Tensor
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, starts: Tensor | None
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, starts: Tensor | None, silu: bool
 ) -> tuple[Tensor, Tensor]:
     """Same arguments and results as the reference."""
     history, keep = _history(x, weight, state, starts)
-    output = torch.zeros_like(x) if bias is None else bias.expand_as(x).contiguous()
-    for tap in range(weight.shape[1]):
-        output.addcmul_(_tap(history, tap, x, keep), weight[:, tap])
+    output = _convolve(history, keep, x, weight, bias)
     final = history[:, x.shape[1] :]
-    return output, final * keep[-1] if keep else final.clone()
+    return F.silu(output, inplace=True) if silu else output, final * keep[-1] if keep else final.clone()
 
 
-def backward(dy, dstate, x, weight, bias, state, starts) -> tuple[Tensor, ...]:
+def backward(dy, dstate, x, weight, bias, state, starts, silu) -> tuple[Tensor, ...]:
     """Gradients of x, weight, bias (zeros of (D,) when there is none) and the initial state."""
     history, keep = _history(x, weight, state, starts)
+    if silu:
+        dy = torch.ops.aten.silu_backward(dy, _convolve(history, keep, x, weight, bias))
     dhistory, dweight = torch.zeros_like(history), torch.empty_like(weight)
     for tap in range(weight.shape[1]):
         dweight[:, tap] = (dy * _tap(history, tap, x, keep)).sum((0, 1))
@@ -30,6 +30,13 @@ def backward(dy, dstate, x, weight, bias, state, starts) -> tuple[Tensor, ...]:
     dhistory[:, x.shape[1] :] += dstate if keep is None else dstate * keep[-1]
     before = state.shape[1]
     return dhistory[:, before:], dweight, dy.sum((0, 1)), dhistory[:, :before]
+
+
+def _convolve(history, keep, x, weight, bias) -> Tensor:
+    output = torch.zeros_like(x) if bias is None else bias.expand_as(x).contiguous()
+    for tap in range(weight.shape[1]):
+        output.addcmul_(_tap(history, tap, x, keep), weight[:, tap])
+    return output
 
 
 def _tap(history: Tensor, tap: int, x: Tensor, keep: list[Tensor] | None) -> Tensor:

@@ -13,13 +13,13 @@ from zoo.kernels.autograd import recomputed_gradients
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
-    cast,
     check_floating,
     check_shape,
     compute_dtype,
     sequence_starts,
 )
 from zoo.kernels.selective_scan import chunked, native, reference
+from zoo.kernels.triton_support import triton_implementation
 
 
 class ScanOutput(NamedTuple):
@@ -60,8 +60,8 @@ def selective_scan(
         D: skip weight (D,). z: gate (B, T, D). dt_bias: (D,), added to dt before the softplus.
         initial_state: (B, D, N), continues the sequence that the first token belongs to; zeros when None.
         seq_idx: (B, T) integers; the state restarts from zero where the value changes (packed sequences).
-        impl: "auto" or the name of an implementation ("native", "chunked", "reference"). A single time step is the
-            recurrence itself and has one implementation.
+        impl: "auto" or the name of an implementation ("triton", "native", "chunked", "reference"). A single time step
+            is the recurrence itself and has one implementation.
 
     Returns:
         ScanOutput(output (B, T, D), final_state (B, D, N)), both differentiable.
@@ -94,6 +94,7 @@ def selective_scan(
 
 operation = Operation(
     "selective_scan",
+    triton_implementation("zoo.kernels.selective_scan.triton"),
     Implementation("native", native.forward, native.backward, native.obstacle),
     Implementation("chunked", chunked.forward, chunked.backward),
     Implementation(
@@ -108,8 +109,8 @@ operation = Operation(
 def _scan(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, starts: Tensor | None, impl: str
 ) -> tuple[Tensor, Tensor]:
-    forward = operation.resolve(impl, x.device).forward
-    y, final = forward(*cast(state.dtype, x, dt, A, B, C, state, starts))
+    chosen = operation.resolve(impl, x.device)
+    y, final = chosen.forward(*chosen.prepare(state.dtype, x, dt, A, B, C, state, starts))
     return y.to(x.dtype), final
 
 
@@ -126,8 +127,8 @@ def _scan_backward(
     starts: Tensor | None,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    backward = operation.resolve(impl, x.device).backward
-    gradients = backward(*cast(state.dtype, dy, dstate, x, dt, A, B, C, state, starts))
+    chosen = operation.resolve(impl, x.device)
+    gradients = chosen.backward(*chosen.prepare(state.dtype, dy, dstate, x, dt, A, B, C, state, starts))
     inputs = (x, dt, A, B, C, state)
     return tuple(g.to(i.dtype).contiguous() for g, i in zip(gradients, inputs, strict=True))  # type: ignore[return-value]
 

@@ -20,14 +20,14 @@
 #define EACH_LANE _Pragma("omp simd") for (int i = 0; i < LANES; i++)
 
 #define REAL float
-#define EXP exp_f32
+#define EXP_PRODUCT exp_product_f32
 #define NAME(x) x##_f32
 #include __FILE__
 #undef REAL
-#undef EXP
+#undef EXP_PRODUCT
 #undef NAME
 #define REAL double
-#define EXP exp_f64
+#define EXP_PRODUCT exp_product_f64
 #define NAME(x) x##_f64
 #include __FILE__
 
@@ -75,7 +75,7 @@ void NAME(selective_scan_forward)(int64_t batch, int64_t T, int64_t D, int64_t N
                         REAL *hn = h + n * LANES;
                         const REAL *an = a + n * LANES;
                         EACH_LANE {
-                            hn[i] = EXP(step[i] * an[i]) * hn[i] + input[i] * bn;
+                            hn[i] = EXP_PRODUCT(step[i], an[i]) * hn[i] + input[i] * bn;
                             out[i] += hn[i] * cn;
                         }
                     }
@@ -127,7 +127,7 @@ void NAME(selective_scan_backward)(int64_t batch, int64_t T, int64_t D, int64_t 
                             const REAL bn = Bm[coefficients + n];
                             EACH_LANE {
                                 const int64_t k = n * LANES + i;
-                                const REAL e = carry * EXP(step[i] * a[k]);
+                                const REAL e = carry * EXP_PRODUCT(step[i], a[k]);
                                 if (keep) decay[k] = e;
                                 next[k] = e * h[k] + input[i] * bn;
                             }

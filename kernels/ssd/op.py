@@ -13,13 +13,14 @@ from zoo.kernels.autograd import recomputed_gradients
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
-    cast,
     check_floating,
     check_shape,
     compute_dtype,
     sequence_starts,
 )
+from zoo.kernels.native import in_rows
 from zoo.kernels.ssd import chunked, native, reference
+from zoo.kernels.triton_support import triton_implementation
 
 
 class SSDOutput(NamedTuple):
@@ -62,8 +63,8 @@ def ssd(
         initial_state: (B, H, P, N), continues the sequence that the first token belongs to; zeros when None.
         seq_idx: (B, T) integers; the state restarts from zero where the value changes (packed sequences).
         chunk_size: steps a chunk; changes time and memory, not the result.
-        impl: "auto" or the name of an implementation ("native", "chunked", "reference"). A single time step is the
-            recurrence itself and has one implementation.
+        impl: "auto" or the name of an implementation ("triton", "native", "chunked", "reference"). A single time step
+            is the recurrence itself and has one implementation.
 
     Returns:
         SSDOutput(output (B, T, H, P), final_state (B, H, P, N)), both differentiable.
@@ -101,7 +102,8 @@ def ssd(
 
 operation = Operation(
     "ssd",
-    Implementation("native", native.forward, native.backward, native.obstacle),
+    triton_implementation("zoo.kernels.ssd.triton"),
+    Implementation("native", native.forward, native.backward, native.obstacle, prepare=in_rows),
     Implementation("chunked", chunked.forward, chunked.backward),
     Implementation(
         "reference",
@@ -125,8 +127,8 @@ def _ssd(
     chunk_size: int,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    forward = operation.resolve(impl, x.device).forward
-    y, final = forward(*cast(state.dtype, x, dt, A, B, C, state, starts), chunk_size)
+    chosen = operation.resolve(impl, x.device)
+    y, final = chosen.forward(*chosen.prepare(state.dtype, x, dt, A, B, C, state, starts), chunk_size)
     return y.to(x.dtype).contiguous(), final.contiguous()
 
 
@@ -144,8 +146,8 @@ def _ssd_backward(
     chunk_size: int,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    backward = operation.resolve(impl, x.device).backward
-    gradients = backward(*cast(state.dtype, dy, dstate, x, dt, A, B, C, state, starts), chunk_size)
+    chosen = operation.resolve(impl, x.device)
+    gradients = chosen.backward(*chosen.prepare(state.dtype, dy, dstate, x, dt, A, B, C, state, starts), chunk_size)
     inputs = (x, dt, A, B, C, state)
     return tuple(g.to(i.dtype).contiguous() for g, i in zip(gradients, inputs, strict=True))  # type: ignore[return-value]
 

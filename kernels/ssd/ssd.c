@@ -9,7 +9,8 @@
 
    Running sums are in double: their differences keep the small decays that follow a very large one. A task is a block
    of heads that share B and C; it goes through the chunks in order, C B^T formed once, states in the cache.
-   Layouts: x dy (B,T,H,P), dt (B,T,H), A (H), Bm Cm (B,T,G,N), states (B,H,P,N), starts (B,T) bytes, all contiguous.
+   Layouts: x dy (B,T,H,P), dt (B,T,H), A (H), Bm Cm (B,T,G,N), states (B,H,P,N), starts (B,T) bytes; contiguous,
+   but for the steps of x, B and C, which lie x_row, B_row and C_row apart.
    The file includes itself to define each function for float and double. */
 
 #ifndef REAL
@@ -96,7 +97,7 @@ INLINE void NAME(decay_row)(REAL *row, const NAME(decays) *d, int64_t i) {
 }
 
 void NAME(ssd_forward)(int64_t batch, int64_t T, int64_t H, int64_t P, int64_t G, int64_t N, int64_t Q, int64_t block,
-                       int64_t threads, const REAL *x, const REAL *dt, const REAL *A, const REAL *Bm, const REAL *Cm,
+                       int64_t x_row, int64_t B_row, int64_t C_row, int64_t threads, const REAL *x, const REAL *dt, const REAL *A, const REAL *Bm, const REAL *Cm,
                        const REAL *initial, const uint8_t *starts, REAL *y, REAL *final) {
     const int64_t per_group = H / G, blocks = (per_group + block - 1) / block;
     const int64_t q_ = PADDED(Q), n_ = PADDED(N), p_ = PADDED(P);
@@ -113,8 +114,8 @@ void NAME(ssd_forward)(int64_t batch, int64_t T, int64_t H, int64_t P, int64_t G
                     NAME(transpose)(states + h * n_ * p_, p_, initial + (b * H + first + h) * P * N, N, P, N);
                 for (int64_t t = 0; t < T; t += Q) {
                     const int64_t q = MIN(Q, T - t), row = b * T + t;
-                    NAME(gather)(B, n_, Bm + (row * G + g) * N, G * N, q, N, NULL);
-                    NAME(gather)(C, n_, Cm + (row * G + g) * N, G * N, q, N, NULL);
+                    NAME(gather)(B, n_, Bm + row * B_row + g * N, B_row, q, N, NULL);
+                    NAME(gather)(C, n_, Cm + row * C_row + g * N, C_row, q, N, NULL);
                     NAME(transpose)(Bt, q_, B, n_, q, N);
                     NAME(product)(LOWER_RESULT, CB, q_, q, q, N, C, n_, 1, Bt, q_, NULL);
                     for (int64_t h = 0; h < heads; h++) {
@@ -126,7 +127,7 @@ void NAME(ssd_forward)(int64_t batch, int64_t T, int64_t H, int64_t P, int64_t G
                             NAME(decay_row)(m, &d, i);
                             for (int64_t j = 0; j <= i; j++) m[j] *= CB[i * q_ + j];
                         }
-                        NAME(gather)(X, p_, x + at, H * P, q, P, d.step);
+                        NAME(gather)(X, p_, x + row * x_row + head * P, x_row, q, P, d.step);
                         NAME(product)(FULL, Y, p_, q, P, N, C, n_, 1, S, p_, NULL);
                         NAME(product)(LOWER, Y, p_, q, P, q, M, q_, 1, X, p_, d.start);
                         for (int64_t i = 0; i < q; i++) memcpy(y + at + i * H * P, Y + i * p_, P * sizeof(REAL));
@@ -176,7 +177,7 @@ static double NAME(join)(REAL *sum, double *dtotal, double sign, const REAL *par
    The gradient of the log decay dt A at a step is the sum of dtotal from there on. dB_parts and dC_parts (blocks, B, T,
    G, N): one part a block of heads, summed by the caller in a fixed order; dA_parts (B, H). */
 void NAME(ssd_backward)(int64_t batch, int64_t T, int64_t H, int64_t P, int64_t G, int64_t N, int64_t Q, int64_t block,
-                        int64_t threads, const REAL *dy, const REAL *dfinal, const REAL *x, const REAL *dt,
+                        int64_t x_row, int64_t B_row, int64_t C_row, int64_t threads, const REAL *dy, const REAL *dfinal, const REAL *x, const REAL *dt,
                         const REAL *A, const REAL *Bm, const REAL *Cm, const REAL *initial, const uint8_t *starts,
                         REAL *dx, REAL *ddt, REAL *dA_parts, REAL *dB_parts, REAL *dC_parts, REAL *dinitial) {
     const int64_t per_group = H / G, blocks = (per_group + block - 1) / block, chunks = (T + Q - 1) / Q;
@@ -201,13 +202,13 @@ void NAME(ssd_backward)(int64_t batch, int64_t T, int64_t H, int64_t P, int64_t 
                 }
                 for (int64_t t = 0; t < T - Q; t += Q) {
                     const int64_t row = b * T + t;
-                    NAME(gather)(B, n_, Bm + (row * G + g) * N, G * N, Q, N, NULL);
+                    NAME(gather)(B, n_, Bm + row * B_row + g * N, B_row, Q, N, NULL);
                     for (int64_t h = 0; h < heads; h++) {
                         const int64_t head = first + h;
                         const REAL *before = states + (t / Q * heads + h) * size;
                         REAL *after = states + ((t / Q + 1) * heads + h) * size;
                         NAME(set_decays)(&d, Q, P, dt + row * H + head, H, A[head], starts ? starts + row : NULL);
-                        NAME(gather)(X, p_, x + (row * H + head) * P, H * P, Q, P, d.step);
+                        NAME(gather)(X, p_, x + row * x_row + head * P, x_row, Q, P, d.step);
                         NAME(gather)(X, p_, X, p_, Q, P, d.end);
                         memcpy(after, before, size * sizeof(REAL));
                         NAME(product)(FULL, after, n_, P, N, Q, X, 1, p_, B, n_, d.across);
@@ -215,8 +216,8 @@ void NAME(ssd_backward)(int64_t batch, int64_t T, int64_t H, int64_t P, int64_t 
                 }
                 for (int64_t t = (chunks - 1) * Q; t >= 0; t -= Q) {
                     const int64_t q = MIN(Q, T - t), row = b * T + t;
-                    NAME(gather)(B, n_, Bm + (row * G + g) * N, G * N, q, N, NULL);
-                    NAME(gather)(C, n_, Cm + (row * G + g) * N, G * N, q, N, NULL);
+                    NAME(gather)(B, n_, Bm + row * B_row + g * N, B_row, q, N, NULL);
+                    NAME(gather)(C, n_, Cm + row * C_row + g * N, C_row, q, N, NULL);
                     NAME(transpose)(Bt, q_, B, n_, q, N);
                     NAME(product)(LOWER_RESULT, CB, q_, q, q, N, C, n_, 1, Bt, q_, NULL);
                     memset(Z, 0, q_ * q_ * sizeof(REAL));
@@ -227,7 +228,7 @@ void NAME(ssd_backward)(int64_t batch, int64_t T, int64_t H, int64_t P, int64_t 
                         REAL *Rh = R + h * size;
                         memset(dtotal, 0, q * sizeof(double));
                         NAME(set_decays)(&d, q, P, dt + row * H + head, H, A[head], starts ? starts + row : NULL);
-                        NAME(gather)(X, p_, x + at, H * P, q, P, d.step);
+                        NAME(gather)(X, p_, x + row * x_row + head * P, x_row, q, P, d.step);
                         NAME(gather)(dY, p_, dy + at, H * P, q, P, NULL);
                         /* within the chunk */
                         NAME(transpose)(Xt, q_, X, p_, q, P);
@@ -266,7 +267,7 @@ void NAME(ssd_backward)(int64_t batch, int64_t T, int64_t H, int64_t P, int64_t 
                             const int64_t token = row + i, here = at + i * H * P;
                             dlog += dtotal[i];
                             dA[h] += dlog * d.step[i];
-                            ddt[token * H + head] = dlog * A[head] + NAME(dot)(dX + i * p_, x + here, P);
+                            ddt[token * H + head] = dlog * A[head] + NAME(dot)(dX + i * p_, x + token * x_row + head * P, P);
                             for (int64_t p = 0; p < P; p++) dx[here + p] = d.step[i] * dX[i * p_ + p];
                         }
                     }

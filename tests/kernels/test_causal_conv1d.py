@@ -97,7 +97,7 @@ def test_native_is_preferred_and_deterministic():
 @pytest.mark.parametrize("impl", FAST)
 def test_operator_is_well_formed(impl):
     x, weight, bias, state = (t.requires_grad_() for t in make_inputs().values())
-    torch.library.opcheck(torch.ops.zoo.causal_conv1d.default, (x, weight, bias, state, None, impl))
+    torch.library.opcheck(torch.ops.zoo.causal_conv1d.default, (x, weight, bias, state, None, True, impl))
 
 
 def test_bad_input_is_named():

@@ -46,10 +46,27 @@ def test_block_holds_in_other_threads():
 
 
 def test_a_named_implementation_never_falls_back():
-    with pytest.raises(ValueError, match=r"ssd has no implementation 'triton'.*'chunked', 'reference'"):
-        operation.resolve("triton", CPU)
-    with implementation("triton"), pytest.raises(ValueError, match="no implementation 'triton'"):
+    with pytest.raises(ValueError, match=r"ssd has no implementation 'absent'.*'chunked', 'reference'"):
+        operation.resolve("absent", CPU)
+    with implementation("absent"), pytest.raises(ValueError, match="no implementation 'absent'"):
         ssd(torch.ones(1, 2, 1, 1), torch.ones(1, 2, 1), torch.ones(1), torch.ones(1, 2, 1, 1), torch.ones(1, 2, 1, 1))
+
+
+def test_what_only_its_name_may_choose_comes_after_the_automatic_choice():
+    asked_for = Implementation("asked_for", lambda: None, lambda: None, automatic=lambda device: False)
+    example = Operation("test_dispatch_automatic", asked_for, Implementation("usual", lambda: None, lambda: None))
+    assert example.available(CPU) == ["usual", "asked_for"]
+    assert example.resolve("auto", CPU).name == "usual"
+    assert example.resolve("asked_for", CPU) is asked_for
+
+
+def test_triton_on_the_cpu_runs_by_name_under_the_interpreter_only(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(RuntimeError, match=r"'triton' cannot run on cpu: .*TRITON_INTERPRET=1.*\['native', 'chunked'"):
+        operation.resolve("triton", CPU)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert operation.resolve("triton", CPU).name == "triton"
+    assert chosen() == "native"
 
 
 def test_an_implementation_that_cannot_run_here_lists_those_that_can():

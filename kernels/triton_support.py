@@ -1,0 +1,63 @@
+"""Triton kernels: imported at first use, where a GPU (or Triton's interpreter, when it is asked for) can run them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from zoo.kernels.dispatch import Implementation, as_given
+
+BLOCKS = Path(__file__).with_name("blocks.json")
+
+
+def triton_implementation(module: str) -> Implementation:
+    """The implementation "triton" of an operation: ``forward`` and ``backward`` of ``module``, imported when they run.
+
+    It is the automatic choice on CUDA. On the CPU it runs by name under ``TRITON_INTERPRET=1``, to be set before
+    Triton is imported: a check of the kernels' results, thousands of times slower than a GPU.
+    """
+    return Implementation(
+        "triton",
+        lambda *arguments: importlib.import_module(module).forward(*arguments),
+        lambda *arguments: importlib.import_module(module).backward(*arguments),
+        obstacle,
+        automatic=lambda device: device.type == "cuda",
+        prepare=as_given,
+    )
+
+
+def obstacle(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on ``device``, or None."""
+    if not _installed():
+        return "Triton is not installed"
+    if device.type == "cuda" or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        return None
+    return "Triton needs a CUDA device, or on the CPU TRITON_INTERPRET=1 (slow; to check results)"
+
+
+def block_sizes(operation: str, shape_class: str, device: torch.device, default: dict[str, int]) -> dict[str, int]:
+    """Launch parameters of a kernel: measured ones from ``blocks.json`` for this device, or ``default``.
+
+    The table is ``{"sm_90": {operation: {shape_class: {name: size}}}}``. Nothing is tried out at run time.
+    """
+    if device.type != "cuda":
+        return default
+    major, minor = torch.cuda.get_device_capability(device)
+    measured = _table().get(f"sm_{major}{minor}", {}).get(operation, {}).get(shape_class, {})
+    return default | measured
+
+
+@cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def _table() -> dict[str, dict[str, dict[str, dict[str, int]]]]:
+    return json.loads(BLOCKS.read_text())
