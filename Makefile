@@ -23,8 +23,9 @@ lint: $(STAMP) ## ruff check, ruff format --check, pyright
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-bench: $(STAMP) ## time the layers side by side with transformers'; writes benchmarks/results/
-	$(BIN)/python benchmarks/layers.py
+bench: $(STAMP) ## time layers and kernels side by side with their peers; writes benchmarks/results/
+	$(BIN)/zoo bench layers
+	$(BIN)/zoo bench kernels
 
 clean: ## remove the environment, the caches and what runs left
 	rm -rf $(VENV) build dist *.egg-info runs lightning_logs .pytest_cache .ruff_cache

@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+# in a clone beside the scripts; of an installed package in the working folder
+RESULTS = (ROOT if (ROOT / "pyproject.toml").exists() else Path()) / "benchmarks" / "results"
 MIB = 2**20
 PACKAGES = ("torch", "transformers", "timm", "lightning", "mamba-ssm", "triton")
 

@@ -1,7 +1,7 @@
 """Mamba and Mamba-2 on this CPU: ours beside transformers' module, same configuration, same weights, one run.
 
-    python benchmarks/layers.py                  # writes benchmarks/results/layers.json and layers.md
-    python benchmarks/layers.py --layers mamba2 --lengths 2048 --no-save
+    zoo bench layers                  # writes benchmarks/results/layers.json and layers.md
+    zoo bench layers --layers mamba2 --lengths 2048 --no-save
 
 For each layer and length: one forward, one training step (forward and backward) and one decode step, timed in turns;
 the peak memory of a forward and of a training step, each in a process of its own; the first call, with nothing cached
@@ -14,15 +14,26 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from common import MIB, fitted_exponent, in_fresh_process, interleaved, machine, markdown, peak_memory, save, table
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from torch import Tensor, nn
+
+from zoo.benchmarks.common import (
+    MIB,
+    fitted_exponent,
+    in_fresh_process,
+    interleaved,
+    machine,
+    markdown,
+    peak_memory,
+    save,
+    table,
+)
 
 DIM = 768
 SWEEP = (512, 1024, 2048, 4096, 8192)
@@ -206,22 +217,25 @@ def show_comparison(records: list[dict], sides: list[str]) -> tuple[list[str], l
     return ["measure", *sides, "ratio", "target", "met", "runs", "difference"], rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _describe(progress: Progress, task: TaskID, what: str) -> None:
+    progress.update(task, description=what)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("zoo bench layers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", nargs="+", default=["mamba2", "mamba"], choices=["mamba", "mamba2"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[1024, 2048])
     parser.add_argument("--sides", nargs="+", default=[PEER, OURS], choices=[PEER, OURS])
     parser.add_argument("--budget", type=float, default=10.0, help="seconds after which a measurement ends")
     parser.add_argument("--no-sweep", action="store_true", help="leave out time over length")
     parser.add_argument("--no-save", action="store_true", help="only print")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     compared, swept, first = [], [], []
     with Progress(transient=True, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=None)
-        tick = partial(progress.update, task)
         for layer in options.layers:
-            say = lambda what: tick(description=what)  # noqa: E731
+            say = partial(_describe, progress, task)
             say(f"{layer}: first call")
             for side in options.sides:
                 with tempfile.TemporaryDirectory() as cache:
@@ -263,7 +277,3 @@ def main() -> None:
         text = "\n".join(markdown(*t) for t in tables)
         text += f"\n{here['processor']}, {here['threads']} threads, {here['packages']}, commit {here['commit']}.\n"
         save("layers", {"machine": here, "comparison": compared, "first_call": first, "over_length": swept}, text)
-
-
-if __name__ == "__main__":
-    main()

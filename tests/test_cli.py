@@ -65,6 +65,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "digits_vit_nano", "--model.model_args.dimm", "3"], "'dim'"),
         (["train", "digits_vit_nano", "--ema.decay", "2"], "decay must be in"),
         (["train", "digits_vit_nano", "--nothing", "2"], "--nothing"),
+        (["train", "docs_mamba_nano", "--data=TextFilesDataModule", "--data.paths=nowhere"], "no file fits 'nowhere'"),
         (["eval", "digits_vit_nano", "--checkpoint", "nowhere"], "nowhere"),
         (["generate", "nowhere"], "nowhere"),
     ],
@@ -81,7 +82,9 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [[], ["nothing"], ["list", "--nothing"], ["generate", "x", "--seed", "y"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["nothing"], ["list", "--nothing"], ["generate", "x", "--seed", "y"], ["bench", "models"]]
+)
 def test_wrong_commands_exit_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(arguments)

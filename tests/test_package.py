@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOTS = ("zoo", "kernels", "layers", "train", "checkpoints")
+ROOTS = ("zoo", "kernels", "layers", "train", "checkpoints", "benchmarks")
 DATA = {
     "train": {".yaml"},
     "kernels": {".c", ".cpp", ".h", ".json"},

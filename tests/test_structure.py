@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LINKED = ("kernels", "layers", "train", "checkpoints")
+LINKED = ("kernels", "layers", "train", "checkpoints", "benchmarks")
 # room -> the rooms it may import; "zoo" is everything in zoo/ but the four links
 MAY_IMPORT = {
     "kernels": {"kernels"},
@@ -19,8 +19,9 @@ MAY_IMPORT = {
     "checkpoints": {"checkpoints"},
     "zoo": {"zoo", "layers", "kernels", "checkpoints"},
     "train": {"train", "zoo", "layers", "kernels", "checkpoints"},
+    "benchmarks": {"benchmarks", "train", "zoo", "layers", "kernels", "checkpoints"},
 }
-EXEMPT = {"zoo.cli": {"train"}}  # the command line starts training, and imports it when asked to
+EXEMPT = {"zoo.cli": {"train", "benchmarks"}}  # the command line starts them, and imports them when asked to
 HEAVY = ("triton", "timm", "lightning", "transformers", "torchvision", "matplotlib", "sklearn")
 
 

@@ -8,6 +8,7 @@ from zoo.factory import ModelInfo, create_model, load_weights, model_info, save_
 from zoo.generate import generate
 from zoo.losses import auxiliary_losses
 from zoo.registry import Paper, list_families, list_models, register_model
+from zoo.warmup import warmup
 
 __version__ = "0.1.0"
 
@@ -24,4 +25,5 @@ __all__ = [
     "model_info",
     "register_model",
     "save_model",
+    "warmup",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `zoo list | info | train | eval | generate`, also `python -m zoo.cli`."""
+"""The command line: `zoo list | info | train | eval | generate | bench`, also `python -m zoo.cli`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ PARSER_NOISE = (
     "Given value",
     "Problem with",
 )
+BENCHMARKS = ("kernels", "layers")
 BYTES = 256  # vocabulary of a byte-level model
 DOCUMENT_START = 0  # the byte that precedes every document in training (zoo.train.data.text)
 
@@ -85,6 +86,10 @@ def build_parser() -> argparse.ArgumentParser:
     generation.add_argument("--top-p", type=float, help="draw from the likeliest tokens of this joint probability")
     generation.add_argument("--seed", type=int, default=0)
     generation.set_defaults(run=_generate, overridable=False)
+
+    bench = commands.add_parser("bench", help="measure this machine beside the peers", add_help=False)
+    bench.add_argument("subject", choices=BENCHMARKS)
+    bench.set_defaults(run=_bench, overridable=True)
     return parser
 
 
@@ -154,6 +159,7 @@ def _train(known: argparse.Namespace) -> int:
     from zoo.train.command import TrainingRun
 
     run = _checked(TrainingRun, recipe, known.overrides, output, resume=known.resume)
+    _checked(run.datamodule.setup)  # data that is not there is the user's to mend; later errors are bugs
     try:
         run.fit()
     except NonFiniteError as error:
@@ -205,6 +211,13 @@ def _generate(known: argparse.Namespace) -> int:
     )
     text = bytes(tokens[0, 1:].tolist()).split(bytes([DOCUMENT_START]))[0]
     _say(text.decode("utf-8", errors="replace"))
+    return 0
+
+
+def _bench(known: argparse.Namespace) -> int:
+    from importlib import import_module
+
+    import_module(f"zoo.benchmarks.{known.subject}").main(known.overrides)
     return 0
 
 

@@ -36,22 +36,23 @@ def assert_accurate() -> Callable:
     have no wider reference: there the two differ by summation order alone, 1e-12 of the largest value.
     """
 
-    def check(call: Callable, inputs: dict[str, Tensor], impl: str) -> None:
+    def check(call: Callable, inputs: dict[str, Tensor], *impls: str) -> None:
         largest: dict[str, list[Tensor]] = {}
         for variation in range(VARIATIONS):
             varied = {name: varied_input(t, variation) for name, t in inputs.items()}
             wide = {name: t.double() if t.is_floating_point() else t for name, t in varied.items()}
             exact = outputs_and_gradients(call, wide, "reference")
             reference = outputs_and_gradients(call, varied, "reference")
-            for name, value in outputs_and_gradients(call, varied, impl).items():
+            found = [(impl, *item) for impl in impls for item in outputs_and_gradients(call, varied, impl).items()]
+            for impl, name, value in found:
                 assert torch.isfinite(value).all(), f"{impl}: {name} is not finite"
                 eps = 1e-12 if value.dtype == torch.float64 else torch.finfo(value.dtype).eps
                 errors = value - exact[name], reference[name] - exact[name], eps * exact[name]
-                largest.setdefault(name, []).append(torch.stack([e.double().abs().max() for e in errors]))
+                largest.setdefault(f"{impl}: {name}", []).append(torch.stack([e.double().abs().max() for e in errors]))
         for name, values in largest.items():
             error, reference_error, rounding = torch.stack(values).amax(0).tolist()
             allowed = 2 * (reference_error + rounding)
-            assert error <= allowed, f"{impl}: {name} is off by {error:.2e}, allowed {allowed:.2e}"
+            assert error <= allowed, f"{name} is off by {error:.2e}, allowed {allowed:.2e}"
 
     return check
 

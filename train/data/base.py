@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from lightning import LightningDataModule
 
 from zoo.train.data.loader import BatchLoader, Source
 
 
-class DataModule(LightningDataModule):
+class DataModule(LightningDataModule, ABC):
     """A LightningDataModule made of `Source`s.
 
     A subclass says in `build()` which sources there are ("train", "val", "test"); they are made once, at `setup`.
@@ -30,9 +32,9 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.sources: dict[str, Source] = {}
 
+    @abstractmethod
     def build(self) -> dict[str, Source]:
         """The sources by split. "val" and "test" may be missing; "train" may not."""
-        raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
         if not self.sources:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -85,9 +86,9 @@ class TextDataModule(DataModule):
         self._pretrained: Any = None
         self._documents: dict[str, list[str]] = {}
 
+    @abstractmethod
     def read(self) -> list[str]:
         """The documents, in an order that does not change."""
-        raise NotImplementedError
 
     def split(self, documents: list[str]) -> dict[str, list[str]]:
         """Documents by split: "train", "val", "test"."""

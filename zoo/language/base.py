@@ -122,17 +122,30 @@ class LanguageModel(nn.Module, ABC):
             ValueError: for tokens, labels, seq_idx or a state of the wrong shape, dtype or range.
         """
         self._check(tokens, state, labels, seq_idx, logits_to_keep)
-        x = self.embedding(tokens)
+        x = self.embed(tokens)
         if self.config.residual_in_fp32:
             x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = self.forward_blocks(x, state, seq_idx)
+        if labels is not None:
+            return self._loss(self.forward_norm(x), labels, seq_idx)
+        return self.head(self.forward_norm(x[:, -logits_to_keep:]))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T) -> (B, T, dim)."""
+        return self.embedding(tokens)
+
+    def forward_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor:
+        """The residual stream (B, T, dim) through all blocks."""
         for index, block in enumerate(self.blocks):
             if self.grad_checkpointing and self.training and state is None:
                 x = checkpoint(block, x, None, seq_idx, use_reentrant=False)
             else:
                 x = block(x, None if state is None else state[index], seq_idx)
-        if labels is not None:
-            return self._loss(self.norm(x), labels, seq_idx)
-        return self.head(self.norm(x[:, -logits_to_keep:]))
+        return x
+
+    def forward_norm(self, x: Tensor) -> Tensor:
+        """(B, T, dim) as the head reads it."""
+        return self.norm(x)
 
     def init_state(
         self,

@@ -1,0 +1,289 @@
+"""Every operation of ``zoo.kernels`` on this machine: time over length, roofline, memory, beside its peers in one run.
+
+    zoo bench kernels                 # or: python benchmarks/kernels.py; writes benchmarks/results/kernels.{json,md,png}
+    zoo bench kernels --only ssd rope --lengths 256 1024 --no-save
+
+Peers are plain torch as one would write it (``eager``), the same under ``torch.compile``, and on CUDA mamba-ssm and
+flash-linear-attention where they are installed. A recurrence has no plain torch form but its step loop, our
+``reference``, which is timed up to T 1024 only. Bytes are those that must move once: inputs and outputs, and for
+training also their gradients. The roofline is the larger of bytes over the copy bandwidth and FLOPs over the matmul
+rate, both measured in the same run; inputs that fit in a large last-level cache can beat it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from torch import Tensor
+
+from zoo.benchmarks.common import (
+    MIB,
+    RESULTS,
+    fitted_exponent,
+    in_fresh_process,
+    interleaved,
+    machine,
+    markdown,
+    peak_memory,
+    save,
+    table,
+)
+from zoo.benchmarks.subjects import BLOCK, SUBJECTS, Inputs, Subject
+from zoo.kernels import available_implementations
+from zoo.kernels.flops import flop_counter
+
+OURS, REFERENCE = "zoo", "reference"
+LENGTHS = {"cpu": (256, 512, 1024, 2048, 4096, 8192), "cuda": (512, 1024, 2048, 4096, 8192, 16384, 32768)}
+COMPARED = 1024  # the length at which every implementation and the memory are measured
+LONGEST_REFERENCE = 1024
+
+
+def on_device(subject: Subject, length: int, device: str) -> Inputs:
+    """The inputs of a subject; on CUDA activations are bfloat16, as in training."""
+    torch.manual_seed(length)
+    inputs = subject.inputs(length)
+    if device == "cpu":
+        return inputs
+    kept = ("A", "D", "dt", "log_decay", "cos", "sin")
+    half = {n for n, t in inputs.items() if t.is_floating_point() and n not in kept}
+    return {n: t.to(device, torch.bfloat16 if n in half else t.dtype) for n, t in inputs.items()}
+
+
+def forward(call: Callable[..., Any], inputs: Inputs) -> Tensor:
+    with torch.no_grad():
+        found = call(**inputs)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return found if isinstance(found, Tensor) else found[0]
+
+
+def training(call: Callable[..., Any], inputs: Inputs) -> Tensor:
+    """Forward and backward; returns the gradient of the first input."""
+    inputs = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in inputs.items()}
+    found = call(**inputs)
+    found = found if isinstance(found, Tensor) else found[0]
+    gradients = torch.autograd.grad(found.float().square().mean(), [t for t in inputs.values() if t.requires_grad])
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return gradients[0]
+
+
+MEASURES: dict[str, Callable[[Callable[..., Any], Inputs], Tensor]] = {"forward": forward, "training": training}
+
+
+def sides(subject: Subject, length: int, device: str, compiled: bool) -> dict[str, Callable[..., Any]]:
+    """What is timed at a length: our automatic choice, at ``COMPARED`` every other one, and the peers."""
+    ours, *others = available_implementations(subject.operation, device)
+    calls = {OURS: partial(subject.call, impl=ours)}
+    if length == COMPARED:
+        calls |= {name: partial(subject.call, impl=name) for name in others}
+    elif length < LONGEST_REFERENCE:
+        calls[REFERENCE] = partial(subject.call, impl=REFERENCE)
+    calls |= subject.peers
+    if device == "cuda":
+        calls |= subject.cuda_peers
+    if compiled and length == COMPARED:
+        calls |= {f"compiled {name}": torch.compile(call) for name, call in subject.peers.items()}
+    return calls
+
+
+def cost(subject: Subject, inputs: Inputs, measure: str) -> tuple[int, int]:
+    """(bytes that must move once, FLOPs by the formulas of the recurrence or product) of a call."""
+    counter = flop_counter(display=False)
+    with counter:
+        output = MEASURES[measure](subject.call, inputs)
+    floating = sum(t.nbytes for t in inputs.values() if t.is_floating_point())
+    if measure == "forward":
+        return sum(t.nbytes for t in inputs.values()) + output.nbytes, counter.get_total_flops()
+    result = forward(subject.call, inputs).nbytes
+    return sum(t.nbytes for t in inputs.values()) * 2 + floating + 2 * result, counter.get_total_flops()
+
+
+def peaks(device: str) -> dict[str, float]:
+    """Copy bandwidth in bytes/s (read and write) and matmul FLOP/s of this device, measured."""
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    source = torch.ones(2**28 if device == "cpu" else 2**30, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    size = 2048 if device == "cpu" else 8192
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    calls = {"bytes": lambda **_: target.copy_(source), "flops": lambda **_: a @ b}
+    runs, _ = interleaved({name: partial(forward, call, {}) for name, call in calls.items()}, budget=2)
+    best = {name: min(taken) for name, taken in runs.items()}
+    return {"bytes/s": 2 * source.nbytes / best["bytes"], "FLOP/s": 2 * size**3 / best["flops"]}
+
+
+def memory(name: str, side: str) -> int:
+    """Peak bytes of a training call at ``COMPARED`` above its inputs, on the CPU; call it in a fresh process."""
+    subject = next(s for s in SUBJECTS if s.name == name)
+    call = subject.peers.get(side) or partial(subject.call, impl=REFERENCE if side == REFERENCE else "auto")
+    inputs = on_device(subject, COMPARED, "cpu")
+    training(call, on_device(subject, 2 * BLOCK, "cpu"))  # what a process loads once is not the call's
+    return peak_memory(partial(training, call, inputs))
+
+
+def measure_subject(
+    subject: Subject, lengths: Sequence[int], device: str, budget: float, compiled: bool, tick: Callable[[str], None]
+) -> list[dict]:
+    """One record per length and measure: seconds of each side, bytes, FLOPs, and how far the sides differ."""
+    records = []
+    for length in lengths:
+        inputs = on_device(subject, length, device)
+        calls = sides(subject, length, device, compiled)
+        for measure, run in MEASURES.items():
+            tick(f"{subject.name} T {length}: {measure}")
+            for name in [name for name in calls if name.startswith("compiled")]:
+                run(calls[name], inputs)  # compilation is not the call's
+            runs, results = interleaved({n: partial(run, c, inputs) for n, c in calls.items()}, budget=budget)
+            moved, flops = cost(subject, inputs, measure)
+            ours = results[OURS].double()
+            apart = max((r.double() - ours).abs().max().item() for r in results.values()) / ours.abs().max().item()
+            records.append(
+                {"name": subject.name, "length": length, "measure": measure, "runs": runs, "bytes": moved,
+                 "flops": flops, "apart": apart}
+            )  # fmt: skip
+    if subject.decodes:
+        tick(f"{subject.name}: decode step")
+        inputs = on_device(subject, 1, device)
+        output = subject.call(**inputs)
+        inputs["initial_state"] = output.final_state
+        runs, _ = interleaved({OURS: partial(forward, subject.call, inputs)}, budget=budget, most=200)
+        records.append({"name": subject.name, "length": 1, "measure": "decode", "runs": runs})
+    return records
+
+
+def show_comparison(records: list[dict], roof: dict[str, float]) -> tuple[list[str], list[list[str]]]:
+    """At ``COMPARED``: our time, what it reaches, and every other side as a ratio to it."""
+    rows = []
+    for r in (r for r in records if r["length"] == COMPARED):
+        seconds = {side: statistics.median(runs) for side, runs in r["runs"].items()}
+        ours = seconds.pop(OURS)
+        bound = max(r["bytes"] / roof["bytes/s"], r["flops"] / roof["FLOP/s"])
+        rows.append(
+            [
+                f"{r['name']}, {r['measure']}",
+                f"{ours * 1e3:.2f}",
+                f"{r['bytes'] / ours / 1e9:.1f}",
+                f"{r['flops'] / ours / 1e9:.1f}",
+                f"{bound / ours:.0%}",
+                ", ".join(f"{side} {taken / ours:.2f}x" for side, taken in seconds.items()),
+                f"{r['apart']:.0e}",
+            ]
+        )
+    return ["operation", "ms", "GB/s", "GFLOP/s", "of roofline", "others' time / ours", "difference"], rows
+
+
+def show_lengths(records: list[dict], lengths: Sequence[int]) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for name, measure in dict.fromkeys((r["name"], r["measure"]) for r in records if r["measure"] != "decode"):
+        found = {r["length"]: r for r in records if (r["name"], r["measure"]) == (name, measure)}
+        seconds = [statistics.median(found[length]["runs"][OURS]) for length in lengths]
+        exponent = f"{fitted_exponent(lengths, seconds):.2f}" if len(lengths) > 1 else ""
+        rows.append([f"{name}, {measure}", *(f"{s * 1e3:.2f} ms" for s in seconds), exponent])
+    return ["operation", *(f"T {n}" for n in lengths), "exponent"], rows
+
+
+def show_decode(records: list[dict]) -> tuple[list[str], list[list[str]]]:
+    rows = [[r["name"], f"{statistics.median(r['runs'][OURS]) * 1e6:.0f}"] for r in records if r["measure"] == "decode"]
+    return ["operation", "us a step"], rows
+
+
+def show_memory(peak: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for name, found in peak.items():
+        (other, theirs), ours = next(item for item in found.items() if item[0] != OURS), found[OURS]
+        rows.append([name, f"{ours / MIB:.1f}", f"{other} {theirs / MIB:.1f}", f"{ours / theirs:.2f}"])
+    return ["operation", "zoo, MiB", "peer, MiB", "zoo / peer"], rows
+
+
+def plot(records: list[dict], path: Path) -> None:
+    """Time over length of every side, one panel an operation: forward solid, training dashed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(r["name"] for r in records))
+    rows = -(-len(names) // 4)
+    figure, axes = pyplot.subplots(rows, 4, figsize=(16, 3.2 * rows), squeeze=False, layout="constrained")
+    for axis, name in zip(axes.flat, names, strict=False):
+        for measure, style in (("forward", "-"), ("training", "--")):
+            found = [r for r in records if r["name"] == name and r["measure"] == measure]
+            shown = dict.fromkeys(side for r in found for side in r["runs"])
+            for index, side in enumerate(shown):
+                points = [(r["length"], statistics.median(r["runs"][side])) for r in found if side in r["runs"]]
+                x, y = zip(*points, strict=True)
+                label = side if measure == "forward" else None
+                axis.plot(x, [s * 1e3 for s in y], style, marker="o", ms=3, color=f"C{index}", label=label)
+        axis.set(xscale="log", yscale="log", title=name, xlabel="T", ylabel="ms")
+        axis.legend(fontsize=7)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _describe(progress: Progress, task: TaskID, what: str) -> None:
+    progress.update(task, description=what)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [subject.name for subject in SUBJECTS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="OPERATION", help=", ".join(names))
+    parser.add_argument("--device", choices=tuple(LENGTHS), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--lengths", nargs="+", type=int, help="default: 256 to 8192 on the CPU, 512 to 32768 on CUDA")
+    parser.add_argument("--budget", type=float, default=1.5, help="seconds after which a measurement ends")
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile of the peers")
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
+    parser.add_argument("--no-save", action="store_true", help="only print")
+    options = parser.parse_args(arguments)
+
+    lengths = options.lengths or LENGTHS[options.device]
+    chosen = [subject for subject in SUBJECTS if subject.name in options.only]
+    records: list[dict] = []
+    peak: dict[str, dict[str, int]] = {}
+    with Progress(transient=True, console=Console(stderr=True)) as progress:
+        task = progress.add_task("measuring peaks", total=len(chosen))
+        roof = peaks(options.device)
+        for subject in chosen:
+            say = partial(_describe, progress, task)
+            records += measure_subject(subject, lengths, options.device, options.budget, not options.no_compile, say)
+            if options.device == "cpu" and not options.no_memory:
+                say(f"{subject.name}: memory")
+                pair = (OURS, next(iter(subject.peers), REFERENCE))
+                peak[subject.name] = {side: in_fresh_process(memory, subject.name, side) for side in pair}
+            progress.advance(task)
+
+    here = machine()
+    tables = [
+        (f"Kernels at T {COMPARED}, {'float32' if options.device == 'cpu' else 'bfloat16'}",
+         *show_comparison(records, roof)),
+        ("Time over length", *show_lengths(records, lengths)),
+        ("Decode step", *show_decode(records)),
+        (f"Peak memory of forward and backward at T {COMPARED}", *show_memory(peak)),
+    ]  # fmt: skip
+    console = Console(width=max(160, Console().width))
+    for title, columns, rows in tables:
+        console.print(table(title, columns, rows))
+    measured = f"Peaks of this run: {roof['bytes/s'] / 1e9:.1f} GB/s, {roof['FLOP/s'] / 1e9:.0f} GFLOP/s."
+    console.print(measured)
+    if not options.no_save:
+        name = "kernels" if options.device == "cpu" else f"kernels_{options.device}"
+        text = (
+            "\n".join(markdown(*t) for t in tables) + f"\n{measured} {here['processor']}, {here['threads']} threads, "
+        )
+        text += f"{here['packages']}, commit {here['commit']}, {here['date']}.\n"
+        save(name, {"machine": here, "peaks": roof, "records": records, "memory": peak}, text)
+        plot(records, RESULTS / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""What ``benchmarks/kernels.py`` measures: each operation at a model's sizes, and the same in plain torch."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.kernels import (
+    block_sparse_attention,
+    causal_conv1d,
+    delta_rule,
+    grouped_matmul,
+    linear_attention,
+    linear_cross_entropy,
+    long_conv,
+    rms_norm,
+    rope,
+    selective_scan,
+    sliding_window_attention,
+    ssd,
+    taylor_attention,
+)
+
+WINDOW, BLOCK = 128, 64
+HEADS, HEAD_DIM = 8, 64
+VOCABULARY = 50257
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An operation at one setting.
+
+    ``call(impl=..., **inputs)`` is the public function; ``inputs(length)`` makes its tensors on the CPU in float32;
+    ``peers`` take the same inputs, ``cuda_peers`` on a GPU only. ``decodes``: it takes and returns a state.
+    """
+
+    name: str
+    operation: str
+    call: Callable[..., Any]
+    inputs: Callable[[int], Inputs]
+    peers: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
+    cuda_peers: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
+    decodes: bool = False
+
+
+def heads(length: int, **sizes: int) -> Inputs:
+    """Tensors (1, T, HEADS, size), one for each name."""
+    return {name: torch.randn(1, length, HEADS, size) for name, size in sizes.items()}
+
+
+def scan_inputs(length: int) -> Inputs:
+    return {
+        "x": torch.randn(1, length, 1536),
+        "dt": torch.rand(1, length, 1536) * 0.1,
+        "A": -torch.rand(1536, 16) * 16,
+        "B": torch.randn(1, length, 1, 16),
+        "C": torch.randn(1, length, 1, 16),
+    }
+
+
+def ssd_inputs(length: int) -> Inputs:
+    return {
+        "x": torch.randn(1, length, 24, 64),
+        "dt": torch.rand(1, length, 24) * 0.1,
+        "A": -torch.rand(24) * 16,
+        "B": torch.randn(1, length, 1, 128),
+        "C": torch.randn(1, length, 1, 128),
+    }
+
+
+def conv_inputs(length: int) -> Inputs:
+    return {"x": torch.randn(1, length, 1792), "weight": torch.randn(1792, 4), "bias": torch.randn(1792)}
+
+
+def gated_inputs(length: int, *shape: int) -> Inputs:
+    q = heads(length, q=HEAD_DIM, k=HEAD_DIM, v=HEAD_DIM)
+    return q | {"log_decay": -torch.rand(1, length, HEADS, *shape) * 0.1}
+
+
+def delta_inputs(length: int) -> Inputs:
+    tensors = heads(length, q=HEAD_DIM, k=HEAD_DIM, v=HEAD_DIM)
+    return tensors | {"k": F.normalize(tensors["k"], dim=-1), "beta": torch.rand(1, length, HEADS)}
+
+
+def convolution_inputs(length: int) -> Inputs:
+    return {"u": torch.randn(1, length, 768), "kernel": torch.randn(768, length) / length, "D": torch.randn(768)}
+
+
+def sparse_inputs(length: int) -> Inputs:
+    blocks = -(-length // BLOCK)
+    near = (torch.arange(blocks)[:, None] - torch.arange(blocks)).clamp(-1, 2)
+    mask = ((near >= 0) & (near < 2)) | (torch.arange(blocks) == 0)  # the own, the previous and the first block
+    return heads(length, q=HEAD_DIM, k=HEAD_DIM, v=HEAD_DIM) | {"block_mask": mask.expand(1, 1, -1, -1)}
+
+
+def expert_inputs(length: int) -> Inputs:
+    counts = torch.bincount(torch.randint(8, (2 * length,), generator=torch.Generator().manual_seed(0)), minlength=8)
+    offsets = F.pad(counts.cumsum(0), (1, 0))
+    return {"x": torch.randn(2 * length, 512), "weight": torch.randn(8, 512, 1024) / 23, "offsets": offsets}
+
+
+def norm_inputs(length: int) -> Inputs:
+    return {"x": torch.randn(1, length, 1536), "weight": torch.randn(1536), "z": torch.randn(1, length, 1536)}
+
+
+def rope_inputs(length: int) -> Inputs:
+    angles = torch.arange(length)[:, None] * 10000 ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
+    return heads(length, x=HEAD_DIM) | {"cos": angles.cos(), "sin": angles.sin()}
+
+
+def loss_inputs(length: int) -> Inputs:
+    return {
+        "hidden": torch.randn(length, 256),
+        "weight": torch.randn(VOCABULARY, 256) / 16,
+        "labels": torch.randint(VOCABULARY, (length,)),
+    }
+
+
+def eager_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.silu(F.conv1d(F.pad(x.mT, (3, 0)), weight[:, None], bias, groups=x.shape[2]).mT)
+
+
+def eager_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+def eager_window(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    position = torch.arange(q.shape[1], device=q.device)
+    age = position[:, None] - position
+    return eager_attention(q, k, v, (age >= 0) & (age < WINDOW))
+
+
+def eager_blocks(q: Tensor, k: Tensor, v: Tensor, block_mask: Tensor) -> Tensor:
+    mask = block_mask.repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)[..., : q.shape[1], : q.shape[1]]
+    return eager_attention(q, k, v, mask.tril())
+
+
+def eager_long_conv(u: Tensor, kernel: Tensor, D: Tensor) -> Tensor:
+    size = 2 * u.shape[1]
+    product = torch.fft.rfft(u, size, dim=1) * torch.fft.rfft(kernel, size).mT
+    return torch.fft.irfft(product, size, dim=1)[:, : u.shape[1]] + D * u
+
+
+def eager_experts(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    expert = torch.searchsorted(offsets, torch.arange(len(x), device=x.device), right=True) - 1
+    return torch.cat([x[expert == index] @ weight[index] for index in range(len(weight))])
+
+
+def eager_norm(x: Tensor, weight: Tensor, z: Tensor) -> Tensor:
+    return F.rms_norm(x * F.silu(z), (x.shape[-1],), weight, 1e-5)
+
+
+def eager_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def eager_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(hidden @ weight.mT, labels)
+
+
+def flash_linear_attention(module: str, function: str, **renamed: str) -> dict[str, Callable[..., Tensor]]:
+    """The function of flash-linear-attention as a peer, where it is installed; ``renamed``: our name -> its name."""
+    if importlib.util.find_spec("fla") is None:
+        return {}
+
+    def call(**inputs: Tensor) -> Tensor:
+        found = getattr(importlib.import_module(f"fla.ops.{module}"), function)
+        return found(**{renamed.get(name, name): t for name, t in inputs.items()})[0]
+
+    return {"flash-linear-attention": call}
+
+
+SUBJECTS = [
+    Subject("selective_scan", "selective_scan", selective_scan, scan_inputs, decodes=True),
+    Subject("ssd", "ssd", ssd, ssd_inputs, decodes=True),
+    Subject(
+        "causal_conv1d", "causal_conv1d", partial(causal_conv1d, activation="silu"), conv_inputs,
+        {"eager": eager_conv}, decodes=True,
+    ),
+    Subject(
+        "linear_attention", "linear_attention", linear_attention,
+        partial(heads, q=HEAD_DIM, k=HEAD_DIM, v=HEAD_DIM),
+        cuda_peers=flash_linear_attention("linear_attn", "chunk_linear_attn"), decodes=True,
+    ),
+    Subject(
+        "linear_attention, scalar gate", "linear_attention", linear_attention, gated_inputs,
+        cuda_peers=flash_linear_attention("simple_gla", "chunk_simple_gla", log_decay="g"), decodes=True,
+    ),
+    Subject(
+        "linear_attention, vector gate", "linear_attention", linear_attention,
+        lambda length: gated_inputs(length, HEAD_DIM),
+        cuda_peers=flash_linear_attention("gla", "chunk_gla", log_decay="g"), decodes=True,
+    ),
+    Subject(
+        "delta_rule", "delta_rule", delta_rule, delta_inputs,
+        cuda_peers=flash_linear_attention("delta_rule", "chunk_delta_rule"), decodes=True,
+    ),
+    Subject("taylor_attention", "taylor_attention", taylor_attention, partial(heads, q=16, k=16, v=64), decodes=True),
+    Subject("long_conv", "long_conv", long_conv, convolution_inputs, {"eager": eager_long_conv}),
+    Subject(
+        "sliding_window_attention", "sliding_window_attention", partial(sliding_window_attention, window=WINDOW),
+        partial(heads, q=HEAD_DIM, k=HEAD_DIM, v=HEAD_DIM), {"eager": eager_window},
+    ),
+    Subject(
+        "block_sparse_attention", "block_sparse_attention",
+        partial(block_sparse_attention, block_size=BLOCK, causal=True), sparse_inputs, {"eager": eager_blocks},
+    ),
+    Subject("grouped_matmul", "grouped_matmul", grouped_matmul, expert_inputs, {"eager": eager_experts}),
+    Subject("rms_norm, gated", "rms_norm", rms_norm, norm_inputs, {"eager": eager_norm}),
+    Subject("rope", "rope", rope, rope_inputs, {"eager": eager_rope}),
+    Subject("linear_cross_entropy", "linear_cross_entropy", linear_cross_entropy, loss_inputs, {"eager": eager_loss}),
+]  # fmt: skip

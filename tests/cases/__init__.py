@@ -1,0 +1,34 @@
+"""What the contract tests of the operations need to know of each: one module an operation, with a list ``CASES``."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to call an operation.
+
+    ``call(impl=..., **inputs)`` is the public function with its options bound (and fixed non-floating inputs, such as
+    seq_idx, left out unless ``inputs`` makes them); ``inputs(batch, length, dtype)`` makes small random inputs on the
+    CPU, the same for the same sizes. ``resumable``: the operation takes ``initial_state`` and returns the final state
+    as its last output; ``over_time`` names the inputs with a time axis, which is dim 1.
+    """
+
+    operation: str  # its name in the dispatch
+    name: str
+    call: Callable
+    inputs: Callable[..., dict[str, Tensor]]
+    resumable: bool = False
+    over_time: tuple[str, ...] = ()
+
+
+def all_cases() -> list[Case]:
+    """The cases of every module of this package."""
+    modules = [importlib.import_module(f"{__name__}.{item.name}") for item in pkgutil.iter_modules(__path__)]
+    return [case for module in modules for case in module.CASES]

@@ -1,0 +1,208 @@
+"""What every operation promises, over ``tests/cases``: each implementation that can run here, forward and backward."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cases import Case, all_cases
+from zoo.kernels import available_implementations
+
+CASES = [pytest.param(case, id=case.name) for case in all_cases()]
+RUNS = [
+    pytest.param(case, impl, id=f"{case.name}-{impl}")
+    for case in all_cases()
+    for impl in available_implementations(case.operation)
+    if os.environ.get("TRITON_INTERPRET") == "1" or impl != "triton"
+]
+FAST = [run for run in RUNS if run.values[1] not in ("reference", "triton")]
+TRITON = [run for run in RUNS if run.values[1] == "triton"]
+IGNORE_GRAD = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # opcheck reads it
+
+
+def outputs(call, impl: str, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    found = call(impl=impl, **inputs)
+    return tuple(found) if isinstance(found, tuple) else (found,)
+
+
+def everything(case: Case, impl: str, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Outputs, then the gradients of their sum of squares with respect to every floating input."""
+    inputs = {n: t.detach().requires_grad_() if t.is_floating_point() else t for n, t in inputs.items()}
+    found = [o for o in outputs(case.call, impl, inputs) if o.is_floating_point()]
+    wanted = [t for t in inputs.values() if t.requires_grad]
+    return [*(o.detach() for o in found), *torch.autograd.grad(sum(o.square().sum() for o in found), wanted)]
+
+
+@pytest.mark.parametrize(("batch", "length"), [(3, 1), (2, 63), (1, 500), (1, 1000)], ids=str)
+@pytest.mark.parametrize(("case", "impl"), FAST)
+def test_accuracy_over_lengths(case, impl, batch, length, assert_accurate):
+    assert_accurate(case.call, case.inputs(batch, length, torch.float32), impl)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(2, 1), (1, 19), (1, 67)], ids=str)
+@pytest.mark.parametrize(("case", "impl"), TRITON)
+def test_accuracy_of_triton(case, impl, batch, length, assert_accurate):
+    assert_accurate(case.call, case.inputs(batch, length, torch.float32), impl)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("length", [63, 500, 4096])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_accuracy_on_cuda(case, dtype, length, assert_accurate):
+    inputs = {name: t.cuda() for name, t in case.inputs(2, length, dtype).items()}
+    impls = available_implementations(case.operation, "cuda")
+    assert_accurate(case.call, inputs, *(impl for impl in impls if impl not in ("reference", "mamba_ssm")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("case", "impl"), [*FAST, *TRITON])
+def test_accuracy_over_dtypes(case, impl, dtype, assert_accurate):
+    assert_accurate(case.call, case.inputs(1, 19 if impl == "triton" else 40, dtype), impl)
+
+
+@pytest.mark.parametrize(("case", "impl"), RUNS)
+def test_two_runs_agree_bit_for_bit_and_scratch_memory_never_shows(case, impl):
+    """The second run has NaN in every uninitialised tensor."""
+    inputs = case.inputs(1, 19, torch.float32)
+    first = everything(case, impl, inputs)
+    torch.use_deterministic_algorithms(True)  # with torch.utils.deterministic.fill_uninitialized_memory, its default
+    try:
+        assert torch.empty(1).isnan()
+        second = everything(case, impl, inputs)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("case", "impl"), RUNS)
+def test_strided_inputs_give_the_same(case, impl):
+    inputs = case.inputs(2, 19, torch.float32)
+    strided = {name: _strided(t) for name, t in inputs.items()}
+    for a, b in zip(everything(case, impl, strided), everything(case, impl, inputs), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("case", "impl"), [run for run in RUNS if run.values[0].resumable])
+def test_split_and_resume_equals_one_call(case, impl):
+    inputs = case.inputs(2, 23, torch.float64)
+    state = inputs.pop("initial_state").double()
+    inputs = {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
+    whole = outputs(case.call, impl, inputs | {"initial_state": state})
+    parts = []
+    for part in (slice(0, 9), slice(9, 10), slice(10, 23)):
+        piece = {name: t[:, part] if name in case.over_time else t for name, t in inputs.items()}
+        output, state = outputs(case.call, impl, piece | {"initial_state": state})
+        parts.append(output)
+    torch.testing.assert_close(torch.cat(parts, 1), whole[0])
+    torch.testing.assert_close(state, whole[1])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_compiles_as_one_graph(case):
+    inputs = {name: t.requires_grad_(t.is_floating_point()) for name, t in case.inputs(1, 40, torch.float32).items()}
+    compiled = torch.compile(case.call, fullgraph=True, backend="aot_eager")
+    for a, b in zip(outputs(compiled, "auto", inputs), outputs(case.call, "auto", inputs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@IGNORE_GRAD
+@pytest.mark.parametrize(("case", "impl"), RUNS)
+def test_operators_are_well_formed(case, impl):
+    """Schema, fake tensors, autograd registration and AOT dispatch of every operator in a call and its gradient."""
+    with _Recorded() as recorded:
+        everything(case, impl, case.inputs(1, 19, torch.float32))
+    assert recorded.calls
+    for operator, arguments in recorded.calls.items():
+        is_backward = "_backward" in str(operator)
+        fresh = tuple(_leaf(a, not is_backward) if isinstance(a, Tensor) else a for a in arguments)
+        checks = ("test_schema", "test_faketensor") if is_backward else torch.library._OPCHECK_DEFAULT_UTILS
+        torch.library.opcheck(operator, fresh, test_utils=checks)
+
+
+@pytest.mark.parametrize("case", [param for param in CASES if param.values[0].over_time])
+def test_shapes_past_two_to_the_31_elements(case):
+    inputs = case.inputs(1, 2, torch.float32)
+    longest = min(inputs[name].numel() // 2 for name in case.over_time)
+    length = 2**31 // longest + 5
+    big = {
+        name: torch.empty((t.shape[0], length, *t.shape[2:]) if name in case.over_time else t.shape,
+                          dtype=t.dtype, device="meta")
+        for name, t in inputs.items()
+    }  # fmt: skip
+    first, *_ = outputs(case.call, "auto", big)
+    small, *_ = outputs(case.call, "auto", inputs)
+    assert first.shape == (1, length, *small.shape[2:])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_unknown_implementation_lists_the_known(case):
+    with pytest.raises(ValueError, match=r"no implementation 'absent'; choose 'auto' or one of \["):
+        case.call(impl="absent", **case.inputs(1, 19, torch.float32))
+
+
+@pytest.mark.parametrize("setting", ["no Triton", "filled memory"])
+def test_in_a_fresh_process(setting, root: Path):
+    """Everything works with Triton's import blocked, and gives the same where malloc's memory holds huge numbers."""
+    program = f"""
+import sys
+sys.path.insert(0, {str(root / "tests")!r})
+if {setting == "no Triton"}:
+    sys.modules["triton"] = None
+import torch
+from cases import all_cases
+for case in all_cases():
+    inputs = case.inputs(1, 40, torch.float32)
+    inputs = {{n: t.requires_grad_(t.is_floating_point()) for n, t in inputs.items()}}
+    found = case.call(**inputs)
+    found = [o for o in (found if isinstance(found, tuple) else (found,)) if o.is_floating_point()]
+    wanted = [t for t in inputs.values() if t.requires_grad]
+    gradients = torch.autograd.grad(sum(o.square().sum() for o in found), wanted)
+    print(case.name, *(t.double().sum().item() for t in (*found, *gradients)))
+assert not any(name == "triton" or name.startswith("triton.") for name, m in sys.modules.items() if m is not None)
+"""
+    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
+    if setting == "filled memory":
+        environment["MALLOC_PERTURB_"] = "128"  # glibc: every byte of malloc'd memory is 0x7f
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    lines = dict(line.split(maxsplit=1) for line in run.stdout.splitlines())
+    for case in all_cases():
+        expected = [t.double().sum().item() for t in everything(case, "auto", case.inputs(1, 40, torch.float32))]
+        assert [float(value) for value in lines[case.name].split()] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+class _Recorded(TorchDispatchMode):
+    """The zoo's operators that run inside the block, each with the arguments of its first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: dict = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "zoo":
+            copies = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)
+            self.calls.setdefault(func, copies)
+        return func(*args, **(kwargs or {}))
+
+
+def _leaf(tensor: Tensor, differentiable: bool) -> Tensor:
+    return tensor.requires_grad_(differentiable and tensor.is_floating_point())
+
+
+def _strided(tensor: Tensor) -> Tensor:
+    """The same values, every second element of a larger tensor along its last axis."""
+    if not tensor.is_floating_point() or tensor.dim() == 0:
+        return tensor
+    larger = torch.stack([tensor, torch.full_like(tensor, torch.nan)], dim=-1).flatten(-2)
+    return larger[..., ::2]
