@@ -1,6 +1,6 @@
 """Every operation of ``zoo.kernels`` on this machine: time over length, roofline, memory, beside its peers in one run.
 
-    zoo bench kernels                 # or: python benchmarks/kernels.py; writes benchmarks/results/kernels.{json,md,png}
+    zoo bench kernels                # or: python benchmarks/kernels.py; writes results/kernels.{json,md,png}
     zoo bench kernels --only ssd rope --lengths 256 1024 --no-save
 
 Peers are plain torch as one would write it (``eager``), the same under ``torch.compile``, and on CUDA mamba-ssm and

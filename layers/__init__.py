@@ -7,8 +7,9 @@ from zoo.layers.embed import PatchEmbed
 from zoo.layers.mixer import Mixer
 from zoo.layers.mlp import Mlp, SwiGLU
 from zoo.layers.norm import GatedRMSNorm, RMSNorm
+from zoo.layers.parallel import ParallelMixers
 from zoo.layers.ssm import BiMamba, Mamba, Mamba2, Mamba2State, MambaState
-from zoo.layers.state import ModelState, State
+from zoo.layers.state import JointState, ModelState, State
 
 __all__ = [
     "Attention",
@@ -17,6 +18,7 @@ __all__ = [
     "CausalConv1d",
     "DropPath",
     "GatedRMSNorm",
+    "JointState",
     "KeyValueState",
     "Mamba",
     "Mamba2",
@@ -25,6 +27,7 @@ __all__ = [
     "Mixer",
     "Mlp",
     "ModelState",
+    "ParallelMixers",
     "PatchEmbed",
     "RMSNorm",
     "State",

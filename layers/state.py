@@ -63,6 +63,29 @@ class State:
         return None if before is None else before == seq_idx[:, 0]
 
 
+@dataclasses.dataclass
+class JointState(State):
+    """The states of several mixers that work side by side on the same tokens."""
+
+    parts: tuple[State, ...]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Tensors of all parts, "index.name"."""
+        for index, part in enumerate(self.parts):
+            for name, tensor in part.tensors():
+                yield f"{index}.{name}", tensor
+
+    def reset(self) -> None:
+        """Every part back to before the first token."""
+        for part in self.parts:
+            part.reset()
+
+    def reorder(self, index: Tensor) -> None:
+        """Reorder the batch of every part."""
+        for part in self.parts:
+            part.reorder(index)
+
+
 class ModelState(list[State]):
     """The states of a model's mixers, in order."""
 

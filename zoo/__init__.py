@@ -6,7 +6,7 @@
 
 from zoo.factory import ModelInfo, create_model, load_weights, model_info, save_model
 from zoo.generate import generate
-from zoo.losses import auxiliary_losses
+from zoo.losses import activity, auxiliary_losses
 from zoo.registry import Paper, list_families, list_models, register_model
 from zoo.warmup import warmup
 
@@ -16,6 +16,7 @@ __all__ = [
     "ModelInfo",
     "Paper",
     "__version__",
+    "activity",
     "auxiliary_losses",
     "create_model",
     "generate",

@@ -7,14 +7,19 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.checkpoints.convert import mamba
+from zoo.checkpoints.convert import falcon_h1, mamba
 
-__all__ = ["foreign_config", "mamba", "to_zoo"]
+__all__ = ["CONVERTERS", "foreign_config", "to_zoo"]
+
+CONVERTERS = (falcon_h1, mamba)
 
 
 def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A published state dict under the zoo's names; one that no converter recognises is returned as it is."""
-    return mamba.to_zoo(state_dict) if mamba.recognises(state_dict) else dict(state_dict)
+    for converter in CONVERTERS:
+        if converter.recognises(state_dict):
+            return converter.to_zoo(state_dict)
+    return dict(state_dict)
 
 
 def foreign_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -23,9 +28,11 @@ def foreign_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: for a model type without a converter.
     """
-    if config.get("model_type") in ("mamba", "mamba2"):
-        return mamba.config_from_transformers(config)
+    for converter in CONVERTERS:
+        if config.get("model_type") in converter.MODEL_TYPES:
+            return converter.config_from_transformers(config)
+    known = ", ".join(name for converter in CONVERTERS for name in converter.MODEL_TYPES)
     raise ValueError(
-        f"config.json has model_type {config.get('model_type')!r}, which has no converter here; "
-        "folders written by zoo.save_model and transformers' mamba and mamba2 can be loaded"
+        f"config.json has model_type {config.get('model_type')!r}, which has no converter here; folders written by "
+        f"zoo.save_model and transformers' {known} can be loaded"
     )

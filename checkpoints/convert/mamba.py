@@ -6,24 +6,20 @@ transformers ``backbone.embeddings``.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-_TO_ZOO = [
-    (r"^backbone\.embeddings?\.", "embedding."),
-    (r"^backbone\.layers\.", "blocks."),
-    (r"^backbone\.norm_f\.", "norm."),
-    (r"^lm_head\.", "head."),
-]
-_TO_TRANSFORMERS = [
-    (r"^embedding\.", "backbone.embeddings."),
-    (r"^blocks\.", "backbone.layers."),
-    (r"^norm\.", "backbone.norm_f."),
-    (r"^head\.", "lm_head."),
+from zoo.checkpoints.convert.rename import number, rename
+
+MODEL_TYPES = ("mamba", "mamba2")
+_NAMES = [  # published, ours
+    ("backbone.embeddings.", "embedding."),  # transformers
+    ("backbone.embedding.", "embedding."),  # the authors
+    ("backbone.layers.", "blocks."),
+    ("backbone.norm_f.", "norm."),
+    ("lm_head.", "head."),
 ]
 _SHARED_FIELDS = {
     "vocab_size": "vocab_size",
@@ -49,12 +45,12 @@ def recognises(state_dict: Mapping[str, Tensor]) -> bool:
 
 def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published names -> the zoo's; tensors unchanged."""
-    return _rename(state_dict, _TO_ZOO)
+    return rename(state_dict, _NAMES)
 
 
 def to_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The zoo's names -> those of transformers' MambaForCausalLM and Mamba2ForCausalLM; tensors unchanged."""
-    return _rename(state_dict, _TO_TRANSFORMERS)
+    return rename(state_dict, _NAMES, backwards=True)
 
 
 def config_from_transformers(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -77,22 +73,6 @@ def config_from_transformers(config: Mapping[str, Any]) -> tuple[str, dict[str, 
         if heads is not None and heads * config.get("head_dim", 64) != inner:
             raise ValueError(f"num_heads * head_dim must be expand * hidden_size = {inner}, got {heads} heads")
         if "time_step_limit" in config:
-            low, high = (float(_unwrap(bound)) for bound in config["time_step_limit"])
+            low, high = (number(bound) for bound in config["time_step_limit"])
             fields["dt_limit"] = (low, high)
     return family, fields
-
-
-def _unwrap(bound: Any) -> Any:
-    """transformers writes an infinite bound as {"__float__": "Infinity"}."""
-    return math.inf if isinstance(bound, Mapping) and "inf" in str(bound.get("__float__")).lower() else bound
-
-
-def _rename(state_dict: Mapping[str, Tensor], rules: list[tuple[str, str]]) -> dict[str, Tensor]:
-    renamed = {}
-    for key, tensor in state_dict.items():
-        for pattern, replacement in rules:
-            key, found = re.subn(pattern, replacement, key)
-            if found:
-                break
-        renamed[key] = tensor
-    return renamed

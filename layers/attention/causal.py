@@ -16,7 +16,8 @@ class CausalAttention(Mixer):
 
     Args:
         dim: model width. num_heads: query heads. num_kv_heads: key and value heads, num_heads when None.
-        rope_base: wavelength base of the rotary embedding.
+        rope_base: wavelength base of the rotary embedding. head_dim: d, dim / num_heads when None. scale: factor of the
+            logits, d^-0.5 when None.
 
     Raises:
         ValueError: when num_heads does not divide dim into heads of even width, or num_kv_heads does not divide
@@ -25,20 +26,28 @@ class CausalAttention(Mixer):
     Papers: Vaswani et al., arXiv 1706.03762; Ainslie et al., "GQA", arXiv 2305.13245; Su et al., arXiv 2104.09864.
     """
 
-    def __init__(self, dim: int, num_heads: int, num_kv_heads: int | None = None, rope_base: float = 10000.0):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        rope_base: float = 10000.0,
+        head_dim: int | None = None,
+        scale: float | None = None,
+    ):
         super().__init__()
         num_kv_heads = num_kv_heads or num_heads
-        if dim % num_heads or num_heads % num_kv_heads or (dim // num_heads) % 2:
+        if (head_dim is None and dim % num_heads) or num_heads % num_kv_heads or (head_dim or dim // num_heads) % 2:
             raise ValueError(
                 "num_heads must divide dim into even heads and num_kv_heads must divide num_heads: "
-                f"got dim {dim}, num_heads {num_heads}, num_kv_heads {num_kv_heads}"
+                f"got dim {dim}, num_heads {num_heads}, num_kv_heads {num_kv_heads}, head_dim {head_dim}"
             )
-        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, dim // num_heads
-        self.rope_base = rope_base
-        self.q_proj = nn.Linear(dim, dim, bias=False)
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim or dim // num_heads
+        self.rope_base, self.scale = rope_base, scale
+        self.q_proj = nn.Linear(dim, num_heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(dim, num_kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(dim, num_kv_heads * self.head_dim, bias=False)
-        self.out_proj = nn.Linear(dim, dim, bias=False)
+        self.out_proj = nn.Linear(num_heads * self.head_dim, dim, bias=False)
 
     def forward(self, x: Tensor, state: KeyValueState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
@@ -58,7 +67,9 @@ class CausalAttention(Mixer):
             query_ids = None if ids is None else ids[:, -length:]
             mask, causal = attention_mask(length, k.shape[2], query_ids, ids, x.device), False
         grouped = self.num_heads != self.num_kv_heads
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=grouped
+        )
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> KeyValueState:

@@ -23,6 +23,14 @@ class Mamba2State(State):
     ssm: Tensor
 
 
+class SiluGate(nn.Module):
+    """x * silu(z)."""
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """x and gate z (..., dim) -> (..., dim)."""
+        return x * nn.functional.silu(z)
+
+
 class Mamba2(Mixer):
     r"""State-space duality: in_proj -> causal convolution of [x, B, C] -> ssd -> gated norm -> out_proj.
 
@@ -35,9 +43,12 @@ class Mamba2(Mixer):
         num_groups: groups G that share B and C. chunk_size: steps a chunk of the parallel form; it changes the speed,
             not the result. dt_limit: smallest and largest step size. norm_eps: of the gated norm.
         conv_bias, bias: biases of the convolution and of in_proj and out_proj.
+        d_inner: inner width, in place of expand * dim. gated_norm: False gates by silu(z) alone, without the norm.
+        multipliers: constants for the five parts z, x, B, C and dt of in_proj's output (maximal update
+            parametrisation, Falcon-H1).
 
     Raises:
-        ValueError: when head_dim does not divide expand * dim, or the groups do not divide the heads.
+        ValueError: when head_dim does not divide d_inner, or the groups do not divide the heads.
 
     Paper: Dao and Gu, "Transformers are SSMs", arXiv 2405.21060. Parameter names are those of the checkpoints.
     """
@@ -57,12 +68,15 @@ class Mamba2(Mixer):
         norm_eps: float = 1e-5,
         conv_bias: bool = True,
         bias: bool = False,
+        d_inner: int | None = None,
+        gated_norm: bool = True,
+        multipliers: tuple[float, float, float, float, float] | None = None,
     ):
         super().__init__()
-        d_inner = expand * dim
+        d_inner = d_inner or expand * dim
         if d_inner % head_dim or (d_inner // head_dim) % num_groups:
             raise ValueError(
-                f"head_dim must divide expand * dim and num_groups the heads: got expand * dim {d_inner}, "
+                f"head_dim must divide the inner width (expand * dim) and num_groups the heads: got width {d_inner}, "
                 f"head_dim {head_dim}, num_groups {num_groups}"
             )
         self.d_inner, self.d_state, self.head_dim, self.num_groups = d_inner, d_state, head_dim, num_groups
@@ -74,8 +88,11 @@ class Mamba2(Mixer):
         self.dt_bias = nn.Parameter(torch.empty(self.num_heads))
         self.A_log = nn.Parameter(torch.empty(self.num_heads))
         self.D = nn.Parameter(torch.empty(self.num_heads))
-        self.norm = GatedRMSNorm(d_inner, num_groups, norm_eps)
+        self.norm = GatedRMSNorm(d_inner, num_groups, norm_eps) if gated_norm else SiluGate()
         self.out_proj = nn.Linear(d_inner, dim, bias=bias)
+        widths = (d_inner, d_inner, num_groups * d_state, num_groups * d_state, self.num_heads)
+        scales = [torch.full((w,), m) for w, m in zip(widths, multipliers, strict=True)] if multipliers else None
+        self.register_buffer("projection_scale", torch.cat(scales) if scales else None, persistent=False)
         self.init_weights()
 
     @torch.no_grad()
@@ -91,7 +108,10 @@ class Mamba2(Mixer):
     def forward(self, x: Tensor, state: Mamba2State | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
         grouped = self.num_groups * self.d_state
-        z, x, dt = self.in_proj(x).split([self.d_inner, self.d_inner + 2 * grouped, self.num_heads], dim=-1)
+        x = self.in_proj(x)
+        if self.projection_scale is not None:
+            x = x * self.projection_scale.to(x.dtype)
+        z, x, dt = x.split([self.d_inner, self.d_inner + 2 * grouped, self.num_heads], dim=-1)
         rows = None if state is None else state.advance_sequence(seq_idx)
         x, conv = self.conv1d(x, None if state is None else keep_rows(state.conv, rows), seq_idx)
         x, B, C = x.split([self.d_inner, grouped, grouped], dim=-1)

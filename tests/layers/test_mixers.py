@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.layers import CausalAttention, Mamba, Mamba2, Mixer
+from zoo.layers import CausalAttention, Mamba, Mamba2, Mixer, ParallelMixers
 
 DIM = 24
 MIXERS = {
@@ -18,6 +18,15 @@ MIXERS = {
     "mamba2-groups": lambda: Mamba2(DIM, d_state=4, head_dim=8, num_groups=3, chunk_size=5, dt_limit=(0.01, 0.05)),
     "attention": lambda: CausalAttention(DIM, num_heads=4),
     "attention-grouped": lambda: CausalAttention(DIM, num_heads=6, num_kv_heads=2),
+    "attention-wide": lambda: CausalAttention(DIM, num_heads=3, head_dim=10, scale=0.1),
+    "parallel": lambda: ParallelMixers(
+        {
+            "ssm": Mamba2(DIM, 4, d_inner=16, head_dim=8, gated_norm=False, multipliers=(0.5, 0.7, 2.0, 0.3, 1.1)),
+            "attention": CausalAttention(DIM, num_heads=4),
+        },
+        (0.5, 2.0),
+        (1.5, 0.7),
+    ),
 }
 LENGTH = 29
 
@@ -146,7 +155,7 @@ def test_finite_and_close_in_low_precision(mixer, dtype):
 
 
 def test_wrong_sizes_say_the_rule():
-    with pytest.raises(ValueError, match="head_dim must divide expand"):
+    with pytest.raises(ValueError, match="head_dim must divide the inner width"):
         Mamba2(DIM, head_dim=7)
     with pytest.raises(ValueError, match="num_heads must divide dim"):
         CausalAttention(DIM, num_heads=5)

@@ -1,4 +1,4 @@
-"""Mamba and Mamba-2 against transformers, on random weights, through real folders."""
+"""Language families against transformers, on random weights, through real folders."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ import torch
 import transformers
 
 import zoo
-from zoo.checkpoints.convert import mamba as convert
+from zoo.checkpoints.convert import CONVERTERS
 
 MAMBA = {"vocab_size": 96, "hidden_size": 48, "state_size": 8, "num_hidden_layers": 2}
 MAMBA2 = {"vocab_size": 96, "hidden_size": 48, "state_size": 16, "num_hidden_layers": 2, "chunk_size": 16}
+FALCON = {
+    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 8, "mamba_chunk_size": 16,
+    "mamba_norm_before_gate": False, "rope_parameters": {"rope_type": "default", "rope_theta": 1e11},
+}  # fmt: skip
+FALCON_MULTIPLIERS = {
+    "embedding_multiplier": 5.7, "lm_head_multiplier": 0.4, "attention_in_multiplier": 1.3,
+    "attention_out_multiplier": 0.9, "key_multiplier": 0.4, "ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.24,
+    "ssm_multipliers": [0.35, 0.25, 1.4, 0.5, 0.7], "mlp_multipliers": [0.9, 0.6],
+}  # fmt: skip
 CONFIGS = {
     "mamba": (transformers.MambaConfig, MAMBA),
     "mamba-untied": (transformers.MambaConfig, MAMBA | {"tie_word_embeddings": False, "use_bias": True}),
@@ -23,7 +33,19 @@ CONFIGS = {
         | {"num_heads": 6, "head_dim": 16, "n_groups": 2, "time_step_limit": (0.02, 0.5), "use_bias": True}
         | {"tie_word_embeddings": True},
     ),
+    "falcon_h1": (transformers.FalconH1Config, FALCON),
+    "falcon_h1-multipliers": (transformers.FalconH1Config, FALCON | FALCON_MULTIPLIERS | {"head_dim": 16}),
+    "falcon_h1-norm": (
+        transformers.FalconH1Config,
+        FALCON | FALCON_MULTIPLIERS | {"mamba_rms_norm": True, "mamba_n_groups": 2, "tie_word_embeddings": True},
+    ),
 }
+
+
+def converter(case: str):
+    """The module that converts this case's family."""
+    model_type = CONFIGS[case][0].model_type
+    return next(module for module in CONVERTERS if model_type in module.MODEL_TYPES)
 
 
 def peer(case: str) -> torch.nn.Module:
@@ -61,11 +83,12 @@ def test_prefill_and_decode_agree(case, length, tmp_path):
         expected = theirs(tokens[:, :length], use_cache=True)
         torch.testing.assert_close(ours(tokens[:, :length], state), expected.logits, atol=1e-4, rtol=1e-4)
         for t in range(length, length + 6):
-            expected = theirs(tokens[:, t : t + 1], cache_params=expected.cache_params, use_cache=True)
+            cache = {name: expected[name] for name in ("cache_params", "past_key_values") if name in expected}
+            expected = theirs(tokens[:, t : t + 1], **cache, use_cache=True)
             torch.testing.assert_close(ours(tokens[:, t : t + 1], state), expected.logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("case", ["mamba", "mamba2-groups"])
+@pytest.mark.parametrize("case", ["mamba", "mamba2-groups", "falcon_h1-multipliers"])
 def test_loss_and_gradients_agree(case, tmp_path):
     theirs = peer(case)
     theirs.save_pretrained(tmp_path)
@@ -76,20 +99,23 @@ def test_loss_and_gradients_agree(case, tmp_path):
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     loss.backward()
     expected.backward()
-    gradients = convert.to_transformers({name: p.grad for name, p in ours.named_parameters()})
+    gradients = converter(case).to_transformers({name: p.grad for name, p in ours.named_parameters()})
     for name, parameter in theirs.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-4, rtol=1e-3, msg=name)
 
 
-def test_conversion_is_its_own_inverse():
-    state_dict = zoo.create_model("mamba2_nano").state_dict()
-    assert convert.to_zoo(convert.to_transformers(state_dict)).keys() == state_dict.keys()
+@pytest.mark.parametrize("case", ["mamba", "mamba2", "falcon_h1"])
+def test_conversion_is_its_own_inverse(case):
+    state_dict = zoo.create_model(f"{case}_nano").state_dict()
+    published = converter(case).to_transformers(state_dict)
+    assert converter(case).recognises(published) and not converter(case).recognises(state_dict)
+    assert converter(case).to_zoo(published).keys() == state_dict.keys()
 
 
 def test_authors_names_load(tmp_path):
     """state-spaces checkpoints: a pickled state dict with ``backbone.embedding`` and a tied ``lm_head``."""
     model = zoo.create_model("mamba_nano")
-    names = convert.to_transformers(model.state_dict())
+    names = converter("mamba").to_transformers(model.state_dict())
     published = {key.replace("embeddings", "embedding"): tensor for key, tensor in names.items()}
     torch.save(published, tmp_path / "pytorch_model.bin")
     loaded = zoo.create_model("mamba_nano", checkpoint_path=tmp_path)

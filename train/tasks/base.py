@@ -118,6 +118,9 @@ class Task(LightningModule):
         for name, value in auxiliary.items():
             self.log(f"train/{name}", value.detach(), sync_dist=True)
             loss = loss + self.auxiliary_weight * value
+        for name, value in zoo.activity(self.trained).items():
+            if value.dim() == 0:
+                self.log(f"activity/{name}", value.detach().float(), sync_dist=True)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

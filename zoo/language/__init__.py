@@ -1,12 +1,15 @@
 """Language models: one file a family."""
 
 from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.falcon_h1 import FalconH1Config, FalconH1LanguageModel
 from zoo.language.mamba import MambaConfig, MambaLanguageModel
 from zoo.language.mamba2 import Mamba2Config, Mamba2LanguageModel
 from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
 
 __all__ = [
     "Block",
+    "FalconH1Config",
+    "FalconH1LanguageModel",
     "LanguageConfig",
     "LanguageModel",
     "Mamba2Config",
