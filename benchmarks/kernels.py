@@ -82,7 +82,7 @@ MEASURES: dict[str, Callable[[Callable[..., Any], Inputs], Tensor]] = {"forward"
 def sides(subject: Subject, length: int, device: str, compiled: bool) -> dict[str, Callable[..., Any]]:
     """What is timed at a length: our automatic choice, at ``COMPARED`` every other one, and the peers."""
     ours, *others = available_implementations(subject.operation, device)
-    calls = {OURS: partial(subject.call, impl=ours)}
+    calls: dict[str, Callable[..., Any]] = {OURS: partial(subject.call, impl=ours)}
     if length == COMPARED:
         calls |= {name: partial(subject.call, impl=name) for name in others}
     elif length < LONGEST_REFERENCE:

@@ -22,7 +22,11 @@ def recomputed_gradients(
         outputs = forward(*leaves)
         wanted = [x for x in leaves if x is not None and x.requires_grad]
         gradients = torch.autograd.grad(outputs, wanted, output_gradients, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, gradients, strict=True)]
+    # a gradient may be a part of a larger tensor, and the outputs of an operator may not
+    return [
+        torch.zeros_like(x) if g is None else g.clone() if g.storage_offset() else g
+        for x, g in zip(wanted, gradients, strict=True)
+    ]
 
 
 @contextmanager

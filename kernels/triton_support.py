@@ -8,6 +8,7 @@ import json
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,8 +25,8 @@ def triton_implementation(module: str) -> Implementation:
     """
     return Implementation(
         "triton",
-        lambda *arguments: importlib.import_module(module).forward(*arguments),
-        lambda *arguments: importlib.import_module(module).backward(*arguments),
+        lambda *arguments: _on_device(module, "forward", arguments),
+        lambda *arguments: _on_device(module, "backward", arguments),
         obstacle,
         automatic=lambda device: device.type == "cuda",
         prepare=as_given,
@@ -51,6 +52,16 @@ def block_sizes(operation: str, shape_class: str, device: torch.device, default:
     major, minor = torch.cuda.get_device_capability(device)
     measured = _table().get(f"sm_{major}{minor}", {}).get(operation, {}).get(shape_class, {})
     return default | measured
+
+
+def _on_device(module: str, function: str, arguments: tuple) -> Any:
+    """Triton launches on the current CUDA device: make that the device of the tensors."""
+    tensor = next(a for a in arguments if isinstance(a, torch.Tensor))
+    call = getattr(importlib.import_module(module), function)
+    if tensor.device.type != "cuda":
+        return call(*arguments)
+    with torch.cuda.device(tensor.device):
+        return call(*arguments)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,4 +35,6 @@ def rename(
 
 def number(value: Any) -> float:
     """A float of a config.json, where transformers writes infinity as {"__float__": "Infinity"}."""
-    return math.inf if isinstance(value, Mapping) and "inf" in str(value.get("__float__")).lower() else float(value)
+    if isinstance(value, Mapping):
+        value = str(value["__float__"])  # "Infinity" reads as a float
+    return float(value)

@@ -19,6 +19,7 @@ from zoo.kernels.dispatch import (
     compute_dtype,
     sequence_starts,
 )
+from zoo.kernels.mamba_ssm_support import causal_conv1d_implementation
 from zoo.kernels.native import in_rows
 from zoo.kernels.triton_support import triton_implementation
 
@@ -51,7 +52,7 @@ def causal_conv1d(
         initial_state: (B, W - 1, D), the inputs before the first, oldest first; zeros when None. They belong to the
             first token's sequence.
         seq_idx: (B, T) integers; no tap reaches across a change of the value (packed sequences).
-        impl: "auto" or the name of an implementation ("triton", "native", "shifted", "reference").
+        impl: "auto" or the name of an implementation ("triton", "native", "shifted", "reference", "mamba_ssm").
 
     Returns:
         ConvOutput(output (B, T, D), final_state (B, W - 1, D)); inputs of an earlier packed sequence are zero in it.
@@ -84,6 +85,7 @@ operation = Operation(
     Implementation("native", native.forward, native.backward, native.obstacle, prepare=in_rows),
     Implementation("shifted", shifted.forward, shifted.backward),
     Implementation("reference", reference.forward, _reference_backward),
+    causal_conv1d_implementation(),
 )
 
 
@@ -93,7 +95,7 @@ def _conv(
 ) -> tuple[Tensor, Tensor]:
     chosen = operation.resolve(impl, x.device)
     y, final = chosen.forward(*chosen.prepare(compute_dtype(x, weight), x, weight, bias, state, starts), silu)
-    return y.to(x.dtype).contiguous(), final.to(x.dtype).contiguous()
+    return y.to(x.dtype).contiguous(), final.to(x.dtype).clone(memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("zoo::causal_conv1d_backward", mutates_args=())
@@ -113,7 +115,7 @@ def _conv_backward(
     dx, dweight, dbias, dinitial = chosen.backward(*tensors, silu)
     bias_dtype = weight.dtype if bias is None else bias.dtype
     return (
-        dx.to(x.dtype).clone(memory_format=torch.contiguous_format),
+        dx.to(x.dtype).contiguous(),
         dweight.to(weight.dtype),
         dbias.to(bias_dtype),
         dinitial.to(state.dtype).clone(memory_format=torch.contiguous_format),

@@ -29,7 +29,7 @@ def backward(dy, dstate, x, weight, bias, state, starts, silu) -> tuple[Tensor, 
         dhistory[:, tap : tap + x.shape[1]].addcmul_(dtap, weight[:, tap])
     dhistory[:, x.shape[1] :] += dstate if keep is None else dstate * keep[-1]
     before = state.shape[1]
-    return dhistory[:, before:], dweight, dy.sum((0, 1)), dhistory[:, :before]
+    return dhistory[:, before:].clone(), dweight, dy.sum((0, 1)), dhistory[:, :before]
 
 
 def _convolve(history, keep, x, weight, bias) -> Tensor:

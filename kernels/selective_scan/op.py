@@ -18,6 +18,7 @@ from zoo.kernels.dispatch import (
     compute_dtype,
     sequence_starts,
 )
+from zoo.kernels.mamba_ssm_support import selective_scan_implementation
 from zoo.kernels.selective_scan import chunked, native, reference
 from zoo.kernels.triton_support import triton_implementation
 
@@ -60,8 +61,8 @@ def selective_scan(
         D: skip weight (D,). z: gate (B, T, D). dt_bias: (D,), added to dt before the softplus.
         initial_state: (B, D, N), continues the sequence that the first token belongs to; zeros when None.
         seq_idx: (B, T) integers; the state restarts from zero where the value changes (packed sequences).
-        impl: "auto" or the name of an implementation ("triton", "native", "chunked", "reference"). A single time step
-            is the recurrence itself and has one implementation.
+        impl: "auto" or the name of an implementation ("triton", "native", "chunked", "reference", "mamba_ssm"). A
+            single time step is the recurrence itself and has one implementation.
 
     Returns:
         ScanOutput(output (B, T, D), final_state (B, D, N)), both differentiable.
@@ -102,6 +103,7 @@ operation = Operation(
         reference.forward,
         lambda dy, dstate, *inputs: recomputed_gradients(reference.forward, inputs, (dy, dstate)),
     ),
+    selective_scan_implementation(),
 )
 
 

@@ -18,6 +18,7 @@ from zoo.kernels.dispatch import (
     compute_dtype,
     sequence_starts,
 )
+from zoo.kernels.mamba_ssm_support import ssd_implementation
 from zoo.kernels.native import in_rows
 from zoo.kernels.ssd import chunked, native, reference
 from zoo.kernels.triton_support import triton_implementation
@@ -63,8 +64,8 @@ def ssd(
         initial_state: (B, H, P, N), continues the sequence that the first token belongs to; zeros when None.
         seq_idx: (B, T) integers; the state restarts from zero where the value changes (packed sequences).
         chunk_size: steps a chunk; changes time and memory, not the result.
-        impl: "auto" or the name of an implementation ("triton", "native", "chunked", "reference"). A single time step
-            is the recurrence itself and has one implementation.
+        impl: "auto" or the name of an implementation ("triton", "native", "chunked", "reference", "mamba_ssm"). A
+            single time step is the recurrence itself and has one implementation.
 
     Returns:
         SSDOutput(output (B, T, H, P), final_state (B, H, P, N)), both differentiable.
@@ -112,6 +113,7 @@ operation = Operation(
             partial(reference.forward, chunk_size=inputs[-1]), inputs[:-1], (dy, dstate)
         ),
     ),
+    ssd_implementation(),
 )
 
 

@@ -54,6 +54,7 @@ class Mamba2(Mixer):
     """
 
     float32_parameters = ("A_log", "D", "dt_bias")
+    projection_scale: Tensor | None
 
     def __init__(
         self,

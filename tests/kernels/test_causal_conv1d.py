@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from zoo.kernels import available_implementations, causal_conv1d
 
 FAST = ["shifted", "native"]
+TRITON = [name for name in available_implementations("causal_conv1d") if name == "triton"]
 
 
 def make_inputs(batch=2, length=20, dim=5, width=4, dtype=torch.float32) -> dict:
@@ -20,7 +21,7 @@ def make_inputs(batch=2, length=20, dim=5, width=4, dtype=torch.float32) -> dict
     }
 
 
-@pytest.mark.parametrize("impl", ["reference", *FAST])
+@pytest.mark.parametrize("impl", ["reference", *FAST, *TRITON])
 def test_is_a_padded_depthwise_convolution(impl):
     x, weight, bias, _ = make_inputs().values()
     expected = F.silu(F.conv1d(F.pad(x.mT, (3, 0)), weight[:, None], bias, groups=5).mT)
@@ -40,7 +41,33 @@ def test_accuracy(impl, width, length, dtype, assert_accurate):
     assert_accurate(partial(causal_conv1d, seq_idx=seq_idx), inputs, impl)
 
 
-@pytest.mark.parametrize("impl", ["reference", *FAST])
+@pytest.mark.parametrize("impl", TRITON)
+@pytest.mark.parametrize(("width", "length"), [(2, 2), (4, 2), (6, 45)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_triton_accuracy(impl, width, length, dtype, assert_accurate):
+    inputs = make_inputs(length=length, width=width, dtype=dtype)
+    assert_accurate(partial(causal_conv1d, activation="silu"), inputs, impl)
+    seq_idx = (torch.arange(length) // 5).expand(2, length)
+    assert_accurate(partial(causal_conv1d, seq_idx=seq_idx), inputs, impl)
+
+
+@pytest.mark.parametrize("impl", TRITON)
+def test_triton_accuracy_over_blocks(impl, assert_accurate, monkeypatch):
+    triton = pytest.importorskip("zoo.kernels.causal_conv1d.triton")
+    seq_idx = (torch.arange(19) >= torch.tensor([[8], [13]])).long()
+    inputs = make_inputs(length=19, dim=7, dtype=torch.bfloat16) | {"bias": torch.randn(7)}
+    for steps, channels in ((4, 4), (8, 2), (64, 8)):
+        monkeypatch.setattr(triton, "DEFAULT", {"steps": steps, "channels": channels, "warps": 4})
+        assert_accurate(partial(causal_conv1d, seq_idx=seq_idx, activation="silu"), inputs, impl)
+
+
+@pytest.mark.parametrize("impl", TRITON)
+def test_triton_without_bias_and_state(impl, assert_accurate):
+    x, weight, *_ = make_inputs(length=10).values()
+    assert_accurate(partial(causal_conv1d, activation="silu"), {"x": x, "weight": weight}, impl)
+
+
+@pytest.mark.parametrize("impl", ["reference", *FAST, *TRITON])
 def test_gradcheck(impl):
     inputs = {name: t.double().requires_grad_() for name, t in make_inputs(2, 7, 2).items()}
     seq_idx = torch.tensor([[0] * 4 + [1] * 3, [0, 1, 2, 2, 2, 2, 3]])
@@ -48,10 +75,10 @@ def test_gradcheck(impl):
     def call(*tensors):
         return causal_conv1d(**dict(zip(inputs, tensors, strict=True)), seq_idx=seq_idx, impl=impl)
 
-    assert torch.autograd.gradcheck(call, tuple(inputs.values()))
+    assert torch.autograd.gradcheck(call, tuple(inputs.values()), fast_mode=impl == "triton")
 
 
-@pytest.mark.parametrize("impl", ["reference", *FAST])
+@pytest.mark.parametrize("impl", ["reference", *FAST, *TRITON])
 def test_split_and_resume(impl):
     x, weight, bias, state = make_inputs(length=12).values()
     whole, final = causal_conv1d(x, weight, bias, initial_state=state, impl=impl)

@@ -98,6 +98,7 @@ def test_compiled_kernels_are_cached_on_disk(tmp_path):
 def test_without_a_compiler_the_torch_implementation_is_used(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     native.load.cache_clear()
     try:
         assert "no C compiler" in str(native.obstacle(SOURCE, CPU))

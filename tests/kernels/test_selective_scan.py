@@ -8,6 +8,15 @@ import torch
 from zoo.kernels import available_implementations, selective_scan
 
 FAST = ["chunked", "native"]
+TRITON = [name for name in available_implementations("selective_scan") if name == "triton"]
+
+
+@pytest.fixture
+def short_chunks(monkeypatch):
+    """Triton's kernels with several chunks, tiles and blocks of channels in inputs that its interpreter can take."""
+    triton = pytest.importorskip("zoo.kernels.selective_scan.triton")
+    monkeypatch.setattr(triton, "FORWARD", triton.FORWARD | {"chunk": 4, "channels": 4})
+    monkeypatch.setattr(triton, "BACKWARD", triton.BACKWARD | {"chunk": 8, "channels": 4})
 
 
 def make_inputs(batch=2, length=40, dim=10, state=4, groups=1, dtype=torch.float32, dt_scale=0.5) -> dict:
@@ -41,7 +50,7 @@ def test_definition():
 def test_unit_steps_without_decay_are_a_running_sum():
     x = torch.randn(1, 50, 3, dtype=torch.float64)
     ones = torch.ones(1, 50, 1, 1, dtype=torch.float64)
-    for impl in ("reference", *FAST):
+    for impl in ("reference", *FAST, *TRITON):
         y, _ = selective_scan(x, torch.ones_like(x), torch.zeros(3, 1, dtype=torch.float64), ones, ones, impl=impl)
         torch.testing.assert_close(y, x.cumsum(1))
 
@@ -58,6 +67,52 @@ def test_accuracy_over_lengths(impl, length, assert_accurate):
 def test_accuracy_over_dtypes_and_groups(impl, dtype, shape, assert_accurate):
     batch, dim, groups = shape[0], shape[1], 1 if shape[1] % shape[2] else shape[2]
     assert_accurate(selective_scan, make_inputs(batch, 37, dim, 5, groups, dtype), impl)
+
+
+@pytest.mark.parametrize("impl", TRITON)
+@pytest.mark.parametrize("shape", [(2, 2, 1, 1, 1), (1, 9, 6, 3, 2), (1, 21, 5, 2, 1)], ids=str)
+def test_triton_accuracy_over_sizes(impl, shape, short_chunks, assert_accurate):
+    batch, length, dim, state, groups = shape
+    assert_accurate(selective_scan, make_inputs(batch, length, dim, state, groups), impl)
+
+
+@pytest.mark.parametrize("impl", TRITON)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_triton_accuracy_over_dtypes(impl, dtype, assert_accurate):
+    assert_accurate(selective_scan, make_inputs(1, 18, 3, 2, dtype=dtype), impl)
+
+
+@pytest.mark.parametrize("impl", TRITON)
+@pytest.mark.parametrize("dt_scale", [1e-6, 50.0])
+def test_triton_accuracy_at_extreme_decays(impl, dt_scale, short_chunks, assert_accurate):
+    assert_accurate(selective_scan, make_inputs(1, 13, 4, 5, dt_scale=dt_scale), impl)
+
+
+@pytest.mark.parametrize("impl", [*FAST, *TRITON])
+def test_small_decays_after_a_huge_one(impl, short_chunks, assert_accurate):
+    inputs = make_inputs(1, 14, 3, 2)
+    inputs["dt"] = inputs["dt"] * 0.01
+    inputs["dt"][:, 5] = 1e4
+    assert_accurate(selective_scan, inputs, impl)
+
+
+@pytest.mark.parametrize("impl", TRITON)
+def test_triton_accuracy_with_every_option(impl, short_chunks, assert_accurate):
+    inputs = make_inputs(2, 14, 3, 2) | {"D": torch.randn(3), "z": torch.randn(2, 14, 3), "dt_bias": torch.randn(3)}
+    seq_idx = torch.tensor([[0] * 3 + [1] * 5 + [2] * 6, [4] * 13 + [2]])
+    assert_accurate(partial(selective_scan, dt_softplus=True, seq_idx=seq_idx), inputs, impl)
+
+
+@pytest.mark.parametrize("impl", TRITON)
+def test_triton_block_sizes_do_not_matter(impl, monkeypatch):
+    triton = pytest.importorskip("zoo.kernels.selective_scan.triton")
+    inputs = make_inputs(1, 21, 6, 5, 2)
+    expected = selective_scan(**inputs, impl="reference")
+    for chunk, channels, elements in ((4, 1, 8), (12, 2, 256), (16, 8, 512), (64, 32, 256)):
+        sizes = {"chunk": chunk, "channels": channels, "elements_a_warp": elements}
+        monkeypatch.setattr(triton, "FORWARD", sizes)
+        for a, b in zip(selective_scan(**inputs, impl=impl), expected, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("impl", FAST)
@@ -84,6 +139,17 @@ def test_gradcheck(impl):
     assert torch.autograd.gradcheck(call, tuple(inputs.values()))
 
 
+@pytest.mark.parametrize("impl", TRITON)
+def test_triton_gradcheck(impl, short_chunks):
+    inputs = {name: t.double().requires_grad_() for name, t in make_inputs(1, 10, 2, 2, 2).items()}
+    seq_idx = torch.tensor([[0] * 3 + [1] * 7])
+
+    def call(*tensors):
+        return selective_scan(**dict(zip(inputs, tensors, strict=True)), seq_idx=seq_idx, impl=impl)
+
+    assert torch.autograd.gradcheck(call, tuple(inputs.values()), fast_mode=True)
+
+
 @pytest.mark.parametrize("impl", ["reference", *FAST])
 def test_split_and_resume(impl):
     inputs = make_inputs(length=50, dtype=torch.float64)
@@ -98,7 +164,7 @@ def test_split_and_resume(impl):
     torch.testing.assert_close(state, final)
 
 
-@pytest.mark.parametrize("impl", ["reference", *FAST])
+@pytest.mark.parametrize("impl", ["reference", *FAST, *TRITON])
 def test_packed_sequences_equal_separate_ones(impl):
     inputs = make_inputs(batch=1, length=30)
     A, state = inputs.pop("A"), inputs.pop("initial_state")

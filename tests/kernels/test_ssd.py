@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib import import_module
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch
 from zoo.kernels import available_implementations, selective_scan, ssd
 
 FAST = ["chunked", "native"]
+# Under Triton's interpreter a program takes milliseconds: its own, smaller cases.
+TRITON = [name for name in available_implementations("ssd") if name == "triton"]
 
 
 def make_inputs(batch=2, length=40, heads=4, dim=6, state=5, groups=2, dtype=torch.float32, dt_scale=0.5) -> dict:
@@ -35,7 +38,7 @@ def test_is_the_selective_scan_with_one_decay_a_head():
         initial_state=inputs["initial_state"].flatten(1, 2),
         impl="reference",
     )
-    for impl in ("reference", *FAST):
+    for impl in ("reference", *FAST, *TRITON):
         output, state = ssd(**inputs, impl=impl)
         torch.testing.assert_close(output.flatten(2), expected)
         torch.testing.assert_close(state.flatten(1, 2), final)
@@ -94,6 +97,63 @@ def test_accuracy_with_every_option(impl, assert_accurate):
     seq_idx = torch.tensor([[0] * 7 + [1] * 10 + [2] * 23, [4] * 39 + [2]])
     call = partial(ssd, dt_softplus=True, dt_limit=(0.3, 0.8), seq_idx=seq_idx, chunk_size=16)
     assert_accurate(call, inputs, impl)
+
+
+@pytest.mark.parametrize("impl", TRITON)
+@pytest.mark.parametrize(
+    ("dtype", "chunk_size", "sizes"),  # batch, length, heads, head_dim, state, groups
+    [
+        (torch.float64, 16, (2, 19, 2, 6, 5, 2)),
+        (torch.float32, 16, (1, 37, 2, 6, 5, 1)),
+        (torch.bfloat16, 16, (1, 37, 2, 6, 5, 1)),
+        (torch.float16, 16, (1, 20, 2, 6, 5, 1)),
+        (torch.float64, 64, (1, 40, 1, 34, 35, 1)),  # two tiles of time, of P and of N
+        (torch.float32, 64, (1, 70, 1, 66, 67, 1)),
+        (torch.bfloat16, 64, (1, 70, 1, 66, 7, 1)),
+        (torch.bfloat16, 7, (1, 34, 1, 3, 130, 1)),
+    ],
+    ids=str,
+)
+def test_accuracy_of_triton(impl, dtype, chunk_size, sizes, assert_accurate):
+    seq_idx = (torch.arange(sizes[1]) >= 0.8 * sizes[1]).long().expand(sizes[:2])
+    assert_accurate(partial(ssd, seq_idx=seq_idx, chunk_size=chunk_size), make_inputs(*sizes, dtype), impl)
+
+
+@pytest.mark.parametrize("impl", TRITON)
+@pytest.mark.parametrize("setting", ["tiny steps", "large steps", "one huge step", "mixed dtypes", "every option"])
+def test_accuracy_of_triton_at_extremes(impl, setting, assert_accurate):
+    inputs, options = make_inputs(1, 40, 2, 4, 3, 1), {}
+    if setting == "tiny steps":
+        inputs["dt"] = inputs["dt"] * 2e-6
+    elif setting == "large steps":
+        inputs["dt"] = inputs["dt"] * 100
+    elif setting == "one huge step":
+        inputs["dt"] = inputs["dt"] * 0.01
+        inputs["dt"][:, 20] = 1e4
+    elif setting == "mixed dtypes":
+        inputs |= {"x": inputs["x"].bfloat16(), "B": inputs["B"].half(), "dt": inputs["dt"].half()}
+    else:
+        inputs |= {"D": torch.randn(2), "dt_bias": torch.randn(2)}
+        seq_idx = torch.tensor([[0] * 7 + [1] * 9 + [2] * 3 + [5] * 21])
+        options = {"dt_softplus": True, "dt_limit": (0.3, 0.8), "seq_idx": seq_idx, "chunk_size": 16}
+    assert_accurate(partial(ssd, **options), inputs, impl)
+
+
+@pytest.mark.parametrize("impl", TRITON)
+def test_triton_sums_over_heads_in_one_program(impl, assert_accurate, monkeypatch):
+    monkeypatch.setattr(import_module("zoo.kernels.ssd.triton"), "PROGRAMS", 1)
+    assert_accurate(partial(ssd, chunk_size=16), make_inputs(1, 20, 6, 3, 4, 2), impl)
+
+
+@pytest.mark.parametrize("impl", TRITON)
+def test_triton_gradcheck(impl):
+    inputs = {name: t.double().requires_grad_() for name, t in make_inputs(1, 18, 2, 2, 2, 1).items()}
+    seq_idx = torch.tensor([[0] * 5 + [1] * 13])
+
+    def call(*tensors):
+        return ssd(**dict(zip(inputs, tensors, strict=True)), seq_idx=seq_idx, chunk_size=16, impl=impl)
+
+    assert torch.autograd.gradcheck(call, tuple(inputs.values()), fast_mode=True)
 
 
 @pytest.mark.parametrize("impl", ["reference", *FAST])

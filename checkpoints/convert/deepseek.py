@@ -1,0 +1,217 @@
+"""DeepSeek-V2 and V3 checkpoints, as published (one tensor an expert, V3 in FP8) and as transformers holds them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.checkpoints.convert.rename import rename
+
+MODEL_TYPES = ("deepseek_v2", "deepseek_v3")
+_NAMES = [  # published, ours
+    ("model.embed_tokens.", "embedding."),
+    ("model.norm.", "norm."),
+    ("lm_head.", "head."),
+    ("model.layers.#.input_layernorm.", "blocks.#.norm."),
+    ("model.layers.#.post_attention_layernorm.", "blocks.#.mlp_norm."),
+    ("model.layers.#.self_attn.o_proj.", "blocks.#.mixer.out_proj."),
+    ("model.layers.#.self_attn.", "blocks.#.mixer."),
+    ("model.layers.#.mlp.gate.e_score_correction_bias", "blocks.#.mlp.selection_bias"),
+    ("model.layers.#.mlp.gate.", "blocks.#.mlp.router."),
+    ("model.layers.#.mlp.shared_experts.gate_proj.", "blocks.#.mlp.shared.w1."),
+    ("model.layers.#.mlp.shared_experts.up_proj.", "blocks.#.mlp.shared.w3."),
+    ("model.layers.#.mlp.shared_experts.down_proj.", "blocks.#.mlp.shared.w2."),
+    ("model.layers.#.mlp.gate_proj.", "blocks.#.mlp.w1."),
+    ("model.layers.#.mlp.up_proj.", "blocks.#.mlp.w3."),
+    ("model.layers.#.mlp.down_proj.", "blocks.#.mlp.w2."),
+    ("model.layers.#.enorm.", "blocks.#.enorm."),
+    ("model.layers.#.hnorm.", "blocks.#.hnorm."),
+    ("model.layers.#.eh_proj.", "blocks.#.eh_proj."),
+    ("model.layers.#.shared_head.norm.", "blocks.#.shared_head_norm."),
+]
+_FIELDS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "dim",
+    "num_hidden_layers": "depth",
+    "rms_norm_eps": "norm_eps",
+    "tie_word_embeddings": "tie_embeddings",
+    "initializer_range": "initializer_range",
+    "num_attention_heads": "num_heads",
+    "kv_lora_rank": "kv_lora_rank",
+    "q_lora_rank": "q_lora_rank",
+    "qk_nope_head_dim": "qk_nope_head_dim",
+    "qk_rope_head_dim": "qk_rope_head_dim",
+    "v_head_dim": "v_head_dim",
+    "intermediate_size": "mlp_dim",
+    "first_k_dense_replace": "first_k_dense",
+    "moe_intermediate_size": "expert_dim",
+    "n_routed_experts": "num_experts",
+    "num_experts_per_tok": "top_k",
+    "n_shared_experts": "num_shared",
+    "routed_scaling_factor": "routed_scale",
+    "aux_loss_alpha": "balance_weight",
+}
+_YARN = {
+    "factor": "factor",
+    "original_max_position_embeddings": "length",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "mscale": "mscale",
+    "mscale_all_dim": "mscale_all_dim",
+    "attention_factor": "magnitude",
+}
+_FIXED = {  # options with one value here
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "moe_layer_freq": (1,),
+    "scoring_func": ("softmax", "sigmoid"),
+    "topk_method": ("greedy", "group_limited_greedy", "noaux_tc"),
+}
+_EXPERT = re.compile(r"(model\.layers\.\d+\.mlp\.)experts\.(\d+)\.(gate|up|down)_proj\.weight")
+_STACKED = {"gate": "w1", "up": "w3", "down": "w2"}
+_MODULE = ("enorm.", "hnorm.", "eh_proj.", "shared_head_norm.")
+_SIDE = 128  # of the square blocks that share a scale in FP8
+
+
+def recognises(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether the keys are those of a published DeepSeek-V2 or V3."""
+    return "model.layers.0.self_attn.kv_a_proj_with_mqa.weight" in state_dict
+
+
+def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published names -> the zoo's.
+
+    The experts of a layer are stacked and transposed, FP8 matrices multiplied by their scales and returned in bfloat16.
+    The layers behind the last, of multi-token prediction, become ``mtp``, without their copies of embedding and head.
+    """
+    renamed = rename(_stack(_dequantise(state_dict)), _NAMES)
+    further = sorted(int(key.split(".")[1]) for key in renamed if key.endswith(".eh_proj.weight"))
+    modules = {f"blocks.{index}.": f"mtp.{k}." for k, index in enumerate(further)}
+    copies = {f"model.layers.{index}.{name}.weight" for index in further for name in ("embed_tokens", "shared_head.head")}
+    result = {}
+    for key, tensor in renamed.items():
+        prefix = ".".join(key.split(".")[:2]) + "."
+        if prefix in modules:
+            rest = key.removeprefix(prefix)
+            key = modules[prefix] + (rest if rest.startswith(_MODULE) else f"block.{rest}")
+        if key not in copies:
+            result[key] = tensor
+    return result
+
+
+def to_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The zoo's names -> those of DeepseekV2ForCausalLM and DeepseekV3ForCausalLM, with the experts of a layer in one
+    tensor each; multi-token prediction behind the last layer, with its copies of embedding and head."""
+    depth = 1 + max(int(key.split(".")[1]) for key in state_dict if key.startswith("blocks."))
+    published = {}
+    for key, tensor in state_dict.items():
+        if key.startswith("mtp."):
+            _, k, rest = key.split(".", 2)
+            index = depth + int(k)
+            key = f"blocks.{index}." + rest.removeprefix("block.")
+            for name, source in (("embed_tokens", "embedding.weight"), ("shared_head.head", "head.weight")):
+                if source in state_dict:
+                    published[f"model.layers.{index}.{name}.weight"] = state_dict[source]
+        published[key] = tensor
+    return rename(_unstack(published), _NAMES, backwards=True)
+
+
+def config_from_transformers(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A published or transformers' ``config.json`` -> ("deepseek", fields of its configuration).
+
+    transformers writes no weights of multi-token prediction: ``mtp_depth`` is 0 for its folders (those with
+    "rope_parameters"), num_nextn_predict_layers for published ones.
+
+    Raises:
+        ValueError: for an option this architecture does not have here.
+    """
+    for name, values in _FIXED.items():
+        if config.get(name) is not None and config[name] not in values:
+            raise ValueError(f"{name} must be one of {list(values)}, got {config[name]!r}")
+    third = config["model_type"] == "deepseek_v3"
+    if not third and config.get("norm_topk_prob"):
+        raise ValueError("norm_topk_prob must be false for deepseek_v2, as in every published one")
+    fields = {ours: config[theirs] for theirs, ours in _FIELDS.items() if config.get(theirs) is not None}
+    fields["q_lora_rank"] = config.get("q_lora_rank")
+    fields |= {"score": "sigmoid", "group_top": 2, "bias_speed": 1e-3} if third else {
+        "score": "softmax", "group_top": 1, "bias_speed": None,
+    }  # fmt: skip
+    fields["normalize"] = third and bool(config.get("norm_topk_prob", True))
+    grouped = config.get("topk_method") != "greedy" and config.get("n_group") is not None
+    fields["num_groups"] = config["n_group"] if grouped else 1
+    fields["top_groups"] = config["topk_group"] if grouped else 1
+    fields["rope_interleaved"] = bool(config.get("rope_interleave", True))
+    fields["mtp_depth"] = 0 if "rope_parameters" in config else config.get("num_nextn_predict_layers") or 0
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    fields["rope_base"] = float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
+    fields["yarn"] = _yarn(rope, config)
+    return "deepseek", fields
+
+
+def _yarn(rope: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any] | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "yarn" or not rope.get("truncate", True):
+        raise ValueError(f"rotary positions must be unscaled or scaled by YaRN with truncated bounds, got {dict(rope)}")
+    fields = {ours: rope[theirs] for theirs, ours in _YARN.items() if rope.get(theirs) is not None}
+    fields.setdefault("length", config.get("max_position_embeddings", 4096))
+    if "factor" not in fields:
+        fields["factor"] = config["max_position_embeddings"] / fields["length"]
+    return fields
+
+
+def _stack(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The experts of each layer as w1, w3 (E, D, F) and w2 (E, F, D)."""
+    result: dict[str, Tensor] = {}
+    experts: dict[str, dict[int, Tensor]] = {}
+    for key, tensor in state_dict.items():
+        if found := _EXPERT.fullmatch(key):
+            layer, index, name = found.groups()
+            experts.setdefault(_ours(layer) + _STACKED[name], {})[int(index)] = tensor
+        elif key.endswith(".mlp.experts.gate_up_proj"):
+            layer = _ours(key.removesuffix("experts.gate_up_proj"))
+            result[f"{layer}w1"], result[f"{layer}w3"] = (part.mT.contiguous() for part in tensor.chunk(2, dim=1))
+        elif key.endswith(".mlp.experts.down_proj"):
+            result[_ours(key.removesuffix("experts.down_proj")) + "w2"] = tensor.mT.contiguous()
+        else:
+            result[key] = tensor
+    return result | {key: torch.stack([parts[i].mT for i in sorted(parts)]) for key, parts in experts.items()}
+
+
+def _unstack(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """w1, w3 and w2 of each layer as transformers' gate_up_proj (E, 2 F, D) and down_proj (E, D, F)."""
+    result = {}
+    for key, tensor in state_dict.items():
+        experts = key.replace("blocks.", "model.layers.").rpartition(".")[0] + ".experts."
+        if key.endswith(".mlp.w1"):
+            both = (tensor.mT, state_dict[f"{key.removesuffix('w1')}w3"].mT)
+            result[f"{experts}gate_up_proj"] = torch.cat(both, dim=1)
+        elif key.endswith(".mlp.w2"):
+            result[f"{experts}down_proj"] = tensor.mT.contiguous()
+        elif not key.endswith(".mlp.w3"):
+            result[key] = tensor
+    return result
+
+
+def _dequantise(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """FP8 matrices times the scale of each block of 128 x 128."""
+    result = {}
+    for key, tensor in state_dict.items():
+        scale = state_dict.get(f"{key}_scale_inv")
+        if scale is not None:
+            rows, columns = tensor.shape
+            spread = scale.repeat_interleave(_SIDE, 0)[:rows].repeat_interleave(_SIDE, 1)[:, :columns]
+            tensor = (tensor.float() * spread).to(torch.bfloat16)
+        if not key.endswith("_scale_inv"):
+            result[key] = tensor
+    return result
+
+
+def _ours(layer: str) -> str:
+    return layer.replace("model.layers.", "blocks.")

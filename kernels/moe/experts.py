@@ -1,0 +1,152 @@
+"""Expert MLPs over routed tokens: sort by expert, grouped products, weighted sum back in token order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.kernels.dispatch import check_shape, compute_dtype
+from zoo.kernels.moe.op import grouped_matmul
+from zoo.kernels.moe.routing import Routing
+
+
+class TokenOrder(NamedTuple):
+    """Assignments (token m, choice j), numbered n = m k + j, sorted by expert, in token order within an expert.
+
+    ``order`` (M k,) is the number of each sorted row, ``inverse`` the row of each number; the rows of expert e lie at
+    ``offsets[e]:offsets[e + 1]`` and those of no expert behind ``offsets[E]``. ``dropped`` () counts what exceeded
+    the capacity.
+    """
+
+    order: Tensor
+    inverse: Tensor
+    offsets: Tensor
+    dropped: Tensor
+
+
+class MoEOutput(NamedTuple):
+    """Output (M, D) in the dtype of x; number of assignments dropped for want of capacity, a 0-dim int64 tensor."""
+
+    output: Tensor
+    dropped: Tensor
+
+
+def sort_by_expert(experts: Tensor, num_experts: int, *, capacity: int | None = None) -> TokenOrder:
+    """Sort assignments by expert, on the device, without waiting for it.
+
+    Args:
+        experts: (M, k) int64 in [0, num_experts]; ``num_experts`` itself stands for no expert.
+        capacity: largest number of assignments an expert takes, the first in token order (Switch Transformers, arXiv
+            2101.03961, section 2.2); the others go to no expert. None: no limit (dropless).
+
+    Raises:
+        ValueError: for experts that are not (M, k) int64, or a capacity below 1.
+    """
+    check_shape("sort_by_expert", "experts", experts, "(M, k)", None, None)
+    if experts.dtype != torch.int64:
+        raise ValueError(f"sort_by_expert: experts must be int64, got {experts.dtype}")
+    if capacity is not None and capacity < 1:
+        raise ValueError(f"sort_by_expert: capacity must be at least 1, got {capacity}")
+    number = torch.arange(experts.numel(), device=experts.device)
+    bounds = torch.arange(num_experts + 1, device=experts.device)
+    expert, order = experts.flatten().sort(stable=True)
+    offsets = torch.searchsorted(expert, bounds)
+    dropped = offsets.new_zeros(())
+    if capacity is not None:
+        over = (number - offsets[expert] >= capacity) & (expert < num_experts)
+        dropped = over.sum()
+        expert, again = expert.masked_fill(over, num_experts).sort(stable=True)
+        order, offsets = order[again], torch.searchsorted(expert, bounds)
+    inverse = torch.empty_like(order).scatter(0, order, number)
+    return TokenOrder(order, inverse, offsets, dropped)
+
+
+def moe(
+    x: Tensor,
+    routing: Routing,
+    up: Tensor,
+    down: Tensor,
+    *,
+    gate: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    activation: Callable[[Tensor], Tensor] = F.silu,
+    capacity: int | None = None,
+    impl: str = "auto",
+) -> MoEOutput:
+    r"""Weighted sum of the MLPs of each token's experts.
+
+    .. math::
+        y_m = \sum_j w_{mj} \, h_{e} W^{down}_{e}, \quad e = \mathrm{experts}_{mj}, \quad
+        h_e = \phi(x_m W^{gate}_e) \odot x_m W^{up}_e \;\text{or}\; \phi(x_m W^{up}_e)
+
+    Every assignment is computed (dropless) unless ``capacity`` is given. The weighted sum and all gradients gather in
+    a fixed order, without atomics.
+
+    Args:
+        x: tokens (M, D), any floating dtype.
+        routing: of ``top_k_routing``; only weights (M, k) and experts (M, k) are used.
+        up, gate: (E, D, F). down: (E, F, D). Without a gate the MLP has two layers.
+        up_bias: (E, F). down_bias: (E, D).
+        activation: phi, elementwise.
+        capacity: as in ``sort_by_expert``; what is dropped adds nothing to its token.
+        impl: implementation of ``grouped_matmul``.
+
+    Returns:
+        MoEOutput(output (M, D), dropped).
+
+    Raises:
+        ValueError: for tensors whose shapes or dtypes do not fit together.
+
+    Papers: Shazeer et al., arXiv 1701.06538; Jiang et al., arXiv 2401.04088.
+    """
+    _check(x, routing, up, down, gate)
+    top_k = routing.experts.shape[1]
+    order, inverse, offsets, dropped = sort_by_expert(routing.experts, up.shape[0], capacity=capacity)
+    rows = _Gather.apply(x, order, inverse, top_k)  # (M k, D)
+    product = partial(grouped_matmul, offsets=offsets, impl=impl)
+    hidden = product(rows, up, bias=up_bias)
+    hidden = activation(hidden) if gate is None else activation(product(rows, gate)) * hidden
+    rows = product(hidden, down, bias=down_bias)
+    return MoEOutput(_combine(_Gather.apply(rows, inverse, order, 1), routing.weights).to(x.dtype), dropped)
+
+
+def _combine(rows: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum (M, D) of the k rows of each token (M k, D), in float32 or float64."""
+    dtype = compute_dtype(rows, weights)
+    return torch.bmm(weights[:, None].to(dtype), rows.unflatten(0, weights.shape).to(dtype))[:, 0]
+
+
+class _Gather(torch.autograd.Function):
+    """x[index // copies] where ``index`` is a permutation: the gradient gathers by the inverse, it does not scatter."""
+
+    @staticmethod
+    def forward(x: Tensor, index: Tensor, inverse: Tensor, copies: int) -> Tensor:
+        return x.index_select(0, index // copies)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, _, inverse, ctx.copies = inputs
+        ctx.save_for_backward(inverse)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (inverse,) = ctx.saved_tensors
+        dx = dy.index_select(0, inverse)
+        if ctx.copies > 1:
+            dx = dx.unflatten(0, (dx.shape[0] // ctx.copies, ctx.copies)).sum(1)
+        return dx, None, None, None
+
+
+def _check(x, routing, up, down, gate) -> None:
+    check_shape("moe", "x", x, "(M, D)", None, None)
+    check_shape("moe", "routing.weights", routing.weights, "(M, k)", x.shape[0], None)
+    check_shape("moe", "routing.experts", routing.experts, "(M, k)", *routing.weights.shape)
+    check_shape("moe", "up", up, "(E, D, F)", None, x.shape[1], None)
+    check_shape("moe", "gate", gate, "(E, D, F)", *up.shape)
+    check_shape("moe", "down", down, "(E, F, D)", up.shape[0], up.shape[2], None)

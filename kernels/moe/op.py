@@ -1,0 +1,112 @@
+"""The grouped matrix product, dispatched over its implementations and registered as one torch operator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zoo.kernels.autograd import recomputed_gradients
+from zoo.kernels.dispatch import Implementation, Operation, as_given, check_floating, check_shape, compute_dtype
+from zoo.kernels.moe import grouped, reference
+from zoo.kernels.triton_support import triton_implementation
+
+
+def grouped_matmul(
+    x: Tensor, weight: Tensor, offsets: Tensor, *, bias: Tensor | None = None, impl: str = "auto"
+) -> Tensor:
+    r"""Each row times the matrix of its expert, for rows sorted by expert.
+
+    .. math::
+        y_m = x_m W_e + b_e, \quad \mathrm{offsets}_e \le m < \mathrm{offsets}_{e+1}
+
+    Experts may have any number of rows, none included. Rows at ``offsets[E]`` and behind belong to no expert: they
+    give zeros and have no gradient. Sums are float32 (float64 if x or weight is).
+
+    Args:
+        x: rows (M, D), any floating dtype. weight: (E, D, F).
+        offsets: (E + 1,) int64 on the device of x, rising from 0 to at most M. Where an implementation reads them on
+            the host this is checked; Triton's reads them on the device only.
+        bias: (E, F).
+        impl: "auto" or the name of an implementation ("triton", "grouped", "reference").
+
+    Returns:
+        (M, F) in the dtype of x.
+
+    Raises:
+        ValueError: for tensors whose shapes or dtypes do not fit together.
+        RuntimeError: when the named implementation cannot run on the device of x.
+
+    Paper: Gale et al., "MegaBlocks", arXiv 2211.15841 (dropless experts).
+    """
+    _check(x, weight, offsets, bias)
+    output = _grouped_matmul(x, weight, offsets, impl)
+    if bias is None:
+        return output
+    row = torch.arange(x.shape[0], device=x.device)[:, None]
+    member = (row >= offsets[:-1]) & (row < offsets[1:])  # (M, E)
+    return torch.addmm(output, member.to(output.dtype), bias.to(output.dtype))
+
+
+operation = Operation(
+    "grouped_matmul",
+    triton_implementation("zoo.kernels.moe.triton"),
+    Implementation("grouped", grouped.forward, grouped.backward, prepare=as_given),
+    Implementation(
+        "reference",
+        reference.forward,
+        lambda dy, *inputs: recomputed_gradients(lambda *i: (reference.forward(*i),), inputs, (dy,)),
+    ),
+)
+
+
+@torch.library.custom_op("zoo::grouped_matmul", mutates_args=())
+def _grouped_matmul(x: Tensor, weight: Tensor, offsets: Tensor, impl: str) -> Tensor:
+    chosen = operation.resolve(impl, x.device)
+    output = chosen.forward(*chosen.prepare(compute_dtype(x, weight), x, weight, offsets))
+    return output.to(x.dtype).contiguous()
+
+
+@torch.library.custom_op("zoo::grouped_matmul_backward", mutates_args=())
+def _grouped_matmul_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, offsets: Tensor, impl: str
+) -> tuple[Tensor, Tensor]:
+    chosen = operation.resolve(impl, x.device)
+    dx, dweight = chosen.backward(*chosen.prepare(compute_dtype(x, weight), dy, x, weight, offsets))
+    return dx.to(x.dtype).contiguous(), dweight.to(weight.dtype).contiguous()
+
+
+@_grouped_matmul.register_fake
+def _(x, weight, offsets, impl):
+    return x.new_empty(x.shape[0], weight.shape[2])
+
+
+@_grouped_matmul_backward.register_fake
+def _(dy, x, weight, offsets, impl):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.impl = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, dy):
+    return *_grouped_matmul_backward(dy, *ctx.saved_tensors, ctx.impl), None, None
+
+
+_grouped_matmul.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _check(x, weight, offsets, bias) -> None:
+    check_shape("grouped_matmul", "weight", weight, "(E, D, F)", None, None, None)
+    experts, depth, columns = weight.shape
+    check_shape("grouped_matmul", "x", x, "(M, D)", None, depth)
+    check_shape("grouped_matmul", "offsets", offsets, "(E + 1,)", experts + 1)
+    check_shape("grouped_matmul", "bias", bias, "(E, F)", experts, columns)
+    check_floating("grouped_matmul", x=x, weight=weight, bias=bias)
+    if offsets.dtype != torch.int64 or offsets.device != x.device:
+        raise ValueError(
+            f"grouped_matmul: offsets must be int64 on {x.device}, got {offsets.dtype} on {offsets.device}"
+        )
+    if 0 in weight.shape:
+        raise ValueError(f"grouped_matmul: E, D and F must be at least 1, got {tuple(weight.shape)}")

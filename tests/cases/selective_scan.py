@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from cases import Case
+from zoo.kernels.selective_scan import selective_scan
+
+
+def inputs(batch: int, length: int, dtype: torch.dtype, groups: int = 2) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    randn = partial(torch.randn, generator=generator)
+    return {
+        "x": randn(batch, length, 6).to(dtype),
+        "dt": (0.5 * torch.rand(batch, length, 6, generator=generator)).to(dtype),
+        "A": -torch.rand(6, 3, generator=generator) * 4,
+        "B": randn(batch, length, groups, 3).to(dtype),
+        "C": randn(batch, length, groups, 3).to(dtype),
+        "initial_state": randn(batch, 6, 3),
+    }
+
+
+def packed_inputs(batch: int, length: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Without softplus and gate, whose results in torch depend on the strides."""
+    generator = torch.Generator().manual_seed(length + 1)
+    return inputs(batch, length, dtype, groups=1) | {
+        "D": torch.randn(6, generator=generator),
+        "dt_bias": torch.rand(6, generator=generator),
+        "seq_idx": (torch.arange(length) // 7).repeat(batch, 1),
+    }
+
+
+CASES = [
+    Case("selective_scan", "selective_scan", selective_scan, inputs, resumable=True, over_time=("x", "dt", "B", "C")),
+    Case(
+        "selective_scan",
+        "selective_scan packed, with skip and bias",
+        selective_scan,
+        packed_inputs,
+        resumable=True,
+        over_time=("x", "dt", "B", "C", "seq_idx"),
+    ),
+]
