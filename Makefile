@@ -16,7 +16,7 @@ demo: $(STAMP) ## train, save, reload and sample two small models (6 minutes on 
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP) ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 8
 
 lint: $(STAMP) ## ruff check, ruff format --check, pyright
 	$(BIN)/ruff check

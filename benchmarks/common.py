@@ -66,15 +66,21 @@ def interleaved(
 
 
 def in_fresh_process(
-    function: Callable[..., Any], *arguments: object, environment: Mapping[str, str] | None = None
+    function: Callable[..., Any],
+    *arguments: object,
+    environment: Mapping[str, str] | None = None,
+    timeout: float | None = None,
 ) -> Any:
-    """``function(*arguments)`` in a process of its own; both must be importable. What it raises is raised here."""
+    """``function(*arguments)`` in a process of its own; both must be importable. What it raises is raised here.
+
+    After ``timeout`` seconds the process is ended and a multiprocessing.TimeoutError raised.
+    """
     context = multiprocessing.get_context("spawn")
     kept = dict(os.environ)
     os.environ.update(environment or {})
     try:
         with context.Pool(1) as pool:
-            return pool.apply(function, arguments)
+            return pool.apply_async(function, arguments).get(timeout)
     finally:
         os.environ.clear()
         os.environ.update(kept)

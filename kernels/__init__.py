@@ -1,19 +1,64 @@
 """Operations: pure functions over tensors, each with a reference and fast implementations behind one dispatch."""
 
+from zoo.kernels.block_sparse_attention import block_sparse_attention
 from zoo.kernels.causal_conv1d import ConvOutput, causal_conv1d
 from zoo.kernels.cross_entropy import linear_cross_entropy
+from zoo.kernels.delta_rule import delta_rule
 from zoo.kernels.dispatch import available_implementations, implementation
+from zoo.kernels.linear_attention import LinearAttentionOutput, linear_attention
+from zoo.kernels.long_conv import butterfly_conv, dft_factors, long_conv
+from zoo.kernels.moe import (
+    MoEOutput,
+    Routing,
+    TokenOrder,
+    Utilisation,
+    expert_utilisation,
+    grouped_matmul,
+    load_balance_loss,
+    moe,
+    router_z_loss,
+    sort_by_expert,
+    top_k_routing,
+)
+from zoo.kernels.rms_norm import rms_norm
+from zoo.kernels.rope import rope
 from zoo.kernels.selective_scan import ScanOutput, selective_scan
+from zoo.kernels.sliding_window_attention import sliding_window_attention
 from zoo.kernels.ssd import SSDOutput, ssd
+from zoo.kernels.taylor_attention import TaylorAttentionOutput, taylor_attention, taylor_features
 
 __all__ = [
     "ConvOutput",
+    "LinearAttentionOutput",
+    "MoEOutput",
+    "Routing",
     "SSDOutput",
     "ScanOutput",
+    "TaylorAttentionOutput",
+    "TokenOrder",
+    "Utilisation",
     "available_implementations",
+    "block_sparse_attention",
+    "butterfly_conv",
     "causal_conv1d",
+    "delta_rule",
+    "dft_factors",
+    "expert_utilisation",
+    "grouped_matmul",
     "implementation",
+    "linear_attention",
     "linear_cross_entropy",
+    "load_balance_loss",
+    "long_conv",
+    "moe",
+    "rms_norm",
+    "rope",
+    "router_z_loss",
     "selective_scan",
+    "sliding_window_attention",
+    "sort_by_expert",
     "ssd",
+    "taylor_attention",
+    "taylor_features",
+    "top_k_routing",
 ]

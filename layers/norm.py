@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from zoo.kernels.rms_norm import rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -20,9 +21,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., dim) -> (..., dim)."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        normal = F.rms_norm(x.to(wide), (x.shape[-1],), eps=self.eps)
-        return normal.to(self.weight.dtype) * self.weight
+        return rms_norm(x, self.weight, eps=self.eps)
 
 
 class GatedRMSNorm(nn.Module):
@@ -36,7 +35,4 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """x and gate z (..., dim) -> (..., dim)."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        gated = (x.to(wide) * F.silu(z.to(wide))).unflatten(-1, (self.num_groups, -1))
-        normal = F.rms_norm(gated, gated.shape[-1:], eps=self.eps).flatten(-2)
-        return normal.to(self.weight.dtype) * self.weight
+        return rms_norm(x, self.weight, z=z, num_groups=self.num_groups, eps=self.eps)

@@ -6,21 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.kernels.rope import rope
+
 
 def rotary_embedding(x: Tensor, positions: Tensor, base: float = 10000.0) -> Tensor:
     r"""Rotate channel pairs (i, i + d/2) of each head by position * base^(-2i/d).
 
     Args:
-        x: (B, T, H, d) with even d. positions: (T,) token positions. base: wavelength base.
+        x: (B, T, H, d) with even d. positions: (T,) or (B, T) token positions. base: wavelength base.
 
     Paper: Su et al., "RoFormer", arXiv 2104.09864 (the half-split pairing of GPT-NeoX and LLaMA).
     """
-    half, wide = x.shape[-1] // 2, torch.promote_types(x.dtype, torch.float32)
-    frequency = base ** (-torch.arange(half, device=x.device, dtype=wide) / half)
-    angle = positions.to(wide)[:, None, None] * frequency  # (T, 1, d/2)
-    first, second = x.to(wide).chunk(2, dim=-1)
-    cos, sin = angle.cos(), angle.sin()
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    return rope(x, *rotary_tables(positions, x.shape[-1], base, x.dtype))
+
+
+def rotary_tables(
+    positions: Tensor, dim: int, base: float = 10000.0, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """cos and sin (..., dim / 2) of the angles of ``rotary_embedding`` for positions (...), float32 or wider."""
+    half, wide = dim // 2, torch.promote_types(dtype, torch.float32)
+    frequency = base ** (torch.arange(0, -half, -1, device=positions.device, dtype=wide) / half)
+    angle = positions.unsqueeze(-1) * frequency
+    return angle.cos(), angle.sin()
 
 
 def resize_grid(table: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -7,16 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.checkpoints.convert import falcon_h1, mamba
+from zoo.checkpoints.convert import based, deepseek, falcon_h1, mamba, mixtral
 
 __all__ = ["CONVERTERS", "foreign_config", "to_zoo"]
 
-CONVERTERS = (falcon_h1, mamba)
+CONVERTERS = (deepseek, falcon_h1, mamba, mixtral)
 
 
 def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A published state dict under the zoo's names; one that no converter recognises is returned as it is."""
-    for converter in CONVERTERS:
+    for converter in (*CONVERTERS, based):
         if converter.recognises(state_dict):
             return converter.to_zoo(state_dict)
     return dict(state_dict)

@@ -8,13 +8,11 @@ feed-forward layer the value half before the gate half. Whatever else a file hol
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
 from zoo.checkpoints.convert.rename import rename
 
-MODEL_TYPES = ()
 _LAYER, _BLOCK = "transformer.layers.#.", "blocks.#."
 _NAMES = [  # published, ours
     ("transformer.embeddings.word_embeddings.", "embedding."),
@@ -59,12 +57,3 @@ def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             start, parts = key.removesuffix(fused), _FUSED[fused]
             converted |= {start + part: t for part, t in zip(parts, tensor.chunk(len(parts)), strict=True)}
     return converted
-
-
-def config_from_transformers(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Not reached while ``MODEL_TYPES`` is empty: transformers has no BASED.
-
-    Raises:
-        ValueError: always.
-    """
-    raise ValueError(f"transformers has no BASED model, got model_type {config.get('model_type')!r}")

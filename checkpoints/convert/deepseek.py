@@ -92,7 +92,8 @@ def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = rename(_stack(_dequantise(state_dict)), _NAMES)
     further = sorted(int(key.split(".")[1]) for key in renamed if key.endswith(".eh_proj.weight"))
     modules = {f"blocks.{index}.": f"mtp.{k}." for k, index in enumerate(further)}
-    copies = {f"model.layers.{index}.{name}.weight" for index in further for name in ("embed_tokens", "shared_head.head")}
+    shared = ("embed_tokens", "shared_head.head")
+    copies = {f"model.layers.{index}.{name}.weight" for index in further for name in shared}
     result = {}
     for key, tensor in renamed.items():
         prefix = ".".join(key.split(".")[:2]) + "."

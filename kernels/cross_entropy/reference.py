@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.kernels.autograd import recomputed_gradients
 
-def forward(hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int, _: int) -> tuple[Tensor, Tensor]:
-    """Summed loss and the log normaliser (M,) of each row."""
+
+def forward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    ignore_index: int,
+    z_loss: float,
+    softcap: float | None,
+    label_smoothing: float,
+    _: int,
+) -> Tensor:
+    """The loss of ``linear_cross_entropy``, summed over the counted rows."""
     logits = hidden @ weight.mT
-    loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    return loss, torch.logsumexp(logits, dim=-1)
-
-
-def backward(dloss, hidden, weight, labels, normaliser, ignore_index, _) -> tuple[Tensor, Tensor]:
-    """Gradients of hidden and weight: softmax minus one-hot, times the other factor."""
+    if bias is not None:
+        logits = logits + bias
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
     counted = labels != ignore_index
-    one_hot = F.one_hot(labels.where(counted, 0), len(weight))
-    dlogits = dloss * counted[:, None] * ((hidden @ weight.mT - normaliser[:, None]).exp() - one_hot)
-    return dlogits @ weight, dlogits.mT @ hidden
+    normaliser = torch.logsumexp(logits, dim=-1)
+    chosen = logits.gather(1, labels.where(counted, 0)[:, None])[:, 0]
+    target = (1 - label_smoothing) * chosen
+    if label_smoothing:
+        target = target + label_smoothing * logits.mean(-1)
+    return (normaliser - target + z_loss * normaliser.square()).where(counted, 0).sum()
+
+
+def backward(hidden, weight, bias, labels, *options) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The loss, and its gradients of hidden, weight and bias."""
+
+    def loss(*tensors: Tensor | None) -> tuple[Tensor]:
+        return (forward(*tensors, *options),)  # type: ignore[arg-type]
+
+    inputs = (hidden, weight, bias, labels)
+    gradients = recomputed_gradients(loss, inputs, (hidden.new_ones(()),))
+    dhidden, dweight, dbias = (*gradients, None)[:3]
+    return forward(*inputs, *options), dhidden, dweight, dbias  # type: ignore[return-value]

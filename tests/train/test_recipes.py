@@ -14,10 +14,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning") 
 RECIPES = [
     "digits_vim_nano",
     "digits_vit_nano",
+    "docs_based_nano",
     "docs_mamba2_nano",
     "docs_mamba_nano",
     "docs_transformer_nano",
     "imagenet_vim_tiny",
+    "mqar_based_nano",
     "mqar_mamba2_nano",
     "text_mamba2_130m",
 ]

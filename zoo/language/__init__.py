@@ -1,13 +1,20 @@
 """Language models: one file a family."""
 
 from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.based import BasedConfig, BasedLanguageModel
+from zoo.language.deepseek import DeepSeekConfig, DeepSeekLanguageModel
 from zoo.language.falcon_h1 import FalconH1Config, FalconH1LanguageModel
 from zoo.language.mamba import MambaConfig, MambaLanguageModel
 from zoo.language.mamba2 import Mamba2Config, Mamba2LanguageModel
+from zoo.language.moe import MoEConfig, MoELanguageModel
 from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
 
 __all__ = [
+    "BasedConfig",
+    "BasedLanguageModel",
     "Block",
+    "DeepSeekConfig",
+    "DeepSeekLanguageModel",
     "FalconH1Config",
     "FalconH1LanguageModel",
     "LanguageConfig",
@@ -16,6 +23,8 @@ __all__ = [
     "Mamba2LanguageModel",
     "MambaConfig",
     "MambaLanguageModel",
+    "MoEConfig",
+    "MoELanguageModel",
     "TransformerConfig",
     "TransformerLanguageModel",
 ]

@@ -1,0 +1,149 @@
+"""Block-sparse attention, dispatched over its implementations and registered as one torch operator."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from zoo.kernels.autograd import recomputed_gradients
+from zoo.kernels.block_sparse_attention import gathered, reference
+from zoo.kernels.dispatch import Implementation, Operation, check_floating, check_shape, compute_dtype
+from zoo.kernels.triton_support import triton_implementation
+
+
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_mask: Tensor,
+    *,
+    block_size: int,
+    causal: bool = False,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    r"""Softmax attention between chosen pairs of blocks, in time linear in the number of pairs.
+
+    .. math::
+        y_i = \sum_{j \in V_i} \frac{\exp(s\, q_i \cdot k_j)}{\sum_{l \in V_i} \exp(s\, q_i \cdot k_l)} v_j, \quad
+        V_i = \{j : M_{\lfloor i / b \rfloor, \lfloor j / b \rfloor}\}
+
+    and when ``causal`` only :math:`j \le i + S - T`. Where :math:`V_i` is empty, y and its gradients are zero.
+
+    Args:
+        q: queries (B, T, H, K), any floating dtype; sums and softmax are float32 (float64 if any input is float64).
+        k: keys (B, S, G, K); when causal S >= T, and the queries are the last T of the S positions.
+        v: values (B, S, G, V). Each of the G heads of k and v serves H / G neighbouring heads of q.
+        block_mask: M above, boolean (B or 1, H or 1, n, m) for n = ceil(T / b) blocks of queries, counted from the
+            first query, and m = ceil(S / b) blocks of keys: True where the query block sees the key block.
+        block_size: b above, in steps; the last block of either may be shorter.
+        causal: whether no query sees the keys after it, also within a block.
+        scale: s above; 1 / sqrt(K) when None.
+        impl: "auto" or the name of an implementation ("triton", "gathered", "reference").
+
+    Returns:
+        Output (B, T, H, V) in the dtype of q, differentiable in q, k and v.
+
+    Raises:
+        ValueError: for tensors whose shapes or dtypes do not fit together or a block size below 1.
+        RuntimeError: when the named implementation cannot run on the device of q.
+
+    Paper: Child et al., "Generating Long Sequences with Sparse Transformers", arXiv 1904.10509; blocks as in Zaheer
+    et al., "Big Bird", arXiv 2007.14062.
+    """
+    _check(q, k, v, block_mask, block_size, causal)
+    scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
+    return _block_sparse_attention(q, k, v, block_mask, block_size, causal, scale, impl)[0]
+
+
+operation = Operation(
+    "block_sparse_attention",
+    triton_implementation("zoo.kernels.block_sparse_attention.triton"),
+    Implementation("gathered", gathered.forward, gathered.backward),
+    Implementation(
+        "reference",
+        reference.forward,
+        lambda doutput, output, total, q, k, v, *options: recomputed_gradients(
+            lambda *tensors: reference.forward(*tensors, *options)[:1], (q, k, v), (doutput,)
+        ),
+    ),
+)
+
+
+@torch.library.custom_op("zoo::block_sparse_attention", mutates_args=())
+def _block_sparse_attention(
+    q: Tensor, k: Tensor, v: Tensor, block_mask: Tensor, block_size: int, causal: bool, scale: float, impl: str
+) -> tuple[Tensor, Tensor]:
+    chosen, dtype = operation.resolve(impl, q.device), compute_dtype(q, k, v)
+    output, total = chosen.forward(*chosen.prepare(dtype, q, k, v, block_mask), block_size, causal, scale)
+    return output.to(q.dtype).contiguous(), total.contiguous()
+
+
+@torch.library.custom_op("zoo::block_sparse_attention_backward", mutates_args=())
+def _block_sparse_attention_backward(
+    doutput: Tensor,
+    output: Tensor,
+    total: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_mask: Tensor,
+    block_size: int,
+    causal: bool,
+    scale: float,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    chosen = operation.resolve(impl, q.device)
+    prepared = chosen.prepare(total.dtype, doutput, output, total, q, k, v, block_mask)
+    gradients = chosen.backward(*prepared, block_size, causal, scale)
+    return tuple(g.to(i.dtype).contiguous() for g, i in zip(gradients, (q, k, v), strict=True))  # type: ignore[return-value]
+
+
+@_block_sparse_attention.register_fake
+def _(q, k, v, block_mask, block_size, causal, scale, impl):
+    batch, length, heads, _ = q.shape
+    total = q.new_empty(batch, heads, length, dtype=compute_dtype(q, k, v))
+    return q.new_empty(batch, length, heads, v.shape[-1]), total
+
+
+@_block_sparse_attention_backward.register_fake
+def _(doutput, output, total, q, k, v, block_mask, block_size, causal, scale, impl):
+    return tuple(t.new_empty(t.shape) for t in (q, k, v))
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.block_size, ctx.causal, ctx.scale, ctx.impl = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*output, *tensors)
+
+
+def _backward(ctx, doutput, _):
+    options = ctx.block_size, ctx.causal, ctx.scale, ctx.impl
+    return *_block_sparse_attention_backward(doutput, *ctx.saved_tensors, *options), None, None, None, None, None
+
+
+_block_sparse_attention.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _check(q, k, v, block_mask, block_size, causal) -> None:
+    check = partial(check_shape, "block_sparse_attention")
+    check("q", q, "(B, T, H, K)", None, None, None, None)
+    batch, length, heads, dim = q.shape
+    check("k", k, "(B, S, G, K)", batch, None, None, dim)
+    keys, groups = k.shape[1:3]
+    check("v", v, "(B, S, G, V)", batch, keys, groups, None)
+    check_floating("block_sparse_attention", q=q, k=k, v=v)
+    if min(length, keys, block_size) < 1 or groups == 0 or heads % groups or (causal and keys < length):
+        raise ValueError(
+            "block_sparse_attention: T, S and block_size must be at least 1, the heads of k must divide those of q, "
+            f"and S must be at least T when causal, got T {length}, S {keys}, block_size {block_size}, {groups} heads "
+            f"of k, {heads} heads of q, causal {causal}"
+        )
+    blocks = -(-length // block_size), -(-keys // block_size)
+    shared = [1 if size == 1 else full for size, full in zip(block_mask.shape[:2], (batch, heads), strict=False)]
+    shared += [None] * (2 - len(shared))
+    check("block_mask", block_mask, "(B or 1, H or 1, ceil(T / b), ceil(S / b))", *shared, *blocks)
+    if block_mask.dtype != torch.bool:
+        raise ValueError(f"block_sparse_attention: block_mask must be boolean, got {block_mask.dtype}")

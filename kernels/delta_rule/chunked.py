@@ -1,0 +1,76 @@
+r"""The delta rule in chunks, by the WY form of a product of reflections (DeltaNet, section 3; Gated DeltaNet, 3.3).
+
+With S the state before a chunk, :math:`\Gamma_{ij}` the decay from after step j to after step i and :math:`\gamma_i`
+the one from before the chunk, the state after step i is
+
+.. math::
+    S_i = \gamma_i S + \sum_{j \le i} \Gamma_{ij} k_j u_j^\top, \quad
+    u_i = \beta_i (v_i - \gamma_i S^\top k_i - \sum_{j < i} \Gamma_{ij} (k_i \cdot k_j) u_j)
+
+so the corrections u of a chunk solve a unit lower triangular system, whose right-hand side is linear in S:
+:math:`U = U_v - U_k S`. Both parts are solved for in all chunks at once; only two products a chunk are sequential.
+
+Where the keys of a chunk outnumber their channels, the corrections cancel most of S: a difference that float32 would
+leave several times the recurrence's rounding in. So all of it is in float64, where the device has it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from zoo.kernels.autograd import recomputed_gradients
+from zoo.kernels.linear_attention.chunked import decays_of, in_chunks, out_of_chunks
+
+LARGEST_CHUNK = 32  # longer ones only add work in the triangular system
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor,
+    starts: Tensor | None,
+    scale: float,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Same arguments and results as the reference; c chunks of C steps."""
+    length, size, dtype = q.shape[1], min(chunk_size, LARGEST_CHUNK, q.shape[1]), state.dtype
+    wide = dtype if q.device.type == "mps" else torch.float64
+    q, k, v, beta, state = (t.to(wide) for t in (scale * q, k, v, beta[..., None], state))
+    log_decay = None if log_decay is None else log_decay.to(wide)
+    q, k, v, beta = (in_chunks(t, size) for t in (q, k, v, beta))  # (B, c, H, C, K), V or 1
+    gates = None if log_decay is None else in_chunks(log_decay[..., None], size)
+    segments = None if starts is None else in_chunks(starts[:, :, None, None].cumsum(1), size, "last")
+    decays = decays_of(gates, segments, q)
+
+    system = (beta * decays.within * (k @ k.mT)).tril(-1)  # the unit diagonal is implied
+    sides = torch.cat([beta * v, beta * decays.from_start * k], dim=-1)
+    solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
+    from_v, from_k = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
+    state, before, corrections = _carry(state, from_v, from_k, k * decays.to_end, decays.across)
+    output = (decays.within * (q @ k.mT)) @ corrections + (q * decays.from_start) @ before
+    return out_of_chunks(output, length).to(dtype), state.to(dtype)
+
+
+def backward(dy: Tensor, dstate: Tensor, *inputs) -> list[Tensor]:
+    """Gradients of q, k, v, beta, log_decay (where there is one) and the initial state; the chunks are recomputed."""
+    *tensors, scale, chunk_size = inputs
+    return recomputed_gradients(partial(forward, scale=scale, chunk_size=chunk_size), tensors, (dy, dstate))
+
+
+def _carry(
+    state: Tensor, from_v: Tensor, from_k: Tensor, k_to_end: Tensor, across: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The recurrence over chunks: final state, the state before each chunk (B, c, H, K, V), corrections u."""
+    before, corrections = [], []
+    across = across.expand(*from_v.shape[:3], 1, 1)
+    for chunk in range(from_v.shape[1]):
+        before.append(state)
+        corrections.append(from_v[:, chunk] - from_k[:, chunk] @ state)
+        state = across[:, chunk] * state + k_to_end[:, chunk].mT @ corrections[-1]
+    return state, torch.stack(before, dim=1), torch.stack(corrections, dim=1)

@@ -1,0 +1,36 @@
+"""The recurrence of linear attention, one step a time step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def step(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, state: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """One time step: q, k (B, H, K); v (B, H, V); log_decay (B, H) or (B, H, K); state (B, H, K, V)."""
+    if log_decay is not None:
+        state = log_decay.exp().reshape(*log_decay.shape[:2], -1, 1) * state
+    state = state + k[..., :, None] * v[..., None, :]
+    return scale * (q[..., None, :] @ state)[..., 0, :], state
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor,
+    starts: Tensor | None,
+    scale: float,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor]:
+    """All time steps, differentiable by autograd; shapes as in ``linear_attention``, ``starts`` (B, T) boolean."""
+    outputs = []
+    for t in range(q.shape[1]):
+        if starts is not None:
+            state = state * ~starts[:, t, None, None, None]
+        y, state = step(q[:, t], k[:, t], v[:, t], None if log_decay is None else log_decay[:, t], state, scale)
+        outputs.append(y)
+    return torch.stack(outputs, dim=1), state

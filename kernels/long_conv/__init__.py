@@ -1,0 +1,6 @@
+"""Long convolutions (FlashButterfly, FlashFFTConv): a kernel as long as the sequence, one a channel."""
+
+from zoo.kernels.long_conv.butterfly import butterfly_conv, dft_factors
+from zoo.kernels.long_conv.op import long_conv
+
+__all__ = ["butterfly_conv", "dft_factors", "long_conv"]

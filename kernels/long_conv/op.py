@@ -1,0 +1,144 @@
+"""The long convolution, dispatched over its implementations and registered as one torch operator."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from zoo.kernels.autograd import recomputed_gradients
+from zoo.kernels.dispatch import Implementation, Operation, as_dtype, check_floating, check_shape, compute_dtype
+from zoo.kernels.long_conv import fft, monarch, reference, spectral
+from zoo.kernels.triton_support import triton_implementation
+
+
+def long_conv(
+    u: Tensor,
+    kernel: Tensor,
+    *,
+    D: Tensor | None = None,
+    gate: Tensor | None = None,
+    circular: bool = False,
+    impl: str = "auto",
+) -> Tensor:
+    r"""Convolution of each channel with a kernel as long as the sequence, by fast Fourier transforms.
+
+    .. math::
+        y_t = g_t \Big( \sum_{j=0}^{\min(t, L-1)} k_j u_{t-j} + D u_t \Big)
+
+    With ``circular`` the sum runs over all j < L and :math:`u_{t-j}` over the indices modulo T. The skip comes before
+    the gate: ``y = gate * (convolution + D * u)``.
+
+    Args:
+        u: input (B, T, D), any floating dtype; transforms and sums are float32 (float64 if any input is float64).
+        kernel: (D, L), the taps of each channel, tap j acting on the input j steps back. Any L when causal: the taps
+            from T on meet no input, are ignored and get the gradient 0. At most T when circular.
+        D: skip weight (D,). gate: (B, T, D), multiplies the result.
+        impl: "auto" or the name of an implementation: "triton", "fft" (torch.fft in cached blocks), "monarch" (small
+            dense matrix products) or "reference". A single time step is one product and has one implementation.
+
+    Returns:
+        y (B, T, D) in the dtype of u, differentiable in all tensors. A transform mixes all steps of a row, so that
+        "causal" holds up to its rounding: about 1e-7 of the largest value of the row in float32.
+
+    Raises:
+        ValueError: for tensors whose shapes or dtypes do not fit together, or an empty sequence or kernel. Packed
+            sequences are not supported: no transform restarts inside a row.
+        RuntimeError: when the named implementation cannot run on the device of u.
+
+    Papers: Fu et al., "Simple Hardware-Efficient Long Convolutions for Sequence Modeling", arXiv 2302.06646; Fu et
+    al., "FlashFFTConv", arXiv 2311.05908.
+    """
+    _check(u, kernel, D, gate, circular)
+    if u.shape[1] == 1:
+        dtype = compute_dtype(u, kernel, D, gate)
+        x, k, skip, g = as_dtype(dtype, u, kernel[:, 0], D, gate)
+        return spectral.with_skip_and_gate(x * k, x, skip, g).to(u.dtype)  # type: ignore[operator]
+    return _long_conv(u, kernel[:, : u.shape[1]], D, gate, circular, impl)
+
+
+operation = Operation(
+    "long_conv",
+    triton_implementation("zoo.kernels.long_conv.triton"),
+    Implementation("fft", fft.forward, fft.backward, prepare=as_dtype),
+    Implementation("monarch", monarch.forward, monarch.backward),
+    Implementation(
+        "reference",
+        reference.forward,
+        lambda dy, *inputs: _with_nones(
+            inputs,
+            recomputed_gradients(
+                lambda *tensors: (reference.forward(*tensors, circular=inputs[-1]),), inputs[:-1], (dy,)
+            ),
+        ),
+    ),
+)
+
+
+@torch.library.custom_op("zoo::long_conv", mutates_args=())
+def _long_conv(u: Tensor, kernel: Tensor, D: Tensor | None, gate: Tensor | None, circular: bool, impl: str) -> Tensor:
+    chosen = operation.resolve(impl, u.device)
+    if u.numel() == 0:
+        return u.new_empty(u.shape)
+    tensors = chosen.prepare(compute_dtype(u, kernel, D, gate), u, kernel, D, gate)
+    return chosen.forward(*tensors, circular).to(u.dtype).contiguous()
+
+
+@torch.library.custom_op("zoo::long_conv_backward", mutates_args=())
+def _long_conv_backward(
+    dy: Tensor, u: Tensor, kernel: Tensor, D: Tensor | None, gate: Tensor | None, circular: bool, impl: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    chosen = operation.resolve(impl, u.device)
+    inputs = (u, kernel, D, gate)
+    if u.numel() == 0:
+        return tuple(u.new_zeros(0) if t is None else torch.zeros_like(t) for t in inputs)  # type: ignore[return-value]
+    gradients = chosen.backward(*chosen.prepare(compute_dtype(u, kernel, D, gate), dy, *inputs), circular)
+    return tuple(  # type: ignore[return-value]
+        u.new_zeros(0) if t is None else g.to(t.dtype).contiguous() for g, t in zip(gradients, inputs, strict=True)
+    )
+
+
+@_long_conv.register_fake
+def _(u, kernel, D, gate, circular, impl):
+    return u.new_empty(u.shape)
+
+
+@_long_conv_backward.register_fake
+def _(dy, u, kernel, D, gate, circular, impl):
+    return tuple(u.new_empty(0) if t is None else t.new_empty(t.shape) for t in (u, kernel, D, gate))
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.circular, ctx.impl = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, dy):
+    tensors = ctx.saved_tensors
+    gradients = _long_conv_backward(dy, *tensors, ctx.circular, ctx.impl)
+    return *(None if t is None else g for t, g in zip(tensors, gradients, strict=True)), None, None
+
+
+_long_conv.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _with_nones(inputs, gradients: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """One gradient for each of the four tensors, None where there is no tensor."""
+    left = iter(gradients)
+    return tuple(None if tensor is None else next(left) for tensor in inputs[:4])
+
+
+def _check(u, kernel, D, gate, circular) -> None:
+    check = partial(check_shape, "long_conv")
+    check("u", u, "(B, T, D)", None, None, None)
+    batch, length, dim = u.shape
+    check("kernel", kernel, "(D, L)", dim, None)
+    check("D", D, "(D,)", dim)
+    check("gate", gate, "(B, T, D)", batch, length, dim)
+    check_floating("long_conv", u=u, kernel=kernel, D=D, gate=gate)
+    taps = kernel.shape[1]
+    if length == 0 or taps == 0:
+        raise ValueError(f"long_conv: T and L must be at least 1, got T {length}, L {taps}")
+    if circular and taps > length:
+        raise ValueError(f"long_conv: a circular kernel must have at most T = {length} taps, got L = {taps}")

@@ -1,0 +1,5 @@
+"""Rotary position embedding."""
+
+from zoo.kernels.rope.op import rope
+
+__all__ = ["rope"]

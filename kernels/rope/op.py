@@ -1,0 +1,92 @@
+"""Rotary position embedding, dispatched over its implementations and registered as one torch operator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zoo.kernels.dispatch import Implementation, Operation, check_floating, check_shape, compute_dtype
+from zoo.kernels.rope import halves, reference
+from zoo.kernels.triton_support import triton_implementation
+
+SMALL = 1 << 17  # elements: below, on the CPU, torch's own functions take less time than the call of an operator
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, impl: str = "auto") -> Tensor:
+    r"""Turn pairs of channels by angles that grow with the position.
+
+    .. math:: (y_a, y_b) = (x_a \cos\theta - x_b \sin\theta, \; x_b \cos\theta + x_a \sin\theta)
+
+    Args:
+        x: input (B, T, H, K), any floating dtype; computed in float32 (float64 if any input is float64).
+        cos, sin: of the angles of the P pairs, 2 P <= K, at each step: (T, P) or (B, T, P), the same for all heads.
+            Constants: they have no gradient. The channels of x from 2 P on are returned as they are.
+        interleaved: pair i is the channels (2i, 2i + 1), as in the paper, instead of (i, i + P), as in GPT-NeoX.
+        impl: "auto" or the name of an implementation ("triton", "halves", "reference"). "auto" on the CPU computes
+            inputs below 2^17 elements with torch's functions, outside the operator.
+
+    Returns:
+        (B, T, H, K) in the dtype of x. Its gradient is the rotation by the negative angles.
+
+    Raises:
+        ValueError: for tensors whose shapes or dtypes do not fit together, or a cos or sin that requires a gradient.
+        RuntimeError: when the named implementation cannot run on the device of x.
+
+    Paper: Su et al., "RoFormer", arXiv 2104.09864.
+    """
+    _check(x, cos, sin)
+    if impl == "auto" and x.numel() < SMALL and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if x.dtype == cos.dtype == sin.dtype and x.dtype.itemsize >= 4:
+            return halves.differentiable(x, cos, sin, interleaved)
+        wide = compute_dtype(x, cos, sin)
+        return halves.differentiable(x.to(wide), cos.to(wide), sin.to(wide), interleaved).to(x.dtype)
+    return _rope(x, cos, sin, interleaved, impl)
+
+
+operation = Operation(
+    "rope",
+    triton_implementation("zoo.kernels.rope.triton"),
+    Implementation("halves", halves.forward, halves.forward),
+    Implementation("reference", reference.forward, reference.forward),
+)
+
+
+@torch.library.custom_op("zoo::rope", mutates_args=())
+def _rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, impl: str) -> Tensor:
+    chosen = operation.resolve(impl, x.device)
+    if x.numel() == 0:
+        return x.new_empty(x.shape)
+    return chosen.forward(*chosen.prepare(compute_dtype(x, cos, sin), x, cos, sin), interleaved).to(x.dtype)
+
+
+@_rope.register_fake
+def _(x, cos, sin, interleaved, impl):
+    return x.new_empty(x.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    _, cos, sin, ctx.interleaved, ctx.impl = inputs
+    ctx.save_for_backward(cos, sin)
+
+
+def _backward(ctx, dy):
+    cos, sin = ctx.saved_tensors
+    return _rope(dy, cos, -sin, ctx.interleaved, ctx.impl), None, None, None, None
+
+
+_rope.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _check(x, cos, sin) -> None:
+    shape, table = x.shape, cos.shape
+    if len(shape) != 4 or (table[:-1] != shape[1:2] and table[:-1] != shape[:2]):
+        check_shape("rope", "x", x, "(B, T, H, K)", None, None, None, None)
+        steps = x.shape[:2] if cos.dim() == 3 else x.shape[1:2]
+        check_shape("rope", "cos", cos, "(B, T, P)" if cos.dim() == 3 else "(T, P)", *steps, None)
+    if sin.shape != table:
+        check_shape("rope", "sin", sin, "that of cos", *cos.shape)
+    check_floating("rope", x=x, cos=cos, sin=sin)
+    if not 0 < 2 * table[-1] <= shape[-1]:
+        raise ValueError(f"rope: cos and sin must have from 1 to K / 2 pairs, got {table[-1]} for K {shape[-1]}")
+    if cos.requires_grad or sin.requires_grad:
+        raise ValueError("rope: cos and sin must be constants, got one that requires a gradient; detach it")

@@ -1,0 +1,170 @@
+"""Multi-head latent attention: keys and values of all heads from one small vector a token."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.kernels.rope import rope
+from zoo.layers.attention.state import KeyValueState, attention_mask
+from zoo.layers.attention.yarn import Yarn
+from zoo.layers.mixer import Mixer
+from zoo.layers.norm import RMSNorm
+
+
+class LatentAttention(Mixer):
+    r"""Causal attention whose keys and values are projections of a latent vector, the only thing kept of a token.
+
+    .. math::
+        c_t = n(W^{DKV} x_t), \quad r_t = \mathrm{RoPE}(W^{KR} x_t), \quad
+        k_{t,h} = [W^{UK}_h c_t; r_t], \quad v_{t,h} = W^{UV}_h c_t
+
+        q_{t,h} = [W^{UQ}_h z_t; \mathrm{RoPE}(W^{QR}_h z_t)], \quad z_t = n(W^{DQ} x_t) \text{ or } x_t
+
+    with n an RMSNorm. Long stretches of new tokens expand keys and values (``expanded``). A few new tokens on a past
+    are attended to in the latent space (``absorbed``), where nothing is expanded:
+
+    .. math::
+        q^\top k = (W^{UK\top} q^C)^\top c + q^{R\top} r, \quad \sum_t a_t v_t = W^{UV} \sum_t a_t c_t
+
+    The form is the one that multiplies less; both give the same. Of each token the state holds r, as ``key``
+    (B, 1, capacity, qk_rope_head_dim), and c, as ``value`` (B, 1, capacity, kv_lora_rank): all heads share them.
+    Parameter names are the published ones, but for ``out_proj``.
+
+    Args:
+        dim: model width. num_heads: H. kv_lora_rank: width of c.
+        qk_nope_head_dim, qk_rope_head_dim: parts of a query or key without and with position. v_head_dim: of a value.
+        q_lora_rank: width of the queries' own latent vector; None for none.
+        rope_base: wavelength base. rope_interleaved: rotated pairs are the channels (2i, 2i + 1), as in the published
+            weights, instead of (i, i + P). yarn: scaling for longer contexts.
+
+    Raises:
+        ValueError: for an odd qk_rope_head_dim.
+
+    Papers: DeepSeek-AI, "DeepSeek-V2", arXiv 2405.04434, section 2.1; "DeepSeek-V3", arXiv 2412.19437, section 2.1.1.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        kv_lora_rank: int,
+        qk_nope_head_dim: int,
+        qk_rope_head_dim: int,
+        v_head_dim: int,
+        q_lora_rank: int | None = None,
+        rope_base: float = 10000.0,
+        rope_interleaved: bool = True,
+        yarn: Yarn | None = None,
+    ):
+        super().__init__()
+        if qk_rope_head_dim % 2:
+            raise ValueError(f"qk_rope_head_dim must be even, it is rotated in pairs: got {qk_rope_head_dim}")
+        self.num_heads, self.kv_lora_rank, self.v_head_dim = num_heads, kv_lora_rank, v_head_dim
+        self.qk_nope_head_dim, self.qk_rope_head_dim = qk_nope_head_dim, qk_rope_head_dim
+        self.rope_base, self.rope_interleaved, self.yarn = rope_base, rope_interleaved, yarn
+        qk_head_dim = qk_nope_head_dim + qk_rope_head_dim
+        self.scale = qk_head_dim**-0.5 * (yarn.softmax_scale if yarn else 1.0)
+        if q_lora_rank is None:
+            self.q_proj = nn.Linear(dim, num_heads * qk_head_dim, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(dim, q_lora_rank, bias=False)
+            self.q_a_layernorm = RMSNorm(q_lora_rank, eps=1e-6)
+            self.q_b_proj = nn.Linear(q_lora_rank, num_heads * qk_head_dim, bias=False)
+        self.q_lora_rank = q_lora_rank
+        self.kv_a_proj_with_mqa = nn.Linear(dim, kv_lora_rank + qk_rope_head_dim, bias=False)
+        self.kv_a_layernorm = RMSNorm(kv_lora_rank, eps=1e-6)
+        self.kv_b_proj = nn.Linear(kv_lora_rank, num_heads * (qk_nope_head_dim + v_head_dim), bias=False)
+        self.out_proj = nn.Linear(num_heads * v_head_dim, dim, bias=False)
+
+    def forward(self, x: Tensor, state: KeyValueState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
+        """x (B, T, dim) -> (B, T, dim)."""
+        length, past = x.shape[1], 0 if state is None else state.length
+        q = self.q_proj(x) if self.q_lora_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        q_nope, q_rope = q.unflatten(-1, (self.num_heads, -1)).split((self.qk_nope_head_dim, self.qk_rope_head_dim), -1)
+        latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.kv_lora_rank, self.qk_rope_head_dim), -1)
+        cos, sin = self._rotation(past, length, x)
+        q_nope = q_nope.transpose(1, 2)  # (B, H, T, nope)
+        q_rope = rope(q_rope, cos, sin, interleaved=self.rope_interleaved).transpose(1, 2)  # (B, H, T, rope)
+        k_rope = rope(k_rope[:, :, None], cos, sin, interleaved=self.rope_interleaved).transpose(1, 2)
+        latent, ids = self.kv_a_layernorm(latent)[:, None], seq_idx  # (B, 1, T, rank)
+        if state is not None:
+            k_rope, latent, ids = state.append(k_rope, latent, seq_idx)
+        plain = past == 0 and ids is None
+        query_ids = None if ids is None else ids[:, -length:]
+        mask = None if plain else attention_mask(length, latent.shape[2], query_ids, ids, x.device)
+        attend = self.absorbed if past and self._absorbs(length) else self.expanded
+        return self.out_proj(attend(q_nope, q_rope, latent, k_rope, mask).transpose(1, 2).flatten(2))
+
+    def expanded(
+        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Attention to keys and values of every head.
+
+        Args:
+            q_nope: (B, H, T, nope). q_rope: (B, H, T, rope). latent: (B, 1, L, rank). k_rope: (B, 1, L, rope).
+            mask: boolean, (T, L) or (B, 1, T, L); None: causal where L = T, else everything.
+
+        Returns:
+            (B, H, T, v).
+        """
+        k_nope, v = self._expand(latent)
+        q = torch.cat([q_nope, q_rope], dim=-1)
+        k = torch.cat([k_nope, k_rope.expand(-1, self.num_heads, -1, -1)], dim=-1)
+        causal = mask is None and 1 < q.shape[2] == k.shape[2]
+        v = F.pad(v, (0, max(0, q.shape[-1] - self.v_head_dim)))  # torch's fast kernels want one width
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale)
+        return y[..., : self.v_head_dim]
+
+    def absorbed(
+        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """The same from the latent vectors themselves; None as a mask lets every query see everything."""
+        up_k, up_v = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1)).split(
+            (self.qk_nope_head_dim, self.v_head_dim), dim=1
+        )  # (H, nope, rank), (H, v, rank)
+        q = (q_nope * self.scale) @ up_k  # (B, H, T, rank)
+        latent, k_rope = latent[:, 0], k_rope[:, 0]
+        heads = (self.num_heads, q.shape[2])  # one matrix for all heads, which share the latent vectors
+        scores = q.flatten(1, 2) @ latent.mT + (q_rope * self.scale).flatten(1, 2) @ k_rope.mT
+        scores = scores.unflatten(1, heads).to(torch.promote_types(scores.dtype, torch.float32))  # (B, H, T, L)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        weights = scores.softmax(-1).to(latent.dtype).flatten(1, 2)
+        return (weights @ latent).unflatten(1, heads) @ up_v.mT
+
+    def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> KeyValueState:
+        """An empty cache of capacity ``max_length``, or one that grows."""
+        weight = self.kv_b_proj.weight
+        device, dtype, capacity = device or weight.device, dtype or weight.dtype, max_length or 16
+        key, value = (
+            torch.zeros(batch_size, 1, capacity, width, device=device, dtype=dtype)
+            for width in (self.qk_rope_head_dim, self.kv_lora_rank)
+        )
+        return KeyValueState(key, value, max_length=max_length)
+
+    def state_size(self, length: int) -> int:
+        """Grows with ``length``: kv_lora_rank + qk_rope_head_dim numbers a step, whatever the number of heads."""
+        return (self.kv_lora_rank + self.qk_rope_head_dim) * length
+
+    def _expand(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent vectors (B, 1, L, rank) -> keys without position (B, H, L, nope) and values (B, H, L, v)."""
+        both = self.kv_b_proj(latent[:, 0]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k_nope, v = both.split((self.qk_nope_head_dim, self.v_head_dim), dim=-1)
+        return k_nope, v
+
+    def _absorbs(self, length: int) -> bool:
+        """Whether ``length`` queries cost less in the latent space: multiplications of a past token and head."""
+        expand = self.kv_lora_rank * (self.qk_nope_head_dim + self.v_head_dim)
+        return length * 2 * self.kv_lora_rank <= expand + length * (self.qk_nope_head_dim + self.v_head_dim)
+
+    def _rotation(self, past: int, length: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (T, rope / 2) of the angles at the positions from ``past`` on."""
+        pairs, wide = self.qk_rope_head_dim // 2, torch.promote_types(x.dtype, torch.float32)
+        frequency = self.rope_base ** (-torch.arange(pairs, device=x.device, dtype=wide) / pairs)
+        frequency = self.yarn.frequencies(frequency, self.rope_base) if self.yarn else frequency
+        angle = torch.arange(past, past + length, device=x.device, dtype=wide)[:, None] * frequency
+        scale = self.yarn.rotation_scale if self.yarn else 1.0
+        return angle.cos() * scale, angle.sin() * scale

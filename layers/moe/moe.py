@@ -1,0 +1,140 @@
+"""A feed-forward layer of experts, of which each token visits a few."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.kernels.moe import Routing, expert_utilisation, load_balance_loss, moe, router_z_loss, top_k_routing
+
+
+class MoE(nn.Module):
+    r"""Weighted sum of the ``top_k`` best of ``num_experts`` SwiGLU experts.
+
+    .. math::
+        p = \mathrm{softmax}(W_r x), \quad \mathcal{E} = \mathrm{top}_k(p), \quad
+        y = \sum_{e \in \mathcal{E}} w_e \, W^2_e (\mathrm{silu}(W^1_e x) \odot W^3_e x), \quad
+        w_e = p_e \;[\, / \textstyle\sum_{j \in \mathcal{E}} p_j ]
+
+    ``router`` is a Linear without bias, evaluated in float32 whatever the precision of the rest (Switch, section 2.4).
+    ``w1`` and ``w3`` (E, D, F) and ``w2`` (E, F, D) hold all experts. Every token reaches all its experts (dropless),
+    so its output depends on no other token. Only with a ``capacity_factor``, and only in training mode, an expert takes
+    at most ceil(capacity_factor * top_k * tokens / num_experts) tokens, the first of the flattened batch; what is
+    dropped adds nothing to its token, so there a token's output depends on those before it, also in other sequences.
+
+    Attributes:
+        auxiliary_losses: in training mode, already weighted: "load_balance" and "router_z" where the weight is not 0.
+        activity: of the latest forward pass: "tokens_per_expert" (E,) int64, what was really computed; "utilisation"
+            (), the exponential of the entropy of the router's choices over E: 1 when even, 1/E when one expert gets
+            all; "dropped" () int64, assignments beyond the capacity. Not kept while a program is exported.
+        routing: of the latest forward pass in training mode, for a loss over several layers; else None.
+
+    Args:
+        dim: model width D. hidden_dim: width F of an expert. num_experts: E. top_k: experts a token.
+        normalize: the weights of a token sum to 1 (Mixtral); None: where top_k > 1. With top_k 1 (Switch) the weight
+            must stay the probability, through which alone the router learns from the model's loss.
+        capacity_factor: None for no limit. balance_weight: of ``load_balance_loss``. z_weight: of ``router_z_loss``.
+
+    Raises:
+        ValueError: for a top_k outside [1, num_experts], a capacity_factor that is not positive or a negative weight.
+
+    Papers: Fedus et al., "Switch Transformers", arXiv 2101.03961; Jiang et al., "Mixtral of Experts", arXiv 2401.04088;
+    Zoph et al., "ST-MoE", arXiv 2202.08906 (z-loss).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        num_experts: int,
+        top_k: int = 2,
+        *,
+        normalize: bool | None = None,
+        capacity_factor: float | None = None,
+        balance_weight: float = 0.0,
+        z_weight: float = 0.0,
+    ):
+        super().__init__()
+        if not 1 <= top_k <= num_experts:
+            raise ValueError(f"top_k must lie in [1, num_experts]: got top_k {top_k}, num_experts {num_experts}")
+        if capacity_factor is not None and not capacity_factor > 0:
+            raise ValueError(f"capacity_factor must be positive, or None for no limit, got {capacity_factor}")
+        if not (balance_weight >= 0 and z_weight >= 0):
+            raise ValueError(
+                f"loss weights must not be negative, got balance_weight {balance_weight}, z_weight {z_weight}"
+            )
+        self.num_experts, self.top_k, self.capacity_factor = num_experts, top_k, capacity_factor
+        self.normalize = top_k > 1 if normalize is None else normalize
+        self.balance_weight, self.z_weight = balance_weight, z_weight
+        self.router = nn.Linear(dim, num_experts, bias=False)
+        self.w1 = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
+        self.w3 = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
+        self.w2 = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
+        self.auxiliary_losses: dict[str, Tensor] = {}
+        self.activity: dict[str, Tensor] = {}
+        self.routing: Routing | None = None
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Each matrix as nn.Linear's: uniform within 1 / sqrt(inputs)."""
+        self.router.reset_parameters()
+        for weight in (self.w1, self.w3, self.w2):
+            nn.init.uniform_(weight, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (..., D) -> (..., D); where ``mask`` (...) is False, as for padding, no expert is visited: y = 0."""
+        tokens, kept = x.flatten(0, -2), None if mask is None else mask.flatten()
+        low, capacity = _autocast_dtype(x.device.type), self.capacity(tokens.shape[0])
+        with nullcontext() if low is None else torch.autocast(x.device.type, enabled=False):
+            wide = torch.promote_types(x.dtype, torch.float32)
+            logits = F.linear(tokens.to(wide), self.router.weight.to(wide))  # (M, E)
+            routing = top_k_routing(logits, self.top_k, normalize=self.normalize)
+            visited = routing
+            if kept is not None:
+                visited = routing._replace(experts=routing.experts.masked_fill(~kept[:, None], self.num_experts))
+            rows, w1, w3, w2 = (t if low is None else t.to(low) for t in (tokens, self.w1, self.w3, self.w2))
+            y, dropped = moe(rows, visited, w3, w2, gate=w1, capacity=capacity)
+        if not torch.compiler.is_exporting():
+            self.activity = self._measure(visited.experts, dropped, capacity)
+            self.auxiliary_losses = self._losses(logits, routing, kept) if self.training else {}
+            self.routing = routing if self.training else None
+        return y.view(x.shape)
+
+    def capacity(self, tokens: int) -> int | None:
+        """Most tokens an expert takes of so many; None: no limit, as always in evaluation mode."""
+        if self.capacity_factor is None or not self.training:
+            return None
+        return max(1, math.ceil(self.capacity_factor * self.top_k * tokens / self.num_experts))
+
+    def _measure(self, experts: Tensor, dropped: Tensor, capacity: int | None) -> dict[str, Tensor]:
+        flat = experts.flatten()
+        counts = flat.new_zeros(self.num_experts + 1).scatter_add(0, flat, torch.ones_like(flat))[: self.num_experts]
+        return {
+            "tokens_per_expert": counts if capacity is None else counts.clamp(max=capacity),
+            "utilisation": expert_utilisation(experts, self.num_experts).entropy.exp() / self.num_experts,
+            "dropped": dropped,
+        }
+
+    def _losses(self, logits: Tensor, routing: Routing, mask: Tensor | None) -> dict[str, Tensor]:
+        losses = {}
+        if self.balance_weight:
+            loss = load_balance_loss(routing.scores, routing.experts, mask=mask)
+            losses["load_balance"] = self.balance_weight * loss
+        if self.z_weight:
+            losses["router_z"] = self.z_weight * router_z_loss(logits, mask=mask)
+        return losses
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles of the layer do without the latest forward pass, whose tensors may hold a graph."""
+        return self.__dict__ | {"auxiliary_losses": {}, "activity": {}, "routing": None}
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    """What the surrounding autocast computes in on this kind of device; None without one."""
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if enabled else None

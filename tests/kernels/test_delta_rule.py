@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from zoo.kernels import available_implementations
+from zoo.kernels.delta_rule import delta_rule
+from zoo.kernels.linear_attention import linear_attention
+
+IMPLS = ["reference", "chunked"]
+
+
+def make_inputs(gated, batch=2, length=40, heads=2, key_dim=5, value_dim=6, dtype=torch.float32, decay=1.0) -> dict:
+    generator = torch.Generator().manual_seed(length + heads)
+    randn, rand = partial(torch.randn, generator=generator), partial(torch.rand, generator=generator)
+    inputs = {
+        "q": normalize(randn(batch, length, heads, key_dim), dim=-1).to(dtype),
+        "k": normalize(randn(batch, length, heads, key_dim), dim=-1).to(dtype),
+        "v": randn(batch, length, heads, value_dim).to(dtype),
+        "beta": rand(batch, length, heads).to(dtype),
+        "initial_state": randn(batch, heads, key_dim, value_dim),
+    }
+    return inputs | {"log_decay": (-decay * rand(batch, length, heads)).to(dtype)} if gated else inputs
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("gated", [False, True])
+def test_is_the_papers_product_of_matrices(gated, impl):
+    """S_t = a_t (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T with the matrices formed."""
+    inputs = {name: t.double() for name, t in make_inputs(gated, 1, 11, 1, 3, 2).items()}
+    q, k, v, beta = (inputs[name][0, :, 0] for name in ("q", "k", "v", "beta"))
+    decay = inputs["log_decay"][0, :, 0].exp() if gated else torch.ones(11)
+    state, expected = inputs["initial_state"][0, 0], []
+    for t in range(11):
+        transition = decay[t] * (torch.eye(3, dtype=torch.float64) - beta[t] * torch.outer(k[t], k[t]))
+        state = transition @ state + beta[t] * torch.outer(k[t], v[t])
+        expected.append(0.7 * state.mT @ q[t])
+    output, final = delta_rule(**inputs, scale=0.7, chunk_size=4, impl=impl)
+    torch.testing.assert_close(output[0, :, 0], torch.stack(expected))
+    torch.testing.assert_close(final[0, 0], state)
+    default = delta_rule(**inputs, impl=impl).output
+    torch.testing.assert_close(default[0, :, 0], torch.stack(expected) / 0.7 * 3**-0.5)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_with_beta_1_a_unit_key_returns_its_last_value(impl):
+    k = torch.eye(4, dtype=torch.float64)[torch.tensor([0, 1, 2, 0, 3, 1])][None, :, None]
+    v = torch.randn(1, 6, 1, 3, dtype=torch.float64)
+    _, state = delta_rule(k, k, v, torch.ones(1, 6, 1), chunk_size=4, impl=impl)
+    torch.testing.assert_close(state[0, 0], v[0, [3, 5, 2, 4], 0])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_with_orthogonal_keys_it_is_linear_attention(impl):
+    q, k, v = torch.randn(1, 8, 1, 8), torch.eye(8)[None, :, None], torch.randn(1, 8, 1, 3)
+    beta, log_decay = torch.rand(1, 8, 1), -torch.rand(1, 8, 1)
+    expected = linear_attention(q, k, v * beta[..., None], log_decay=log_decay)
+    for a, b in zip(delta_rule(q, k, v, beta, log_decay=log_decay, chunk_size=4, impl=impl), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 17, 9), (1, 2, 70, 100)], ids=str)
+def test_accuracy_over_sizes(gated, shape, assert_accurate):
+    batch, heads, key_dim, value_dim = shape
+    inputs = make_inputs(gated, batch, 90, heads, key_dim, value_dim)
+    assert_accurate(partial(delta_rule, chunk_size=16), inputs, "chunked")
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("chunk_size", [1, 24, 64, 300])
+def test_accuracy_over_chunk_sizes(gated, chunk_size, assert_accurate):
+    seq_idx = (torch.arange(150) >= 90).long()[None]
+    call = partial(delta_rule, seq_idx=seq_idx, chunk_size=chunk_size)
+    assert_accurate(call, make_inputs(gated, 1, 150, 2, 12, 11), "chunked")
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-6, 50.0, 1e4])
+def test_accuracy_at_extreme_decays(decay, assert_accurate):
+    assert_accurate(delta_rule, make_inputs(True, length=100, decay=decay), "chunked")
+
+
+def test_small_decays_after_a_huge_one(assert_accurate):
+    inputs = make_inputs(True, length=60, decay=0.01)
+    inputs["log_decay"][:, 20] = -1e4
+    assert_accurate(delta_rule, inputs, "chunked")
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_accuracy_at_the_ends_of_beta_with_one_key(beta, assert_accurate):
+    """Equal keys: the triangular system is as full as it gets."""
+    inputs = make_inputs(False, length=64)
+    inputs["k"] = inputs["k"][:, :1].expand_as(inputs["k"]) * 0.9
+    inputs["beta"] = torch.full_like(inputs["beta"], beta)
+    assert_accurate(delta_rule, inputs, "chunked")
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("gated", [False, True])
+def test_gradcheck(gated, impl):
+    inputs = {name: t.double().requires_grad_() for name, t in make_inputs(gated, 1, 11, 1, 2, 2).items()}
+    seq_idx = torch.tensor([[0] * 5 + [1] * 6])
+
+    def call(*tensors):
+        return delta_rule(**dict(zip(inputs, tensors, strict=True)), seq_idx=seq_idx, chunk_size=4, impl=impl)
+
+    assert torch.autograd.gradcheck(call, tuple(inputs.values()))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("gated", [False, True])
+def test_packed_sequences_equal_separate_ones(gated, impl):
+    inputs = make_inputs(gated, batch=1, length=36, dtype=torch.float64)
+    state = inputs.pop("initial_state").double()
+    seq_idx = torch.tensor([[3] * 11 + [1] * 5 + [3] * 20])
+    packed, final = delta_rule(**inputs, initial_state=state, seq_idx=seq_idx, chunk_size=8, impl=impl)
+    outputs, last = [], None
+    for part in (slice(0, 11), slice(11, 16), slice(16, 36)):
+        first = state if part.start == 0 else None
+        output, last = delta_rule(**{n: t[:, part] for n, t in inputs.items()}, initial_state=first, impl=impl)
+        outputs.append(output)
+    torch.testing.assert_close(packed, torch.cat(outputs, 1))
+    torch.testing.assert_close(final, last)
+
+
+def test_other_sequences_get_no_gradient():
+    inputs = {n: t.requires_grad_() for n, t in make_inputs(True, batch=1, length=20).items()}
+    seq_idx = torch.tensor([[0] * 9 + [1] * 11])
+    output = delta_rule(**inputs, seq_idx=seq_idx, chunk_size=16).output[:, 9:]
+    gradients = dict(zip(inputs, torch.autograd.grad(output.square().sum(), list(inputs.values())), strict=True))
+    assert not gradients.pop("initial_state").any()
+    for name, gradient in gradients.items():
+        assert not gradient[:, :9].any(), name
+        assert gradient[:, 9:].any(), name
+
+
+def test_implementations():
+    assert available_implementations("delta_rule") == IMPLS[::-1]
+
+
+@pytest.mark.parametrize("change", ["q", "k", "v", "beta", "log_decay", "initial_state"])
+def test_wrong_shape_names_the_argument(change):
+    inputs = make_inputs(True)
+    inputs[change] = inputs[change][..., None]
+    with pytest.raises(ValueError, match=f"delta_rule: {change} must have shape"):
+        delta_rule(**inputs)
+
+
+def test_wrong_arguments():
+    inputs = make_inputs(True)
+    with pytest.raises(ValueError, match=r"log_decay must have shape \(B, T, H\)"):
+        delta_rule(**inputs | {"log_decay": torch.zeros(2, 40, 2, 5)})
+    with pytest.raises(ValueError, match="seq_idx must have shape"):
+        delta_rule(**inputs, seq_idx=torch.zeros(2, 39))
+    with pytest.raises(ValueError, match="beta must be a floating-point tensor"):
+        delta_rule(**inputs | {"beta": inputs["beta"].long()})
+    with pytest.raises(ValueError, match="T and chunk_size must be at least 1, got T 40, chunk_size 0"):
+        delta_rule(**inputs, chunk_size=0)

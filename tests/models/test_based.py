@@ -1,0 +1,211 @@
+"""BASED against the formulas of the paper written out, under the tensor names of the authors' checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import zoo
+from zoo.checkpoints.convert import based as converter
+from zoo.layers.attention import SlidingWindowAttention, TaylorAttention
+from zoo.layers.conv import GatedConv
+
+SMALL = {"vocab_size": 50, "dim": 32, "mlp_dim": 40, "num_heads": 2, "feature_dim": 5, "window": 4}
+
+
+def small(**changes: Any) -> Any:
+    """A nano model whose window is shorter than the test's tokens; biases that are not zero."""
+    model: Any = zoo.create_model("based_nano", dtype=torch.float64, **SMALL | changes).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> None:
+    torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+def published_weights(depth: int, pattern: str, vocab: int, dim: int, hidden: int, heads: int, features: int) -> dict:
+    """Random weights with the names and shapes of the authors' files."""
+    linear = {
+        "c": {"in_proj": (4 * dim, dim), "out_proj": (dim, 2 * dim)},
+        "s": {"Wqkv": (3 * dim, dim), "out_proj": (dim, dim)},
+        "t": {"proj_q": (heads * features, dim), "proj_k": (heads * features, dim), "proj_v": (dim, dim)},
+    }
+    shapes: dict[str, tuple[int, ...]] = {"embeddings.word_embeddings.weight": (vocab, dim), "ln_f.weight": (dim,)}
+    for i in range(depth):
+        kind, layer = pattern[i % len(pattern)], f"layers.{i}."
+        shapes |= {f"{layer}{name}.weight": (dim,) for name in ("norm1", "norm2")}
+        shapes |= {f"{layer}mlp.fc1.weight": (2 * hidden, dim), f"{layer}mlp.fc2.weight": (dim, hidden)}
+        shapes |= {f"{layer}mixer.{name}.weight": shape for name, shape in linear[kind].items()}
+        if kind == "t":
+            shapes[f"{layer}mixer.out_proj.weight"] = (dim, dim)
+        if kind == "c":
+            shapes |= {f"{layer}mixer.in_proj.bias": (4 * dim,), f"{layer}mixer.out_proj.bias": (dim,)}
+            shapes[f"{layer}mixer.conv.conv.weight"] = (2 * dim, 1, 3)
+    weights = {f"transformer.{k}": 0.3 * torch.randn(shape, dtype=torch.float64) for k, shape in shapes.items()}
+    return weights | {"lm_head.weight": weights["transformer.embeddings.word_embeddings.weight"]}
+
+
+def taylor(x: Tensor, p: dict[str, Tensor], heads: int) -> Tensor:
+    """x (T, D): weights 1 + s + s^2 / 2 over their sum."""
+    q, k, v = (F.linear(x, p[f"proj_{n}.weight"]).unflatten(-1, (heads, -1)) for n in "qkv")
+    s = torch.einsum("thf,shf->hts", q, k) / q.shape[-1] ** 0.5
+    weights = (1 + s + s**2 / 2).tril()
+    y = torch.einsum("hts,shd->thd", weights / weights.sum(-1, keepdim=True), v)
+    return y.flatten(1) @ p["out_proj.weight"].T
+
+
+def sliding(x: Tensor, p: dict[str, Tensor], heads: int, window_size: int) -> Tensor:
+    """x (T, D): softmax over the step and the window_size // 2 before it, one query at a time."""
+    q, k, v = (t.unflatten(-1, (heads, -1)) for t in F.linear(x, p["Wqkv.weight"]).chunk(3, dim=-1))
+    half = q.shape[-1] // 2
+    turns = torch.exp(1j * torch.outer(torch.arange(len(x)), 10000.0 ** -(torch.arange(half).double() / half)))
+    q, k = (torch.complex(t[..., :half], t[..., half:]) * turns[:, None] for t in (q, k))
+    outputs = []
+    for t in range(len(x)):
+        seen = slice(max(0, t - window_size // 2), t + 1)
+        scores = torch.einsum("hf,shf->hs", q[t].conj(), k[seen]).real / (2 * half) ** 0.5
+        outputs.append(torch.einsum("hs,shd->hd", scores.softmax(-1), v[seen]).flatten())
+    return torch.stack(outputs) @ p["out_proj.weight"].T
+
+
+def gated_conv(x: Tensor, p: dict[str, Tensor]) -> Tensor:
+    """x (T, D): three taps, the newest last."""
+    u, gate = F.linear(x, p["in_proj.weight"], p["in_proj.bias"]).chunk(2, dim=-1)
+    padded, taps = F.pad(u, (0, 0, 2, 0)), p["conv.conv.weight"][:, 0]
+    convolved = sum(taps[:, j] * padded[j : j + len(x)] for j in range(3))
+    return F.linear(F.silu(convolved) * gate, p["out_proj.weight"], p["out_proj.bias"])
+
+
+def published_model(tokens: Tensor, p: dict[str, Tensor], pattern: str, depth: int, heads: int, window_size: int):
+    """tokens (T,) -> logits (T, vocab)."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return p[name] * x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+
+    x = p["transformer.embeddings.word_embeddings.weight"][tokens]
+    for i in range(depth):
+        layer = f"transformer.layers.{i}."
+        own = {k.removeprefix(layer + "mixer."): v for k, v in p.items() if k.startswith(layer + "mixer.")}
+        inner, kind = norm(x, layer + "norm1.weight"), pattern[i % len(pattern)]
+        if kind == "t":
+            x = x + taylor(inner, own, heads)
+        elif kind == "s":
+            x = x + sliding(inner, own, heads, window_size)
+        else:
+            x = x + gated_conv(inner, own)
+        value, gate = F.linear(norm(x, layer + "norm2.weight"), p[layer + "mlp.fc1.weight"]).chunk(2, dim=-1)
+        x = x + (value * F.silu(gate)) @ p[layer + "mlp.fc2.weight"].T
+    return norm(x, "transformer.ln_f.weight") @ p["lm_head.weight"].T
+
+
+@pytest.mark.parametrize(
+    ("pattern", "depth", "heads", "window_size", "dtype"),
+    [("ctscc", 7, 2, 8, torch.float64), ("st", 3, 4, 2, torch.float64), ("ctscc", 5, 2, 6, torch.float32)],
+)
+def test_equals_the_published_formulas_under_the_published_names(pattern, depth, heads, window_size, dtype):
+    p = published_weights(depth, pattern, vocab=50, dim=32, hidden=40, heads=heads, features=5)
+    tokens = torch.randint(0, 50, (2, 70))
+    expected = torch.stack([published_model(row, p, pattern, depth, heads, window_size) for row in tokens])
+    window = window_size // 2 + 1
+    model: Any = small(pattern=pattern, depth=depth, num_heads=heads, window=window).to(dtype)
+    found = {f"model.{key}": tensor for key, tensor in p.items()}
+    found |= {"model.transformer.decay.decay": torch.ones(2), "metrics.loss": torch.ones(1)}
+    assert converter.recognises(found) and not converter.recognises(model.state_dict())
+    model.load_state_dict(converter.to_zoo(found))
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+    close(model(tokens).double(), expected, tolerance)
+    state = model.init_state(2)
+    steps = [model(tokens[:, :9], state)] + [model(tokens[:, t : t + 1], state) for t in range(9, 70)]
+    close(torch.cat(steps, dim=1).double(), expected, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "taylor_at"),
+    [("based_360m", 362_620_928, [1, 6, 11, 16, 21]), ("based_1_3b", 1_349_453_056, [1, 6, 11, 16, 21, 27, 33])],
+)
+def test_sizes_are_the_authors(name, count, taylor_at):
+    model: Any = zoo.create_model(name, device="meta")
+    assert zoo.model_info(name).num_parameters == count
+    kinds = {kind: [i for i, m in enumerate(model.mixers) if isinstance(m, kind)] for kind in map(type, model.mixers)}
+    assert kinds[TaylorAttention] == taylor_at and kinds[SlidingWindowAttention] == [i + 1 for i in taylor_at]
+    assert len(kinds[GatedConv]) == model.config.depth - 2 * len(taylor_at)
+
+
+def test_state_does_not_grow_with_the_sequence():
+    """A window, a matrix a head, two convolution inputs: after 3 tokens as after 300."""
+    model, sizes = small(), []
+    state = model.init_state(1)
+    for length in (3, 300, 64, 1):
+        model(torch.randint(0, 50, (1, length)), state)
+        sizes.append(state.nbytes)
+    conv, memory, cache = 2 * 2 * 32, 2 * (6 * 7 // 2) * 17, 2 * 32 * 4
+    assert sizes == [8 * (2 * conv + memory + cache)] * 4
+    assert model.state_size(3) == model.state_size(10**6) == 2 * conv + memory + cache
+
+
+def test_state_grows_with_feature_dim_and_window():
+    sizes = [small(feature_dim=f, window=w).state_size(1) for f, w in ((2, 4), (4, 4), (4, 8), (16, 8), (16, 64))]
+    assert sizes == sorted(set(sizes))
+
+
+def test_decodes_past_the_window_after_packed_and_padded_prompts():
+    """The cache drops the ids once all of the window is one sequence; ids may come again."""
+    model = small()
+    tokens = torch.randint(0, 50, (2, 40))
+    seq_idx = torch.tensor([[-1] * 4 + [0] * 26 + [1] * 10, [0] * 2 + [4] * 28 + [1] * 10])
+    whole = model(tokens, seq_idx=seq_idx)
+    state = model.init_state(2)
+    parts = [model(tokens[:, :5], state, seq_idx=seq_idx[:, :5])]
+    parts += [model(tokens[:, t : t + 1], state) for t in range(5, 30)]
+    ids = [block.ids for block in state if hasattr(block, "ids")]
+    assert ids == [None]
+    parts += [model(tokens[:, 30:32], state, seq_idx=seq_idx[:, 30:32])]
+    parts += [model(tokens[:, t : t + 1], state, seq_idx=seq_idx[:, t : t + 1]) for t in range(32, 36)]
+    parts += [model(tokens[:, 36:], state)]
+    close(torch.cat(parts, dim=1), whole)
+
+
+def test_only_the_taylor_attention_reaches_beyond_the_window():
+    """Blocks of "cs" see 2 * (window - 1 + 2) steps back; "t" sees everything."""
+    tokens = torch.randint(0, 50, (1, 30))
+    changed = tokens.clone()
+    changed[0, 0] = (changed[0, 0] + 1) % 50
+    short, far = small(pattern="cs"), small(pattern="ct")
+    assert torch.equal(short(tokens)[:, 11:], short(changed)[:, 11:])
+    assert not torch.equal(short(tokens)[:, 10], short(changed)[:, 10])
+    assert not torch.equal(far(tokens)[:, -1], far(changed)[:, -1])
+
+
+def test_initial_values_are_the_authors():
+    model: Any = zoo.create_model("based_nano", depth=8, initializer_range=0.1)
+    for name, parameter in model.blocks.named_parameters():
+        if name.endswith(("in_proj.bias", "out_proj.bias")):
+            assert not parameter.any()
+        elif name.endswith(("out_proj.weight", "w2.weight")):
+            assert parameter.std().item() == pytest.approx(0.1 / 4, rel=0.05)
+        elif name.endswith(("_proj.weight", "w1.weight", "w3.weight")):
+            assert parameter.std().item() == pytest.approx(0.1, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pattern": "ctx"}, "pattern must be letters 't'.*got 'ctx'"),
+        ({"pattern": ""}, "such as 'ctscc', got ''"),
+        ({"feature_dim": 0}, "feature_dim must be a positive integer, got 0"),
+        ({"window": 0}, "window must be a positive integer, got 0"),
+        ({"num_heads": 5}, "num_heads must divide dim.*num_heads 5"),
+        ({"num_heads": 128, "pattern": "s"}, "even heads"),
+        ({"kernel_size": 1}, "kernel_size must be at least 2"),
+    ],
+)
+def test_sizes_that_do_not_fit_say_the_rule(changes, message):
+    with pytest.raises(ValueError, match=message):
+        zoo.create_model("based_nano", **changes)

@@ -1,0 +1,104 @@
+"""BASED: Taylor linear attention, small sliding windows and gated short convolutions, interleaved.
+
+Paper: Arora et al., arXiv 2402.18668. Sizes, order of the layers and vocabulary of the authors' checkpoints (the Pile).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import partial
+
+from torch import nn
+
+from zoo.config import require_positive
+from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.layers import Mixer, SwiGLU
+from zoo.layers.attention import SlidingWindowAttention, TaylorAttention
+from zoo.layers.conv import GatedConv
+from zoo.registry import Paper, register_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BasedConfig(LanguageConfig):
+    """Options of every language model, and:
+
+    pattern: the mixers in order, one letter each, repeated up to ``depth`` blocks: "t" Taylor linear attention, "s"
+    sliding-window attention, "c" gated convolution. num_heads: of both attentions. feature_dim: width of a head's
+    queries and keys in the Taylor attention. window: keys a query of the sliding window sees, itself included (the
+    authors' ``window_size: 256`` is 129: 128 keys and the query's own). kernel_size, expand: of the convolution.
+    rope_base: of the sliding window's rotary positions. mlp_dim: hidden width of the SwiGLU. initializer_range: of the
+    embedding and of all projections.
+    """
+
+    vocab_size: int = 50264
+    pattern: str
+    num_heads: int = 16
+    feature_dim: int = 16
+    window: int = 129
+    kernel_size: int = 3
+    expand: int = 2
+    rope_base: float = 10000.0
+    mlp_dim: int
+    chunk_size: int = 64
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "num_heads", "feature_dim", "window", "kernel_size", "expand", "mlp_dim", "chunk_size")
+        if not self.pattern or set(self.pattern) - set("cst"):
+            raise ValueError(
+                "pattern must be letters 't' (Taylor attention), 's' (sliding window) and 'c' (convolution), such as "
+                f"'ctscc', got {self.pattern!r}"
+            )
+
+
+class BasedLanguageModel(LanguageModel):
+    """A stack of blocks whose mixers follow the pattern, each with SwiGLU."""
+
+    config: BasedConfig
+
+    def build_block(self, index: int) -> Block:
+        """Norm and the pattern's mixer, norm and SwiGLU."""
+        c = self.config
+        builders: dict[str, partial[Mixer]] = {
+            "t": partial(TaylorAttention, c.dim, c.num_heads, c.feature_dim, chunk_size=c.chunk_size),
+            "s": partial(SlidingWindowAttention, c.dim, c.num_heads, c.window, rope_base=c.rope_base),
+            "c": partial(GatedConv, c.dim, c.kernel_size, c.expand),
+        }
+        return Block(c, builders[c.pattern[index % len(c.pattern)]](), SwiGLU(c.dim, c.mlp_dim))
+
+    def init_weights(self) -> None:
+        """The authors' initial values: all projections normal, those into the residual stream over sqrt(2 depth)."""
+        super().init_weights()
+        std = self.config.initializer_range
+        for name, module in self.blocks.named_modules():
+            if not isinstance(module, nn.Linear):
+                continue
+            into_residual = name.endswith(("mixer.out_proj", "mlp.w2"))
+            nn.init.normal_(module.weight, std=std / math.sqrt(2 * self.config.depth) if into_residual else std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+_register = partial(
+    register_model,
+    BasedLanguageModel,
+    task="language",
+    family="based",
+    paper=Paper("Simple linear attention language models balance the recall-throughput tradeoff", "2402.18668", 2024),
+)
+
+
+@_register()
+def based_nano():
+    return BasedConfig(vocab_size=256, dim=128, depth=4, pattern="ctsc", num_heads=4, window=32, mlp_dim=256)
+
+
+@_register()
+def based_360m():
+    return BasedConfig(dim=1024, depth=27, pattern="ctscc" * 5 + "cc", mlp_dim=2048)
+
+
+@_register()
+def based_1_3b():
+    return BasedConfig(dim=1792, depth=36, pattern="ctscc" * 4 + "ctsccc" * 2 + "ctsc", mlp_dim=3584)

@@ -1,0 +1,255 @@
+"""DeepSeek-V2 and DeepSeek-V3: latent attention, fine-grained experts, and prediction of further tokens.
+
+Papers: "DeepSeek-V3 Technical Report", arXiv 2412.19437; "DeepSeek-V2", arXiv 2405.04434. Sizes of the published
+checkpoints, with the YaRN scaling of their config.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from zoo.config import require_positive
+from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.layers import ModelState, RMSNorm, State, SwiGLU
+from zoo.layers.attention.latent import LatentAttention
+from zoo.layers.attention.yarn import Yarn
+from zoo.layers.moe.deepseek import DeepSeekMoE
+from zoo.registry import Paper, register_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeepSeekConfig(LanguageConfig):
+    """Options of every language model (initializer_range is of all matrices), and:
+
+    Attention: num_heads; kv_lora_rank, q_lora_rank (None: no latent vector of the queries); qk_nope_head_dim,
+    qk_rope_head_dim, v_head_dim; rope_base, rope_interleaved, yarn (a Yarn, its fields as a dict, or None).
+    Feed-forward: mlp_dim, of the first first_k_dense blocks; the others have num_experts of width expert_dim, top_k a
+    token, and num_shared shared ones; score, normalize, routed_scale, num_groups, top_groups, group_top, bias_speed,
+    balance_weight as in ``DeepSeekMoE``.
+    Multi-token prediction: mtp_depth further tokens are predicted in training, by one block each; their mean loss times
+    mtp_weight is the side loss "mtp". 0.3, later 0.1 in the paper.
+    """
+
+    num_heads: int
+    kv_lora_rank: int
+    q_lora_rank: int | None = None
+    qk_nope_head_dim: int = 128
+    qk_rope_head_dim: int = 64
+    v_head_dim: int = 128
+    rope_base: float = 10000.0
+    rope_interleaved: bool = True
+    yarn: Yarn | None = None
+    mlp_dim: int
+    first_k_dense: int = 1
+    expert_dim: int
+    num_experts: int
+    top_k: int
+    num_shared: int = 1
+    score: str = "sigmoid"
+    normalize: bool = True
+    routed_scale: float = 1.0
+    num_groups: int = 1
+    top_groups: int = 1
+    group_top: int = 2
+    bias_speed: float | None = 1e-3
+    balance_weight: float = 1e-4
+    mtp_depth: int = 0
+    mtp_weight: float = 0.3
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = False
+    residual_in_fp32: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.yarn, dict):
+            object.__setattr__(self, "yarn", Yarn(**self.yarn))
+        require_positive(self, "num_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        require_positive(self, "mlp_dim", "expert_dim", "num_experts", "top_k")
+        if self.q_lora_rank is not None:
+            require_positive(self, "q_lora_rank")
+        for name in ("first_k_dense", "num_shared", "mtp_depth"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+class ExpertBlock(Block):
+    """A block with experts, which padding does not visit."""
+
+    mlp: DeepSeekMoE
+    mlp_norm: RMSNorm
+
+    def forward(self, x: Tensor, state: State | None = None, seq_idx: Tensor | None = None) -> Tensor:
+        """x (B, T, dim), in the dtype of the residual stream, -> the same."""
+        x = x + self.mixer(self.norm(x), state, seq_idx=seq_idx)
+        return x + self.mlp(self.mlp_norm(x), None if seq_idx is None else seq_idx >= 0)
+
+
+class NextTokenModule(nn.Module):
+    r"""One depth of multi-token prediction: the hidden state of a position and the embedding of a later token give the
+    hidden state from which the shared head predicts the token after that.
+
+    .. math::
+        h'_t = n(\mathrm{block}(W [n(e_{t + k}); n(h_t)]))
+
+    The embedding comes first and h is what the head reads (after the norm), as in the published weights.
+
+    Paper: "DeepSeek-V3", section 2.2.
+    """
+
+    def __init__(self, config: LanguageConfig, block: Block):
+        super().__init__()
+        self.enorm = RMSNorm(config.dim, config.norm_eps)
+        self.hnorm = RMSNorm(config.dim, config.norm_eps)
+        self.eh_proj = nn.Linear(2 * config.dim, config.dim, bias=False)
+        self.block = block
+        self.shared_head_norm = RMSNorm(config.dim, config.norm_eps)
+
+    def forward(self, hidden: Tensor, embedded: Tensor, seq_idx: Tensor | None = None) -> Tensor:
+        """hidden (B, T, dim) of the depth before, embedded (B, T, dim) k tokens later -> (B, T, dim)."""
+        x = self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden)], dim=-1))
+        return self.shared_head_norm(self.block(x, None, seq_idx))
+
+
+class DeepSeekLanguageModel(LanguageModel):
+    """A stack of latent attention and experts, or SwiGLU in the first blocks; ``mtp`` is used in training only."""
+
+    config: DeepSeekConfig
+
+    def __init__(self, config: DeepSeekConfig):
+        super().__init__(config)
+        self.mtp = nn.ModuleList(
+            NextTokenModule(config, self.build_block(config.depth + depth)) for depth in range(config.mtp_depth)
+        )
+        self.auxiliary_losses: dict[str, Tensor] = {}
+        _init_matrices(self.mtp, config.initializer_range)
+
+    def build_block(self, index: int) -> Block:
+        """Norm and latent attention, norm and SwiGLU or experts."""
+        c = self.config
+        mixer = LatentAttention(
+            c.dim, c.num_heads, kv_lora_rank=c.kv_lora_rank, qk_nope_head_dim=c.qk_nope_head_dim,
+            qk_rope_head_dim=c.qk_rope_head_dim, v_head_dim=c.v_head_dim, q_lora_rank=c.q_lora_rank,
+            rope_base=c.rope_base, rope_interleaved=c.rope_interleaved, yarn=c.yarn,
+        )  # fmt: skip
+        if index < c.first_k_dense:
+            return Block(c, mixer, SwiGLU(c.dim, c.mlp_dim))
+        experts = DeepSeekMoE(
+            c.dim, c.expert_dim, c.num_experts, c.top_k, num_shared=c.num_shared, score=c.score, normalize=c.normalize,
+            scale=c.routed_scale, num_groups=c.num_groups, top_groups=c.top_groups, group_top=c.group_top,
+            bias_speed=c.bias_speed, balance_weight=c.balance_weight,
+        )  # fmt: skip
+        return ExpertBlock(c, mixer, experts)
+
+    def init_weights(self) -> None:
+        """Every matrix normal, as in both papers (section on hyper-parameters: 0.006)."""
+        _init_matrices(self, self.config.initializer_range)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        *,
+        labels: Tensor | None = None,
+        logits_to_keep: int = 0,
+        seq_idx: Tensor | None = None,
+    ) -> Tensor:
+        """Logits, or the loss, as every language model; a training loss also leaves the side loss "mtp"."""
+        self.auxiliary_losses = {}
+        if labels is None or not self.training or not self.mtp:
+            return super().forward(tokens, state, labels=labels, logits_to_keep=logits_to_keep, seq_idx=seq_idx)
+        self._check(tokens, state, labels, seq_idx, logits_to_keep)
+        x = self.embed(tokens)
+        if self.config.residual_in_fp32:
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+        hidden = self.forward_norm(self.forward_blocks(x, state, seq_idx))
+        losses = [self._loss(h, shifted, None) for h, shifted in self.further_tokens(hidden, tokens, labels, seq_idx)]
+        if losses:
+            self.auxiliary_losses = {"mtp": self.config.mtp_weight * torch.stack(losses).mean()}
+        return self._loss(hidden, labels, seq_idx)
+
+    def further_tokens(
+        self, hidden: Tensor, tokens: Tensor, labels: Tensor | None = None, seq_idx: Tensor | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What the multi-token prediction modules see and are scored against.
+
+        Args:
+            hidden: (B, T, dim) as the head reads it. tokens, labels, seq_idx: as in ``forward``.
+
+        Returns:
+            For depth k = 1, 2, ... of those that fit into T: hidden states (B, T - k, dim), of which position t
+            predicts token t + k + 1, and labels (B, T - k) of which, as in ``forward``, the next one belongs to t.
+        """
+        labels, found = tokens if labels is None else labels, []
+        for k, module in enumerate(self.mtp, 1):
+            if tokens.shape[1] < k + 2:
+                break
+            shifted, ids = labels[:, k:], None
+            if seq_idx is not None:
+                ids = seq_idx[:, :-k]
+                same = (seq_idx[:, k + 1 :] == seq_idx[:, : -k - 1]) & (seq_idx[:, k + 1 :] >= 0)
+                shifted = shifted.masked_fill(~F.pad(same, (1, 0)), -100)
+            arguments = (hidden[:, :-1], self.embed(tokens[:, k:]), ids)
+            if self.grad_checkpointing and self.training:
+                hidden = checkpoint(module, *arguments, use_reentrant=False)
+            else:
+                hidden = module(*arguments)
+            found.append((hidden, shifted))
+        return found
+
+    def num_active_parameters(self) -> int:
+        """Parameters that one token uses, embedding and head included: all but the experts it does not visit, and
+        without multi-token prediction."""
+        layers = [block.mlp for block in self.blocks if isinstance(block, ExpertBlock)]
+        idle = sum(
+            (m.num_experts - m.top_k) * sum(w.numel() // m.num_experts for w in (m.w1, m.w2, m.w3)) for m in layers
+        )
+        further = sum(p.numel() for p in self.mtp.parameters())
+        return sum(p.numel() for p in self.parameters()) - idle - further
+
+
+def _init_matrices(module: nn.Module, std: float) -> None:
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=std)
+
+
+_register = partial(
+    register_model,
+    DeepSeekLanguageModel,
+    task="language",
+    family="deepseek",
+    paper=Paper("DeepSeek-V3 Technical Report", "2412.19437", 2024),
+)
+
+
+@_register()
+def deepseek_nano():
+    return DeepSeekConfig(
+        vocab_size=256, dim=128, depth=3, num_heads=4, kv_lora_rank=48, q_lora_rank=64, qk_nope_head_dim=32,
+        qk_rope_head_dim=16, v_head_dim=32, mlp_dim=384, expert_dim=64, num_experts=8, top_k=2, num_groups=4,
+        top_groups=2, tie_embeddings=True, initializer_range=0.05,
+    )  # fmt: skip
+
+
+@_register()
+def deepseek_v2_lite():
+    return DeepSeekConfig(
+        vocab_size=102400, dim=2048, depth=27, num_heads=16, kv_lora_rank=512, mlp_dim=10944, expert_dim=1408,
+        num_experts=64, top_k=6, num_shared=2, score="softmax", normalize=False, group_top=1, bias_speed=None,
+        balance_weight=1e-3, initializer_range=0.006, yarn=Yarn(40, mscale=0.707, mscale_all_dim=0.707),
+    )  # fmt: skip
+
+
+@_register()
+def deepseek_v3_671b():
+    return DeepSeekConfig(
+        vocab_size=129280, dim=7168, depth=61, num_heads=128, kv_lora_rank=512, q_lora_rank=1536, mlp_dim=18432,
+        first_k_dense=3, expert_dim=2048, num_experts=256, top_k=8, routed_scale=2.5, num_groups=8, top_groups=4,
+        initializer_range=0.006, yarn=Yarn(40, mscale_all_dim=1.0),
+    )  # fmt: skip

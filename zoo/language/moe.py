@@ -1,0 +1,141 @@
+"""The mixture-of-experts baseline: the transformer with routed experts in place of its feed-forward layers.
+
+Papers: Jiang et al., "Mixtral of Experts", arXiv 2401.04088 (softmax, top-2, renormalised weights: the registered
+sizes); Fedus et al., "Switch Transformers", arXiv 2101.03961 (``top_k=1, capacity_factor=1.25, expert_every=2``). The
+sizes are this library's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from zoo.config import require_positive
+from zoo.kernels.moe import load_balance_loss
+from zoo.language.base import Block, LanguageModel
+from zoo.language.transformer import TransformerConfig
+from zoo.layers import CausalAttention, ModelState, State, SwiGLU
+from zoo.layers.moe import MoE
+from zoo.registry import Paper, register_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MoEConfig(TransformerConfig):
+    """Options of the transformer (``mlp_dim`` is the width of one expert and of the dense layers between), and:
+
+    head_dim: of the attention, dim / num_heads when None. num_experts: experts a layer. top_k: experts a token.
+    expert_every: of each group of so many blocks the last has experts, the others are dense. normalize: the weights of
+    a token's experts sum to 1; None: where top_k > 1. capacity_factor: limit of the tokens an expert takes in training
+    mode, over their even share; None: no limit. Evaluation has none, so that decoding equals the parallel form.
+    balance_weight, z_weight: of the load-balance loss and of the router z-loss. joint_balance: one load-balance loss
+    over the tokens of all layers (transformers' Mixtral) in place of the sum of one a layer (Switch).
+    """
+
+    head_dim: int | None = None
+    num_experts: int = 8
+    top_k: int = 2
+    expert_every: int = 1
+    normalize: bool | None = None
+    capacity_factor: float | None = None
+    balance_weight: float = 0.01
+    z_weight: float = 0.001
+    joint_balance: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "num_experts", "top_k", "expert_every")
+        if self.expert_every > self.depth:
+            raise ValueError(
+                f"expert_every must be at most depth, or no block has experts: got {self.expert_every}, "
+                f"depth {self.depth}"
+            )
+
+
+class MoEBlock(Block):
+    """A block whose feed-forward layer is a ``MoE``: padding visits no expert and counts in no loss."""
+
+    mlp: MoE
+
+    def forward(self, x: Tensor, state: State | None = None, seq_idx: Tensor | None = None) -> Tensor:
+        """x (B, T, dim), in the dtype of the residual stream, -> the same."""
+        x = x + self.mixer(self.norm(x), state, seq_idx=seq_idx)
+        normal = self.mlp_norm(x)  # pyright: ignore[reportOptionalCall]
+        return x + self.mlp(normal, None if seq_idx is None else seq_idx >= 0)
+
+
+class MoELanguageModel(LanguageModel):
+    """A stack of attention and feed-forward blocks, all or some of them with experts."""
+
+    config: MoEConfig
+
+    def build_block(self, index: int) -> Block:
+        """Norm and causal attention, norm and experts or SwiGLU."""
+        c = self.config
+        mixer = CausalAttention(c.dim, c.num_heads, c.num_kv_heads, c.rope_base, c.head_dim)
+        if (index + 1) % c.expert_every:
+            return Block(c, mixer, SwiGLU(c.dim, c.mlp_dim))
+        balance_weight = 0.0 if c.joint_balance else c.balance_weight
+        experts = MoE(
+            c.dim, c.mlp_dim, c.num_experts, c.top_k, normalize=c.normalize, capacity_factor=c.capacity_factor,
+            balance_weight=balance_weight, z_weight=c.z_weight,
+        )  # fmt: skip
+        return MoEBlock(c, mixer, experts)
+
+    @property
+    def experts(self) -> list[MoE]:
+        """The feed-forward layers with experts, in order."""
+        return [block.mlp for block in self.blocks if isinstance(block, MoEBlock)]
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """As in the dense model: of the 2 * depth projections into the residual stream, an expert layer's is one."""
+        super().init_weights()
+        outputs = 2 * self.config.depth
+        for name, weight in self.blocks.named_parameters():
+            if name.endswith(("mixer.out_proj.weight", "mlp.w2.weight")):
+                weight *= math.sqrt(1 - len(self.experts) / outputs)
+        for layer in self.experts:
+            layer.init_weights()
+            layer.w2.div_(math.sqrt(outputs))
+
+    def forward_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor:
+        """The residual stream (B, T, dim) through all blocks; the joint load-balance loss is the last layer's."""
+        x = super().forward_blocks(x, state, seq_idx)
+        routed = [layer.routing for layer in self.experts if layer.routing is not None]
+        if self.config.joint_balance and self.config.balance_weight and routed:
+            scores, experts = (torch.cat([getattr(r, name) for r in routed]) for name in ("scores", "experts"))
+            mask = None if seq_idx is None else (seq_idx >= 0).flatten().repeat(len(routed))
+            loss = self.config.balance_weight * load_balance_loss(scores, experts, mask=mask)
+            self.experts[-1].auxiliary_losses["load_balance"] = loss
+        return x
+
+    def num_active_parameters(self) -> int:
+        """Parameters that one token uses: all but those of the experts it does not visit (tied tensors once)."""
+        idle = sum(
+            (layer.num_experts - layer.top_k) * sum(w[0].numel() for w in (layer.w1, layer.w2, layer.w3))
+            for layer in self.experts
+        )
+        return sum(parameter.numel() for parameter in self.parameters()) - idle
+
+
+_register = partial(
+    register_model,
+    MoELanguageModel,
+    task="language",
+    family="moe",
+    paper=Paper("Mixtral of Experts", "2401.04088", 2024),
+)
+
+
+@_register()
+def moe_nano():
+    return MoEConfig(vocab_size=256, dim=128, depth=3, num_heads=4, num_kv_heads=2, mlp_dim=160, num_experts=4, top_k=2)
+
+
+@_register()
+def moe_8x130m():
+    return MoEConfig(dim=768, depth=12, num_heads=12, num_kv_heads=4, mlp_dim=2560, num_experts=8, top_k=2)
