@@ -66,7 +66,7 @@ def decays_of(gates: Tensor | None, segments: Tensor | None, like: Tensor) -> De
         decays = Decays(ones[:, :1], ones[:, :1], ones[:1, :1], lower)
     else:
         since, until, total = lower @ gates, ones.triu(1) @ gates, gates.sum(-2)[..., None]
-        within = _decay_between(gates[..., 0]) if gates.shape[-1] == 1 else lower
+        within = _decay_between(gates[..., 0], segments) if gates.shape[-1] == 1 else lower
         decays = Decays(since.exp(), until.exp(), total.exp(), within)
     if segments is None:
         return decays
@@ -100,15 +100,23 @@ def carry(state: Tensor, added: Tensor, across: Tensor) -> tuple[Tensor, Tensor]
     return state, torch.stack(before, dim=1)
 
 
-def _decay_between(gates: Tensor) -> Tensor:
-    """exp of the sum of log gates over (j, i], lower triangular (..., i, j).
+def _decay_between(gates: Tensor, segments: Tensor | None) -> Tensor:
+    """exp of the sum of log gates over (j, i], lower triangular (..., i, j); 1 between different sequences.
 
     The running sums are in float64 (where the device has it): their differences keep the small decays that follow a
-    very large one, which float32 would round away.
+    very large one, which float32 would round away. They begin anew with each sequence, so that no rounding of a
+    gradient that cancels reaches another one.
     """
-    total = gates.cumsum(-1) if gates.device.type == "mps" else gates.double().cumsum(-1)
+    wide = gates if gates.device.type == "mps" else gates.double()
+    lower = torch.ones(gates.shape[-1], gates.shape[-1], dtype=torch.bool, device=gates.device).tril()
+    if segments is None:
+        total = wide.cumsum(-1)
+    else:
+        lower = lower & (segments == segments.mT)
+        total = (lower.to(wide.dtype) @ wide[..., None]).squeeze(-1)
     difference = (total[..., :, None] - total[..., None, :]).to(gates.dtype)
-    return difference.tril(-1).exp().tril()  # the diagonal is 1 and takes no gradient, not one that would cancel
+    # the diagonal is 1 and takes no gradient, not one that would cancel
+    return difference.where(lower.tril(-1), 0).exp().tril()
 
 
 def _scores_by_halves(q: Tensor, k: Tensor, gates: Tensor) -> Tensor:
