@@ -11,6 +11,7 @@ from zoo.layers.attention.state import attention_mask
 
 BLOCK_SIZE = 64  # of the sorted form
 SORTED_FROM = 16 * BLOCK_SIZE  # steps; below, a mask over all pairs costs less than sorting
+PIECE = SORTED_FROM  # queries a mask
 
 
 def balanced_attention(
@@ -55,13 +56,20 @@ def nearest_attention(
 ) -> Tensor:
     """Each of the newest T of S positions attends to itself and to the earlier positions of its own cluster.
 
-    q (B, H, T, d), k and v (B, H, S, d), clusters (B, H, T) and (B, H, S), ids (B, S) of packed sequences -> (B, H, T, d),
-    by a mask over all T S pairs.
+    By a mask over the pairs, of ``PIECE`` queries at a time. q (B, H, T, d), k and v (B, H, S, d), clusters (B, H, T)
+    and (B, H, S), ids (B, S) of packed sequences -> (B, H, T, d).
     """
-    length, total = q.shape[2], k.shape[2]
-    mask = query_cluster[..., :, None] == key_cluster[..., None, :]
-    past = attention_mask(length, total, None if ids is None else ids[:, -length:], ids, q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask if past is None else mask & past, scale=scale)
+    length, past, pieces = q.shape[2], k.shape[2] - q.shape[2], []
+    for first in range(0, length, PIECE):
+        last = min(first + PIECE, length)
+        end = past + last
+        mask = query_cluster[:, :, first:last, None] == key_cluster[:, :, None, :end]
+        query_ids, key_ids = (None, None) if ids is None else (ids[:, past + first : end], ids[:, :end])
+        seen = attention_mask(last - first, end, query_ids, key_ids, q.device)
+        mask = mask if seen is None else mask & seen
+        queries, keys, values = q[:, :, first:last], k[:, :, :end], v[:, :, :end]
+        pieces.append(F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale))
+    return torch.cat(pieces, dim=2)
 
 
 def sorted_nearest_attention(qk: Tensor, v: Tensor, cluster: Tensor, num_clusters: int, scale: float) -> Tensor:

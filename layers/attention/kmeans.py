@@ -69,8 +69,8 @@ class OnlineKMeans(nn.Module):
     def update(self, when: Tensor | bool = True) -> None:
         """Move the centroids towards the means of the observed points and forget these; nothing unless ``when``."""
         mean = self.sums / self.counts.clamp(min=1)[..., None]
-        rate = (1 - self.decay) * (self.counts > 0) * when
-        self.centroids.lerp_(mean.to(self.centroids.dtype), rate[..., None].to(self.centroids.dtype))
-        keep = torch.as_tensor(when, device=self.sums.device).logical_not()
-        self.sums *= keep
-        self.counts *= keep
+        moved = (self.counts > 0) & torch.as_tensor(when, device=self.counts.device)
+        rate = (1 - self.decay) * moved.to(self.centroids.dtype)
+        self.centroids.lerp_(mean.to(self.centroids.dtype), rate[..., None])
+        self.sums *= ~moved[..., None]
+        self.counts *= ~moved

@@ -52,9 +52,9 @@ class RoutingAttention(Mixer):
     - In training mode, the paper's balanced clusters: each centroid takes its ``cluster_size`` nearest positions of the
       whole row, and t attends to the earlier ones and itself in each cluster that took it, averaged. The values are
       causal, but which positions are taken depends on later ones (and, in a packed row, on its other sequences).
-    - In evaluation mode, and from a state: all s <= t with :math:`c_s = c_t`. It is strictly causal and decoding repeats
-      it exactly: keys, values and clusters of the past are the state. Long sequences are sorted by cluster, in memory
-      linear in T; packed rows and steps from a state take a mask over the pairs of new and all positions.
+    - In evaluation mode, and from a state: all s <= t with :math:`c_s = c_t`. It is strictly causal, and decoding
+      repeats it exactly: keys, values and clusters of the past are the state. Memory is linear in T. Long sequences are
+      sorted by cluster; short or packed ones, and those that go on from a state, are masked, which costs O(T^2).
 
     Both are full causal attention where one cluster holds everything. How well they agree depends on the training;
     ``activity`` tells. In training mode the centroids follow the points: they move in the first pass after the
@@ -68,8 +68,8 @@ class RoutingAttention(Mixer):
 
     Args:
         dim: model width. num_heads: H. num_clusters: K, of each head. cluster_size: positions a centroid takes in
-            training mode, all where the row is shorter. head_dim: d, dim / num_heads when None. scale: d^-0.5 when None;
-            the authors' code has 1. decay: of the centroids. commitment_weight: of the loss. rope_base: of the
+            training mode, all where the row is shorter. head_dim: d, dim / num_heads when None. scale: d^-0.5 when
+            None; the authors' code has 1. decay: of the centroids. commitment_weight: of the loss. rope_base: of the
             rotary positions, which stand for the paper's learned relative ones.
 
     Raises:

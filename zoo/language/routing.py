@@ -1,9 +1,9 @@
 """The Routing Transformer: heads that attend within learned clusters, next to heads that attend to the neighbourhood.
 
 Paper: Roy et al., arXiv 2003.05997. Sizes, order of the layers and numbers of clusters of the authors' configurations
-(google-research, routing_transformer: wikitext103_local_cluster4k, pg19_local_cluster8k). Where the house differs: rotary
-positions for the learned relative ones, a sliding window for the local blocks that see the block before them, RMSNorm
-for LayerNorm, and no extra projection within the heads.
+(google-research, routing_transformer: wikitext103_local_cluster4k, pg19_local_cluster8k). Where the house differs:
+rotary positions for the learned relative ones, a sliding window for the local blocks that see the block before them,
+RMSNorm for LayerNorm, no dropout of attention weights and of input tokens, and no extra projection within the heads.
 """
 
 from __future__ import annotations
