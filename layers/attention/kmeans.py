@@ -11,14 +11,14 @@ class OnlineKMeans(nn.Module):
     r"""K centroids a head, moving averages of the points nearest to them.
 
     .. math::
-        c_t = \arg\max_c \, x_t \cdot \mu_c, \quad
+        c_t = \arg\max_c \, x_t \cdot \mathrm{LN}(\mu_c), \quad
         \mu_c \leftarrow \lambda \mu_c + (1 - \lambda) \, \mathrm{mean} \{x_t : c_t = c\}
 
-    The points have one norm, so the largest product marks the nearest of centroids that have one norm; the centroids
-    begin so. A centroid without points stays where it is, longer than the averages, which brings it points. ``observe``
-    adds up points, ``update`` moves the centroids to what was observed since the last update: observing the same points
-    twice, as recomputed activations do, changes no mean. Only the points of this process are seen; where
-    ``DistributedDataParallel`` broadcasts its buffers, as by default, all processes use rank 0's centroids.
+    Points and LN(mu) lie on one sphere, so the largest product is the smallest distance. ``observe`` adds up points,
+    ``update`` moves the centroids by what was observed since the last update: to observe the same points twice, as
+    recomputed activations do, changes no mean. A centroid without points stays where it is. Only the points of this
+    process are seen; where ``DistributedDataParallel`` broadcasts its buffers, as by default, all processes use rank
+    0's centroids.
 
     Attributes:
         centroids: buffer mu (H, K, d), saved with the model. sums (H, K, d), counts (H, K): of the observed points.
@@ -26,8 +26,12 @@ class OnlineKMeans(nn.Module):
     Args:
         num_heads: H. num_clusters: K. dim: d, of points with mean 0 and variance 1 (norm sqrt(d)). decay: lambda.
 
-    Papers: Roy et al., "Efficient Content-Based Sparse Attention with Routing Transformers", arXiv 2003.05997, section
-    4.1. The authors' code averages sums and counts apart, which weights a step by its points.
+    Raises:
+        ValueError: for a decay outside [0, 1).
+
+    Paper: Roy et al., "Efficient Content-Based Sparse Attention with Routing Transformers", arXiv 2003.05997, section
+    4.1. The authors' code routes by x . mu, whose longer centroids attract more; averages sums and counts apart, which
+    weights a step by its points; and adds up over all processes.
     """
 
     centroids: Tensor
@@ -45,10 +49,11 @@ class OnlineKMeans(nn.Module):
         self.register_buffer("counts", torch.zeros(num_heads, num_clusters), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Points x (B, H, T, d) -> products with the centroids (B, H, T, K), float32 or wider."""
+        """Points x (B, H, T, d) -> products with the centroids' directions (B, H, T, K), float32 or wider."""
         wide = torch.promote_types(x.dtype, torch.float32)
+        directions = F.layer_norm(self.centroids.to(wide), self.centroids.shape[-1:])
         with torch.autocast(x.device.type, enabled=False):
-            return x.to(wide) @ self.centroids.to(wide).mT
+            return x.to(wide) @ directions.mT
 
     def assigned(self, cluster: Tensor) -> Tensor:
         """The centroids of clusters (B, H, T), a copy (B, H, T, d)."""

@@ -41,7 +41,7 @@ class RoutingAttention(Mixer):
     r"""Softmax attention within clusters of the positions, found by online k-means on the shared queries and keys.
 
     .. math::
-        q_t = k_t = \mathrm{LN}(W_{qk} x_t), \quad c_t = \arg\max_c \, q_t \cdot \mu_c, \quad
+        q_t = k_t = \mathrm{LN}(W_{qk} x_t), \quad c_t = \arg\max_c \, q_t \cdot \mathrm{LN}(\mu_c), \quad
         y_t = W_o \sum_{s \in \mathcal{S}_t} \mathrm{softmax}_s (\mathrm{scale} \; R_t q_t \cdot R_s k_s) \, v_s
 
     LN has no weights and puts all points on one sphere; R turns them by their rotary positions after the routing. With
@@ -129,13 +129,14 @@ class RoutingAttention(Mixer):
         qk = rotary_embedding(qk, positions, self.rope_base).transpose(1, 2).to(v.dtype)
         affinity = self.kmeans(points.detach())  # (B, H, T, K)
         cluster = affinity.argmax(-1)
-        if not torch.compiler.is_exporting():
-            self.auxiliary_losses, self.activity = {}, {}
+        losses, activity = {}, {}
         if balanced:
             y, members = balanced_attention(qk, v, affinity, self.cluster_size, self.scale, seq_idx)
-            self._learn(points, cluster, members, seq_idx)
+            losses, activity = self._learn(points, cluster, members, seq_idx)
         else:
             y = self._nearest(qk, v, cluster, state, seq_idx)
+        if not torch.compiler.is_exporting():
+            self.auxiliary_losses, self.activity = losses, activity
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> RoutingState:
@@ -171,26 +172,33 @@ class RoutingAttention(Mixer):
         self.stamp.copy_(stamp)
         return changed
 
-    def _learn(self, points: Tensor, cluster: Tensor, members: Tensor, seq_idx: Tensor | None) -> None:
-        """Show the points to the centroids; publish the loss that keeps them close, and how the two forms agree."""
+    def _learn(
+        self, points: Tensor, cluster: Tensor, members: Tensor, seq_idx: Tensor | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Show the points to the centroids; the loss that keeps the points near them, and how the two forms agree."""
         real = torch.ones_like(cluster, dtype=torch.bool)
         if seq_idx is not None:
             real = (seq_idx >= 0)[:, None].expand_as(cluster)
         self.kmeans.observe(points, cluster, real)
+        losses = {}
         if self.commitment_weight:
             wide = torch.promote_types(points.dtype, torch.float32)
             distance = (points.to(wide) - self.kmeans.assigned(cluster)).square().mean(-1)
-            loss = (distance * real).sum() / real.sum().clamp(min=1)
-            self.auxiliary_losses = {"commitment": self.commitment_weight * loss}
+            losses["commitment"] = self.commitment_weight * _mean(distance, real)
         index = members.flatten(2)
-        taken, own = real.gather(2, index), cluster.gather(2, index).view_as(members)
-        agree = (own == torch.arange(self.num_clusters, device=own.device)[:, None]).flatten(2) & taken
-        covered = torch.zeros_like(real).scatter(2, index, True) & real
-        self.activity = {
-            "covered": covered.sum() / real.sum().clamp(min=1),
-            "agreement": agree.sum() / taken.sum().clamp(min=1),
+        nearest = cluster.gather(2, index).view_as(members)
+        agree = nearest == torch.arange(self.num_clusters, device=nearest.device)[:, None]
+        covered = torch.zeros_like(real).scatter(2, index, True)
+        return losses, {
+            "covered": _mean(covered, real),
+            "agreement": _mean(agree.flatten(2), real.gather(2, index)),
         }
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles of the layer do without the latest forward pass, whose tensors may hold a graph."""
         return self.__dict__ | {"auxiliary_losses": {}, "activity": {}}
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Of the values where the mask is True."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)

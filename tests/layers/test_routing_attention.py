@@ -224,9 +224,8 @@ def test_centroids_converge_to_the_means_of_separated_clusters():
 def test_without_memory_an_update_is_a_step_of_lloyd_and_empty_centroids_stay():
     kmeans = OnlineKMeans(1, 3, 8, decay=0.0).double()
     x = points(2, 1, 30, 8)
-    kmeans.centroids[0, 2] = 0
-    kmeans.centroids[0, 2, 0] = -1e3
-    x[..., 0] = x[..., 0].abs()  # no point is on the side of the last centroid
+    x[..., 0] += 5  # no point is on the side of the last centroid
+    kmeans.centroids.zero_()[0, :, :2] = torch.tensor([[1, 1], [1, -1], [-1, 0]])
     before, cluster = kmeans.centroids.clone(), kmeans(x).argmax(-1)
     kmeans.observe(x, cluster)
     kmeans.observe(x, cluster)

@@ -138,8 +138,8 @@ _register = partial(
 @_register()
 def routing_nano():
     return RoutingConfig(
-        vocab_size=256, dim=128, depth=3, num_heads=4, num_routing_heads=2, window=32, num_clusters=8, cluster_size=32,
-        decay=0.99, mlp_dim=256,
+        vocab_size=256, dim=128, depth=3, num_heads=4, num_routing_heads=2, window=32, num_clusters=4, cluster_size=64,
+        decay=0.9, mlp_dim=256,
     )  # fmt: skip
 
 
