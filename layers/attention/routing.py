@@ -32,9 +32,14 @@ class RoutingState(KeyValueState):
 
     def append_clusters(self, cluster: Tensor) -> Tensor:
         """Add the clusters (B, H, T) of the steps just appended; returns those of all steps."""
-        self.cluster = F.pad(self.cluster, (0, self.key.shape[2] - self.cluster.shape[2]))
         self.cluster[:, :, self.length - cluster.shape[2] : self.length] = cluster
         return self.cluster[:, :, : self.length]
+
+    def _reserve(self, length: int) -> None:
+        super()._reserve(length)
+        extra = self.key.shape[2] - self.cluster.shape[2]
+        if extra:
+            self.cluster = F.pad(self.cluster, (0, extra))
 
 
 class RoutingAttention(Mixer):
@@ -189,10 +194,8 @@ class RoutingAttention(Mixer):
         nearest = cluster.gather(2, index).view_as(members)
         agree = nearest == torch.arange(self.num_clusters, device=nearest.device)[:, None]
         covered = torch.zeros_like(real).scatter(2, index, True)
-        return losses, {
-            "covered": _mean(covered, real),
-            "agreement": _mean(agree.flatten(2), real.gather(2, index)),
-        }
+        agreement = _mean(agree.flatten(2), real.gather(2, index))
+        return losses, {"covered": _mean(covered, real), "agreement": agreement}
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles of the layer do without the latest forward pass, whose tensors may hold a graph."""
