@@ -3,7 +3,7 @@
 Paper: Roy et al., arXiv 2003.05997. Sizes, order of the layers and numbers of clusters of the authors' configurations
 (google-research, routing_transformer: wikitext103_local_cluster4k, pg19_local_cluster8k). Where the house differs:
 rotary positions for the learned relative ones, a sliding window for the local blocks of 256 that see the block before
-them, RMSNorm for LayerNorm, no dropout of attention weights and of input tokens, and no extra projection within the heads.
+them, RMSNorm for LayerNorm, no dropout of attention weights or input tokens, no extra projection within the heads.
 """
 
 from __future__ import annotations
