@@ -1,0 +1,204 @@
+"""Language models of this library beside transformers', same weights, one run; and how their time grows with length.
+
+    zoo bench families                # writes benchmarks/results/families.json and families.md
+    zoo bench families --only falcon_h1 mixtral --no-sweep --no-save
+
+For every family that transformers has a model of: one forward (all logits), one training step and one decode step
+after a prefix, of two blocks at the width of the small published sizes, timed in turns. Our model is built from the
+folder that transformers' ``save_pretrained`` writes, so both hold the same weights; the column "difference" shows it.
+The sweep fits the exponent of our forward pass over length for the families whose cost is linear.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+import zoo
+from zoo.benchmarks.common import fitted_exponent, interleaved, machine, markdown, save, table
+
+OURS, PEER = "zoo", "transformers"
+VOCABULARY, LENGTH, DECODED = 1024, 512, 20
+SWEEP = (512, 1024, 2048, 4096, 8192)
+LINEAR = ("mamba", "mamba2", "based", "s4", "s4d", "longconv", "scatterbrain")
+EXPONENT_LIMIT = 1.1
+
+SIZES = {"vocab_size": VOCABULARY, "hidden_size": 768, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 12, "num_key_value_heads": 12}
+LATENT = SIZES | HEADS | {
+    "kv_lora_rank": 256, "q_lora_rank": 384, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64,
+    "intermediate_size": 2048, "moe_intermediate_size": 512, "n_routed_experts": 8, "num_experts_per_tok": 2,
+    "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
+}  # fmt: skip
+# transformers' configuration class and its options
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mamba": ("MambaConfig", SIZES | {"state_size": 16}),
+    "mamba2": ("Mamba2Config", SIZES | {"state_size": 128, "num_heads": 24, "head_dim": 64, "n_groups": 1}),
+    "falcon_h1": (
+        "FalconH1Config",
+        SIZES | HEADS | {"intermediate_size": 2048, "mamba_d_ssm": 1536, "mamba_n_heads": 24, "mamba_d_state": 128},
+    ),
+    "deepseek_v2": ("DeepseekV2Config", LATENT | {"topk_method": "group_limited_greedy"}),
+    "deepseek_v3": ("DeepseekV3Config", LATENT),
+    "mixtral": (
+        "MixtralConfig",
+        SIZES | HEADS | {"intermediate_size": 1024, "num_local_experts": 8, "num_experts_per_tok": 2},
+    ),
+}
+
+
+def pair(name: str) -> dict[str, nn.Module]:
+    """transformers' model with random weights, and ours from the folder it writes."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # it warns at every forward that its CUDA kernels are not installed
+    config_class, options = PEERS[name]
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config_class)(**options)).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        return {PEER: theirs, OURS: zoo.create_model(f"local-dir:{folder}").eval()}
+
+
+def forward(model: Any, tokens: Tensor) -> Tensor:
+    with torch.no_grad():
+        found = model(tokens)
+    return found if isinstance(found, Tensor) else found.logits
+
+
+def training_step(model: Any, tokens: Tensor) -> Tensor:
+    """Loss and gradients; returns the loss."""
+    model.zero_grad(set_to_none=True)
+    found = model(tokens, labels=tokens)
+    loss = found if isinstance(found, Tensor) else found.loss
+    loss.backward()
+    return loss.detach()
+
+
+def our_decoding(model: Any, prefix: Tensor, tokens: Tensor) -> Callable[[], Tensor]:
+    """A call that runs the tokens one by one from the prefix's state."""
+
+    def decode() -> Tensor:
+        with torch.no_grad():
+            state = model.init_state(1, max_length=prefix.shape[1] + tokens.shape[1])
+            model(prefix, state)
+            return [model(tokens[:, t : t + 1], state) for t in range(tokens.shape[1])][-1]
+
+    return decode
+
+
+def their_decoding(model: Any, prefix: Tensor, tokens: Tensor) -> Callable[[], Tensor]:
+    def decode() -> Tensor:
+        with torch.no_grad():
+            found = model(prefix, use_cache=True)
+            for t in range(tokens.shape[1]):
+                cache = {name: found[name] for name in ("cache_params", "past_key_values") if name in found}
+                found = model(tokens[:, t : t + 1], **cache, use_cache=True)
+            return found.logits
+
+    return decode
+
+
+def compare(name: str, budget: float) -> list[dict]:
+    """One record a measure: the seconds of both sides, and how far their results are apart."""
+    models = pair(name)
+    tokens = torch.randint(VOCABULARY, (1, LENGTH))
+    records = []
+    calls: dict[str, dict[str, Callable[[], Tensor]]] = {
+        f"forward, T {LENGTH}": {side: partial(forward, model, tokens) for side, model in models.items()},
+        f"training step, T {LENGTH}": {side: partial(training_step, model, tokens) for side, model in models.items()},
+        f"prefill of 16 and {DECODED} decode steps": {
+            side: decoding(models[side], tokens[:, :16], tokens[:, 16 : 16 + DECODED])
+            for side, decoding in ((OURS, our_decoding), (PEER, their_decoding))
+        },
+    }
+    for measure, sides in calls.items():
+        runs, results = interleaved(sides, budget=budget)
+        apart = ((results[OURS] - results[PEER]).abs().max() / results[PEER].abs().max()).item()
+        records.append({"name": name, "measure": measure, "runs": runs, "apart": apart})
+    return records
+
+
+def sweep(family: str, budget: float) -> dict:
+    """Seconds of our forward pass over length, and the exponent."""
+    seconds = []
+    model = zoo.create_model(f"{family}_nano").eval()
+    for length in SWEEP:
+        tokens = torch.randint(model.config.vocab_size, (1, length))  # pyright: ignore
+        runs, _ = interleaved({OURS: partial(forward, model, tokens)}, budget=budget)
+        seconds.append(statistics.median(runs[OURS]))
+    return {"family": family, "seconds": seconds, "p": fitted_exponent(SWEEP, seconds)}
+
+
+def show(records: list[dict]) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for r in records:
+        theirs, ours = (statistics.median(r["runs"][side]) for side in (PEER, OURS))
+        rows.append(
+            [
+                f"{r['name']}, {r['measure']}",
+                f"{theirs * 1e3:.1f}",
+                f"{ours * 1e3:.1f}",
+                f"{theirs / ours:.2f}x",
+                str(min(map(len, r["runs"].values()))),
+                f"{r['apart']:.0e}",
+            ]
+        )
+    return ["measure (ms)", PEER, OURS, "ratio", "runs", "difference"], rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "zoo bench families", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="*", default=list(PEERS), choices=list(PEERS), metavar="FAMILY")
+    parser.add_argument("--budget", type=float, default=4.0, help="seconds after which a measurement ends")
+    parser.add_argument("--no-sweep", action="store_true", help="leave out time over length")
+    parser.add_argument("--no-save", action="store_true", help="only print")
+    options = parser.parse_args(arguments)
+
+    compared, swept = [], []
+    linear = [] if options.no_sweep else [name for name in LINEAR if name in zoo.list_families()]
+    with Progress(transient=True, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=len(options.only) + len(linear))
+        for name in options.only:
+            progress.update(task, description=name, advance=1)
+            compared += compare(name, options.budget)
+        for family in linear:
+            progress.update(task, description=f"{family} over length", advance=1)
+            swept.append(sweep(family, options.budget / 2))
+
+    here = machine()
+    tables = [
+        (f"Two blocks, width {SIZES['hidden_size']}, batch 1, float32", *show(compared)),
+        (
+            "Forward of the nano over length",
+            ["family", *(f"T {n}" for n in SWEEP), "exponent", "limit"],
+            [
+                [r["family"], *(f"{s * 1e3:.1f} ms" for s in r["seconds"]), f"{r['p']:.2f}", f"{EXPONENT_LIMIT:g}"]
+                for r in swept
+            ],
+        ),
+    ]
+    console = Console(width=max(120, Console().width))
+    for title, columns, rows in tables:
+        console.print(table(title, columns, rows))
+    if not options.no_save:
+        text = "\n".join(markdown(*t) for t in tables)
+        text += f"\n{here['processor']}, {here['threads']} threads, {here['packages']}, "
+        text += f"commit {here['commit']}, {here['date']}.\n"
+        save("families", {"machine": here, "comparison": compared, "over_length": swept}, text)
+
+
+if __name__ == "__main__":
+    main()
