@@ -8,7 +8,16 @@ from zoo.layers.attention import (
     SingleHeadAttention,
 )
 from zoo.layers.batch_norm import NormLinear
-from zoo.layers.conv import CausalConv1d, ConvMlp, ConvNorm, ConvStem, MergingDownsample, depthwise
+from zoo.layers.conv import (
+    CausalConv1d,
+    ConvMlp,
+    ConvNorm,
+    ConvStem,
+    MergingDownsample,
+    OneShotAggregation,
+    conv3x3,
+    depthwise,
+)
 from zoo.layers.drop import DropPath
 from zoo.layers.embed import PatchEmbed
 from zoo.layers.fuse import fuse
@@ -43,6 +52,7 @@ __all__ = [
     "Mlp",
     "ModelState",
     "NormLinear",
+    "OneShotAggregation",
     "ParallelMixers",
     "PatchEmbed",
     "RMSNorm",
@@ -50,6 +60,7 @@ __all__ = [
     "SingleHeadAttention",
     "State",
     "SwiGLU",
+    "conv3x3",
     "depthwise",
     "fuse",
     "recompute",

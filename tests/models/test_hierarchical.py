@@ -132,7 +132,7 @@ def test_groups_rise_with_depth(name):
     for coarse, groups in ((True, 1 + len([d for d in depths if d])), (False, 1 + sum(depths))):
         found = timm.models.group_parameters(model, model.group_matcher(coarse))
         assert len(found) == groups + 1  # and the head
-        assert found[0] == [key for key, _ in model.named_parameters() if key.startswith("stages.0.downsample.")]
+        assert "stages.0.downsample.0.conv.weight" in found[0] and all(".downsample." in key for key in found[0])
 
 
 def test_forms_are_for_vision_models():

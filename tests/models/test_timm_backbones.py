@@ -15,17 +15,11 @@ import zoo
 
 # name -> millions of multiply-accumulates at the configuration's size, to the rounding of the papers' tables
 MEGA_MACS = {
-    "efficientvit_m0": 79,
-    "efficientvit_m1": 167,
-    "efficientvit_m2": 201,
-    "efficientvit_m3": 263,
-    "efficientvit_m4": 299,
-    "efficientvit_m5": 522,
-    "shvit_s1": 241,
-    "shvit_s2": 365,
-    "shvit_s3": 601,
-    "shvit_s4": 986,
-}
+    "efficientvit_m0": 79, "efficientvit_m1": 167, "efficientvit_m2": 201, "efficientvit_m3": 263,
+    "efficientvit_m4": 299, "efficientvit_m5": 522, "shvit_s1": 241, "shvit_s2": 365, "shvit_s3": 601, "shvit_s4": 986,
+    "vovnet39a": 7072, "vovnet57a": 8930, "ese_vovnet19b_slim_dw": 398, "ese_vovnet19b_dw": 1333,
+    "ese_vovnet19b_slim": 1680, "ese_vovnet39b": 7074, "ese_vovnet57b": 11666, "ese_vovnet99b": 16488,
+}  # fmt: skip
 
 
 def macs(model: Any) -> float:

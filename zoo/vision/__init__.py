@@ -7,6 +7,7 @@ from zoo.vision.hierarchical import HierarchicalConfig, HierarchicalModel
 from zoo.vision.shvit import SHViT, SHViTConfig
 from zoo.vision.vim import Vim, VimConfig
 from zoo.vision.vit import ViT, ViTConfig
+from zoo.vision.vovnet import VoVNet, VoVNetConfig
 
 __all__ = [
     "EfficientViT",
@@ -23,4 +24,6 @@ __all__ = [
     "VimConfig",
     "VisionConfig",
     "VisionModel",
+    "VoVNet",
+    "VoVNetConfig",
 ]
