@@ -33,6 +33,8 @@ class CascadedGroupAttention(nn.Module):
     2305.07027.
     """
 
+    bias_index: Tensor
+
     def __init__(self, dim: int, num_heads: int, window: int, kernels: Sequence[int], qk_dim: int = 16):
         super().__init__()
         if dim % num_heads:

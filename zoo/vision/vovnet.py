@@ -134,17 +134,19 @@ _V1 = Paper(
     "An Energy and GPU-Computation Efficient Backbone Network for Real-Time Object Detection", "1904.09730", 2019
 )
 _V2 = Paper("CenterMask: Real-Time Anchor-Free Instance Segmentation", "1911.06667", 2020)
-_WIDE = {"dims": (64, 256, 512, 768, 1024), "mid_dims": (0, 128, 160, 192, 224)}
-_SLIM = {"dims": (64, 112, 256, 384, 512), "mid_dims": (0, 64, 80, 96, 112)}
-_SHALLOW = {"depths": (0, 1, 1, 1, 1), "num_layers": 3}
-_ESE = {"squeeze": "last", "residual": True}
+_wide = partial(VoVNetConfig, dims=(64, 256, 512, 768, 1024), mid_dims=(0, 128, 160, 192, 224))
+_wide_ese = partial(_wide, squeeze="last", residual=True)
+_slim_ese = partial(
+    VoVNetConfig, dims=(64, 112, 256, 384, 512), mid_dims=(0, 64, 80, 96, 112), squeeze="last", residual=True
+)
 
 
 @_register(paper=_V2)
 def vovnet_nano():
     return VoVNetConfig(
         img_size=8, in_chans=1, num_classes=10, mean=(0.305,), std=(0.376,), crop_pct=1.0, stem_strides=(1, 1, 1),
-        stem_dim=32, dims=(16, 48, 96), depths=(0, 1, 2), mid_dims=(0, 24, 32), num_layers=3, **_ESE,
+        stem_dim=32, dims=(16, 48, 96), depths=(0, 1, 2), mid_dims=(0, 24, 32), num_layers=3,
+        squeeze="last", residual=True,
     )  # fmt: skip
 
 
@@ -155,41 +157,39 @@ def vovnet27_slim():
 
 @_register(paper=_V1)
 def vovnet39a():
-    return VoVNetConfig(depths=(0, 1, 1, 2, 2), **_WIDE)
+    return _wide(depths=(0, 1, 1, 2, 2))
 
 
 @_register(paper=_V1)
 def vovnet57a():
-    return VoVNetConfig(depths=(0, 1, 1, 4, 3), **_WIDE)
+    return _wide(depths=(0, 1, 1, 4, 3))
 
 
 @_register(paper=_V2)
 def ese_vovnet19b_slim_dw():
-    return VoVNetConfig(stem_dim=64, separable=True, **_SHALLOW, **_SLIM, **_ESE)
+    return _slim_ese(depths=(0, 1, 1, 1, 1), num_layers=3, stem_dim=64, separable=True)
 
 
 @_register(paper=_V2)
 def ese_vovnet19b_dw():
-    return VoVNetConfig(stem_dim=64, separable=True, **_SHALLOW, **_WIDE, **_ESE)
+    return _wide_ese(depths=(0, 1, 1, 1, 1), num_layers=3, stem_dim=64, separable=True)
 
 
 @_register(paper=_V2)
 def ese_vovnet19b_slim():
-    return VoVNetConfig(**_SHALLOW, **_SLIM, **_ESE)
+    return _slim_ese(depths=(0, 1, 1, 1, 1), num_layers=3)
 
 
 @_register(paper=_V2)
 def ese_vovnet39b():
-    return VoVNetConfig(depths=(0, 1, 1, 2, 2), **_WIDE, **_ESE)
+    return _wide_ese(depths=(0, 1, 1, 2, 2))
 
 
 @_register(paper=_V2)
 def ese_vovnet57b():
-    return VoVNetConfig(
-        depths=(0, 1, 1, 4, 3), img_size=256, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.95, **_WIDE, **_ESE
-    )
+    return _wide_ese(depths=(0, 1, 1, 4, 3), img_size=256, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.95)
 
 
 @_register(paper=_V2)
 def ese_vovnet99b():
-    return VoVNetConfig(depths=(0, 1, 3, 9, 3), **_WIDE, **_ESE)
+    return _wide_ese(depths=(0, 1, 3, 9, 3))
