@@ -57,6 +57,8 @@ def test_same_count_same_work_same_preparation(name):
     assert round(macs(ours) / 1e6) == MEGA_MACS[name]
     resolve = timm.data.resolve_model_data_config
     assert resolve(ours) == resolve(theirs)
+    info = [(i["num_chs"], i["reduction"]) for i in theirs.feature_info]
+    assert [(i["num_chs"], i["reduction"]) for i in ours.feature_info] == info
     for key in ("pool_size", "fixed_input_size", "num_classes"):
         assert ours.pretrained_cfg[key] == theirs.pretrained_cfg[key]
 

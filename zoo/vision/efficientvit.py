@@ -60,7 +60,8 @@ class EfficientViT(MergingModel):
     """Stem, stages of ``EfficientViTBlock``, average pooling, batch norm, classifier.
 
     The tables of attention biases have the size of ``window``, or of the stage's map at ``img_size`` where that is
-    smaller; images of other sizes are attended in windows of the same size.
+    smaller; images of other sizes are attended in windows of the same size, and weights whose tables have another size
+    do not load.
     """
 
     fixed_input_size = True
