@@ -1,21 +1,44 @@
 """Layers: nn.Modules that compose the kernels, one folder a role in the block."""
 
-from zoo.layers.attention import Attention, CausalAttention, KeyValueState
-from zoo.layers.conv import CausalConv1d
+from zoo.layers.attention import (
+    Attention,
+    CascadedGroupAttention,
+    CausalAttention,
+    KeyValueState,
+    SingleHeadAttention,
+)
+from zoo.layers.batch_norm import NormLinear
+from zoo.layers.conv import (
+    CausalConv1d,
+    ConvMlp,
+    ConvNorm,
+    ConvStem,
+    MergingDownsample,
+    OneShotAggregation,
+    conv3x3,
+    depthwise,
+)
 from zoo.layers.drop import DropPath
 from zoo.layers.embed import PatchEmbed
+from zoo.layers.fuse import fuse
 from zoo.layers.mixer import Mixer
 from zoo.layers.mlp import Mlp, SwiGLU
 from zoo.layers.norm import GatedRMSNorm, RMSNorm
 from zoo.layers.parallel import ParallelMixers
+from zoo.layers.recompute import recompute
+from zoo.layers.residual import Residual
 from zoo.layers.ssm import BiMamba, Mamba, Mamba2, Mamba2State, MambaState
 from zoo.layers.state import JointState, ModelState, State
 
 __all__ = [
     "Attention",
     "BiMamba",
+    "CascadedGroupAttention",
     "CausalAttention",
     "CausalConv1d",
+    "ConvMlp",
+    "ConvNorm",
+    "ConvStem",
     "DropPath",
     "GatedRMSNorm",
     "JointState",
@@ -24,12 +47,21 @@ __all__ = [
     "Mamba2",
     "Mamba2State",
     "MambaState",
+    "MergingDownsample",
     "Mixer",
     "Mlp",
     "ModelState",
+    "NormLinear",
+    "OneShotAggregation",
     "ParallelMixers",
     "PatchEmbed",
     "RMSNorm",
+    "Residual",
+    "SingleHeadAttention",
     "State",
     "SwiGLU",
+    "conv3x3",
+    "depthwise",
+    "fuse",
+    "recompute",
 ]

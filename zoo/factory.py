@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ def create_model(
     checkpoint_path: str | Path | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    deploy: bool = False,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
     **config_overrides: Any,
 ) -> nn.Module:
     """Build a registered model, or one from a folder, in training mode as every new nn.Module.
@@ -35,6 +38,9 @@ def create_model(
         device: where to build it; "meta" builds without memory, and so without weights.
         dtype: floating dtype of the parameters; those a layer names in ``float32_parameters`` (A_log, D, dt_bias) stay
             float32 under bfloat16 and float16.
+        deploy: vision models only: in the form for inference, ``model.fuse()``, in eval mode and channels_last.
+        features_only: vision models only: the list of feature maps instead of logits, by ``zoo.vision.FeatureNet``.
+        out_indices: which of them, by index (negative from the end), or the last so many for an int; all for None.
         config_overrides: fields of the model's configuration.
 
     Raises:
@@ -42,6 +48,8 @@ def create_model(
             error lists missing, unexpected and mismatched keys; nothing is loaded).
         TypeError: for an unknown field, with the nearest one and all that exist.
     """
+    if out_indices is not None and not features_only:
+        raise ValueError(f"out_indices go with features_only=True, got out_indices {out_indices}")
     if name.startswith("hf-hub:"):
         raise ValueError(
             f"{name!r}: loading from the Hub is not available in this version; download the folder and use "
@@ -52,7 +60,8 @@ def create_model(
             raise ValueError("local-dir: already names the weights; leave out pretrained and checkpoint_path")
         folder = Path(name.removeprefix("local-dir:"))
         entry, config = _read_folder(folder, config_overrides)
-        return _build(entry, config, device, dtype, read_state_dict(folder), str(folder))
+        model = _build(entry, config, device, dtype, read_state_dict(folder), str(folder))
+        return _vision_form(model, deploy, features_only, out_indices)
     base, _, tag = name.partition(".")
     entry = lookup(base)
     if tag and tag not in entry.tags:
@@ -63,17 +72,20 @@ def create_model(
         raise ValueError(f"no published weights of {base} can be downloaded in this version; use checkpoint_path=FILE")
     config = override(entry.configure(), base, config_overrides)
     weights = None if checkpoint_path is None else read_state_dict(checkpoint_path)
-    return _build(entry, config, device, dtype, weights, str(checkpoint_path))
+    model = _build(entry, config, device, dtype, weights, str(checkpoint_path))
+    return _vision_form(model, deploy, features_only, out_indices)
 
 
 def save_model(model: nn.Module, folder: str | Path) -> Path:
     """Write ``model.safetensors``, ``config.json`` and a model card; ``create_model("local-dir:FOLDER")`` reads them.
 
     Raises:
-        ValueError: for a model that ``create_model`` did not build, or a path that is a file.
+        ValueError: for a model that ``create_model`` did not build or that was fused, or a path that is a file.
     """
     if not isinstance(getattr(model, "config_name", None), str):
         raise ValueError(f"save_model takes a model built by create_model, got {type(model).__name__}")
+    if getattr(model, "fused", False):
+        raise ValueError("a fused model cannot be rebuilt from its configuration: save it before fuse() or deploy=True")
     name: str = model.config_name  # type: ignore[assignment]
     aliases = _aliases(model)
     tensors = {key: tensor for key, tensor in model.state_dict().items() if key not in aliases}
@@ -134,6 +146,21 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> None:
         kept = getattr(module, "float32_parameters", ())
         for name, parameter in module.named_parameters(recurse=False):
             parameter.data = parameter.data.to(wide if name in kept else dtype)
+        for name, buffer in module.named_buffers(recurse=False):
+            if kept and buffer.is_floating_point():  # statistics of a norm whose parameters stay wide
+                setattr(module, name, buffer.to(wide))
+
+
+def _vision_form(model: nn.Module, deploy: bool, features_only: bool, out_indices: Any) -> nn.Module:
+    from zoo.vision import FeatureNet, VisionModel
+
+    if not (deploy or features_only):
+        return model
+    if not isinstance(model, VisionModel):
+        raise ValueError(f"deploy and features_only are for vision models, got {type(model).__name__}")
+    if deploy:
+        model.fuse().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return FeatureNet(model, out_indices) if features_only else model
 
 
 def _read_folder(folder: Path, overrides: dict[str, Any]) -> tuple[ModelEntry, Any]:

@@ -1,10 +1,12 @@
 """Attention."""
 
+from zoo.layers.attention.cascaded_group import CascadedGroupAttention
 from zoo.layers.attention.causal import CausalAttention
 from zoo.layers.attention.full import Attention
 from zoo.layers.attention.kmeans import OnlineKMeans
 from zoo.layers.attention.latent import LatentAttention
 from zoo.layers.attention.routing import RoutingAttention, RoutingState
+from zoo.layers.attention.single_head import SingleHeadAttention
 from zoo.layers.attention.sliding_window import SlidingWindowAttention, SlidingWindowState
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.attention.taylor import TaylorAttention, TaylorAttentionState
@@ -12,12 +14,14 @@ from zoo.layers.attention.yarn import Yarn
 
 __all__ = [
     "Attention",
+    "CascadedGroupAttention",
     "CausalAttention",
     "KeyValueState",
     "LatentAttention",
     "OnlineKMeans",
     "RoutingAttention",
     "RoutingState",
+    "SingleHeadAttention",
     "SlidingWindowAttention",
     "SlidingWindowState",
     "TaylorAttention",

@@ -1,6 +1,25 @@
-"""Convolutions over sequences."""
+"""Convolutions over sequences and images."""
 
 from zoo.layers.conv.causal_conv1d import CausalConv1d
+from zoo.layers.conv.conv_norm import ConvMlp, ConvNorm, depthwise
 from zoo.layers.conv.gated_conv import GatedConv, GatedConvState
+from zoo.layers.conv.osa import OneShotAggregation, SeparableConvNorm, conv3x3
+from zoo.layers.conv.patch_merging import ConvStem, MergingDownsample, PatchMerging
+from zoo.layers.conv.squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
 
-__all__ = ["CausalConv1d", "GatedConv", "GatedConvState"]
+__all__ = [
+    "CausalConv1d",
+    "ConvMlp",
+    "ConvNorm",
+    "ConvStem",
+    "EffectiveSqueezeExcite",
+    "GatedConv",
+    "GatedConvState",
+    "MergingDownsample",
+    "OneShotAggregation",
+    "PatchMerging",
+    "SeparableConvNorm",
+    "SqueezeExcite",
+    "conv3x3",
+    "depthwise",
+]

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from zoo.config import require_positive
+from zoo.layers import fuse, recompute
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -49,11 +49,15 @@ class VisionConfig:
 class VisionModel(nn.Module, ABC):
     """Images to logits over a sequence of tokens. A family sets ``first_conv``, builds ``head`` and ``layer_list()``.
 
+    ``HierarchicalModel`` is the variant whose features are maps that shrink from stage to stage.
+
     Attributes (timm's): num_classes, num_features and head_hidden_size (width of the tokens), feature_info (one dict a
-    block with num_chs, reduction and module), pretrained_cfg, default_cfg.
+    block with num_chs, reduction and module), pretrained_cfg, default_cfg; and fused (whether ``fuse`` was called).
     """
 
-    first_conv = "patch_embed.proj"
+    first_conv, classifier = "patch_embed.proj", "head"
+    fixed_input_size = True
+    fused = False
     head: nn.Module
 
     def __init__(self, config: Any):
@@ -81,6 +85,10 @@ class VisionModel(nn.Module, ABC):
     @abstractmethod
     def patch_tokens(self, x: Tensor) -> Tensor:
         """Tokens (B, N, dim) without the class token, in raster order."""
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, dim) to a map (B, dim, H, W)."""
+        return self.patch_tokens(x).mT.unflatten(2, self.patch_embed.grid_size).contiguous()  # type: ignore[union-attr]
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W), floating point, to logits (B, num_classes); pooled features when num_classes is 0."""
@@ -126,24 +134,42 @@ class VisionModel(nn.Module, ABC):
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
         self._check(x)
-        blocks = self.layer_list()[1]
-        depth = len(blocks)
-        if isinstance(indices, int):
-            indices = range(depth - indices, depth)
-        taken = {index + depth if index < 0 else index for index in (range(depth) if indices is None else indices)}
-        if not taken or min(taken) < 0 or max(taken) >= depth:
-            raise ValueError(f"indices must name some of the {depth} blocks, got {indices}")
+        taken = self.feature_indices(indices)
+        arrange = self.patch_tokens if output_fmt == "NLC" else self.feature_map
         x, features = self.forward_embed(x), []
-        for index, block in enumerate(blocks):
-            if stop_early and index > max(taken):
+        for index, block in enumerate(self.layer_list()[1]):
+            if stop_early and index > taken[-1]:
                 break
             x = self._run(block, x)
             if index in taken:
-                tokens = self.patch_tokens(self.forward_norm(x) if norm else x)
-                features.append(
-                    tokens if output_fmt == "NLC" else tokens.mT.unflatten(2, self.patch_embed.grid_size).contiguous()  # type: ignore[union-attr]
-                )
+                features.append(arrange(self.forward_norm(x) if norm else x))
         return features if intermediates_only else (self.forward_norm(x), features)
+
+    def feature_indices(self, indices: int | Sequence[int] | None) -> list[int]:
+        """The blocks that ``indices`` of ``forward_intermediates`` names, shallowest first.
+
+        Raises:
+            ValueError: for an index out of range.
+        """
+        depth = len(self.layer_list()[1])
+        wanted = range(depth) if indices is None else indices
+        if isinstance(wanted, int):
+            wanted = range(depth - wanted, depth)
+        taken = sorted({index + depth if index < 0 else index for index in wanted})
+        if not taken or taken[0] < 0 or taken[-1] >= depth:
+            raise ValueError(f"indices must name some of the {depth} blocks, got {indices}")
+        return taken
+
+    def fuse(self) -> VisionModel:
+        """Bring the model into its form for inference, in place, and return it.
+
+        Batch norms are folded into the convolutions and linear layers beside them, the identity beside a depthwise
+        convolution into its middle tap, and the model is put into eval mode. Outputs stay the same up to rounding;
+        there is no way back, so save before.
+        """
+        fuse(self.eval())
+        self.fused = True
+        return self
 
     @property
     def num_classes(self) -> int:
@@ -160,6 +186,11 @@ class VisionModel(nn.Module, ABC):
         ]
 
     @property
+    def pool_size(self) -> tuple[int, int] | None:
+        """(height, width) of the last map at the configuration's image size; None where tokens are pooled."""
+        return None
+
+    @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """How to prepare images for this model, in timm's terms (for ``timm.data.resolve_data_config``)."""
         c = self.config
@@ -167,14 +198,14 @@ class VisionModel(nn.Module, ABC):
             "architecture": getattr(self, "config_name", type(self).__name__),
             "num_classes": c.num_classes,
             "input_size": (c.in_chans, *c.image_shape),
-            "fixed_input_size": True,
+            "fixed_input_size": self.fixed_input_size,
             "interpolation": c.interpolation,
             "crop_pct": c.crop_pct,
             "mean": c.mean,
             "std": c.std,
-            "pool_size": None,
+            "pool_size": self.pool_size,
             "first_conv": self.first_conv,
-            "classifier": "head",
+            "classifier": self.classifier,
         }
 
     default_cfg = pretrained_cfg
@@ -191,7 +222,10 @@ class VisionModel(nn.Module, ABC):
         """
         if global_pool not in (None, "token"):
             raise ValueError(f"{type(self).__name__} pools by its class token ('token'), not {global_pool!r}")
-        self.config = dataclasses.replace(self.config, num_classes=num_classes)
+        self._replace_head(num_classes=num_classes)
+
+    def _replace_head(self, **changes: Any) -> None:
+        self.config = dataclasses.replace(self.config, **changes)
         reference = next(self.parameters())
         self.head = self.build_head().to(reference.device, reference.dtype).train(self.training)
 
@@ -223,7 +257,7 @@ class VisionModel(nn.Module, ABC):
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.grad_checkpointing and self.training:
-            return checkpoint(block, x, use_reentrant=False)  # type: ignore[return-value]
+            return recompute(block, x)
         return block(x)
 
     def _check(self, x: Tensor) -> None:
@@ -232,6 +266,9 @@ class VisionModel(nn.Module, ABC):
                 f"images must be floating point, got {x.dtype}: convert to float, scale to [0, 1] and normalise with "
                 "model.pretrained_cfg['mean'] and ['std']"
             )
+        self._check_shape(x)
+
+    def _check_shape(self, x: Tensor) -> None:
         wanted = (self.config.in_chans, *self.config.image_shape)
         if x.dim() != 4 or tuple(x.shape[1:]) != wanted:
             raise ValueError(

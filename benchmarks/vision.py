@@ -1,0 +1,226 @@
+"""Convolutional vision models on this CPU: ours beside timm's eager model with the same weights, one run.
+
+    zoo bench vision                  # writes benchmarks/results/vision.json, vision.md and vision.png
+    zoo bench vision --models shvit_s1 --batches 1 --no-save
+
+For each model and batch size: the forward pass of timm's model and of ours, each as built and in channels_last, and of
+ours with ``deploy=True``, timed in turns on the same images; how far their logits differ; and the peak memory of one
+pass, each in a process of its own. All are in eval mode, without gradients, in float32. (timm can fuse its SHViT, and
+none of the other models here; that is not measured.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import zoo
+from zoo.benchmarks.common import (
+    MIB,
+    RESULTS,
+    in_fresh_process,
+    interleaved,
+    machine,
+    markdown,
+    peak_memory,
+    save,
+    table,
+)
+
+SIZE = 224  # pixels
+PASSES = 8  # images of a timed run, at least
+MODELS = ("shvit_s1", "shvit_s4", "efficientvit_m2", "efficientvit_m5", "ese_vovnet19b_dw", "ese_vovnet39b")
+PEER, OURS, DEPLOYED = "timm", "zoo", "zoo deploy"
+LAST = " channels_last"
+SIDES = (PEER, PEER + LAST, OURS, OURS + LAST, DEPLOYED)
+
+
+def build(name: str, side: str) -> nn.Module:
+    """The model of one side in eval mode; all sides hold the same weights, with statistics as after training."""
+    import timm
+
+    torch.manual_seed(0)
+    peer = settle(timm.create_model(name))
+    if side.startswith(PEER):
+        model = peer
+    else:
+        model = zoo.create_model(name, img_size=SIZE)
+        zoo.load_weights(model, peer.state_dict(), "timm's model")
+    if side == DEPLOYED:
+        model = model.fuse()  # pyright: ignore[reportCallIssue]
+    if side == DEPLOYED or side.endswith(LAST):
+        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return model.eval()
+
+
+def settle(model: nn.Module) -> nn.Module:
+    """Random statistics for the batch norms, and open branches, so that the sides can only agree by computing alike."""
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            assert module.running_mean is not None and module.running_var is not None
+            nn.init.uniform_(module.running_mean, -0.3, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+    return model
+
+
+def images(batch: int, side: str = PEER) -> Tensor:
+    x = torch.randn(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(batch))
+    return x if side in (PEER, OURS) else x.to(memory_format=torch.channels_last)
+
+
+def forward(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(x)
+
+
+def passes(model: nn.Module, x: Tensor, times: int) -> Tensor:
+    """The last of several results."""
+    for _ in range(times - 1):
+        forward(model, x)
+    return forward(model, x)
+
+
+def memory(name: str, side: str, batch: int) -> int:
+    """Peak bytes of one pass above the weights and the images, in a process that has run the model on a small image."""
+    model, x = build(name, side), images(batch, side)
+    forward(model, images(1, side)[:, :, :64, :64])
+    return peak_memory(partial(forward, model, x))
+
+
+def cost(name: str) -> dict[str, int]:
+    """Parameters, and multiply-accumulates of one image in convolutions and matrix products."""
+    model = zoo.create_model(name, device="meta").eval()
+    with FlopCounterMode(display=False) as counter:
+        forward(model, torch.empty(1, 3, SIZE, SIZE, device="meta"))
+    return {"parameters": sum(p.numel() for p in model.parameters()), "macs": counter.get_total_flops() // 2}
+
+
+def measure(name: str, batches: Sequence[int], budget: float, peaks: bool, tick: Callable[[str], None]) -> list[dict]:
+    """One record a batch size: seconds of a pass in every run, difference from timm, peak bytes of each side."""
+    models, price, records = {side: build(name, side) for side in SIDES}, cost(name), []
+    for batch in batches:
+        tick(f"{name}, batch {batch}")
+        times = max(1, PASSES // batch)
+        calls = {side: partial(passes, model, images(batch, side), times) for side, model in models.items()}
+        taken, logits = interleaved(calls, budget=budget)
+        runs = {side: [seconds / times for seconds in found] for side, found in taken.items()}
+        record = {"model": name, "batch": batch, **price, "runs": runs, "apart": difference(logits)}
+        if peaks:
+            record["bytes"] = {side: in_fresh_process(memory, name, side, batch) for side in SIDES}
+        records.append(record)
+    return records
+
+
+def difference(logits: dict[str, Tensor]) -> float:
+    """Largest difference from timm's logits, as a share of the largest of them."""
+    peer = logits[PEER]
+    return max(((other - peer).abs().max() / peer.abs().max()).item() for other in logits.values())
+
+
+def medians(record: dict) -> dict[str, float]:
+    return {side: statistics.median(runs) for side, runs in record["runs"].items()}
+
+
+def show_speed(records: list[dict]) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for r in records:
+        seconds = medians(r)
+        best_peer, best = min(seconds[PEER], seconds[PEER + LAST]), seconds[DEPLOYED]
+        rows.append(
+            [
+                f"{r['model']}, batch {r['batch']}",
+                f"{r['parameters'] / 1e6:.2f}",
+                f"{r['macs'] / 1e6:,.0f}",
+                *(f"{seconds[side] * 1e3:,.1f}" for side in SIDES),
+                f"{r['batch'] / best:,.1f}",
+                f"{seconds[PEER] / best:.2f}x",
+                f"{best_peer / best:.2f}x",
+                str(min(map(len, r["runs"].values()))),
+                f"{r['apart']:.1e}",
+            ]
+        )
+    columns = ["model", "M params", "M MACs", *(f"{side}, ms" for side in SIDES), "deploy, images/s"]
+    return [*columns, "deploy over timm", "over timm's best", "runs", "difference"], rows
+
+
+def show_memory(records: list[dict]) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [f"{r['model']}, batch {r['batch']}", *(f"{r['bytes'][side] / MIB:,.1f}" for side in SIDES)]
+        for r in records
+        if "bytes" in r
+    ]
+    return ["model", *(f"{side}, MiB" for side in SIDES)], rows
+
+
+def plot(records: list[dict], path: Path) -> None:
+    """Images a second of every side, one panel a batch size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    batches = list(dict.fromkeys(r["batch"] for r in records))
+    figure, axes = pyplot.subplots(1, len(batches), figsize=(7 * len(batches), 5), squeeze=False, layout="constrained")
+    for axis, batch in zip(axes.flat, batches, strict=True):
+        shown = [r for r in records if r["batch"] == batch]
+        for index, side in enumerate(SIDES):
+            places = [place + (index - 2) * 0.16 for place in range(len(shown))]
+            axis.bar(places, [batch / medians(r)[side] for r in shown], width=0.15, label=side)
+        axis.set_xticks(range(len(shown)), [r["model"] for r in shown], rotation=30, ha="right")
+        axis.set(title=f"batch {batch}, {SIZE} pixels", ylabel="images / s")
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _describe(progress: Progress, task: TaskID, what: str) -> None:
+    progress.update(task, description=what)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "zoo bench vision", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help="default: two a family")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--budget", type=float, default=10.0, help="seconds after which a measurement ends")
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
+    parser.add_argument("--no-save", action="store_true", help="only print")
+    options = parser.parse_args(arguments)
+
+    records: list[dict[str, Any]] = []
+    with Progress(transient=True, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=len(options.models))
+        for name in options.models:
+            say = partial(_describe, progress, task)
+            records += measure(name, options.batches, options.budget, not options.no_memory, say)
+            progress.advance(task)
+
+    here = machine()
+    tables = [
+        (f"Forward pass at {SIZE} pixels, float32", *show_speed(records)),
+        ("Peak memory of a forward pass, above weights and images", *show_memory(records)),
+    ]
+    console = Console(width=max(200, Console().width))
+    for title, columns, rows in tables:
+        console.print(table(title, columns, rows))
+    if not options.no_save:
+        text = "\n".join(markdown(*t) for t in tables)
+        text += f"\n{here['processor']}, {here['threads']} threads, {here['packages']}, commit {here['commit']}.\n"
+        save("vision", {"machine": here, "records": records}, text)
+        plot(records, RESULTS / "vision.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Batch normalisation that stays in float32 and can be folded away."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` whose weight starts at ``gamma``; weight, bias and statistics stay float32 in a low-precision
+    model.
+
+    Paper: Ioffe and Szegedy, "Batch Normalization", arXiv 1502.03167.
+    """
+
+    float32_parameters = ("weight", "bias")
+
+    def __init__(self, dim: int, gamma: float = 1.0):
+        super().__init__(dim)
+        nn.init.constant_(self.weight, gamma)
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """``nn.BatchNorm1d`` that stays float32 in a low-precision model."""
+
+    float32_parameters = ("weight", "bias")
+
+
+class NormLinear(nn.Module):
+    """Batch norm, then a linear classifier: truncated-normal weight, zero bias. x (B, dim) -> (B, num_classes)."""
+
+    def __init__(self, dim: int, num_classes: int):
+        super().__init__()
+        self.bn = BatchNorm1d(dim)
+        self.linear = nn.Linear(dim, num_classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, dim) -> (B, num_classes)."""
+        return self.linear(self.bn(x))
+
+    def fuse(self) -> nn.Linear:
+        """W (s x + t) + b = (W s) x + (W t + b), as one linear layer."""
+        scale, shift = affine(self.bn)
+        linear = nn.Linear(self.linear.in_features, self.linear.out_features).to(self.linear.weight)
+        wide = self.linear.weight.to(scale.dtype)
+        linear.weight.copy_(wide * scale)
+        linear.bias.copy_(wide @ shift + self.linear.bias)
+        return linear
+
+
+def affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Scale s and shift t of a batch norm in eval mode: y = s x + t, one number a channel."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale

@@ -1,0 +1,39 @@
+"""Gradient checkpointing that updates batch norms once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def recompute(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)``, computed again in the backward pass instead of storing its activations.
+
+    The repetition leaves the running statistics of batch norms alone.
+    """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), frozen_statistics(module)
+
+    if torch.compiler.is_compiling():  # the compiler takes no context, and writes a buffer once in any case
+        return checkpoint(module, x, use_reentrant=False)  # type: ignore[return-value]
+    return checkpoint(module, x, use_reentrant=False, context_fn=contexts)  # type: ignore[return-value]
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Within it, the batch norms of ``module`` normalise by the batch but leave their running statistics alone."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
