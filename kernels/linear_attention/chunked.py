@@ -66,7 +66,7 @@ def decays_of(gates: Tensor | None, segments: Tensor | None, like: Tensor) -> De
         decays = Decays(ones[:, :1], ones[:, :1], ones[:1, :1], lower)
     else:
         since, until, total = lower @ gates, ones.triu(1) @ gates, gates.sum(-2)[..., None]
-        within = _decay_between(gates[..., 0]) if gates.shape[-1] == 1 else lower
+        within = decay_between(gates[..., 0]) if gates.shape[-1] == 1 else lower
         decays = Decays(since.exp(), until.exp(), total.exp(), within)
     if segments is None:
         return decays
@@ -100,15 +100,14 @@ def carry(state: Tensor, added: Tensor, across: Tensor) -> tuple[Tensor, Tensor]
     return state, torch.stack(before, dim=1)
 
 
-def _decay_between(gates: Tensor) -> Tensor:
+def decay_between(gates: Tensor) -> Tensor:
     """exp of the sum of log gates over (j, i], lower triangular (..., i, j).
 
-    The running sums are in float64 (where the device has it): their differences keep the small decays that follow a
-    very large one, which float32 would round away.
+    Each sum has only its own steps, where the difference of two running sums would round away the small decays that
+    follow a very large one, and its gradient would leak rounding into the sequences before j.
     """
-    total = gates.cumsum(-1) if gates.device.type == "mps" else gates.double().cumsum(-1)
-    difference = (total[..., :, None] - total[..., None, :]).to(gates.dtype)
-    return difference.tril(-1).exp().tril()  # the diagonal is 1 and takes no gradient, not one that would cancel
+    spans = gates[..., None, :].expand(*gates.shape, gates.shape[-1]).triu(1)  # (..., j, t), t > j
+    return spans.cumsum(-1).exp().triu().mT
 
 
 def _scores_by_halves(q: Tensor, k: Tensor, gates: Tensor) -> Tensor:
