@@ -2,7 +2,9 @@
 
 from zoo.layers.attention.causal import CausalAttention
 from zoo.layers.attention.full import Attention
+from zoo.layers.attention.kmeans import OnlineKMeans
 from zoo.layers.attention.latent import LatentAttention
+from zoo.layers.attention.routing import RoutingAttention, RoutingState
 from zoo.layers.attention.sliding_window import SlidingWindowAttention, SlidingWindowState
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.attention.taylor import TaylorAttention, TaylorAttentionState
@@ -13,6 +15,9 @@ __all__ = [
     "CausalAttention",
     "KeyValueState",
     "LatentAttention",
+    "OnlineKMeans",
+    "RoutingAttention",
+    "RoutingState",
     "SlidingWindowAttention",
     "SlidingWindowState",
     "TaylorAttention",

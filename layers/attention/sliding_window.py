@@ -79,7 +79,8 @@ class SlidingWindowAttention(Mixer):
 
     Args:
         dim: model width. num_heads: query heads. window: keys a query sees, itself included. num_kv_heads: key and
-            value heads, num_heads when None. rope_base: wavelength base of the rotary embedding.
+            value heads, num_heads when None. rope_base: wavelength base of the rotary embedding. head_dim: d,
+            dim / num_heads when None.
 
     Raises:
         ValueError: when num_heads does not divide dim into heads of even width, num_kv_heads does not divide
@@ -89,21 +90,29 @@ class SlidingWindowAttention(Mixer):
     """
 
     def __init__(
-        self, dim: int, num_heads: int, window: int, num_kv_heads: int | None = None, rope_base: float = 10000.0
+        self,
+        dim: int,
+        num_heads: int,
+        window: int,
+        num_kv_heads: int | None = None,
+        rope_base: float = 10000.0,
+        head_dim: int | None = None,
     ):
         super().__init__()
         num_kv_heads = num_kv_heads or num_heads
-        if dim % (2 * num_heads) or num_heads % num_kv_heads or window < 1:
+        odd = dim % (2 * num_heads) if head_dim is None else head_dim % 2
+        if odd or num_heads % num_kv_heads or window < 1:
             raise ValueError(
                 "num_heads must divide dim into even heads, num_kv_heads must divide num_heads and window must be at "
-                f"least 1: got dim {dim}, num_heads {num_heads}, num_kv_heads {num_kv_heads}, window {window}"
+                f"least 1: got dim {dim}, num_heads {num_heads}, num_kv_heads {num_kv_heads}, window {window}, "
+                f"head_dim {head_dim}"
             )
-        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, dim // num_heads
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim or dim // num_heads
         self.window, self.rope_base = window, rope_base
-        self.q_proj = nn.Linear(dim, dim, bias=False)
+        self.q_proj = nn.Linear(dim, num_heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(dim, num_kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(dim, num_kv_heads * self.head_dim, bias=False)
-        self.out_proj = nn.Linear(dim, dim, bias=False)
+        self.out_proj = nn.Linear(num_heads * self.head_dim, dim, bias=False)
 
     def forward(self, x: Tensor, state: SlidingWindowState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""

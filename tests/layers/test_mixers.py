@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from zoo.layers import CausalAttention, Mamba, Mamba2, Mixer, ParallelMixers
-from zoo.layers.attention import KeyValueState, LatentAttention, SlidingWindowAttention, TaylorAttention
+from zoo.layers.attention import (
+    KeyValueState,
+    LatentAttention,
+    RoutingAttention,
+    SlidingWindowAttention,
+    TaylorAttention,
+)
 from zoo.layers.conv import GatedConv
 
 DIM = 24
@@ -27,6 +33,16 @@ MIXERS = {
     "sliding-window": lambda: SlidingWindowAttention(DIM, num_heads=3, window=6),
     "sliding-window-grouped": lambda: SlidingWindowAttention(DIM, num_heads=6, window=50, num_kv_heads=2),
     "sliding-window-narrow": lambda: SlidingWindowAttention(DIM, num_heads=3, window=2),
+    "sliding-window-wide": lambda: SlidingWindowAttention(DIM, num_heads=3, window=6, head_dim=10),
+    "routing-one-cluster": lambda: RoutingAttention(DIM, 4, num_clusters=1, cluster_size=8).eval(),
+    "routing-and-local": lambda: ParallelMixers(
+        {
+            "local": SlidingWindowAttention(DIM, num_heads=2, window=50),
+            "routing": RoutingAttention(DIM, 2, num_clusters=2, cluster_size=8, head_dim=10),
+        },
+        (1.0, 1.0),
+        (1.0, 1.0),
+    ).eval(),
     "gated-conv": lambda: GatedConv(DIM),
     "gated-conv-narrow": lambda: GatedConv(DIM, kernel_size=2, expand=1, bias=False),
     "parallel": lambda: ParallelMixers(
@@ -39,7 +55,9 @@ MIXERS = {
     ),
 }
 LENGTH = 29
-REACH = {"sliding-window": 6, "sliding-window-narrow": 2, "gated-conv": 3, "gated-conv-narrow": 2}  # steps seen
+REACH = {
+    "sliding-window": 6, "sliding-window-narrow": 2, "sliding-window-wide": 6, "gated-conv": 3, "gated-conv-narrow": 2,
+}  # steps seen  # fmt: skip
 
 
 @pytest.fixture(params=MIXERS, ids=str)

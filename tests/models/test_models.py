@@ -171,8 +171,9 @@ def test_language_is_causal(name):
         changed = tokens.clone()
         changed[:, t] = (changed[:, t] + 1) % model.config.vocab_size
         logits = model(changed)
-        assert torch.equal(logits[:, :t], expected[:, :t])
-        assert not torch.equal(logits[:, t], expected[:, t])
+        # not bit for bit: where a token is routed elsewhere, the products over its former companions round otherwise
+        torch.testing.assert_close(logits[:, :t], expected[:, :t], atol=1e-13, rtol=1e-13)
+        assert (logits[:, t] - expected[:, t]).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("name", LANGUAGE)

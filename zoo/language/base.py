@@ -62,14 +62,18 @@ class LanguageModel(nn.Module, ABC):
     def __init__(self, config: LanguageConfig):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.embedding = self.build_embedding()
         self.blocks = nn.ModuleList(self.build_block(index) for index in range(config.depth))
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.head = nn.Linear(self.embedding.embedding_dim, config.vocab_size, bias=False)
         self.grad_checkpointing = False
         self.init_weights()
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
+
+    def build_embedding(self) -> nn.Embedding:
+        """The token embedding; the head has its width."""
+        return nn.Embedding(self.config.vocab_size, self.config.dim)
 
     @abstractmethod
     def build_block(self, index: int) -> Block:
