@@ -107,7 +107,7 @@ def decay_between(gates: Tensor) -> Tensor:
     follow a very large one, and its gradient would leak rounding into the sequences before j.
     """
     spans = gates[..., None, :].expand(*gates.shape, gates.shape[-1]).triu(1)  # (..., j, t), t > j
-    return spans.cumsum(-1).exp().triu().mT
+    return spans.cumsum(-1).mT.exp().tril()
 
 
 def _scores_by_halves(q: Tensor, k: Tensor, gates: Tensor) -> Tensor:

@@ -26,9 +26,7 @@ RUNS = [
 FAST = [run for run in RUNS if run.values[1] not in ("reference", "triton")]
 TRITON = [run for run in RUNS if run.values[1] == "triton"]
 PACKABLE = [
-    run
-    for run in RUNS
-    if run.values[0].over_time and "seq_idx" in inspect.signature(run.values[0].call).parameters
+    run for run in RUNS if run.values[0].over_time and "seq_idx" in inspect.signature(run.values[0].call).parameters
 ]
 IGNORE_GRAD = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf"
