@@ -18,6 +18,7 @@ from zoo.kernels.dispatch import (
     compute_dtype,
     sequence_starts,
 )
+from zoo.kernels.triton_support import triton_implementation
 
 
 class DeltaRuleOutput(NamedTuple):
@@ -61,8 +62,8 @@ def delta_rule(
         initial_state: (B, H, K, V), continues the sequence that the first token belongs to; zeros when None.
         seq_idx: (B, T) integers; the state restarts from zero where the value changes (packed sequences).
         chunk_size: steps a chunk; changes time and memory, not the result.
-        impl: "auto" or the name of an implementation ("chunked", "reference"). A single time step is the recurrence
-            itself and has one implementation.
+        impl: "auto" or the name of an implementation ("triton", "chunked", "reference"). A single time step is the
+            recurrence itself and has one implementation.
 
     Returns:
         DeltaRuleOutput(output (B, T, H, V), final_state (B, H, K, V)), both differentiable.
@@ -99,6 +100,7 @@ def _reference_backward(dy, dstate, *inputs) -> list[Tensor]:
 
 operation = Operation(
     "delta_rule",
+    triton_implementation("zoo.kernels.delta_rule.triton"),
     Implementation("chunked", chunked.forward, chunked.backward),
     Implementation("reference", reference.forward, _reference_backward),
 )

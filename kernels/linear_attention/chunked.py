@@ -66,7 +66,7 @@ def decays_of(gates: Tensor | None, segments: Tensor | None, like: Tensor) -> De
         decays = Decays(ones[:, :1], ones[:, :1], ones[:1, :1], lower)
     else:
         since, until, total = lower @ gates, ones.triu(1) @ gates, gates.sum(-2)[..., None]
-        within = _decay_between(gates[..., 0], segments) if gates.shape[-1] == 1 else lower
+        within = decay_between(gates[..., 0]) if gates.shape[-1] == 1 else lower
         decays = Decays(since.exp(), until.exp(), total.exp(), within)
     if segments is None:
         return decays
@@ -100,23 +100,14 @@ def carry(state: Tensor, added: Tensor, across: Tensor) -> tuple[Tensor, Tensor]
     return state, torch.stack(before, dim=1)
 
 
-def _decay_between(gates: Tensor, segments: Tensor | None) -> Tensor:
-    """exp of the sum of log gates over (j, i], lower triangular (..., i, j); 1 between different sequences.
+def decay_between(gates: Tensor) -> Tensor:
+    """exp of the sum of log gates over (j, i], lower triangular (..., i, j).
 
-    The running sums are in float64 (where the device has it): their differences keep the small decays that follow a
-    very large one, which float32 would round away. They begin anew with each sequence, so that no rounding of a
-    gradient that cancels reaches another one.
+    Each sum has only its own steps, where the difference of two running sums would round away the small decays that
+    follow a very large one, and its gradient would leak rounding into the sequences before j.
     """
-    wide = gates if gates.device.type == "mps" else gates.double()
-    lower = torch.ones(gates.shape[-1], gates.shape[-1], dtype=torch.bool, device=gates.device).tril()
-    if segments is None:
-        total = wide.cumsum(-1)
-    else:
-        lower = lower & (segments == segments.mT)
-        total = (lower.to(wide.dtype) @ wide[..., None]).squeeze(-1)
-    difference = (total[..., :, None] - total[..., None, :]).to(gates.dtype)
-    # the diagonal is 1 and takes no gradient, not one that would cancel
-    return difference.where(lower.tril(-1), 0).exp().tril()
+    spans = gates[..., None, :].expand(*gates.shape, gates.shape[-1]).triu(1)  # (..., j, t), t > j
+    return spans.cumsum(-1).mT.exp().tril()
 
 
 def _scores_by_halves(q: Tensor, k: Tensor, gates: Tensor) -> Tensor:

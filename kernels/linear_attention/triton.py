@@ -31,14 +31,14 @@ NONE, SCALAR, VECTOR = range(3)
 
 def forward(q, k, v, log_decay, state, starts, scale, chunk_size) -> tuple[Tensor, Tensor]:
     """Same arguments as the reference, of any floating dtype and strides; computed in the dtype of ``state``."""
-    launch = _Launch("forward", q, k, v, log_decay, state, starts, scale, chunk_size)
+    launch = Launch("forward", q, k, v, log_decay, state, starts, scale, chunk_size)
     before, final = launch.states(k, v, state, reverse=False)
     return launch.combine(q, v, launch.scores(q, k), before, reverse=False), final
 
 
 def backward(dy, dstate, q, k, v, log_decay, state, starts, scale, chunk_size) -> list[Tensor]:
     """Gradients of q, k, v, log_decay (where there is one) and the initial state; every sum in a fixed order."""
-    launch = _Launch("backward", q, k, v, log_decay, state, starts, scale, chunk_size)
+    launch = Launch("backward", q, k, v, log_decay, state, starts, scale, chunk_size)
     before, _ = launch.states(k, v, state, reverse=False)
     after, dinitial = launch.states(q, dy, dstate, reverse=True)
     scores = launch.scores(q, k)
@@ -47,12 +47,14 @@ def backward(dy, dstate, q, k, v, log_decay, state, starts, scale, chunk_size) -
     return [dq, dk, dv, *([] if ddecay is None else [ddecay]), dinitial]
 
 
-class _Launch:
+class Launch:
     """The kernels with the arguments that all of them share.
 
     Matrix products of float32 tiles are three TF32 products, one where inputs and results are bfloat16 (the states are
     float32 results always).
     """
+
+    operation = "linear_attention"
 
     def __init__(self, direction, q, k, v, log_decay, state, starts, scale, chunk_size):
         self.batch, self.length, self.heads, self.key_dim = q.shape
@@ -62,17 +64,17 @@ class _Launch:
         self.segments = None if starts is None else starts.cumsum(1, dtype=torch.int32)
         default = DEFAULT_VECTOR if self.gate == VECTOR else DEFAULT
         shape_class = f"{direction}_{('none', 'scalar', 'vector')[self.gate]}"
-        sizes = block_sizes("linear_attention", shape_class, self.device, default)
-        self.chunk = _block(min(chunk_size, self.length), LARGEST_CHUNK)
-        self.key_block = _block(self.key_dim, sizes["K"])
-        self.value_block = _block(self.value_dim, sizes["V"])
+        sizes = block_sizes(self.operation, shape_class, self.device, default)
+        self.chunk = block_size(min(chunk_size, self.length), LARGEST_CHUNK)
+        self.key_block = block_size(self.key_dim, sizes["K"])
+        self.value_block = block_size(self.value_dim, sizes["V"])
         self.chunks = triton.cdiv(self.length, self.chunk)
         self.key_blocks = triton.cdiv(self.key_dim, self.key_block)
         self.value_blocks = triton.cdiv(self.value_dim, self.value_block)
         strides = (0, 0, 0, 0) if log_decay is None else (*log_decay.stride(), 0)[:4]
         self.arguments = (log_decay, *strides, self.segments, self.length, self.heads, self.chunks)
         self.options = {
-            "GATE": self.gate, "STARTS": starts is not None, "BT": self.chunk, "DTYPE": _TYPES[self.dtype],
+            "GATE": self.gate, "STARTS": starts is not None, "BT": self.chunk, "DTYPE": TYPES[self.dtype],
             "SCALE": scale, "num_warps": sizes["num_warps"], "num_stages": sizes["num_stages"],
         }  # fmt: skip
         self.exact = "ieee" if state.dtype == torch.float64 or torch.version.hip else "tf32x3"
@@ -101,9 +103,9 @@ class _Launch:
         )  # fmt: skip
         return scores
 
-    def combine(self, x: Tensor, y: Tensor, scores: Tensor, states: Tensor, reverse: bool) -> Tensor:
-        """scores y + scale x state, or the gradient of v: scores^T y + x state."""
-        result = y.new_empty(y.shape)
+    def combine(self, x, y, scores, states, reverse: bool, dtype: torch.dtype | None = None) -> Tensor:
+        """scores y + scale x state, or the gradient of v: scores^T y + x state; in ``dtype``, that of y by default."""
+        result = y.new_empty(y.shape, dtype=dtype)
         self._run(
             _combine, (self.batch * self.heads * self.chunks, self.value_blocks), x, *x.stride(), y, *y.stride(),
             scores, states, result, self.key_dim, self.value_dim, *self.arguments,
@@ -131,29 +133,29 @@ class _Launch:
             kernel[grid](*arguments, **options, **self.options)
 
 
-_TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
-def _block(size: int, largest: int) -> int:
+def block_size(size: int, largest: int) -> int:
     return max(SMALLEST_BLOCK, min(triton.next_power_of_2(size), largest))
 
 
 @triton.jit
-def _tile(pointer, rows, columns, stride_t, stride_d, T, D, DTYPE: tl.constexpr):
+def tile(pointer, rows, columns, stride_t, stride_d, T, D, DTYPE: tl.constexpr):
     """(rows, columns) of one head of a (B, T, H, D) tensor, zero outside."""
     mask = (rows < T)[:, None] & (columns < D)[None, :]
     return tl.load(pointer + rows[:, None] * stride_t + columns[None, :] * stride_d, mask=mask, other=0.0).to(DTYPE)
 
 
 @triton.jit
-def _state_tile(pointer, keys, values, K, V):
+def state_tile(pointer, keys, values, K, V):
     """(keys, values) of one contiguous (K, V) state, zero outside."""
     mask = (keys < K)[:, None] & (values < V)[None, :]
     return tl.load(pointer + keys[:, None] * V + values[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
-def _spans(steps, TO_END: tl.constexpr):
+def spanned(steps, TO_END: tl.constexpr):
     """[i, t]: whether the decay of step t counts in the sum from the chunk's start to i, or after i to its end."""
     if TO_END:
         return steps[None, :] > steps[:, None]
@@ -171,7 +173,7 @@ def _half_spans(steps, level):
 
 
 @triton.jit
-def _segments_around(segments, b, chunk, T, BT: tl.constexpr):
+def segments_around(segments, b, chunk, T, BT: tl.constexpr):
     """Numbers of the sequence that goes on into the chunk, and of the one at its end."""
     start = chunk * BT
     before = tl.load(segments + b * T + start - 1, mask=start > 0, other=0)
@@ -198,22 +200,22 @@ def _states(
             chunk = chunks - 1 - chunk
         tl.store(states + (bh * chunks + chunk) * K * V + place, state, mask=mask)
         rows = chunk * BT + steps
-        x_tile = _tile(x + b * x_b + h * x_h, rows, keys, x_t, x_d, T, K, DTYPE)
-        y_tile = _tile(y + b * y_b + h * y_h, rows, values, y_t, y_d, T, V, DTYPE)
+        x_tile = tile(x + b * x_b + h * x_h, rows, keys, x_t, x_d, T, K, DTYPE)
+        y_tile = tile(y + b * y_b + h * y_h, rows, values, y_t, y_d, T, V, DTYPE)
         if REVERSE:
             x_tile *= SCALE
-        spans = _spans(steps, not REVERSE)
+        spans = spanned(steps, not REVERSE)
         if GATE == 1:
             g = tl.load(gates + b * g_b + h * g_h + rows * g_t, mask=rows < T, other=0.0).to(DTYPE)
             x_tile *= tl.exp(tl.sum(tl.where(spans, g[None, :], 0.0), 1))[:, None]
             state *= tl.exp(tl.sum(g, 0))
         if GATE == 2:
-            g = _tile(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
+            g = tile(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
             x_tile *= tl.exp(tl.dot(spans.to(DTYPE), g, input_precision="ieee"))
             state *= tl.exp(tl.sum(g, 0))[:, None]
         if STARTS:
             segment = tl.load(segments + b * T + rows, mask=rows < T, other=-1)
-            before, last = _segments_around(segments, b, chunk, T, BT)
+            before, last = segments_around(segments, b, chunk, T, BT)
             if REVERSE:
                 x_tile = tl.where((segment == before)[:, None], x_tile, 0.0)
             else:
@@ -239,10 +241,10 @@ def _scores(
     result = tl.zeros((BT, BT), DTYPE)
     for first in range(0, K, BK):
         keys = first + tl.arange(0, BK)
-        q_tile = _tile(q + b * q_b + h * q_h, rows, keys, q_t, q_d, T, K, DTYPE)
-        k_tile = _tile(k + b * k_b + h * k_h, rows, keys, k_t, k_d, T, K, DTYPE)
+        q_tile = tile(q + b * q_b + h * q_h, rows, keys, q_t, q_d, T, K, DTYPE)
+        k_tile = tile(k + b * k_b + h * k_h, rows, keys, k_t, k_d, T, K, DTYPE)
         if GATE == 2:
-            g = _tile(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
+            g = tile(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
             result += tl.where(steps[:, None] == steps[None, :], tl.sum(q_tile * k_tile, 1)[:, None], 0.0)
             for level in tl.static_range(LEVELS):
                 later = (((steps >> level) & 1) == 1)[:, None]
@@ -276,21 +278,21 @@ def _combine(
     rows = chunk * BT + steps
     values = tl.program_id(1) * BV + tl.arange(0, BV)
     across = tl.zeros((BT, BV), DTYPE)
-    spans = _spans(steps, REVERSE)
+    spans = spanned(steps, REVERSE)
     for first in range(0, K, BK):
         keys = first + tl.arange(0, BK)
-        x_tile = _tile(x + b * x_b + h * x_h, rows, keys, x_t, x_d, T, K, DTYPE)
+        x_tile = tile(x + b * x_b + h * x_h, rows, keys, x_t, x_d, T, K, DTYPE)
         if GATE == 2:
-            g = _tile(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
+            g = tile(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
             x_tile *= tl.exp(tl.dot(spans.to(DTYPE), g, input_precision="ieee"))
-        state = _state_tile(states + program * K * V, keys, values, K, V)
+        state = state_tile(states + program * K * V, keys, values, K, V)
         across += tl.dot(x_tile, state, input_precision=PRECISION)
     if GATE == 1:
         g = tl.load(gates + b * g_b + h * g_h + rows * g_t, mask=rows < T, other=0.0).to(DTYPE)
         across *= tl.exp(tl.sum(tl.where(spans, g[None, :], 0.0), 1))[:, None]
     if STARTS:
         segment = tl.load(segments + b * T + rows, mask=rows < T, other=-1)
-        before, last = _segments_around(segments, b, chunk, T, BT)
+        before, last = segments_around(segments, b, chunk, T, BT)
         if REVERSE:
             across = tl.where((segment == last)[:, None], across, 0.0)
         else:
@@ -300,7 +302,7 @@ def _combine(
     within = tl.load(scores + program * BT * BT + steps[:, None] * BT + steps[None, :])
     if REVERSE:
         within = tl.trans(within)
-    y_tile = _tile(y + b * y_b + h * y_h, rows, values, y_t, y_d, T, V, DTYPE)
+    y_tile = tile(y + b * y_b + h * y_h, rows, values, y_t, y_d, T, V, DTYPE)
     across += tl.dot(within, y_tile, input_precision=PRECISION)
     place = ((b * T + rows[:, None]) * H + h) * V + values[None, :]
     tl.store(result + place, across, mask=(rows < T)[:, None] & (values < V)[None, :])
@@ -321,18 +323,18 @@ def _gradients(
     rows = chunk * BT + steps
     block = tl.program_id(1)
     keys = block * BK + tl.arange(0, BK)
-    q_tile = _tile(q + b * q_b + h * q_h, rows, keys, q_t, q_d, T, K, DTYPE)
-    k_tile = _tile(k + b * k_b + h * k_h, rows, keys, k_t, k_d, T, K, DTYPE)
+    q_tile = tile(q + b * q_b + h * q_h, rows, keys, q_t, q_d, T, K, DTYPE)
+    k_tile = tile(k + b * k_b + h * k_h, rows, keys, k_t, k_d, T, K, DTYPE)
 
     dscores = tl.zeros((BT, BT), DTYPE)
     dq_tile, dk_tile = tl.zeros((BT, BK), DTYPE), tl.zeros((BT, BK), DTYPE)
     dacross = tl.zeros((BK,), DTYPE)
     for first in range(0, V, BV):
         values = first + tl.arange(0, BV)
-        v_tile = _tile(v + b * v_b + h * v_h, rows, values, v_t, v_d, T, V, DTYPE)
-        dy_tile = _tile(dy + b * dy_b + h * dy_h, rows, values, dy_t, dy_d, T, V, DTYPE)
-        before_tile = _state_tile(before_states + program * K * V, keys, values, K, V)
-        after_tile = _state_tile(after_states + program * K * V, keys, values, K, V)
+        v_tile = tile(v + b * v_b + h * v_h, rows, values, v_t, v_d, T, V, DTYPE)
+        dy_tile = tile(dy + b * dy_b + h * dy_h, rows, values, dy_t, dy_d, T, V, DTYPE)
+        before_tile = state_tile(before_states + program * K * V, keys, values, K, V)
+        after_tile = state_tile(after_states + program * K * V, keys, values, K, V)
         dscores += tl.dot(dy_tile, tl.trans(v_tile), input_precision=PRECISION)
         dq_tile += tl.dot(dy_tile, tl.trans(before_tile), input_precision=PRECISION)
         dk_tile += tl.dot(v_tile, tl.trans(after_tile), input_precision=PRECISION)
@@ -341,14 +343,14 @@ def _gradients(
     lower = steps[:, None] >= steps[None, :]
     if STARTS:
         segment = tl.load(segments + b * T + rows, mask=rows < T, other=-1)
-        before, last = _segments_around(segments, b, chunk, T, BT)
+        before, last = segments_around(segments, b, chunk, T, BT)
         dq_tile = tl.where((segment == before)[:, None], dq_tile, 0.0)
         dk_tile = tl.where((segment == last)[:, None], dk_tile, 0.0)
         dacross = tl.where(before == last, dacross, 0.0)
         lower = lower & (segment[:, None] == segment[None, :])
     dscores = tl.where(lower, dscores, 0.0)
 
-    from_start, to_end = _spans(steps, False), _spans(steps, True)
+    from_start, to_end = spanned(steps, False), spanned(steps, True)
     if GATE == 1:
         g = tl.load(gates + b * g_b + h * g_h + rows * g_t, mask=rows < T, other=0.0).to(DTYPE)
         dq_tile *= tl.exp(tl.sum(tl.where(from_start, g[None, :], 0.0), 1))[:, None]
@@ -368,7 +370,7 @@ def _gradients(
     place = ((b * T + rows[:, None]) * H + h) * K + keys[None, :]
     mask = (rows < T)[:, None] & (keys < K)[None, :]
     if GATE == 2:
-        g = _tile(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
+        g = tile(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
         dq_tile *= tl.exp(tl.dot(from_start.to(DTYPE), g, input_precision="ieee"))
         dk_tile *= tl.exp(tl.dot(to_end.to(DTYPE), g, input_precision="ieee"))
         dg = tl.dot(tl.trans(from_start.to(DTYPE)), q_tile * dq_tile, input_precision="ieee")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels.autograd import recomputed_gradients
+from zoo.kernels.linear_attention.chunked import decay_between
 
 
 def forward(
@@ -21,18 +22,16 @@ def forward(
     x, dt, B, C = (_pad(t, shape[1] * q) for t in (x, dt, B, C))
     B, C = (m.view(*shape, -1).transpose(2, 3) for m in (B, C))  # (B, c, G, q, N)
     log_decay = (dt * A).view(*shape, -1).permute(0, 1, 3, 4, 2)  # (B, c, G, h, q)
-    total = log_decay.double().cumsum(-1) if x.device.type != "mps" else log_decay.cumsum(-1)
     inputs = (x * dt[..., None]).view(*shape, heads // groups, head_dim).permute(0, 1, 3, 4, 2, 5)  # (B, c, G, h, q, P)
 
-    within = _decay_between(total, log_decay.dtype)  # (B, c, G, h, q, q)
-    from_start, to_end = total.to(x.dtype).exp(), (total[..., -1:] - total).to(x.dtype).exp()
+    within, from_start = decay_between(log_decay), log_decay.cumsum(-1).exp()  # (B, c, G, h, q, q), (B, c, G, h, q)
     across = from_start[..., -1]
     if starts is not None:
         index = _pad(starts, shape[1] * q).view(shape[:3]).cumsum(-1)[:, :, None, None]  # (B, c, 1, 1, q)
         within = within * (index[..., :, None] == index[..., None, :])
         from_start = from_start * (index == 0)
-        to_end = to_end * (index == index[..., -1:])
         across = across * (index[..., -1] == 0)
+    to_end = within[..., -1, :]
 
     output = (within * (C @ B.mT)[:, :, :, None]) @ inputs
     added = (inputs * to_end[..., None]).mT @ B[:, :, :, None]  # (B, c, G, h, P, N)
@@ -46,17 +45,6 @@ def backward(dy, dstate, *inputs) -> tuple[Tensor, ...]:
     """Gradients of x, dt, A, B, C and the initial state; the chunk matrices are recomputed, not stored."""
     *tensors, chunk_size = inputs
     return tuple(recomputed_gradients(partial(forward, chunk_size=chunk_size), tensors, (dy, dstate)))
-
-
-def _decay_between(total: Tensor, dtype: torch.dtype) -> Tensor:
-    """exp of the sum of log decays over (j, i], lower triangular (..., i, j).
-
-    The running sums are in float64 (where the device has it): their differences keep the small decays that follow a
-    very large one, which float32 would round away.
-    """
-    difference = (total[..., :, None] - total[..., None, :]).to(dtype)
-    future = torch.ones(difference.shape[-2:], dtype=torch.bool, device=total.device).triu(1)
-    return difference.masked_fill(future, -torch.inf).exp()
 
 
 def _carry(state: Tensor, added: Tensor, across: Tensor) -> tuple[Tensor, Tensor]:

@@ -265,6 +265,7 @@ void NAME(ssd_backward)(int64_t batch, int64_t T, int64_t H, int64_t P, int64_t 
                         double dlog = 0;
                         for (int64_t i = q - 1; i >= 0; i--) {
                             const int64_t token = row + i, here = at + i * H * P;
+                            if (i + 1 < q && d.first[i] != d.first[i + 1]) dlog = 0; /* but for rounding, it is */
                             dlog += dtotal[i];
                             dA[h] += dlog * d.step[i];
                             ddt[token * H + head] = dlog * A[head] + NAME(dot)(dX + i * p_, x + token * x_row + head * P, P);

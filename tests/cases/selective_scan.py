@@ -9,12 +9,13 @@ from zoo.kernels.selective_scan import selective_scan
 
 
 def inputs(batch: int, length: int, dtype: torch.dtype, groups: int = 2) -> dict[str, torch.Tensor]:
+    """No rate near 0: such a state adds up the roundings of all steps, and the largest error is a matter of luck."""
     generator = torch.Generator().manual_seed(length)
     randn = partial(torch.randn, generator=generator)
     return {
         "x": randn(batch, length, 6).to(dtype),
         "dt": (0.5 * torch.rand(batch, length, 6, generator=generator)).to(dtype),
-        "A": -torch.rand(6, 3, generator=generator) * 4,
+        "A": -0.2 - torch.rand(6, 3, generator=generator) * 4,
         "B": randn(batch, length, groups, 3).to(dtype),
         "C": randn(batch, length, groups, 3).to(dtype),
         "initial_state": randn(batch, 6, 3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -24,6 +25,9 @@ RUNS = [
 ]
 FAST = [run for run in RUNS if run.values[1] not in ("reference", "triton")]
 TRITON = [run for run in RUNS if run.values[1] == "triton"]
+PACKABLE = [
+    run for run in RUNS if run.values[0].over_time and "seq_idx" in inspect.signature(run.values[0].call).parameters
+]
 IGNORE_GRAD = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf"
 )  # opcheck reads it
@@ -106,6 +110,22 @@ def test_split_and_resume_equals_one_call(case, impl):
         parts.append(output)
     torch.testing.assert_close(torch.cat(parts, 1), whole[0])
     torch.testing.assert_close(state, whole[1])
+
+
+@pytest.mark.parametrize(("case", "impl"), PACKABLE)
+def test_other_sequences_get_no_gradient(case, impl):
+    """Not even the rounding of a sum that crosses the boundary: the gradients there are zero, bit for bit."""
+    inputs = {n: t.requires_grad_(t.is_floating_point()) for n, t in case.inputs(1, 20, torch.float32).items()}
+    seq_idx = torch.tensor([[0] * 9 + [1] * 11])
+    first, *_ = outputs(case.call, impl, inputs | {"seq_idx": seq_idx})
+    wanted = {name: t for name, t in inputs.items() if t.requires_grad}
+    gradients = torch.autograd.grad(first[:, 9:].square().sum(), list(wanted.values()))
+    for name, gradient in zip(wanted, gradients, strict=True):
+        if name == "initial_state":
+            assert not gradient.any(), name
+        elif name in case.over_time:
+            assert not gradient[:, :9].any(), name
+            assert gradient[:, 9:].any(), name
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -10,7 +10,8 @@ from zoo.kernels import available_implementations
 from zoo.kernels.delta_rule import delta_rule
 from zoo.kernels.linear_attention import linear_attention
 
-IMPLS = ["reference", "chunked"]
+IMPLS = ["reference", "chunked", "triton"]
+FAST = ["chunked", "triton"]
 
 
 def make_inputs(gated, batch=2, length=40, heads=2, key_dim=5, value_dim=6, dtype=torch.float32, decay=1.0) -> dict:
@@ -24,6 +25,11 @@ def make_inputs(gated, batch=2, length=40, heads=2, key_dim=5, value_dim=6, dtyp
         "initial_state": randn(batch, heads, key_dim, value_dim),
     }
     return inputs | {"log_decay": (-decay * rand(batch, length, heads)).to(dtype)} if gated else inputs
+
+
+def small(impl: str, gated: bool, length: int, **options) -> dict:
+    """Inputs of ``length`` steps, of 19 in one head for the interpreted kernels."""
+    return make_inputs(gated, 1, 19, 1, **options) if impl == "triton" else make_inputs(gated, length=length, **options)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -62,12 +68,13 @@ def test_with_orthogonal_keys_it_is_linear_attention(impl):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("impl", FAST)
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 17, 9), (1, 2, 70, 100)], ids=str)
-def test_accuracy_over_sizes(gated, shape, assert_accurate):
-    batch, heads, key_dim, value_dim = shape
-    inputs = make_inputs(gated, batch, 90, heads, key_dim, value_dim)
-    assert_accurate(partial(delta_rule, chunk_size=16), inputs, "chunked")
+def test_accuracy_over_sizes(gated, shape, impl, assert_accurate):
+    batch, heads, key_dim, value_dim = (1, 1, *shape[2:]) if impl == "triton" else shape
+    inputs = make_inputs(gated, batch, 19 if impl == "triton" else 90, heads, key_dim, value_dim)
+    assert_accurate(partial(delta_rule, chunk_size=16), inputs, impl)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -78,36 +85,47 @@ def test_accuracy_over_chunk_sizes(gated, chunk_size, assert_accurate):
     assert_accurate(call, make_inputs(gated, 1, 150, 2, 12, 11), "chunked")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("gated", [False, True])
+def test_accuracy_of_the_longest_triton_chunk(gated, dtype, assert_accurate):
+    seq_idx = (torch.arange(70) >= 50).long()[None]
+    assert_accurate(partial(delta_rule, seq_idx=seq_idx), make_inputs(gated, 1, 70, 1, 64, 3, dtype), "triton")
+
+
+@pytest.mark.parametrize("impl", FAST)
 @pytest.mark.parametrize("decay", [0.0, 1e-6, 50.0, 1e4])
-def test_accuracy_at_extreme_decays(decay, assert_accurate):
-    assert_accurate(delta_rule, make_inputs(True, length=100, decay=decay), "chunked")
+def test_accuracy_at_extreme_decays(decay, impl, assert_accurate):
+    assert_accurate(delta_rule, small(impl, True, 100, decay=decay), impl)
 
 
-def test_small_decays_after_a_huge_one(assert_accurate):
-    inputs = make_inputs(True, length=60, decay=0.01)
-    inputs["log_decay"][:, 20] = -1e4
-    assert_accurate(delta_rule, inputs, "chunked")
+@pytest.mark.parametrize("impl", FAST)
+def test_small_decays_after_a_huge_one(impl, assert_accurate):
+    inputs = small(impl, True, 60, decay=0.01)
+    inputs["log_decay"][:, 12] = -1e4
+    assert_accurate(delta_rule, inputs, impl)
 
 
+@pytest.mark.parametrize("impl", FAST)
 @pytest.mark.parametrize("beta", [0.0, 1.0])
-def test_accuracy_at_the_ends_of_beta_with_one_key(beta, assert_accurate):
+def test_accuracy_at_the_ends_of_beta_with_one_key(beta, impl, assert_accurate):
     """Equal keys: the triangular system is as full as it gets."""
-    inputs = make_inputs(False, length=64)
+    inputs = small(impl, False, 64)
     inputs["k"] = inputs["k"][:, :1].expand_as(inputs["k"]) * 0.9
     inputs["beta"] = torch.full_like(inputs["beta"], beta)
-    assert_accurate(delta_rule, inputs, "chunked")
+    assert_accurate(delta_rule, inputs, impl)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("gated", [False, True])
 def test_gradcheck(gated, impl):
-    inputs = {name: t.double().requires_grad_() for name, t in make_inputs(gated, 1, 11, 1, 2, 2).items()}
-    seq_idx = torch.tensor([[0] * 5 + [1] * 6])
+    length = 18 if impl == "triton" else 11
+    inputs = {name: t.double().requires_grad_() for name, t in make_inputs(gated, 1, length, 1, 2, 2).items()}
+    seq_idx = (torch.arange(length) >= 5).long()[None]
 
     def call(*tensors):
         return delta_rule(**dict(zip(inputs, tensors, strict=True)), seq_idx=seq_idx, chunk_size=4, impl=impl)
 
-    assert torch.autograd.gradcheck(call, tuple(inputs.values()))
+    assert torch.autograd.gradcheck(call, tuple(inputs.values()), fast_mode=impl == "triton")
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -126,10 +144,11 @@ def test_packed_sequences_equal_separate_ones(gated, impl):
     torch.testing.assert_close(final, last)
 
 
-def test_other_sequences_get_no_gradient():
+@pytest.mark.parametrize("impl", FAST)
+def test_other_sequences_get_no_gradient(impl):
     inputs = {n: t.requires_grad_() for n, t in make_inputs(True, batch=1, length=20).items()}
     seq_idx = torch.tensor([[0] * 9 + [1] * 11])
-    output = delta_rule(**inputs, seq_idx=seq_idx, chunk_size=16).output[:, 9:]
+    output = delta_rule(**inputs, seq_idx=seq_idx, chunk_size=16, impl=impl).output[:, 9:]
     gradients = dict(zip(inputs, torch.autograd.grad(output.square().sum(), list(inputs.values())), strict=True))
     assert not gradients.pop("initial_state").any()
     for name, gradient in gradients.items():
@@ -138,7 +157,7 @@ def test_other_sequences_get_no_gradient():
 
 
 def test_implementations():
-    assert available_implementations("delta_rule") == IMPLS[::-1]
+    assert available_implementations("delta_rule") == ["chunked", "reference", "triton"]
 
 
 @pytest.mark.parametrize("change", ["q", "k", "v", "beta", "log_decay", "initial_state"])
