@@ -24,6 +24,7 @@ PUBLISHED = {
     "falcon_h1_1_5b_deep": 1_554_773_392, "falcon_h1_3b": 3_149_261_312, "falcon_h1_7b": 7_585_519_712,
     "falcon_h1_34b": 33_642_516_224, "deepseek_v2_lite": 15_706_484_224, "deepseek_v3_671b": 671_026_404_352,
 }  # fmt: skip
+ROUNDING = {"longconv_nano": 1e-12}  # causal up to the rounding of a Fourier transform of the row; all others exactly
 
 
 def inputs(model: Any, batch: int = 2, length: int = 20) -> Tensor:
@@ -171,8 +172,8 @@ def test_language_is_causal(name):
         changed = tokens.clone()
         changed[:, t] = (changed[:, t] + 1) % model.config.vocab_size
         logits = model(changed)
-        assert torch.equal(logits[:, :t], expected[:, :t])
-        assert not torch.equal(logits[:, t], expected[:, t])
+        change, rounding = (logits - expected).abs(), ROUNDING.get(name, 0.0)
+        assert change[:, :t].max() <= rounding < change[:, t].max()
 
 
 @pytest.mark.parametrize("name", LANGUAGE)
