@@ -7,7 +7,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernels.dispatch import as_dtype, check_floating, check_shape, compute_dtype, sequence_starts
+from zoo.kernels.dispatch import check_floating, check_shape, compute_dtype
 from zoo.kernels.long_conv.op import long_conv
 
 
@@ -29,7 +29,7 @@ def packed_long_conv(u: Tensor, kernel: Tensor, seq_idx: Tensor, *, D: Tensor | 
         y (B, T, D) in the dtype of u, differentiable in u, kernel and D.
 
     Raises:
-        ValueError: for tensors whose shapes or dtypes do not fit together.
+        ValueError: for tensors whose shapes or dtypes do not fit together, or an empty sequence or kernel.
     """
     check = partial(check_shape, "packed_long_conv")
     check("u", u, "(B, T, D)", None, None, None)
@@ -38,20 +38,21 @@ def packed_long_conv(u: Tensor, kernel: Tensor, seq_idx: Tensor, *, D: Tensor | 
     check("seq_idx", seq_idx, "(B, T)", batch, length)
     check("D", D, "(D,)", dim)
     check_floating("packed_long_conv", u=u, kernel=kernel, D=D)
+    if length == 0 or kernel.shape[1] == 0:
+        raise ValueError(f"packed_long_conv: T and L must be at least 1, got T {length}, L {kernel.shape[1]}")
 
     dtype = compute_dtype(u, kernel, D)
-    x, k = as_dtype(dtype, u, kernel)
     padding = (1 << (length - 1).bit_length()) - length
-    x = F.pad(x, (0, 0, 0, padding))  # type: ignore[arg-type]
-    sequence = F.pad(sequence_starts(seq_idx).cumsum(1), (0, padding))  # type: ignore[union-attr]
-    y = x * (k[:, 0] if D is None else k[:, 0] + D)  # type: ignore[index]
+    x, k = F.pad(u.to(dtype), (0, 0, 0, padding)), kernel.to(dtype)
+    sequence = F.pad((seq_idx[:, 1:] != seq_idx[:, :-1]).cumsum(1), (1, padding))
+    y = x * (k[:, 0] if D is None else k[:, 0] + D)
     half = 1
     while half < length:
         blocks, numbers = x.unflatten(1, (-1, 2 * half)), sequence.unflatten(1, (-1, 2 * half))
         elsewhere = (numbers != numbers[..., half - 1 : half])[..., None]  # (B, blocks, 2 * half, 1)
         left, right = slice(None, half), slice(half, None)
         carried = F.pad(blocks[:, :, left].masked_fill(elsewhere[:, :, left], 0), (0, 0, 0, half))
-        reached = long_conv(carried.flatten(0, 1), k[:, : 2 * half], circular=True).view_as(blocks)  # type: ignore[index]
+        reached = long_conv(carried.flatten(0, 1), k[:, : 2 * half], circular=True).view_as(blocks)
         added = reached[:, :, right].masked_fill(elsewhere[:, :, right], 0)
         y = y + F.pad(added, (0, 0, half, 0)).flatten(1, 2)
         half *= 2

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels import ConvOutput, long_conv, packed_long_conv
-from zoo.kernels.dispatch import sequence_starts
 from zoo.layers.mixer import Mixer
 from zoo.layers.state import State, keep_rows
 
@@ -96,7 +95,7 @@ class LongConv(nn.Module):
         elif seq_idx is None:
             y = long_conv(inputs, taps, D=self.D)[:, before:]
         else:
-            sequence = F.pad(sequence_starts(seq_idx).cumsum(1), (before, 0))
+            sequence = F.pad((seq_idx[:, 1:] != seq_idx[:, :-1]).cumsum(1), (before + 1, 0))
             y = packed_long_conv(inputs, taps, sequence, D=self.D)[:, before:]
             inputs = inputs.masked_fill((sequence != sequence[:, -1:])[..., None], 0)
         return ConvOutput(y.to(u.dtype), inputs[:, max(0, inputs.shape[1] - self.kernel_length + 1) :])

@@ -124,6 +124,8 @@ def test_packed_convolution_has_right_gradients_and_none_at_all_from_elsewhere()
     assert packed_long_conv(u.bfloat16(), kernel, seq_idx).dtype == torch.bfloat16
     with pytest.raises(ValueError, match="packed_long_conv: seq_idx must have shape"):
         packed_long_conv(u, kernel, seq_idx[:, 1:])
+    with pytest.raises(ValueError, match="at least 1, got T 7, L 0"):
+        packed_long_conv(u, kernel[:, :0], seq_idx)
 
 
 def test_gated_block_is_the_equation():
@@ -205,7 +207,7 @@ def test_kernels_are_exempt_from_weight_decay():
 
 
 def test_initial_values_are_the_authors():
-    model: Any = zoo.create_model("longconv_nano", depth=8, initializer_range=0.1)
+    model: Any = zoo.create_model("longconv_nano", depth=8, initializer_range=0.1, kernel_init="random")
     for name, parameter in model.blocks.named_parameters():
         if name.endswith(("proj.bias", "fc1.bias", "fc2.bias")):
             assert not parameter.any()

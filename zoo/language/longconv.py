@@ -98,8 +98,9 @@ _register = partial(
 @_register()
 def longconv_nano():
     return LongConvConfig(
-        vocab_size=256, dim=128, depth=3, kernel_length=256, kernel_dropout=0.0, attention_layers=(1,), num_heads=4
-    )
+        vocab_size=256, dim=128, depth=3, kernel_length=256, kernel_dropout=0.0, kernel_init="double_exp",
+        attention_layers=(1,), num_heads=4, initializer_range=0.06,
+    )  # fmt: skip
 
 
 @_register()
