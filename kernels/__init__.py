@@ -6,7 +6,7 @@ from zoo.kernels.cross_entropy import linear_cross_entropy
 from zoo.kernels.delta_rule import delta_rule
 from zoo.kernels.dispatch import available_implementations, implementation
 from zoo.kernels.linear_attention import LinearAttentionOutput, linear_attention
-from zoo.kernels.long_conv import butterfly_conv, dft_factors, long_conv
+from zoo.kernels.long_conv import butterfly_conv, dft_factors, long_conv, packed_long_conv
 from zoo.kernels.moe import (
     MoEOutput,
     Routing,
@@ -51,6 +51,7 @@ __all__ = [
     "load_balance_loss",
     "long_conv",
     "moe",
+    "packed_long_conv",
     "rms_norm",
     "rope",
     "router_z_loss",

@@ -16,8 +16,8 @@ class CausalAttention(Mixer):
 
     Args:
         dim: model width. num_heads: query heads. num_kv_heads: key and value heads, num_heads when None.
-        rope_base: wavelength base of the rotary embedding. head_dim: d, dim / num_heads when None. scale: factor of the
-            logits, d^-0.5 when None.
+        rope_base: wavelength base of the rotary embedding, None for no position information. head_dim: d,
+            dim / num_heads when None. scale: factor of the logits, d^-0.5 when None.
 
     Raises:
         ValueError: when num_heads does not divide dim into heads of even width, or num_kv_heads does not divide
@@ -31,7 +31,7 @@ class CausalAttention(Mixer):
         dim: int,
         num_heads: int,
         num_kv_heads: int | None = None,
-        rope_base: float = 10000.0,
+        rope_base: float | None = 10000.0,
         head_dim: int | None = None,
         scale: float | None = None,
     ):
@@ -56,9 +56,9 @@ class CausalAttention(Mixer):
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )  # (B, T, H, d)
-        q = rotary_embedding(q, positions, self.rope_base).transpose(1, 2)
-        k = rotary_embedding(k, positions, self.rope_base).transpose(1, 2)
-        v, ids = v.transpose(1, 2), seq_idx
+        if self.rope_base is not None:
+            q, k = (rotary_embedding(heads, positions, self.rope_base) for heads in (q, k))
+        q, k, v, ids = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), seq_idx
         if state is not None:
             k, v, ids = state.append(k, v, seq_idx)
         if past == 0 and ids is None:

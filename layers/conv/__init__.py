@@ -3,6 +3,7 @@
 from zoo.layers.conv.causal_conv1d import CausalConv1d
 from zoo.layers.conv.conv_norm import ConvMlp, ConvNorm, depthwise
 from zoo.layers.conv.gated_conv import GatedConv, GatedConvState
+from zoo.layers.conv.long_conv import H3Conv, H3ConvState, LongConv, decaying_kernel, random_kernel
 from zoo.layers.conv.osa import OneShotAggregation, SeparableConvNorm, conv3x3
 from zoo.layers.conv.patch_merging import ConvStem, MergingDownsample, PatchMerging
 from zoo.layers.conv.squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
@@ -15,11 +16,16 @@ __all__ = [
     "EffectiveSqueezeExcite",
     "GatedConv",
     "GatedConvState",
+    "H3Conv",
+    "H3ConvState",
+    "LongConv",
     "MergingDownsample",
     "OneShotAggregation",
     "PatchMerging",
     "SeparableConvNorm",
     "SqueezeExcite",
     "conv3x3",
+    "decaying_kernel",
     "depthwise",
+    "random_kernel",
 ]

@@ -185,8 +185,8 @@ def test_language_is_causal(name):
         changed = tokens.clone()
         changed[:, t] = (changed[:, t] + 1) % model.config.vocab_size
         logits = model(changed)
-        # not bit for bit: where a token is routed elsewhere, the products over its former companions round otherwise
-        torch.testing.assert_close(logits[:, :t], expected[:, :t], atol=1e-13, rtol=1e-13)
+        # not bit for bit: products over other rows and Fourier transforms of the row round otherwise
+        torch.testing.assert_close(logits[:, :t], expected[:, :t], atol=1e-12, rtol=1e-12)
         assert (logits[:, t] - expected[:, t]).abs().max() > 1e-6
 
 

@@ -15,6 +15,7 @@ RECIPES = [
     "digits_vim_nano",
     "digits_vit_nano",
     "docs_based_nano",
+    "docs_longconv_nano",
     "docs_mamba2_nano",
     "docs_mamba_nano",
     "docs_transformer_nano",

@@ -4,6 +4,7 @@ from zoo.language.base import Block, LanguageConfig, LanguageModel
 from zoo.language.based import BasedConfig, BasedLanguageModel
 from zoo.language.deepseek import DeepSeekConfig, DeepSeekLanguageModel
 from zoo.language.falcon_h1 import FalconH1Config, FalconH1LanguageModel
+from zoo.language.longconv import LongConvConfig, LongConvLanguageModel
 from zoo.language.mamba import MambaConfig, MambaLanguageModel
 from zoo.language.mamba2 import Mamba2Config, Mamba2LanguageModel
 from zoo.language.moe import MoEConfig, MoELanguageModel
@@ -20,6 +21,8 @@ __all__ = [
     "FalconH1LanguageModel",
     "LanguageConfig",
     "LanguageModel",
+    "LongConvConfig",
+    "LongConvLanguageModel",
     "Mamba2Config",
     "Mamba2LanguageModel",
     "MambaConfig",

@@ -1,0 +1,172 @@
+"""Learned convolutions as long as the sequence, and the gated block of H3 over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.kernels import ConvOutput, long_conv, packed_long_conv
+from zoo.layers.mixer import Mixer
+from zoo.layers.state import State, keep_rows
+
+KernelInit = Callable[[int, int], Tensor]
+
+
+def random_kernel(dim: int, kernel_length: int) -> Tensor:
+    """Normal, standard deviation 0.002; (dim, kernel_length)."""
+    return 0.002 * torch.randn(dim, kernel_length)
+
+
+def decaying_kernel(dim: int, kernel_length: int) -> Tensor:
+    """Normal, 0.02 exp(-(dim / 2)^(i / dim) j / kernel_length) at tap j of channel i: each channel its own reach."""
+    rate = max(1, dim // 2) ** (torch.arange(dim) / dim)
+    return (
+        0.02 * torch.randn(dim, kernel_length) * torch.exp(-rate[:, None] * torch.arange(kernel_length) / kernel_length)
+    )
+
+
+class LongConv(nn.Module):
+    r"""Depthwise causal convolution whose every tap is a parameter, regularised at each use.
+
+    .. math::
+        K = \mathrm{dropout}(\mathrm{squash}_\lambda(\mathrm{smooth}_w(\mathrm{kernel}))), \quad
+        \mathrm{squash}_\lambda(k) = \mathrm{sign}(k) \max(|k| - \lambda, 0), \quad
+        y_t = \sum_{j=0}^{L-1} K_j u_{t-j} + D u_t
+
+    smooth is the mean over w neighbouring taps, with zeros beyond both ends. The step t sees the newest L =
+    ``kernel_length`` inputs and nothing older, however long the sequence.
+
+    Args:
+        dim: channels. kernel_length: taps L, the present input included. lam: the threshold of squash; taps within it
+            are 0, and their parameters get no gradient. smooth_window: w, odd; 1 smooths nothing. kernel_dropout:
+            probability of dropping a tap in training mode. init: (dim, kernel_length) -> the initial kernel.
+
+    Raises:
+        ValueError: for a kernel_length below 1, a negative lam, an even smooth_window, or a kernel_dropout outside
+            [0, 1).
+
+    Paper: Fu et al., "Simple Hardware-Efficient Long Convolutions for Sequence Modeling", arXiv 2302.06646, section 3;
+    initial values of the authors' code.
+    """
+
+    float32_parameters = ("kernel", "D")
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_length: int,
+        *,
+        lam: float = 0.003,
+        smooth_window: int = 1,
+        kernel_dropout: float = 0.0,
+        init: KernelInit = random_kernel,
+    ):
+        super().__init__()
+        if kernel_length < 1 or lam < 0 or smooth_window < 1 or smooth_window % 2 == 0 or not 0 <= kernel_dropout < 1:
+            raise ValueError(
+                "kernel_length must be at least 1, lam at least 0, smooth_window odd and kernel_dropout in [0, 1): got "
+                f"kernel_length {kernel_length}, lam {lam}, smooth_window {smooth_window}, "
+                f"kernel_dropout {kernel_dropout}"
+            )
+        self.kernel_length, self.lam = kernel_length, lam
+        self.smooth_window, self.kernel_dropout = smooth_window, kernel_dropout
+        self.kernel = nn.Parameter(init(dim, kernel_length))
+        self.D = nn.Parameter(torch.randn(dim))
+
+    def taps(self) -> Tensor:
+        """K (dim, kernel_length)."""
+        smooth = F.avg_pool1d(self.kernel, self.smooth_window, stride=1, padding=self.smooth_window // 2)
+        return F.dropout(F.softshrink(smooth, self.lam), self.kernel_dropout, self.training)
+
+    def forward(self, u: Tensor, past: Tensor | None = None, seq_idx: Tensor | None = None) -> ConvOutput:
+        """u (B, T, dim) after the inputs past (B, P, dim) -> output (B, T, dim) and the newest inputs, at most L - 1.
+
+        The past belongs to the first of the packed sequences; what does not belong to the last one is returned as 0.
+        """
+        taps, inputs = self.taps(), u if past is None else torch.cat([past, u], dim=1)
+        before = inputs.shape[1] - u.shape[1]
+        if u.shape[1] == 1:
+            newest = inputs[:, -self.kernel_length :]
+            y = (newest * taps[:, : newest.shape[1]].flip(1).T).sum(1, keepdim=True) + self.D * u
+        elif seq_idx is None:
+            y = long_conv(inputs, taps, D=self.D)[:, before:]
+        else:
+            sequence = F.pad((seq_idx[:, 1:] != seq_idx[:, :-1]).cumsum(1), (before + 1, 0))
+            y = packed_long_conv(inputs, taps, sequence, D=self.D)[:, before:]
+            inputs = inputs.masked_fill((sequence != sequence[:, -1:])[..., None], 0)
+        return ConvOutput(y.to(u.dtype), inputs[:, max(0, inputs.shape[1] - self.kernel_length + 1) :])
+
+
+@dataclass
+class H3ConvState(State):
+    """key, product (B, n, dim): what the two convolutions read in the newest n steps, at most kernel_length - 1."""
+
+    key: Tensor
+    product: Tensor
+
+
+class H3Conv(Mixer):
+    r"""The gated block of H3 with two learned long convolutions in place of its state spaces.
+
+    .. math::
+        q, k, v = W_q x + b_q, W_k x + b_k, W_v x + b_v, \quad
+        y = W_o \big( q \odot \mathrm{conv}(v \odot \mathrm{conv_k}(k)) \big) + b_o
+
+    Both convolutions are finite: a step sees the newest 2 kernel_length - 1 inputs. Decoding costs kernel_length
+    products a step and channel, from a state that grows up to the newest kernel_length - 1 steps.
+
+    Args:
+        dim: model width. kernel_length, lam, smooth_window, kernel_dropout, init: of both convolutions, see
+            ``LongConv``.
+
+    Raises:
+        ValueError: see ``LongConv``.
+
+    Paper: Fu et al., arXiv 2302.06646, section 5.2; the block is from "Hungry Hungry Hippos", arXiv 2212.14052, with
+    heads of width 1 as in the authors' code.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_length: int,
+        *,
+        lam: float = 0.003,
+        smooth_window: int = 1,
+        kernel_dropout: float = 0.0,
+        init: KernelInit = random_kernel,
+    ):
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(dim, dim) for _ in range(4))
+        self.k_conv, self.conv = (
+            LongConv(dim, kernel_length, lam=lam, smooth_window=smooth_window, kernel_dropout=kernel_dropout, init=init)
+            for _ in range(2)
+        )
+
+    def forward(self, x: Tensor, state: H3ConvState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
+        """x (B, T, dim) -> (B, T, dim)."""
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        key, product = None, None
+        if state is not None:
+            rows = state.advance_sequence(seq_idx)
+            key, product = keep_rows(state.key, rows), keep_rows(state.product, rows)
+        k, key = self.k_conv(k, key, seq_idx)
+        y, product = self.conv(k * v, product, seq_idx)
+        if state is not None:
+            state.key, state.product = key, product
+        return self.out_proj(q * y)
+
+    def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> H3ConvState:
+        """No steps yet; ``max_length`` needs no memory beforehand."""
+        weight = self.k_proj.weight
+        shape = (batch_size, 0, weight.shape[0])
+        key, product = (torch.zeros(shape, device=device or weight.device, dtype=dtype or weight.dtype) for _ in "kp")
+        return H3ConvState(key, product)
+
+    def state_size(self, length: int) -> int:
+        """Grows with ``length`` up to the newest kernel_length - 1 steps: two inputs a step and channel."""
+        return 2 * self.k_proj.out_features * min(length, self.conv.kernel_length - 1)

@@ -1,0 +1,241 @@
+"""Long convolutions: the kernel's regularisation, the filter's finite memory, and the gated block by its equation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import zoo
+from zoo.kernels import long_conv, packed_long_conv
+from zoo.layers import CausalAttention
+from zoo.layers.conv import H3Conv, LongConv, decaying_kernel, random_kernel
+from zoo.train.optim import build_optimizer
+
+DIM, TAPS = 6, 9
+
+
+def direct(u: Tensor, kernel: Tensor, D: Tensor) -> Tensor:
+    """y_t = sum_j k_j u_{t-j} + D u_t over the taps there are, one product at a time."""
+    y = torch.zeros_like(u)
+    for t in range(u.shape[1]):
+        y[:, t] = D * u[:, t]
+        for j in range(min(t + 1, kernel.shape[1])):
+            y[:, t] += kernel[:, j] * u[:, t - j]
+    return y
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+
+
+def small(**changes: Any) -> Any:
+    """A nano model whose kernel is shorter than the test's tokens, with all its weights moved from their start."""
+    sizes = {"vocab_size": 50, "dim": 16, "num_heads": 2, "kernel_length": TAPS}
+    model: Any = zoo.create_model("longconv_nano", dtype=torch.float64, **sizes | changes).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("length", [1, 2, TAPS - 1, TAPS, 3 * TAPS + 1])
+def test_without_regularisation_it_is_the_direct_convolution(length):
+    conv = LongConv(DIM, TAPS, lam=0, smooth_window=1).double()
+    u = normal(2, length, DIM)
+    assert torch.equal(conv.taps(), conv.kernel)
+    close(conv(u).output, direct(u, conv.kernel, conv.D))
+
+
+@pytest.mark.parametrize("lam", [0.001, 0.003, 0.1])
+def test_squash_zeroes_the_small_taps_and_shrinks_the_others_by_the_threshold(lam):
+    """Of normal taps with standard deviation 0.002 the share within the threshold is erf(lam / (0.002 sqrt 2))."""
+    conv = LongConv(32, 500, lam=lam)
+    before, taps = conv.kernel.detach().clone(), conv.taps()
+    kept = before.abs() > lam
+    assert torch.equal(taps != 0, kept)
+    torch.testing.assert_close(taps[kept], before[kept] - lam * before[kept].sign())
+    share = torch.erf(torch.tensor(lam / 0.002 / 2**0.5)).item()
+    assert (taps == 0).float().mean().item() == pytest.approx(share, abs=0.02)
+    (gradient,) = torch.autograd.grad(taps.sum(), conv.kernel)
+    assert torch.equal(gradient, kept.float())
+    assert torch.equal(conv.kernel, before) and torch.equal(conv.taps(), taps)  # never written back
+
+
+def test_smooth_is_the_mean_over_neighbouring_taps_and_comes_before_squash():
+    plain = LongConv(32, 1000, lam=0).kernel.detach()
+    roughness = []
+    for window in (1, 3, 7, 15):
+        conv = LongConv(32, 1000, lam=0, smooth_window=window, init=lambda *_: plain.clone())
+        padded, taps = F.pad(plain, (window // 2, window // 2)), conv.taps()
+        torch.testing.assert_close(taps, padded.unfold(1, window, 1).mean(-1), atol=1e-9, rtol=1e-5)
+        roughness.append((taps.diff(dim=1).square().sum() / taps.square().sum()).item())
+        conv.lam = 0.001
+        torch.testing.assert_close(conv.taps(), taps.sign() * (taps.abs() - 0.001).clamp(min=0))
+    # of white noise the squared steps are 2 of its variance, of its mean over w taps 2 / w
+    assert roughness == pytest.approx([2, 2 / 3, 2 / 7, 2 / 15], rel=0.05)
+
+
+def test_kernel_dropout_drops_taps_of_the_squashed_kernel_in_training_only():
+    conv = LongConv(32, 500, lam=0.001, kernel_dropout=0.25)
+    squashed = LongConv.taps(conv.eval())
+    dropped = conv.train().taps()
+    alive = dropped != 0
+    torch.testing.assert_close(dropped[alive], squashed[alive] / 0.75)
+    assert alive.sum() / (squashed != 0).sum() == pytest.approx(0.75, abs=0.02)
+    assert torch.equal(conv.eval().taps(), squashed)
+
+
+def test_initial_kernels():
+    """Channel i of "double_exp" falls from 0.02 by exp(-(dim / 2)^(i / dim)) over its length."""
+    assert random_kernel(64, 1000).std().item() == pytest.approx(0.002, rel=0.02)
+    kernel = torch.stack([decaying_kernel(16, 4) for _ in range(4000)])
+    rates = torch.tensor([8 ** (i / 16) for i in range(16)])
+    expected = 0.02 * torch.exp(-rates[:, None] * torch.tensor([0.0, 0.25, 0.5, 0.75]))
+    torch.testing.assert_close(kernel.std(0), expected, rtol=0.06, atol=0)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 8, 21])
+@pytest.mark.parametrize("taps", [1, 4, 30])
+def test_packed_convolution_is_one_convolution_a_sequence(length, taps):
+    u, kernel, D = normal(3, length, 2), normal(2, taps), normal(2)
+    seq_idx = torch.randint(0, 2, (3, length))  # ids come again
+    expected = torch.empty_like(u)
+    for row, ids in enumerate(seq_idx.tolist()):
+        starts = [t for t in range(length) if t == 0 or ids[t] != ids[t - 1]]
+        for a, b in zip(starts, [*starts[1:], length], strict=True):
+            expected[row, a:b] = direct(u[None, row, a:b], kernel, D)[0]
+    close(packed_long_conv(u, kernel, seq_idx, D=D), expected)
+
+
+def test_packed_convolution_has_right_gradients_and_none_at_all_from_elsewhere():
+    u, kernel, D = (t.requires_grad_() for t in (normal(1, 7, 2), normal(2, 5), normal(2)))
+    seq_idx = torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
+    assert torch.autograd.gradcheck(lambda *t: packed_long_conv(t[0], t[1], seq_idx, D=t[2]), (u, kernel, D))
+    (gradient,) = torch.autograd.grad(packed_long_conv(u, kernel, seq_idx)[:, 4].sum(), u)
+    assert (gradient[:, 3:5] != 0).all() and not gradient[:, :3].any() and not gradient[:, 5:].any()
+    assert packed_long_conv(u.bfloat16(), kernel, seq_idx).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="packed_long_conv: seq_idx must have shape"):
+        packed_long_conv(u, kernel, seq_idx[:, 1:])
+    with pytest.raises(ValueError, match="at least 1, got T 7, L 0"):
+        packed_long_conv(u, kernel[:, :0], seq_idx)
+
+
+def test_gated_block_is_the_equation():
+    block = H3Conv(DIM, TAPS, lam=0.05, smooth_window=3, init=lambda *s: 0.3 * torch.randn(*s)).double()
+    x = normal(2, 25, DIM)
+    q, k, v = (x @ linear.weight.T + linear.bias for linear in (block.q_proj, block.k_proj, block.v_proj))
+    shifted = direct(k, block.k_conv.taps(), block.k_conv.D)
+    y = q * direct(shifted * v, block.conv.taps(), block.conv.D)
+    close(block(x), y @ block.out_proj.weight.T + block.out_proj.bias)
+
+
+def test_a_step_sees_the_newest_taps_and_nothing_older():
+    """Two blocks of two convolutions reach 4 (TAPS - 1) steps back, then rounding is all that is left."""
+    model, tokens = small(depth=2, attention_layers=()), torch.randint(0, 50, (1, 60))
+    changed = tokens.clone()
+    changed[0, 0] = (changed[0, 0] + 1) % 50
+    change = (model(tokens) - model(changed)).abs().amax(-1)[0]
+    assert change[: 4 * (TAPS - 1) + 1].min() > 1e-9 and change[4 * (TAPS - 1) + 1 :].max() < 1e-12
+
+
+def test_state_holds_the_inputs_the_kernel_can_reach():
+    model, sizes = small(attention_layers=(), depth=1), []
+    state = model.init_state(3)
+    for length in (4, 1, 3, 1, 30):
+        model(torch.randint(0, 50, (3, length)), state)
+        sizes.append(state.nbytes)
+    assert sizes == [8 * 3 * 2 * 16 * steps for steps in (4, 5, TAPS - 1, TAPS - 1, TAPS - 1)]
+    assert model.state_size(10**6) == model.state_size(TAPS - 1) == 2 * 16 * (TAPS - 1)
+
+
+def test_decodes_past_the_kernel_after_packed_and_padded_prompts():
+    model, tokens = small(), torch.randint(0, 50, (2, 40))
+    seq_idx = torch.tensor([[-1] * 4 + [0] * 26 + [1] * 10, [0] * 2 + [4] * 28 + [1] * 10])
+    whole = model(tokens, seq_idx=seq_idx)
+    state = model.init_state(2)
+    parts = [model(tokens[:, :5], state, seq_idx=seq_idx[:, :5])]
+    parts += [model(tokens[:, t : t + 1], state) for t in range(5, 20)]
+    parts += [model(tokens[:, 20:32], state, seq_idx=seq_idx[:, 20:32])]
+    parts += [model(tokens[:, t : t + 1], state, seq_idx=seq_idx[:, t : t + 1]) for t in range(32, 36)]
+    parts += [model(tokens[:, 36:], state)]
+    close(torch.cat(parts, dim=1), whole)
+
+
+def test_packed_training_compiles_as_one_graph():
+    model, tokens = small(), torch.randint(0, 50, (2, 20))
+    seq_idx = torch.tensor([[0] * 7 + [1] * 13, [0] * 16 + [2] * 4])
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    close(compiled(tokens, labels=tokens, seq_idx=seq_idx), model(tokens, labels=tokens, seq_idx=seq_idx))
+
+
+def test_its_attention_has_no_positions():
+    attention = CausalAttention(DIM, num_heads=1, rope_base=None).double()
+    x = normal(1, 8, DIM)
+    close(attention(x)[:, -1], attention(x[:, [3, 1, 6, 0, 2, 5, 4, 7]])[:, -1])
+    assert not torch.allclose(*(CausalAttention(DIM, 1).double()(t)[:, -1] for t in (x, x[:, [1, 0, *range(2, 8)]])))
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"), [("longconv_125m", [1, 8]), ("longconv_355m", [1, 13]), ("longconv_1_3b", [1, 13])]
+)
+def test_sizes_are_the_authors(name, attention):
+    """A block has four projections and an MLP with biases, two norms, and two kernels of 2048 taps with D."""
+    model: Any = zoo.create_model(name, device="meta")
+    assert [i for i, mixer in enumerate(model.mixers) if isinstance(mixer, CausalAttention)] == attention
+    dim, depth = model.config.dim, model.config.depth
+    per_block = 12 * dim**2 + 5 * dim + 2 * dim
+    convolutions = (depth - len(attention)) * (4 * dim + 2 * (2048 + 1) * dim)
+    assert zoo.model_info(name).num_parameters == 50264 * dim + depth * per_block + convolutions + dim
+
+
+def test_kernels_are_exempt_from_weight_decay():
+    model: Any = zoo.create_model("longconv_nano")
+    groups = build_optimizer(model, "adamw", lr=1e-3, weight_decay=0.1).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    found = {name.split(".", 2)[2]: decay[id(p)] for name, p in model.blocks.named_parameters(prefix="blocks")}
+    assert found["mixer.k_conv.kernel"] == found["mixer.conv.kernel"] == found["mixer.conv.D"] == 0
+    assert found["mixer.q_proj.weight"] == 0.1
+
+
+def test_initial_values_are_the_authors():
+    model: Any = zoo.create_model("longconv_nano", depth=8, initializer_range=0.1, kernel_init="random")
+    for name, parameter in model.blocks.named_parameters():
+        if name.endswith(("proj.bias", "fc1.bias", "fc2.bias")):
+            assert not parameter.any()
+        elif name.endswith(("out_proj.weight", "fc2.weight")):
+            assert parameter.std().item() == pytest.approx(0.1 / 4, rel=0.05)
+        elif name.endswith(("proj.weight", "fc1.weight")):
+            assert parameter.std().item() == pytest.approx(0.1, rel=0.05)
+        elif name.endswith("kernel"):
+            assert parameter.std().item() == pytest.approx(0.002, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kernel_length": 0}, "kernel_length must be a positive integer, got 0"),
+        ({"lam": -0.1}, "lam at least 0.*lam -0.1"),
+        ({"smooth_window": 4}, "smooth_window odd.*smooth_window 4"),
+        ({"kernel_dropout": 1.0}, r"kernel_dropout in \[0, 1\).*kernel_dropout 1.0"),
+        ({"kernel_init": "hippo"}, "kernel_init must be one of random, double_exp, got 'hippo'"),
+        ({"attention_layers": (1, 3)}, r"blocks in \[0, depth = 3\), got \(1, 3\)"),
+        ({"num_heads": 5}, "num_heads must divide dim"),
+    ],
+)
+def test_options_that_do_not_fit_say_the_rule(changes, message):
+    with pytest.raises(ValueError, match=message):
+        zoo.create_model("longconv_nano", **changes)
+
+
+def test_long_conv_of_a_whole_row_is_packed_with_one_sequence():
+    u, kernel = normal(2, 100, 3), normal(3, 100)
+    close(packed_long_conv(u, kernel, torch.zeros(2, 100, dtype=torch.long)), long_conv(u, kernel))
