@@ -8,6 +8,7 @@ from zoo.language.longconv import LongConvConfig, LongConvLanguageModel
 from zoo.language.mamba import MambaConfig, MambaLanguageModel
 from zoo.language.mamba2 import Mamba2Config, Mamba2LanguageModel
 from zoo.language.moe import MoEConfig, MoELanguageModel
+from zoo.language.mor import MoRConfig, MoRLanguageModel
 from zoo.language.routing import RoutingConfig, RoutingLanguageModel
 from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
 
@@ -29,6 +30,8 @@ __all__ = [
     "MambaLanguageModel",
     "MoEConfig",
     "MoELanguageModel",
+    "MoRConfig",
+    "MoRLanguageModel",
     "RoutingConfig",
     "RoutingLanguageModel",
     "TransformerConfig",

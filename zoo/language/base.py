@@ -200,9 +200,9 @@ class LanguageModel(nn.Module, ABC):
         if not 0 <= logits_to_keep <= tokens.shape[1]:
             raise ValueError(f"logits_to_keep must be in [0, {tokens.shape[1]}], got {logits_to_keep}")
         if state is not None:
-            if len(state) != len(self.blocks):
+            if len(state) != len(self.mixers):
                 raise ValueError(
-                    f"the state has {len(state)} blocks, the model {len(self.blocks)}: make it by model.init_state"
+                    f"the state has {len(state)} blocks, the model {len(self.mixers)}: make it by model.init_state"
                 )
             batch = next(tensor.shape[0] for _, tensor in state[0].tensors())
             if batch != tokens.shape[0]:

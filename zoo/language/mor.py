@@ -1,0 +1,252 @@
+"""Mixture-of-Recursions: a stack of transformer blocks run several times, each token as often as its router says.
+
+Paper: Bae et al., arXiv 2507.10524. The sizes stand for SmolLM models of 30, 32, 26 and 24 layers (vocabulary, widths,
+heads and tied embedding theirs): a first and a last block of their own and, between them, three recursions of the
+floor((layers - 2) / 3) shared ones, as in the authors' code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from zoo.config import require_positive
+from zoo.language.base import Block, LanguageModel
+from zoo.language.transformer import TransformerConfig
+from zoo.layers import CausalAttention, Mixer, ModelState, SwiGLU
+from zoo.layers.depth import (
+    ActiveKeyValueState,
+    ActiveTokens,
+    EveryToken,
+    ExpertChoice,
+    Recursion,
+    RecursionAttention,
+    TokenChoice,
+)
+from zoo.layers.depth.recursion_attention import Keys
+from zoo.registry import Paper, nearest, register_model
+
+Plan = list[list[int]]  # the shared blocks, by number, that each recursion runs
+
+
+def cycle(blocks: int, recursions: int) -> Plan:
+    """Every recursion runs all shared blocks: 0 1 | 0 1 | 0 1."""
+    return [list(range(blocks))] * recursions
+
+
+def sequence(blocks: int, recursions: int) -> Plan:
+    """Each block is repeated at once, and the recursions cut the row into equal parts: 0 0 | 0 1 | 1 1."""
+    row = [index // recursions for index in range(blocks * recursions)]
+    return [row[r * blocks : (r + 1) * blocks] for r in range(recursions)]
+
+
+# name -> (blocks of their own at each end, order of the shared ones)
+SHARING: dict[str, tuple[int, Callable[[int, int], Plan]]] = {
+    "cycle": (0, cycle),
+    "sequence": (0, sequence),
+    "middle_cycle": (1, cycle),
+    "middle_sequence": (1, sequence),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MoRConfig(TransformerConfig):
+    """Options of the transformer (``depth`` counts the blocks that have weights), and:
+
+    num_recursions: R, passes through the shared blocks; 1 is the plain transformer, which routes nothing. sharing:
+    "cycle", "sequence", or "middle_cycle", "middle_sequence", which leave the first and the last block unshared.
+    router: "expert_choice", "token_choice", or "every_token", the recursive transformer without routing. share_kv: the
+    recursions after the first attend to its keys and values and make none, in place of recursion-wise caching.
+    gate_scale: alpha of the router, None for the authors' (0.1 expert-choice, 1 token-choice). auxiliary_weight: of
+    expert-choice's side loss; auxiliary_router: sample by separate weights. balance_weight, z_weight: of token-choice's
+    side losses.
+    """
+
+    vocab_size: int = 49152
+    num_recursions: int = 3
+    sharing: str = "middle_cycle"
+    router: str = "expert_choice"
+    share_kv: bool = False
+    gate_scale: float | None = None
+    auxiliary_weight: float = 1e-3
+    auxiliary_router: bool = False
+    balance_weight: float = 0.1
+    z_weight: float = 1e-5
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "num_recursions")
+        for name, known in (("sharing", SHARING), ("router", ROUTERS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name} must be one of {list(known)}, got {value!r}{nearest(str(value), known)}")
+        ends, order = SHARING[self.sharing]
+        if self.depth <= 2 * ends:
+            raise ValueError(
+                f"sharing {self.sharing!r} keeps {2 * ends} blocks unshared, so depth must be larger: got {self.depth}"
+            )
+        if self.share_kv and order is not cycle:
+            raise ValueError(
+                "share_kv needs a block to meet the keys it made itself in the first recursion, as under sharing "
+                f"'cycle' or 'middle_cycle': got {self.sharing!r}"
+            )
+
+
+def _expert_choice(c: MoRConfig) -> Recursion:
+    scale = 0.1 if c.gate_scale is None else c.gate_scale
+    return ExpertChoice(
+        c.dim, c.num_recursions, scale, auxiliary_weight=c.auxiliary_weight, auxiliary_router=c.auxiliary_router
+    )
+
+
+def _token_choice(c: MoRConfig) -> Recursion:
+    scale = 1.0 if c.gate_scale is None else c.gate_scale
+    return TokenChoice(c.dim, c.num_recursions, scale, balance_weight=c.balance_weight, z_weight=c.z_weight)
+
+
+ROUTERS: dict[str, Callable[[MoRConfig], Recursion]] = {
+    "expert_choice": _expert_choice,
+    "token_choice": _token_choice,
+    "every_token": lambda c: EveryToken(c.num_recursions),
+}
+
+
+class SharedBlock(Block):
+    """A block of the recursions: it runs on the active tokens alone."""
+
+    mixer: RecursionAttention
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, state: ActiveKeyValueState | None, tokens: ActiveTokens, keys: Keys | None = None
+    ) -> tuple[Tensor, Keys]:
+        """x (B, N, dim) of the active tokens -> the same, and the keys seen: ``keys``, or None to make its own."""
+        normal = self.norm(x)
+        if keys is None:
+            keys = self.mixer.write(normal, tokens, state)
+        x = x + self.mixer.read(normal, tokens, keys)
+        return x + self.mlp(self.mlp_norm(x)), keys  # pyright: ignore[reportOptionalCall]
+
+
+class MoRLanguageModel(LanguageModel):
+    """Transformer blocks, of which all or all but the ends are run once a recursion by the tokens routed to it.
+
+    In evaluation, and wherever a state is given, routing is causal: decoding equals the parallel form. Tokens that have
+    exited are in no matrix product and, with recursion-wise caching, in no cache of the later recursions.
+    """
+
+    config: MoRConfig
+
+    def __init__(self, config: MoRConfig):
+        self.ends, order = SHARING[config.sharing]
+        self.plan = order(config.depth - 2 * self.ends, config.num_recursions)
+        super().__init__(config)
+        self.recursion = ROUTERS[config.router if config.num_recursions > 1 else "every_token"](config)
+
+    def build_block(self, index: int) -> Block:
+        """Norm and causal attention, norm and SwiGLU."""
+        c = self.config
+        shared = self.ends <= index < c.depth - self.ends
+        kinds = (SharedBlock, RecursionAttention) if shared else (Block, CausalAttention)
+        return kinds[0](c, kinds[1](c.dim, c.num_heads, c.num_kv_heads, c.rope_base), SwiGLU(c.dim, c.mlp_dim))
+
+    @property
+    def mixers(self) -> list[Mixer]:
+        """The mixers that keep keys, in order: a shared one once a recursion, or with ``share_kv`` once in all."""
+        mixers: list[Any] = [block.mixer for block in self.blocks]
+        first, shared, last = self._split(mixers)
+        caching = self.plan[:1] if self.config.share_kv else self.plan
+        return [*first, *(shared[block] for blocks in caching for block in blocks), *last]
+
+    def forward_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor:
+        """The residual stream (B, T, dim) through the first block, the recursions and the last block."""
+        first, shared, last = self._split(list(self.blocks))
+        states = self._split([None] * len(self.mixers) if state is None else state)
+        for block, own in zip(first, states[0], strict=True):
+            x = self._run(block, x, own, seq_idx)
+        past, ids = 0, seq_idx
+        for own in states[1]:
+            if own is not None:  # the first has cached every token, so it knows whose sequence goes on
+                past, ids = own.advance(x.shape[1], ids)
+        keys: dict[int, Keys] = {}
+
+        def step(r: int, h: Tensor, tokens: ActiveTokens) -> Tensor:
+            if h.shape[1] == 0:
+                return h
+            for index, block in enumerate(self.plan[r]):
+                shares = self.config.share_kv and r > 0
+                own = None if shares else states[1][r * len(shared) + index]
+                h, keys[index] = self._run(shared[block], h, own, tokens, keys[index] if shares else None)
+            return h
+
+        sampling = state is not None or not self.training
+        x = self.recursion(x, ActiveTokens.all_of(x, past, ids), step, sampling=sampling)
+        for block, own in zip(last, states[2], strict=True):
+            x = self._run(block, x, own, seq_idx)
+        return x
+
+    def state_size(self, length: int) -> int:
+        """Numbers the state holds for one sequence after ``length`` tokens if (R - r) / R of them pass recursion r, for
+        which both routers are trained; what a text really took is the state's ``nbytes``."""
+        first, inner, last = self._split(self.mixers)
+        shared = self.config.depth - 2 * self.ends
+        lengths = [self.recursion.capacity(index // shared, length) for index in range(len(inner))]
+        return sum(mixer.state_size(length) for mixer in [*first, *last]) + sum(
+            mixer.state_size(active) for mixer, active in zip(inner, lengths, strict=True)
+        )
+
+    def num_unrolled_blocks(self) -> int:
+        """Blocks that a token of full depth passes."""
+        return 2 * self.ends + sum(len(blocks) for blocks in self.plan)
+
+    def _split(self, parts: Any) -> tuple[Any, Any, Any]:
+        """The parts of the first block, of the recursions and of the last block."""
+        end = len(parts) - self.ends
+        return parts[: self.ends], parts[self.ends : end], parts[end:]
+
+    def _run(self, block: nn.Module, x: Tensor, state: Any, *arguments: Any) -> Any:
+        if self.grad_checkpointing and self.training and state is None:
+            return checkpoint(block, x, None, *arguments, use_reentrant=False)
+        return block(x, state, *arguments)
+
+
+_register = partial(
+    register_model,
+    MoRLanguageModel,
+    task="language",
+    family="mor",
+    paper=Paper(
+        "Mixture-of-Recursions: Learning Dynamic Recursive Depths for Adaptive Token-Level Computation",
+        "2507.10524",
+        2025,
+    ),
+)
+
+
+@_register()
+def mor_nano():
+    return MoRConfig(vocab_size=256, dim=128, depth=4, num_heads=4, num_kv_heads=2, mlp_dim=384)
+
+
+@_register()
+def mor_135m():
+    return MoRConfig(dim=576, depth=11, num_heads=9, num_kv_heads=3, mlp_dim=1536)
+
+
+@_register()
+def mor_360m():
+    return MoRConfig(dim=960, depth=12, num_heads=15, num_kv_heads=5, mlp_dim=2560)
+
+
+@_register()
+def mor_730m():
+    return MoRConfig(dim=1536, depth=10, num_heads=24, num_kv_heads=8, mlp_dim=4096)
+
+
+@_register()
+def mor_1_7b():
+    return MoRConfig(dim=2048, depth=9, num_heads=32, mlp_dim=8192)
