@@ -171,7 +171,7 @@ def test_language_is_causal(name):
         changed = tokens.clone()
         changed[:, t] = (changed[:, t] + 1) % model.config.vocab_size
         logits = model(changed)
-        assert torch.equal(logits[:, :t], expected[:, :t])
+        close(logits[:, :t], expected[:, :t])  # the rows of a routed layer's products change, and so may roundings
         assert not torch.equal(logits[:, t], expected[:, t])
 
 

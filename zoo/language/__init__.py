@@ -6,6 +6,7 @@ from zoo.language.deepseek import DeepSeekConfig, DeepSeekLanguageModel
 from zoo.language.falcon_h1 import FalconH1Config, FalconH1LanguageModel
 from zoo.language.mamba import MambaConfig, MambaLanguageModel
 from zoo.language.mamba2 import Mamba2Config, Mamba2LanguageModel
+from zoo.language.mod import MoDConfig, MoDLanguageModel
 from zoo.language.moe import MoEConfig, MoELanguageModel
 from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
 
@@ -23,6 +24,8 @@ __all__ = [
     "Mamba2LanguageModel",
     "MambaConfig",
     "MambaLanguageModel",
+    "MoDConfig",
+    "MoDLanguageModel",
     "MoEConfig",
     "MoELanguageModel",
     "TransformerConfig",
