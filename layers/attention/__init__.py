@@ -5,6 +5,7 @@ from zoo.layers.attention.causal import CausalAttention
 from zoo.layers.attention.full import Attention
 from zoo.layers.attention.kmeans import OnlineKMeans
 from zoo.layers.attention.latent import LatentAttention
+from zoo.layers.attention.ragged import RaggedAttention, RaggedState
 from zoo.layers.attention.routing import RoutingAttention, RoutingState
 from zoo.layers.attention.single_head import SingleHeadAttention
 from zoo.layers.attention.sliding_window import SlidingWindowAttention, SlidingWindowState
@@ -19,6 +20,8 @@ __all__ = [
     "KeyValueState",
     "LatentAttention",
     "OnlineKMeans",
+    "RaggedAttention",
+    "RaggedState",
     "RoutingAttention",
     "RoutingState",
     "SingleHeadAttention",

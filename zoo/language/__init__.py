@@ -7,6 +7,7 @@ from zoo.language.falcon_h1 import FalconH1Config, FalconH1LanguageModel
 from zoo.language.longconv import LongConvConfig, LongConvLanguageModel
 from zoo.language.mamba import MambaConfig, MambaLanguageModel
 from zoo.language.mamba2 import Mamba2Config, Mamba2LanguageModel
+from zoo.language.mod import MoDConfig, MoDLanguageModel
 from zoo.language.moe import MoEConfig, MoELanguageModel
 from zoo.language.mor import MoRConfig, MoRLanguageModel
 from zoo.language.routing import RoutingConfig, RoutingLanguageModel
@@ -28,6 +29,8 @@ __all__ = [
     "Mamba2LanguageModel",
     "MambaConfig",
     "MambaLanguageModel",
+    "MoDConfig",
+    "MoDLanguageModel",
     "MoEConfig",
     "MoELanguageModel",
     "MoRConfig",

@@ -1,0 +1,150 @@
+"""Which tokens a block works on: the best of each sequence in training, those a causal predictor names elsewhere."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Route(NamedTuple):
+    """The chosen tokens of each row.
+
+    Attributes:
+        index: (B, K) int64, their places in the row, ascending. Rows with fewer than K are filled up with others.
+        valid: (B, K) bool, False on the filling.
+        weight: (B, K), float32 or wider: what the router multiplies the block's output by.
+    """
+
+    index: Tensor
+    valid: Tensor
+    weight: Tensor
+
+    def gather(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> the chosen tokens (B, K, D)."""
+        return x.gather(1, self.index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+    def scatter(self, x: Tensor, rows: Tensor, output: Tensor) -> Tensor:
+        """x (B, T, D) with weight * output (B, K, D) added to its chosen tokens ``rows``, the others bit for bit."""
+        updated = (rows + self.weight.unsqueeze(-1) * output).to(x.dtype)
+        updated = torch.where(self.valid.unsqueeze(-1), updated, rows)
+        return x.scatter(1, self.index.unsqueeze(-1).expand_as(rows), updated)
+
+
+class TokenRouter(nn.Module):
+    r"""Mixture-of-Depths: a share of the tokens passes through a block f, the others keep their value.
+
+    .. math::
+        r_i = w^\top x_i \;[+\, b], \qquad x_i' = x_i + r_i \, f(\tilde X)_i \;\text{ for } i \in \mathcal{C},
+        \qquad x_i' = x_i \;\text{ otherwise}
+
+    f is the block without its residual connection and :math:`\tilde X` the chosen tokens alone, in their order. In
+    training :math:`\mathcal{C}` holds the ceil(capacity * n) highest scores r of each sequence of n tokens, which
+    depends on later tokens. In evaluation, and always when decoding from a state, a token is chosen where a predictor,
+    an MLP on the token x_i, is positive; it learns the membership by binary cross-entropy on a stopped gradient, so
+    that it does not change what the model learns (the second method of section 3.5). A capacity of 1 chooses all and
+    has no predictor.
+
+    The paper's r has no offset b. It changes no choice; b = 1 at the start makes f a plain residual block from the
+    first step (w x is near 0 there and would switch f off), and w = 0, b = 1 with capacity 1 is the model without
+    routing. ``bias=False`` is the paper's formula.
+
+    A compiled or exported program needs fixed shapes: there K = T in evaluation and with ``seq_idx``, with the same
+    output and no saving.
+
+    Attributes:
+        auxiliary_losses: "depth_predictor", already weighted; not when decoding.
+        activity: of the latest forward pass, of all but padding: "processed" (), the share of tokens chosen, and but
+            for decoding "agreement" (), the share for which predictor and highest scores agree. Not kept while a
+            program is exported.
+
+    Args:
+        dim: width D. capacity: share of the tokens, in (0, 1]. bias: the offset b. predictor_dim: hidden width of the
+            predictor. predictor_weight: of its loss.
+
+    Raises:
+        ValueError: for a capacity outside (0, 1].
+
+    Paper: Raposo et al., "Mixture-of-Depths", arXiv 2404.02258.
+    """
+
+    def __init__(
+        self, dim: int, capacity: float, *, bias: bool = True, predictor_dim: int = 64, predictor_weight: float = 1.0
+    ):
+        super().__init__()
+        if not 0 < capacity <= 1:
+            raise ValueError(f"capacity, a share of the tokens, must lie in (0, 1], got {capacity}")
+        self.capacity, self.predictor_weight = capacity, predictor_weight
+        self.router = nn.Linear(dim, 1, bias=bias)
+        if bias:
+            nn.init.ones_(self.router.bias)
+        predictor = nn.Sequential(nn.Linear(dim, predictor_dim), nn.SiLU(), nn.Linear(predictor_dim, 1))
+        self.predictor = predictor if capacity < 1 else None
+        self.auxiliary_losses: dict[str, Tensor] = {}
+        self.activity: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor, *, seq_idx: Tensor | None = None, decoding: bool = False) -> Route:
+        """Choose among x (B, T, D), within each sequence of ``seq_idx`` (B, T); padding, negative ids, never."""
+        score = self._score(x)
+        real = torch.ones_like(score, dtype=torch.bool) if seq_idx is None else seq_idx >= 0
+        if self.predictor is None:
+            chosen = real
+            self._publish(chosen, real)
+        else:
+            logit = self.predictor(x.detach().to(self.router.weight.dtype)).squeeze(-1)
+            best = None if decoding else top_share(score, self.capacity, seq_idx)
+            chosen = best if self.training and best is not None else (logit > 0) & real
+            self._publish(chosen, real, logit, best)
+        index = chosen.logical_not().byte().argsort(dim=1, stable=True)[:, : self._most(chosen, seq_idx, decoding)]
+        return Route(index, chosen.gather(1, index), score.gather(1, index))
+
+    def _score(self, x: Tensor) -> Tensor:
+        """(B, T), in float32 or wider also under autocast, which leaves products and sums alone."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        score = (x.to(wide) * self.router.weight.to(wide)).sum(-1)
+        return score if self.router.bias is None else score + self.router.bias.to(wide)
+
+    def _most(self, chosen: Tensor, seq_idx: Tensor | None, decoding: bool) -> int:
+        """K: tokens that the row with most of them has, known without looking at them where shapes must be fixed."""
+        length = chosen.shape[1]
+        if self.training and seq_idx is None and not decoding:
+            return math.ceil(self.capacity * length)
+        return length if torch.compiler.is_compiling() else int(chosen.sum(1).amax())
+
+    def _publish(self, chosen: Tensor, real: Tensor, logit: Tensor | None = None, best: Tensor | None = None) -> None:
+        if torch.compiler.is_exporting():
+            return
+        weight = real / real.sum().clamp(min=1)
+        self.auxiliary_losses, self.activity = {}, {"processed": (chosen * weight).sum()}
+        if logit is not None and best is not None:
+            loss = F.binary_cross_entropy_with_logits(logit, best.to(logit.dtype), reduction="none")
+            self.auxiliary_losses["depth_predictor"] = self.predictor_weight * (loss * weight).sum()
+            self.activity["agreement"] = (((logit > 0) == best) * weight).sum()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles of the layer do without the latest forward pass, whose tensors may hold a graph."""
+        return self.__dict__ | {"auxiliary_losses": {}, "activity": {}}
+
+
+def top_share(score: Tensor, share: float, groups: Tensor | None = None) -> Tensor:
+    """Boolean (B, T): the ceil(share * n) highest scores of each group of n tokens, of equal ones the earlier.
+
+    Args:
+        score: (B, T). share: in (0, 1]. groups: (B, T) integers, tokens of a row with the same one compete; of a
+            negative group nothing is chosen. None: a row is a group.
+
+    With sequences as groups this is the choice of Mixture-of-Depths (arXiv 2404.02258). That of VideoLLM-MoD (arXiv
+    2408.16730), a share of each frame's tokens and all text, is ``top_share(score, 0.2, frames) | text`` with negative
+    frames on text.
+    """
+    groups = torch.zeros_like(score, dtype=torch.int64) if groups is None else groups
+    order = score.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, groups.gather(1, order).argsort(dim=1, stable=True))  # by group, the best first
+    ids = groups.gather(1, order).contiguous()
+    first, end = torch.searchsorted(ids, ids), torch.searchsorted(ids, ids, right=True)
+    rank = torch.arange(score.shape[1], device=score.device) - first
+    chosen = (rank < (share * (end - first).double()).ceil()) & (ids >= 0)
+    return torch.zeros_like(chosen).scatter(1, order, chosen)

@@ -1,0 +1,102 @@
+"""Mixture-of-Depths: the transformer in which every other block works on a small share of the tokens.
+
+Paper: Raposo et al., "Mixture-of-Depths", arXiv 2404.02258 (a capacity of 12.5 % in every other block was best). The
+sizes are those of this library's transformer; the authors published neither code nor weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+from torch import Tensor
+
+from zoo.config import require_positive
+from zoo.language.base import Block
+from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
+from zoo.layers import SwiGLU
+from zoo.layers.attention import RaggedAttention, RaggedState
+from zoo.layers.depth import TokenRouter
+from zoo.registry import Paper, register_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MoDConfig(TransformerConfig):
+    """Options of the transformer, and:
+
+    capacity: share of a sequence's tokens that a routed block works on. routed_every: of each group of so many blocks
+    the last is routed, the others work on all tokens. router_bias: the offset of the router's weight, see
+    ``TokenRouter``; False is the paper's formula. predictor_dim: hidden width of the predictor that chooses outside
+    training. predictor_weight: of its loss.
+    """
+
+    capacity: float = 0.125
+    routed_every: int = 2
+    router_bias: bool = True
+    predictor_dim: int = 64
+    predictor_weight: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "routed_every", "predictor_dim")
+        if self.routed_every > self.depth:
+            raise ValueError(
+                f"routed_every must be at most depth, or no block is routed: got {self.routed_every}, "
+                f"depth {self.depth}"
+            )
+
+
+class MoDBlock(Block):
+    """A block whose attention and feed-forward layer see the chosen tokens alone, with one weight for both."""
+
+    mixer: RaggedAttention
+    mlp: SwiGLU
+
+    def __init__(self, config: MoDConfig):
+        c = config
+        mixer = RaggedAttention(c.dim, c.num_heads, c.num_kv_heads, c.rope_base, c.capacity)
+        super().__init__(c, mixer, SwiGLU(c.dim, c.mlp_dim))
+        self.router = TokenRouter(
+            c.dim, c.capacity, bias=c.router_bias, predictor_dim=c.predictor_dim, predictor_weight=c.predictor_weight
+        )
+
+    def forward(self, x: Tensor, state: RaggedState | None = None, seq_idx: Tensor | None = None) -> Tensor:
+        """x (B, T, dim), in the dtype of the residual stream, -> the same."""
+        past, ids = (0, seq_idx) if state is None else state.advance(x.shape[1], seq_idx)
+        route = self.router(x, seq_idx=ids, decoding=state is not None)
+        rows = route.gather(x)  # (B, K, dim)
+        ids = None if ids is None else ids.gather(1, route.index)
+        mixed = self.mixer(self.norm(rows), state, seq_idx=ids, positions=past + route.index, valid=route.valid)
+        output = mixed + self.mlp(self.mlp_norm(rows + mixed))  # pyright: ignore[reportOptionalCall]
+        return route.scatter(x, rows, output)
+
+
+class MoDLanguageModel(TransformerLanguageModel):
+    """A stack of attention and SwiGLU blocks, some of them routed."""
+
+    config: MoDConfig
+
+    def build_block(self, index: int) -> Block:
+        """A routed block, or norm and causal attention, norm and SwiGLU."""
+        return super().build_block(index) if (index + 1) % self.config.routed_every else MoDBlock(self.config)
+
+
+_register = partial(
+    register_model,
+    MoDLanguageModel,
+    task="language",
+    family="mod",
+    paper=Paper(
+        "Mixture-of-Depths: Dynamically allocating compute in transformer-based language models", "2404.02258", 2024
+    ),
+)
+
+
+@_register()
+def mod_nano():
+    return MoDConfig(vocab_size=256, dim=128, depth=4, num_heads=4, num_kv_heads=2, mlp_dim=384)
+
+
+@_register()
+def mod_130m():
+    return MoDConfig(dim=768, depth=12, num_heads=12, num_kv_heads=4, mlp_dim=2560)
