@@ -17,6 +17,9 @@ from zoo.layers.attention import (
     TaylorAttention,
 )
 from zoo.layers.conv import GatedConv
+from zoo.layers.ssm import S4, S4D
+from zoo.layers.ssm.hippo import diagonal_inv, diagonal_real
+from zoo.layers.ssm.s4d import bilinear
 
 DIM = 24
 MIXERS = {
@@ -45,6 +48,11 @@ MIXERS = {
     ).eval(),
     "gated-conv": lambda: GatedConv(DIM),
     "gated-conv-narrow": lambda: GatedConv(DIM, kernel_size=2, expand=1, bias=False),
+    "s4": lambda: S4(DIM, d_state=8, chunk_size=8),
+    "s4-untied": lambda: S4(DIM, d_state=4, num_ssm=DIM, chunk_size=5),
+    "s4d": lambda: S4D(DIM, d_state=8, chunk_size=8),
+    "s4d-bilinear": lambda: S4D(DIM, d_state=2, init=diagonal_inv, discretisation=bilinear, num_ssm=3, chunk_size=5),
+    "s4d-real": lambda: S4D(DIM, d_state=6, init=diagonal_real),
     "parallel": lambda: ParallelMixers(
         {
             "ssm": Mamba2(DIM, 4, d_inner=16, head_dim=8, gated_norm=False, multipliers=(0.5, 0.7, 2.0, 0.3, 1.1)),
