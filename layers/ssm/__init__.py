@@ -3,5 +3,8 @@
 from zoo.layers.ssm.bimamba import BiMamba
 from zoo.layers.ssm.mamba import Mamba, MambaState
 from zoo.layers.ssm.mamba2 import Mamba2, Mamba2State
+from zoo.layers.ssm.s4 import S4
+from zoo.layers.ssm.s4d import S4D
+from zoo.layers.ssm.state_space import StateSpaceState
 
-__all__ = ["BiMamba", "Mamba", "Mamba2", "Mamba2State", "MambaState"]
+__all__ = ["S4", "S4D", "BiMamba", "Mamba", "Mamba2", "Mamba2State", "MambaState", "StateSpaceState"]

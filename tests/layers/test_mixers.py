@@ -18,6 +18,9 @@ from zoo.layers.attention import (
 )
 from zoo.layers.conv import GatedConv, H3Conv, decaying_kernel
 from zoo.layers.depth import RecursionAttention
+from zoo.layers.ssm import S4, S4D
+from zoo.layers.ssm.hippo import diagonal_inv, diagonal_real
+from zoo.layers.ssm.s4d import bilinear
 from zoo.layers.state import State
 
 DIM = 24
@@ -53,6 +56,11 @@ MIXERS = {
     "h3-conv": lambda: H3Conv(DIM, kernel_length=LENGTH + 3),
     "h3-conv-short": lambda: H3Conv(DIM, kernel_length=6, lam=0.01, smooth_window=3, init=decaying_kernel),
     "h3-conv-one-tap": lambda: H3Conv(DIM, kernel_length=1),
+    "s4": lambda: S4(DIM, d_state=8, chunk_size=8),
+    "s4-untied": lambda: S4(DIM, d_state=4, num_ssm=DIM, chunk_size=5),
+    "s4d": lambda: S4D(DIM, d_state=8, chunk_size=8),
+    "s4d-bilinear": lambda: S4D(DIM, d_state=2, init=diagonal_inv, discretisation=bilinear, num_ssm=3, chunk_size=5),
+    "s4d-real": lambda: S4D(DIM, d_state=6, init=diagonal_real),
     "parallel": lambda: ParallelMixers(
         {
             "ssm": Mamba2(DIM, 4, d_inner=16, head_dim=8, gated_norm=False, multipliers=(0.5, 0.7, 2.0, 0.3, 1.1)),

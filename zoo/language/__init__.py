@@ -11,6 +11,7 @@ from zoo.language.mod import MoDConfig, MoDLanguageModel
 from zoo.language.moe import MoEConfig, MoELanguageModel
 from zoo.language.mor import MoRConfig, MoRLanguageModel
 from zoo.language.routing import RoutingConfig, RoutingLanguageModel
+from zoo.language.s4 import S4Config, S4DConfig, S4DLanguageModel, S4LanguageModel
 from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
 
 __all__ = [
@@ -37,6 +38,10 @@ __all__ = [
     "MoRLanguageModel",
     "RoutingConfig",
     "RoutingLanguageModel",
+    "S4Config",
+    "S4DConfig",
+    "S4DLanguageModel",
+    "S4LanguageModel",
     "TransformerConfig",
     "TransformerLanguageModel",
 ]

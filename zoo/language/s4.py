@@ -1,0 +1,148 @@
+"""S4 and S4D: linear time-invariant state spaces as sequence mixers, a convolution in training, a recurrence after it.
+
+Papers: Gu et al., "Efficiently Modeling Long Sequences with Structured State Spaces", arXiv 2111.00396; Gu et al., "On
+the Parameterization and Initialization of Diagonal State Space Models", arXiv 2206.11893. The language model has the
+sizes of the authors' WikiText-103 configuration (state-spaces/s4, s4-wt103): 16 times two S4 layers and a feed-forward
+layer. Where the house differs: RMSNorm for LayerNorm, and a plain head for the adaptive softmax, so the published
+parameter count does not apply.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+from zoo.config import require_positive
+from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.layers import Mixer, Mlp
+from zoo.layers.ssm import S4, S4D, hippo, s4d
+from zoo.registry import Paper, nearest, register_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class S4Config(LanguageConfig):
+    """Options of every language model, and:
+
+    d_state: state size N of a channel. init: state matrix at the start: "legs" (HiPPO) or "random". num_ssm: distinct
+    state matrices, which the channels take in turn. dt_min, dt_max: range of the initial step sizes. mlp_dim: hidden
+    width of the feed-forward layer. mlp_every: of each group of so many blocks the last has one. drop_rate: dropout of
+    the mixer. chunk_size: steps at a time when there is a state; it changes the speed, not the result.
+    """
+
+    d_state: int = 64
+    init: str = "legs"
+    num_ssm: int = 1
+    dt_min: float = 0.001
+    dt_max: float = 0.1
+    mlp_dim: int
+    mlp_every: int = 2
+    drop_rate: float = 0.0
+    chunk_size: int = 64
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "d_state", "num_ssm", "mlp_dim", "mlp_every", "chunk_size")
+        require_known("init", self.init, INITIAL[type(self)])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class S4DConfig(S4Config):
+    """Options of S4, where init is "legs", "inv", "inv2", "lin", "quad", "real" or "random", and:
+
+    discretisation: "zero_order_hold" or "bilinear".
+    """
+
+    discretisation: str = "zero_order_hold"
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_known("discretisation", self.discretisation, DISCRETISATIONS)
+
+
+INITIAL: dict[type[S4Config], dict] = {
+    S4Config: {"legs": hippo.legs_dplr, "random": hippo.random_dplr},
+    S4DConfig: {
+        "legs": hippo.diagonal_legs,
+        "inv": hippo.diagonal_inv,
+        "inv2": hippo.diagonal_inv2,
+        "lin": hippo.diagonal_lin,
+        "quad": hippo.diagonal_quad,
+        "real": hippo.diagonal_real,
+        "random": hippo.diagonal_random,
+    },
+}
+DISCRETISATIONS = {"zero_order_hold": s4d.zero_order_hold, "bilinear": s4d.bilinear}
+
+
+def require_known(field: str, value: str, known: dict) -> None:
+    """Raise a ValueError unless ``value`` is one of the names in ``known``."""
+    if value not in known:
+        raise ValueError(f"{field} must be one of {list(known)}, got {value!r}{nearest(str(value), known)}")
+
+
+class S4LanguageModel(LanguageModel):
+    """A stack of S4 blocks, some of them with a feed-forward layer."""
+
+    config: S4Config
+
+    def build_block(self, index: int) -> Block:
+        """Norm and state space, and where it is due norm and feed-forward layer."""
+        c = self.config
+        mlp = None if (index + 1) % c.mlp_every else Mlp(c.dim, c.mlp_dim)
+        return Block(c, self.build_mixer(), mlp)
+
+    def build_mixer(self) -> Mixer:
+        """The state space of a block."""
+        return S4(init=INITIAL[S4Config][self.config.init], **self._options())
+
+    def _options(self) -> dict:
+        c = self.config
+        names = ("dim", "d_state", "num_ssm", "dt_min", "dt_max", "drop_rate", "chunk_size")
+        return {name: getattr(c, name) for name in names}
+
+
+class S4DLanguageModel(S4LanguageModel):
+    """The same with diagonal state matrices."""
+
+    config: S4DConfig
+
+    def build_mixer(self) -> Mixer:
+        """The diagonal state space of a block."""
+        c = self.config
+        return S4D(init=INITIAL[S4DConfig][c.init], discretisation=DISCRETISATIONS[c.discretisation], **self._options())
+
+
+_register = partial(
+    register_model,
+    S4LanguageModel,
+    task="language",
+    family="s4",
+    paper=Paper("Efficiently Modeling Long Sequences with Structured State Spaces", "2111.00396", 2021),
+)
+_register_diagonal = partial(
+    register_model,
+    S4DLanguageModel,
+    task="language",
+    family="s4d",
+    paper=Paper("On the Parameterization and Initialization of Diagonal State Space Models", "2206.11893", 2022),
+)
+
+
+@_register()
+def s4_nano():
+    return S4Config(vocab_size=256, dim=128, depth=4, d_state=32, num_ssm=2, mlp_dim=384)
+
+
+@_register()
+def s4_wikitext103():
+    return S4Config(vocab_size=267735, dim=1024, depth=32, mlp_dim=4096, drop_rate=0.25)
+
+
+@_register_diagonal()
+def s4d_nano():
+    return S4DConfig(vocab_size=256, dim=128, depth=4, d_state=32, num_ssm=2, mlp_dim=384)
+
+
+@_register_diagonal()
+def s4d_wikitext103():
+    return S4DConfig(vocab_size=267735, dim=1024, depth=32, mlp_dim=4096, drop_rate=0.25)
