@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import wraps
 
 import torch
 from torch import Tensor
@@ -35,13 +36,31 @@ def as_given(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None
     return tensors
 
 
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """A block without autocast, which would round the float32 factors of an operation's products."""
+    kind = device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
+
+
+def _without_autocast(function: Callable) -> Callable:
+    @wraps(function)
+    def call(*arguments):
+        device = next(a.device for a in arguments if isinstance(a, Tensor))
+        with full_precision(device):
+            return function(*arguments)
+
+    return call
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to compute an operation.
 
     ``forward`` and ``backward`` are plain functions over tensors that have gone through ``prepare(dtype, *tensors)``:
-    by default contiguous and of one floating dtype (float32 or float64). ``obstacle(device)`` says why it cannot run on
-    that device, or returns None when it can; ``automatic(device)`` whether "auto" may take it there, or only its name.
+    by default contiguous and of one floating dtype (float32 or float64); they run without autocast.
+    ``obstacle(device)`` says why it cannot run on that device, or returns None when it can; ``automatic(device)``
+    whether "auto" may take it there, or only its name.
     """
 
     name: str
@@ -50,6 +69,10 @@ class Implementation:
     obstacle: Callable[[torch.device], str | None] = lambda device: None
     automatic: Callable[[torch.device], bool] = lambda device: True
     prepare: Callable[..., tuple[Tensor | None, ...]] = cast
+
+    def __post_init__(self):
+        object.__setattr__(self, "forward", _without_autocast(self.forward))
+        object.__setattr__(self, "backward", _without_autocast(self.backward))
 
 
 class Operation:
@@ -71,6 +94,10 @@ class Operation:
         able = [item for item in self.implementations.values() if item.obstacle(device) is None]
         return [item.name for item in sorted(able, key=lambda item: not item.automatic(device))]
 
+    def choice(self, name: str) -> str:
+        """``name`` itself, or for "auto" what the block or the program chooses: still "auto" where neither does."""
+        return _program_choice(self.name) if name == "auto" else name
+
     def resolve(self, name: str, device: torch.device) -> Implementation:
         """The implementation ``name`` stands for on ``device``.
 
@@ -78,8 +105,7 @@ class Operation:
             ValueError: when no implementation has that name.
             RuntimeError: when the named implementation cannot run on ``device``.
         """
-        if name == "auto":
-            name = _program_choice(self.name)
+        name = self.choice(name)
         if name == "auto":
             name = self.available(device)[0]
         if name not in self.implementations:

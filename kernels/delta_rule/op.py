@@ -16,6 +16,7 @@ from zoo.kernels.dispatch import (
     check_floating,
     check_shape,
     compute_dtype,
+    full_precision,
     sequence_starts,
 )
 from zoo.kernels.triton_support import triton_implementation
@@ -87,7 +88,8 @@ def delta_rule(
     if length == 1:
         decay = None if log_decay is None else log_decay[:, 0].to(dtype)
         now = (t[:, 0].to(dtype) for t in (q, k, v, beta))
-        y, state = reference.step(*now, decay, state, scale)  # pyright: ignore[reportCallIssue]
+        with full_precision(q.device):
+            y, state = reference.step(*now, decay, state, scale)  # pyright: ignore[reportCallIssue]
         return DeltaRuleOutput(y[:, None].to(v.dtype), state)
     starts = sequence_starts(seq_idx)
     return DeltaRuleOutput(*_delta_rule(q, k, v, beta, log_decay, state, starts, scale, chunk_size, impl))

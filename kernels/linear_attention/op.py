@@ -15,6 +15,7 @@ from zoo.kernels.dispatch import (
     check_floating,
     check_shape,
     compute_dtype,
+    full_precision,
     sequence_starts,
 )
 from zoo.kernels.linear_attention import chunked, reference
@@ -85,7 +86,8 @@ def linear_attention(
     if length == 1:
         decay = None if log_decay is None else log_decay[:, 0].to(dtype)
         now = (t[:, 0].to(dtype) for t in (q, k, v))
-        y, state = reference.step(*now, decay, state, scale)  # pyright: ignore[reportCallIssue]
+        with full_precision(q.device):
+            y, state = reference.step(*now, decay, state, scale)  # pyright: ignore[reportCallIssue]
         return LinearAttentionOutput(y[:, None].to(v.dtype), state)
     starts = sequence_starts(seq_idx)
     return LinearAttentionOutput(*_linear_attention(q, k, v, log_decay, state, starts, scale, chunk_size, impl))

@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.autograd import recomputed_gradients
-from zoo.kernels.dispatch import Implementation, Operation, as_given, check_floating, check_shape, compute_dtype
+from zoo.kernels.dispatch import (
+    Implementation,
+    Operation,
+    as_given,
+    check_floating,
+    check_shape,
+    compute_dtype,
+    full_precision,
+)
 from zoo.kernels.moe import grouped, reference
 from zoo.kernels.triton_support import triton_implementation
 
@@ -44,7 +52,8 @@ def grouped_matmul(
         return output
     row = torch.arange(x.shape[0], device=x.device)[:, None]
     member = (row >= offsets[:-1]) & (row < offsets[1:])  # (M, E)
-    return torch.addmm(output, member.to(output.dtype), bias.to(output.dtype))
+    with full_precision(x.device):
+        return torch.addmm(output, member.to(output.dtype), bias.to(output.dtype))
 
 
 operation = Operation(

@@ -14,6 +14,7 @@ from zoo.kernels.dispatch import (
     check_floating,
     check_shape,
     compute_dtype,
+    full_precision,
     sequence_starts,
 )
 from zoo.kernels.sliding_window_attention import blocked, reference
@@ -71,7 +72,8 @@ def sliding_window_attention(
     window, first = min(window, k.shape[1]), _first_keys(seq_idx, length)
     if length == 1:
         dtype = q.dtype if q.dtype == k.dtype == v.dtype else compute_dtype(q, k, v)
-        return reference.step(q.to(dtype), k.to(dtype), v.to(dtype), first, window, sinks, scale).to(q.dtype)
+        with full_precision(q.device):
+            return reference.step(q.to(dtype), k.to(dtype), v.to(dtype), first, window, sinks, scale).to(q.dtype)
     return _sliding_window_attention(q, k, v, first, window, min(sinks, k.shape[1]), scale, impl)[0]
 
 

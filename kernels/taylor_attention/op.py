@@ -15,6 +15,7 @@ from zoo.kernels.dispatch import (
     check_floating,
     check_shape,
     compute_dtype,
+    full_precision,
     sequence_starts,
 )
 from zoo.kernels.taylor_attention import chunked, reference
@@ -80,7 +81,8 @@ def taylor_attention(
         else initial_state.to(dtype)
     )
     if length == 1:
-        numerator, total, state = reference.step(*(t.to(dtype) for t in (q[:, 0], k[:, 0], v[:, 0], state)))
+        with full_precision(q.device):
+            numerator, total, state = reference.step(*(t.to(dtype) for t in (q[:, 0], k[:, 0], v[:, 0], state)))
         numerator, total = numerator[:, None], total[:, None]
     else:
         numerator, total, state = _taylor_attention(q, k, v, state, sequence_starts(seq_idx), chunk_size, impl)

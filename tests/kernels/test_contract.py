@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cases import Case, all_cases
-from zoo.kernels import available_implementations
+from zoo.kernels import available_implementations, implementation
 
 CASES = [pytest.param(case, id=case.name) for case in all_cases()]
 RUNS = [
@@ -89,12 +89,38 @@ def test_two_runs_agree_bit_for_bit_and_scratch_memory_never_shows(case, impl):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("length", [1, 19])
+@pytest.mark.parametrize(("case", "impl"), RUNS)
+def test_autocast_changes_nothing(case, impl, length):
+    """What runs under autocast has the dtypes it was given already: inside, nothing is rounded further."""
+    inputs = case.inputs(1, length, torch.float32)
+    expected = outputs(case.call, impl, inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = outputs(case.call, impl, inputs)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize(("case", "impl"), RUNS)
 def test_strided_inputs_give_the_same(case, impl):
     inputs = case.inputs(2, 19, torch.float32)
     strided = {name: _strided(t) for name, t in inputs.items()}
     for a, b in zip(everything(case, impl, strided), everything(case, impl, inputs), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("case", "impl"), RUNS)
+def test_strided_gradients_give_the_same(case, impl):
+    """Broadcast, as those of a sum, or transposed."""
+    inputs = {n: t.requires_grad_(t.is_floating_point()) for n, t in case.inputs(1, 19, torch.float32).items()}
+    found = [o for o in outputs(case.call, impl, inputs) if o.requires_grad]
+    wanted = [t for t in inputs.values() if t.requires_grad]
+    broadcast = [torch.ones(()).expand(o.shape) for o in found]
+    transposed = [torch.randn(o.shape[::-1]).permute(list(reversed(range(o.dim())))) for o in found]
+    for arriving in (broadcast, transposed):
+        plain = torch.autograd.grad(found, wanted, [dy.contiguous() for dy in arriving], retain_graph=True)
+        for a, b in zip(torch.autograd.grad(found, wanted, arriving, retain_graph=True), plain, strict=True):
+            torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize(("case", "impl"), [run for run in RUNS if run.values[0].resumable])
@@ -170,6 +196,12 @@ def test_shapes_past_two_to_the_31_elements(case):
 def test_an_unknown_implementation_lists_the_known(case):
     with pytest.raises(ValueError, match=r"no implementation 'absent'; choose 'auto' or one of \["):
         case.call(impl="absent", **case.inputs(1, 19, torch.float32))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_block_chooses_as_the_argument_does(case):
+    with implementation(**{case.operation: "absent"}), pytest.raises(ValueError, match="no implementation 'absent'"):
+        case.call(**case.inputs(1, 19, torch.float32))
 
 
 @pytest.mark.parametrize("setting", ["no Triton", "filled memory"])
