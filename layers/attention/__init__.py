@@ -3,6 +3,7 @@
 from zoo.layers.attention.causal import CausalAttention
 from zoo.layers.attention.full import Attention
 from zoo.layers.attention.latent import LatentAttention
+from zoo.layers.attention.scatterbrain import ScatterbrainAttention, ScatterbrainState
 from zoo.layers.attention.sliding_window import SlidingWindowAttention, SlidingWindowState
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.attention.taylor import TaylorAttention, TaylorAttentionState
@@ -13,6 +14,8 @@ __all__ = [
     "CausalAttention",
     "KeyValueState",
     "LatentAttention",
+    "ScatterbrainAttention",
+    "ScatterbrainState",
     "SlidingWindowAttention",
     "SlidingWindowState",
     "TaylorAttention",

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from zoo.layers import CausalAttention, Mamba, Mamba2, Mixer, ParallelMixers
-from zoo.layers.attention import KeyValueState, LatentAttention, SlidingWindowAttention, TaylorAttention
+from zoo.layers.attention import (
+    KeyValueState,
+    LatentAttention,
+    ScatterbrainAttention,
+    SlidingWindowAttention,
+    TaylorAttention,
+)
 from zoo.layers.conv import GatedConv
 
 DIM = 24
@@ -27,6 +33,9 @@ MIXERS = {
     "sliding-window": lambda: SlidingWindowAttention(DIM, num_heads=3, window=6),
     "sliding-window-grouped": lambda: SlidingWindowAttention(DIM, num_heads=6, window=50, num_kv_heads=2),
     "sliding-window-narrow": lambda: SlidingWindowAttention(DIM, num_heads=3, window=2),
+    "scatterbrain": lambda: ScatterbrainAttention(DIM, num_heads=3, window=6, num_features=12).eval(),
+    "scatterbrain-narrow": lambda: ScatterbrainAttention(DIM, 2, window=1, num_features=8, num_hashes=0),
+    "scatterbrain-wide": lambda: ScatterbrainAttention(DIM, 3, window=50, num_features=2, head_dim=4),
     "gated-conv": lambda: GatedConv(DIM),
     "gated-conv-narrow": lambda: GatedConv(DIM, kernel_size=2, expand=1, bias=False),
     "parallel": lambda: ParallelMixers(

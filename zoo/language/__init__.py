@@ -7,6 +7,7 @@ from zoo.language.falcon_h1 import FalconH1Config, FalconH1LanguageModel
 from zoo.language.mamba import MambaConfig, MambaLanguageModel
 from zoo.language.mamba2 import Mamba2Config, Mamba2LanguageModel
 from zoo.language.moe import MoEConfig, MoELanguageModel
+from zoo.language.scatterbrain import ScatterbrainConfig, ScatterbrainLanguageModel
 from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "MambaLanguageModel",
     "MoEConfig",
     "MoELanguageModel",
+    "ScatterbrainConfig",
+    "ScatterbrainLanguageModel",
     "TransformerConfig",
     "TransformerLanguageModel",
 ]
