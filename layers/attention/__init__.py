@@ -7,6 +7,7 @@ from zoo.layers.attention.kmeans import OnlineKMeans
 from zoo.layers.attention.latent import LatentAttention
 from zoo.layers.attention.ragged import RaggedAttention, RaggedState
 from zoo.layers.attention.routing import RoutingAttention, RoutingState
+from zoo.layers.attention.scatterbrain import ScatterbrainAttention, ScatterbrainState
 from zoo.layers.attention.single_head import SingleHeadAttention
 from zoo.layers.attention.sliding_window import SlidingWindowAttention, SlidingWindowState
 from zoo.layers.attention.state import KeyValueState
@@ -24,6 +25,8 @@ __all__ = [
     "RaggedState",
     "RoutingAttention",
     "RoutingState",
+    "ScatterbrainAttention",
+    "ScatterbrainState",
     "SingleHeadAttention",
     "SlidingWindowAttention",
     "SlidingWindowState",

@@ -13,6 +13,7 @@ from zoo.layers.attention import (
     LatentAttention,
     RaggedAttention,
     RoutingAttention,
+    ScatterbrainAttention,
     SlidingWindowAttention,
     TaylorAttention,
 )
@@ -51,6 +52,9 @@ MIXERS = {
         (1.0, 1.0),
         (1.0, 1.0),
     ).eval(),
+    "scatterbrain": lambda: ScatterbrainAttention(DIM, num_heads=3, window=6, num_features=12).eval(),
+    "scatterbrain-narrow": lambda: ScatterbrainAttention(DIM, 2, window=1, num_features=8, num_hashes=0),
+    "scatterbrain-wide": lambda: ScatterbrainAttention(DIM, 3, window=50, num_features=2, head_dim=4),
     "gated-conv": lambda: GatedConv(DIM),
     "gated-conv-narrow": lambda: GatedConv(DIM, kernel_size=2, expand=1, bias=False),
     "h3-conv": lambda: H3Conv(DIM, kernel_length=LENGTH + 3),

@@ -12,6 +12,7 @@ from zoo.language.moe import MoEConfig, MoELanguageModel
 from zoo.language.mor import MoRConfig, MoRLanguageModel
 from zoo.language.routing import RoutingConfig, RoutingLanguageModel
 from zoo.language.s4 import S4Config, S4DConfig, S4DLanguageModel, S4LanguageModel
+from zoo.language.scatterbrain import ScatterbrainConfig, ScatterbrainLanguageModel
 from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
 
 __all__ = [
@@ -42,6 +43,8 @@ __all__ = [
     "S4DConfig",
     "S4DLanguageModel",
     "S4LanguageModel",
+    "ScatterbrainConfig",
+    "ScatterbrainLanguageModel",
     "TransformerConfig",
     "TransformerLanguageModel",
 ]
