@@ -13,6 +13,7 @@ def forward(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     """Same arguments and result as the reference, of any floating dtypes."""
     bounds, dtype = checked_bounds(offsets, x.shape[0]), _operand_dtype(x, weight)
     x, output = _factor(x, dtype), x.new_empty(x.shape[0], weight.shape[2], dtype=dtype)
+    weight = _laid_out(weight)
     for expert, (start, end) in zip(weight, bounds, strict=True):
         if end > start:
             torch.mm(x[start:end], _factor(expert, dtype), out=output[start:end])
@@ -23,7 +24,7 @@ def forward(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
 def backward(dy: Tensor, x: Tensor, weight: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and weight; zero for rows without an expert and for experts without rows."""
     bounds, dtype = checked_bounds(offsets, x.shape[0]), _operand_dtype(x, weight)
-    x, dy = _factor(x, dtype), _factor(dy, dtype)
+    x, dy, weight = _factor(x, dtype), _factor(dy, dtype), _laid_out(weight)
     dx, dweight = x.new_empty(x.shape), x.new_empty(weight.shape)
     for expert, dexpert, (start, end) in zip(weight, dweight, bounds, strict=True):
         if end > start:
@@ -42,6 +43,10 @@ def _operand_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def _factor(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """In rows or in columns, as it is; other strides are copied, so that they give the same bits."""
-    matrix = matrix.to(dtype)
-    return matrix if 1 in matrix.stride() else matrix.contiguous()
+    return _laid_out(matrix.to(dtype))
+
+
+def _laid_out(matrices: Tensor) -> Tensor:
+    """In rows or in columns, as they are; other strides are copied, all experts at once: the bits of a product may
+    depend on where in a cache line a matrix begins."""
+    return matrices if 1 in matrices.stride()[-2:] else matrices.contiguous()
