@@ -80,17 +80,18 @@ def _half_or_single(*tensors: Tensor | None) -> tuple[bool, str]:
     return not wide, "takes float32, bfloat16 and float16 only, not float64"
 
 
-def _scan(x, dt, A, B, C, state, starts) -> tuple[Tensor, Tensor]:
+def _scan(x, dt, A, B, C, D, z, dt_bias, state, starts, softplus) -> tuple[Tensor, Tensor]:
     _require_scan(x, A, state, starts)
-    return _scan_outputs(x, dt, A, B, C)
+    return _scan_outputs(x, dt, A, B, C, D, z, dt_bias, softplus=softplus)
 
 
-def _scan_backward(dy, dstate, x, dt, A, B, C, state, starts) -> tuple[Tensor, ...]:
+def _scan_backward(dy, dstate, x, dt, A, B, C, D, z, dt_bias, state, starts, softplus) -> list[Tensor]:
     """The gradient of the initial state, which the package does not have, is NaN."""
     _require_scan(x, A, state, starts)
     _require("selective_scan", (not dstate.any(), "has no gradient through the final state"))
-    gradients = recomputed_gradients(lambda *inputs: _scan_outputs(*inputs)[:1], (x, dt, A, B, C), (dy,))
-    return *gradients, torch.full_like(state, torch.nan)
+    inputs = (x, dt, A, B, C, D, z, dt_bias)
+    gradients = recomputed_gradients(lambda *i: _scan_outputs(*i, softplus=softplus)[:1], inputs, (dy,))
+    return [*gradients, torch.full_like(state, torch.nan)]
 
 
 def _require_scan(x, A, state, starts) -> None:
@@ -103,12 +104,12 @@ def _require_scan(x, A, state, starts) -> None:
     )
 
 
-def _scan_outputs(x, dt, A, B, C) -> tuple[Tensor, Tensor]:
+def _scan_outputs(x, dt, A, B, C, D, z, dt_bias, softplus) -> tuple[Tensor, Tensor]:
     """Its layout: channels (B, D, T), maps (B, G, N, T), time contiguous."""
     function = importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
-    channels = (t.transpose(1, 2).contiguous() for t in (x, dt))
+    x, dt, z = (None if t is None else t.transpose(1, 2).contiguous() for t in (x, dt, z))
     maps = (t.permute(0, 2, 3, 1).contiguous() for t in (B, C))
-    y, final = function(*channels, A, *maps, return_last_state=True)
+    y, final = function(x, dt, A, *maps, D=D, z=z, delta_bias=dt_bias, delta_softplus=softplus, return_last_state=True)
     return y.transpose(1, 2).contiguous(), final.contiguous()
 
 

@@ -1,4 +1,4 @@
-/* What the C kernels share: exp of floats and doubles in a form that compilers vectorise. */
+/* What the C kernels share: exp and softplus of floats and doubles in a form that compilers vectorise. */
 
 #ifndef ZOO_NATIVE_MATH_H
 #define ZOO_NATIVE_MATH_H
@@ -47,5 +47,16 @@ static inline float exp_product_f32(float a, float b) {
 }
 
 static inline double exp_product_f64(double a, double b) { return exp(a * b); }
+
+/* log(1 + e^x), with log(1 + u) = 2 artanh(u / (2 + u)) by its series, to the precision of u however small; x itself
+   above 20, as in torch. */
+static inline float softplus_f32(float x) {
+    const float u = exp_f32(x < 0 ? x : -x), s = u / (2 + u), square = s * s;
+    float sum = 0;
+    for (int k = 15; k > 0; k -= 2) sum = sum * square + 1.0f / k;
+    return x > 20 ? x : (x < 0 ? 0 : x) + 2 * s * sum;
+}
+
+static inline double softplus_f64(double x) { return x > 20 ? x : log1p(exp(x)); }
 
 #endif

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -9,29 +11,42 @@ from zoo.kernels.autograd import recomputed_gradients
 from zoo.kernels.selective_scan import reference
 
 CHUNK_SIZE = 32
+OVER_TIME = (True, True, False, True, True, False, True, False)  # which of x, dt, A, B, C, D, z and dt_bias are
 
 
 def forward(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, starts: Tensor | None
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    state: Tensor,
+    starts: Tensor | None,
+    softplus: bool,
 ) -> tuple[Tensor, Tensor]:
     """Same arguments as the reference; the decays of a chunk are computed together, then one fused update a step."""
-    outputs, _, state = _run(x, dt, A, B, C, state, starts)
-    return outputs, state
+    outputs, _, state = _run(x, reference.step_size(dt, dt_bias, softplus), A, B, C, state, starts)
+    return reference.skipped_and_gated(outputs, x, D, z), state
 
 
-def backward(
-    dy: Tensor, dstate: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, starts
-) -> tuple[Tensor, ...]:
-    """Gradients of x, dt, A, B, C and the initial state: chunks in reverse, each recomputed from its boundary state."""
-    _, boundaries, _ = _run(x, dt, A, B, C, state, starts)
-    dA, parts = torch.zeros_like(A), []
+def backward(dy: Tensor, dstate: Tensor, *inputs) -> list[Tensor]:
+    """Gradients of the tensors that are there, the initial state last: chunks in reverse, each recomputed from its
+    boundary state."""
+    *tensors, state, starts, softplus = inputs
+    x, dt, A, B, C, _, _, dt_bias = tensors
+    _, boundaries, _ = _run(x, reference.step_size(dt, dt_bias, softplus), A, B, C, state, starts)
+    step_by_step, parts = partial(reference.forward, softplus=softplus), []
     for chunk, boundary in zip(reversed(_chunks(x.shape[1])), reversed(boundaries), strict=True):
-        inputs = (x[:, chunk], dt[:, chunk], A, B[:, chunk], C[:, chunk], boundary, _part(starts, chunk))
-        dx, ddt, dA_part, dB, dC, dstate = recomputed_gradients(reference.forward, inputs, (dy[:, chunk], dstate))
-        dA += dA_part
-        parts.append((dx, ddt, dB, dC))
-    dx, ddt, dB, dC = (torch.cat(column, dim=1) for column in zip(*reversed(parts), strict=True))
-    return dx, ddt, dA, dB, dC, dstate
+        pieces = [_part(t, chunk) if over_time else t for t, over_time in zip(tensors, OVER_TIME, strict=True)]
+        arriving = (dy[:, chunk], dstate)
+        *part, dstate = recomputed_gradients(step_by_step, (*pieces, boundary, _part(starts, chunk)), arriving)
+        parts.append(part)
+    given = [over_time for t, over_time in zip(tensors, OVER_TIME, strict=True) if t is not None]
+    columns = zip(given, *reversed(parts), strict=True)
+    return [*(torch.cat(c, 1) if over_time else torch.stack(c).sum(0) for over_time, *c in columns), dstate]
 
 
 def _run(x, dt, A, B, C, state, starts) -> tuple[Tensor, list[Tensor], Tensor]:

@@ -6,13 +6,13 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels.autograd import recomputed_gradients
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
+    as_dtype,
     check_floating,
     check_shape,
     compute_dtype,
@@ -74,23 +74,14 @@ def selective_scan(
     Paper: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752.
     """
     _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
-    dtype = compute_dtype(x, dt, A, B, C)
-    dt = dt.to(dtype)
-    if dt_bias is not None:
-        dt = dt + dt_bias
-    if dt_softplus:
-        dt = F.softplus(dt)
+    dtype = compute_dtype(x, dt, A, B, C, D, z, dt_bias)
     state = x.new_zeros(x.shape[0], *A.shape, dtype=dtype) if initial_state is None else initial_state.to(dtype)
+    tensors = x, dt, A, B, C, D, z, dt_bias, state
     if x.shape[1] == 1:
-        y, state = reference.step(*(t.to(dtype) for t in (x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], state)))
-        y = y[:, None].to(x.dtype)
-    else:
-        y, state = _scan(x, dt, A, B, C, state, sequence_starts(seq_idx), impl)
-    if D is not None:
-        y = torch.addcmul(y, x, D.to(x.dtype))
-    if z is not None:
-        y = y * F.silu(z)
-    return ScanOutput(y, state)
+        wide = as_dtype(dtype, *tensors)
+        y, state = reference.forward(*wide, None, dt_softplus)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        return ScanOutput(y.to(x.dtype), state)
+    return ScanOutput(*_scan(*tensors, sequence_starts(seq_idx), dt_softplus, impl))
 
 
 operation = Operation(
@@ -101,7 +92,9 @@ operation = Operation(
     Implementation(
         "reference",
         reference.forward,
-        lambda dy, dstate, *inputs: recomputed_gradients(reference.forward, inputs, (dy, dstate)),
+        lambda dy, dstate, *inputs: recomputed_gradients(
+            partial(reference.forward, softplus=inputs[-1]), inputs[:-1], (dy, dstate)
+        ),
     ),
     selective_scan_implementation(),
 )
@@ -109,10 +102,21 @@ operation = Operation(
 
 @torch.library.custom_op("zoo::selective_scan", mutates_args=())
 def _scan(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, starts: Tensor | None, impl: str
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    state: Tensor,
+    starts: Tensor | None,
+    softplus: bool,
+    impl: str,
 ) -> tuple[Tensor, Tensor]:
     chosen = operation.resolve(impl, x.device)
-    y, final = chosen.forward(*chosen.prepare(state.dtype, x, dt, A, B, C, state, starts))
+    y, final = chosen.forward(*chosen.prepare(state.dtype, x, dt, A, B, C, D, z, dt_bias, state, starts), softplus)
     return y.to(x.dtype), final
 
 
@@ -125,33 +129,43 @@ def _scan_backward(
     A: Tensor,
     B: Tensor,
     C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
     state: Tensor,
     starts: Tensor | None,
+    softplus: bool,
     impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    chosen = operation.resolve(impl, x.device)
-    gradients = chosen.backward(*chosen.prepare(state.dtype, dy, dstate, x, dt, A, B, C, state, starts))
-    inputs = (x, dt, A, B, C, state)
-    return tuple(g.to(i.dtype).contiguous() for g, i in zip(gradients, inputs, strict=True))  # type: ignore[return-value]
+) -> list[Tensor]:
+    """Gradients of the floating tensors that are there."""
+    chosen, inputs = operation.resolve(impl, x.device), (x, dt, A, B, C, D, z, dt_bias, state)
+    gradients = chosen.backward(*chosen.prepare(state.dtype, dy, dstate, *inputs, starts), softplus)
+    return [g.to(i.dtype).contiguous() for g, i in zip(gradients, _given(*inputs), strict=True)]
 
 
 @_scan.register_fake
-def _(x, dt, A, B, C, state, starts, impl):
+def _(x, dt, A, B, C, D, z, dt_bias, state, starts, softplus, impl):
     return x.new_empty(x.shape), state.new_empty(state.shape)
 
 
 @_scan_backward.register_fake
-def _(dy, dstate, x, dt, A, B, C, state, starts, impl):
-    return tuple(t.new_empty(t.shape) for t in (x, dt, A, B, C, state))
+def _(dy, dstate, x, dt, A, B, C, D, z, dt_bias, state, starts, softplus, impl):
+    return [t.new_empty(t.shape) for t in _given(x, dt, A, B, C, D, z, dt_bias, state)]
+
+
+def _given(*tensors: Tensor | None) -> list[Tensor]:
+    return [t for t in tensors if t is not None]
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.impl = inputs
+    *tensors, ctx.softplus, ctx.impl = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, dy, dstate):
-    return *_scan_backward(dy, dstate, *ctx.saved_tensors, ctx.impl), None, None
+    inputs = ctx.saved_tensors
+    gradients = iter(_scan_backward(dy, dstate, *inputs, ctx.softplus, ctx.impl))
+    return *(None if t is None else next(gradients) for t in inputs[:-1]), None, None, None
 
 
 _scan.register_autograd(_backward, setup_context=_setup_context)

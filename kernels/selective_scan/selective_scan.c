@@ -1,10 +1,13 @@
 /* Selective scan (Mamba-1) on the CPU, forward and backward.
 
-     h[t] = exp(dt[t] A) h[t-1] + dt[t] x[t] B[t],   y[t] = C[t] . h[t]
+     h[t] = exp(step[t] A) h[t-1] + step[t] x[t] B[t],   y[t] = (C[t] . h[t] + skip x[t]) silu(z[t])
+
+   with step = dt + bias, or its softplus.
 
    Channels are processed in blocks of LANES, the vector dimension; a block's state (N x LANES) stays in the first-level
    cache over the whole sequence. The backward pass keeps the state at every CHUNK-th step only and recomputes between.
-   Layouts: x dt y (B,T,D), A (D,N), Bm Cm (B,T,G,N), state (B,D,N), starts (B,T) bytes, all contiguous.
+   Layouts: x dt z y (B,T,D), A (D,N), Bm Cm (B,T,G,N), skip bias (D), state (B,D,N), starts (B,T) bytes, all
+   contiguous; skip, z, bias, starts and their gradients NULL where there are none.
    The file includes itself to define each function for float and double. */
 
 #ifndef REAL
@@ -20,22 +23,38 @@
 #define EACH_LANE _Pragma("omp simd") for (int i = 0; i < LANES; i++)
 
 #define REAL float
+#define EXP exp_f32
 #define EXP_PRODUCT exp_product_f32
+#define SOFTPLUS softplus_f32
 #define NAME(x) x##_f32
 #include __FILE__
 #undef REAL
+#undef EXP
 #undef EXP_PRODUCT
+#undef SOFTPLUS
 #undef NAME
 #define REAL double
+#define EXP exp_f64
 #define EXP_PRODUCT exp_product_f64
+#define SOFTPLUS softplus_f64
 #define NAME(x) x##_f64
 #include __FILE__
 
 #else
 
+/* From memory to lanes, zeros where there is no channel or no memory. */
 static inline void NAME(load)(REAL *lanes, const REAL *from, int64_t width) {
+    if (!from) width = 0;
     for (int64_t i = 0; i < width; i++) lanes[i] = from[i];
     for (int64_t i = width; i < LANES; i++) lanes[i] = 0;
+}
+
+/* Step sizes, 0 where there is no channel: nothing changes there. */
+static inline void NAME(load_steps)(REAL *step, const REAL *dt, const REAL *bias, int64_t softplus, int64_t width) {
+    NAME(load)(step, dt, width);
+    EACH_LANE step[i] += bias[i];
+    if (softplus) EACH_LANE step[i] = SOFTPLUS(step[i]);
+    for (int64_t i = width; i < LANES; i++) step[i] = 0;
 }
 
 /* (width, N) rows of memory <-> (N, LANES) in the cache */
@@ -51,7 +70,8 @@ static void NAME(scatter)(REAL *rows, const REAL *lanes, int64_t width, int64_t 
 }
 
 void NAME(selective_scan_forward)(int64_t batch, int64_t T, int64_t D, int64_t N, int64_t G, int64_t threads,
-                                  const REAL *x, const REAL *dt, const REAL *A, const REAL *Bm, const REAL *Cm,
+                                  int64_t softplus, const REAL *x, const REAL *dt, const REAL *A, const REAL *Bm,
+                                  const REAL *Cm, const REAL *skip, const REAL *z, const REAL *bias,
                                   const REAL *initial, const uint8_t *starts, REAL *y, REAL *final) {
     const int64_t per_group = D / G, blocks = (per_group + LANES - 1) / LANES;
 #pragma omp parallel for collapse(3) schedule(dynamic) num_threads(threads)
@@ -61,14 +81,17 @@ void NAME(selective_scan_forward)(int64_t batch, int64_t T, int64_t D, int64_t N
                 const int64_t d = g * per_group + block * LANES;
                 const int64_t left = per_group - block * LANES, width = left < LANES ? left : LANES;
                 REAL *a = malloc(2 * N * LANES * sizeof(REAL)), *h = a + N * LANES;
+                REAL extra[LANES], shift[LANES];
+                NAME(load)(extra, skip ? skip + d : NULL, width);
+                NAME(load)(shift, bias ? bias + d : NULL, width);
                 NAME(gather)(a, A + d * N, width, N);
                 NAME(gather)(h, initial ? initial + (b * D + d) * N : NULL, width, N);
                 for (int64_t t = 0; t < T; t++) {
                     const int64_t row = (b * T + t) * D + d, coefficients = ((b * T + t) * G + g) * N;
                     REAL step[LANES], input[LANES], out[LANES];
-                    NAME(load)(step, dt + row, width);
+                    NAME(load_steps)(step, dt + row, shift, softplus, width);
                     NAME(load)(input, x + row, width);
-                    EACH_LANE { input[i] *= step[i]; out[i] = 0; }
+                    EACH_LANE { out[i] = extra[i] * input[i]; input[i] *= step[i]; }
                     if (starts && starts[b * T + t]) memset(h, 0, N * LANES * sizeof(REAL));
                     for (int64_t n = 0; n < N; n++) {
                         const REAL bn = Bm[coefficients + n], cn = Cm[coefficients + n];
@@ -79,6 +102,11 @@ void NAME(selective_scan_forward)(int64_t batch, int64_t T, int64_t D, int64_t N
                             out[i] += hn[i] * cn;
                         }
                     }
+                    if (z) {
+                        REAL gate[LANES];
+                        NAME(load)(gate, z + row, width);
+                        EACH_LANE out[i] *= gate[i] / (1 + EXP(-gate[i]));
+                    }
                     for (int64_t i = 0; i < width; i++) y[row + i] = out[i];
                 }
                 NAME(scatter)(final + (b * D + d) * N, h, width, N);
@@ -87,11 +115,13 @@ void NAME(selective_scan_forward)(int64_t batch, int64_t T, int64_t D, int64_t N
 }
 
 /* dB_parts and dC_parts (blocks, B, T, G, N): one part a block of channels, summed by the caller in a fixed order;
-   dA_parts (B, D, N). */
+   dA_parts (B, D, N), dskip_parts and dbias_parts (B, D). */
 void NAME(selective_scan_backward)(int64_t batch, int64_t T, int64_t D, int64_t N, int64_t G, int64_t threads,
-                                   const REAL *dy, const REAL *dfinal, const REAL *x, const REAL *dt, const REAL *A,
-                                   const REAL *Bm, const REAL *Cm, const REAL *initial, const uint8_t *starts, REAL *dx,
-                                   REAL *ddt, REAL *dA_parts, REAL *dB_parts, REAL *dC_parts, REAL *dinitial) {
+                                   int64_t softplus, const REAL *dy, const REAL *dfinal, const REAL *x, const REAL *dt,
+                                   const REAL *A, const REAL *Bm, const REAL *Cm, const REAL *skip, const REAL *z,
+                                   const REAL *bias, const REAL *initial, const uint8_t *starts, REAL *dx, REAL *ddt,
+                                   REAL *dA_parts, REAL *dB_parts, REAL *dC_parts, REAL *dskip_parts, REAL *dz,
+                                   REAL *dbias_parts, REAL *dinitial) {
     const int64_t per_group = D / G, blocks = (per_group + LANES - 1) / LANES;
     const int64_t chunks = (T + CHUNK - 1) / CHUNK, size = N * LANES;
 #pragma omp parallel for collapse(3) schedule(dynamic) num_threads(threads)
@@ -108,6 +138,11 @@ void NAME(selective_scan_backward)(int64_t batch, int64_t T, int64_t D, int64_t 
                 NAME(gather)(dh, dfinal + (b * D + d) * N, width, N);
                 NAME(gather)(boundary, initial ? initial + (b * D + d) * N : NULL, width, N);
                 memset(da, 0, size * sizeof(REAL));
+                REAL extra[LANES], shift[LANES];
+                double dextra[LANES] = {0}, dshift[LANES] = {0}; /* sums over the whole sequence */
+                NAME(load)(extra, skip ? skip + d : NULL, width);
+                NAME(load)(shift, bias ? bias + d : NULL, width);
+                REAL steps[CHUNK][LANES];
                 for (int64_t pass = 0; pass < 2 * chunks - 1; pass++) {
                     /* chunks 0 .. last-1 forward for their boundary states, then last .. 0 for the gradients */
                     const int64_t chunk = pass < chunks - 1 ? pass : 2 * chunks - 2 - pass;
@@ -118,7 +153,8 @@ void NAME(selective_scan_backward)(int64_t batch, int64_t T, int64_t D, int64_t 
                     for (int64_t t = from; t < to; t++) {
                         const int64_t row = (b * T + t) * D + d, coefficients = ((b * T + t) * G + g) * N;
                         REAL step[LANES], input[LANES];
-                        NAME(load)(step, dt + row, width);
+                        NAME(load_steps)(step, dt + row, shift, softplus, width);
+                        memcpy(steps[t - from], step, sizeof step);
                         NAME(load)(input, x + row, width);
                         EACH_LANE input[i] *= step[i];
                         const REAL carry = starts && starts[b * T + t] ? 0 : 1;
@@ -141,10 +177,23 @@ void NAME(selective_scan_backward)(int64_t batch, int64_t T, int64_t D, int64_t 
                         const REAL *before = states + (t - from) * size, *after = before + size;
                         const REAL *decay = decays + (t - from) * size;
                         REAL step[LANES], input[LANES], out[LANES], dstep[LANES], dinput[LANES];
-                        NAME(load)(step, dt + row, width);
+                        memcpy(step, steps[t - from], sizeof step);
                         NAME(load)(input, x + row, width);
                         NAME(load)(out, dy + row, width);
                         EACH_LANE { dstep[i] = 0; dinput[i] = 0; }
+                        if (z) {
+                            REAL gate[LANES], ungated[LANES];
+                            NAME(load)(gate, z + row, width);
+                            EACH_LANE ungated[i] = extra[i] * input[i];
+                            for (int64_t n = 0; n < N; n++)
+                                EACH_LANE ungated[i] += Cm[coefficients + n] * after[n * LANES + i];
+                            EACH_LANE {
+                                const REAL sigmoid = 1 / (1 + EXP(-gate[i]));
+                                ungated[i] *= out[i] * sigmoid * (1 + gate[i] * (1 - sigmoid));
+                                out[i] *= gate[i] * sigmoid;
+                            }
+                            for (int64_t i = 0; i < width; i++) dz[row + i] = ungated[i];
+                        }
                         for (int64_t n = 0; n < N; n++) {
                             const REAL bn = Bm[coefficients + n], cn = Cm[coefficients + n];
                             REAL sum_b = 0, sum_c = 0;
@@ -163,11 +212,27 @@ void NAME(selective_scan_backward)(int64_t batch, int64_t T, int64_t D, int64_t 
                             dB_parts[part + n] = sum_b;
                             dC_parts[part + n] = sum_c;
                         }
-                        for (int64_t i = 0; i < width; i++) {
-                            dx[row + i] = dinput[i] * step[i];
-                            ddt[row + i] = dstep[i] + dinput[i] * input[i];
+                        EACH_LANE {
+                            dstep[i] += dinput[i] * input[i];
+                            dinput[i] = dinput[i] * step[i] + extra[i] * out[i];
+                            dextra[i] += out[i] * input[i];
                         }
+                        if (softplus) { /* the sigmoid is its slope */
+                            REAL raw[LANES];
+                            NAME(load)(raw, dt + row, width);
+                            EACH_LANE {
+                                const REAL sum = raw[i] + shift[i], sigmoid = 1 / (1 + EXP(-sum));
+                                dstep[i] *= sum > 20 ? 1 : sigmoid;
+                            }
+                        }
+                        EACH_LANE dshift[i] += dstep[i];
+                        for (int64_t i = 0; i < width; i++) dx[row + i] = dinput[i];
+                        for (int64_t i = 0; i < width; i++) ddt[row + i] = dstep[i];
                     }
+                }
+                for (int64_t i = 0; i < width; i++) {
+                    if (skip) dskip_parts[b * D + d + i] = dextra[i];
+                    if (bias) dbias_parts[b * D + d + i] = dshift[i];
                 }
                 NAME(scatter)(dA_parts + (b * D + d) * N, da, width, N);
                 NAME(scatter)(dinitial + (b * D + d) * N, dh, width, N);

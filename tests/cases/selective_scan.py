@@ -23,11 +23,11 @@ def inputs(batch: int, length: int, dtype: torch.dtype, groups: int = 2) -> dict
 
 
 def packed_inputs(batch: int, length: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Without softplus and gate, whose results in torch depend on the strides."""
     generator = torch.Generator().manual_seed(length + 1)
     return inputs(batch, length, dtype, groups=1) | {
         "D": torch.randn(6, generator=generator),
-        "dt_bias": torch.rand(6, generator=generator),
+        "z": torch.randn(batch, length, 6, generator=generator).to(dtype),
+        "dt_bias": torch.randn(6, generator=generator) - 1,
         "seq_idx": (torch.arange(length) // 7).repeat(batch, 1),
     }
 
@@ -36,10 +36,10 @@ CASES = [
     Case("selective_scan", "selective_scan", selective_scan, inputs, resumable=True, over_time=("x", "dt", "B", "C")),
     Case(
         "selective_scan",
-        "selective_scan packed, with skip and bias",
-        selective_scan,
+        "selective_scan packed, with every option",
+        partial(selective_scan, dt_softplus=True),
         packed_inputs,
         resumable=True,
-        over_time=("x", "dt", "B", "C", "seq_idx"),
+        over_time=("x", "dt", "B", "C", "z", "seq_idx"),
     ),
 ]

@@ -25,7 +25,9 @@ def selective_scan_fn(
     assert u.dtype == delta.dtype == B.dtype == C.dtype and A.dtype == torch.float32
     assert all(t.stride(-1) == 1 for t in (u, delta, B, C))
     maps = (t.permute(0, 3, 1, 2) for t in (B, C))
-    y, last = selective_scan(u.mT, delta.mT, A, *maps, impl="reference")
+    assert z is None or (z.dtype == u.dtype and z.stride(-1) == 1)
+    options = {"D": D, "z": None if z is None else z.mT, "dt_bias": delta_bias, "dt_softplus": delta_softplus}
+    y, last = selective_scan(u.mT, delta.mT, A, *maps, **options, impl="reference")
     out, last = y.mT.contiguous(), last.mT.contiguous().mT
     return (out, last.detach()) if return_last_state else out
 

@@ -103,6 +103,14 @@ def test_triton_accuracy_with_every_option(impl, short_chunks, assert_accurate):
     assert_accurate(partial(selective_scan, dt_softplus=True, seq_idx=seq_idx), inputs, impl)
 
 
+@pytest.mark.parametrize("impl", [*FAST, *TRITON])
+@pytest.mark.parametrize("bias", [-80.0, -8.0, 19.9, 60.0])
+def test_accuracy_of_small_and_large_softplus(impl, bias, assert_accurate):
+    """Steps of e^-80 and e^-8 to their own precision; torch's softplus goes over into its argument at 20."""
+    inputs = make_inputs(1, 5, 3, 2) | {"dt_bias": torch.full((3,), bias), "z": torch.randn(1, 5, 3)}
+    assert_accurate(partial(selective_scan, dt_softplus=True), inputs, impl)
+
+
 @pytest.mark.parametrize("impl", TRITON)
 def test_triton_block_sizes_do_not_matter(impl, monkeypatch):
     triton = pytest.importorskip("zoo.kernels.selective_scan.triton")
@@ -189,8 +197,8 @@ def test_non_contiguous_input_and_determinism(impl):
 @pytest.mark.parametrize("impl", FAST)
 def test_operator_is_well_formed(impl):
     inputs = make_inputs(length=20)
-    tensors = [t.requires_grad_() for t in inputs.values()]
-    torch.library.opcheck(torch.ops.zoo.selective_scan.default, (*tensors, None, impl))
+    *tensors, state = (t.requires_grad_() for t in inputs.values())
+    torch.library.opcheck(torch.ops.zoo.selective_scan.default, (*tensors, None, None, None, state, None, False, impl))
 
 
 def test_compiles_as_one_graph():
