@@ -56,8 +56,7 @@ class CausalAttention(Mixer):
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )  # (B, T, H, d)
-        if self.rope_base is not None:
-            q, k = (rotary_embedding(heads, positions, self.rope_base) for heads in (q, k))
+        q, k = self.rotated(q, positions), self.rotated(k, positions)
         q, k, v, ids = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), seq_idx
         if state is not None:
             k, v, ids = state.append(k, v, seq_idx)
@@ -71,6 +70,10 @@ class CausalAttention(Mixer):
             q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=grouped
         )
         return self.out_proj(y.transpose(1, 2).flatten(2))
+
+    def rotated(self, heads: Tensor, positions: Tensor) -> Tensor:
+        """Queries or keys (B, T, H, d) turned by their positions (T,) or (B, T), if positions count here."""
+        return heads if self.rope_base is None else rotary_embedding(heads, positions, self.rope_base)
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> KeyValueState:
         """An empty cache of capacity ``max_length``, or one that grows."""

@@ -57,10 +57,10 @@ def lsh_buckets(
     length = q.shape[1]
     slots = torch.arange(length, device=q.device)[None] if positions is None else positions
     slots = slots // size if segments is None else slots // size + segments * length
-    orders = [_sorted(hashes.permute(0, 2, 3, 1), segments) for hashes in (q_hash, k_hash)]
-    slots = slots[:, None, None]
-    buckets = [torch.zeros_like(order).scatter(-1, order, slots.expand_as(order)) for order in orders]
-    return Buckets(*orders, *buckets, size, segments is not None)
+    query_order, key_order = (_sorted(hashes.permute(0, 2, 3, 1), segments) for hashes in (q_hash, k_hash))
+    slots = slots[:, None, None].expand_as(query_order)
+    query_bucket, key_bucket = (torch.zeros_like(o).scatter(-1, o, slots) for o in (query_order, key_order))
+    return Buckets(query_order, key_order, query_bucket, key_bucket, size, segments is not None)
 
 
 def _largest(norm: Tensor, segments: Tensor | None) -> Tensor:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from zoo.layers.attention.causal import CausalAttention
 from zoo.layers.attention.state import attention_mask
-from zoo.layers.positions import rotary_embedding
 from zoo.layers.state import State
 
 
@@ -125,7 +124,7 @@ class RaggedAttention(CausalAttention):
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )  # (B, K, H, d)
-        q, k = (rotary_embedding(heads, positions, self.rope_base) for heads in (q, k))
+        q, k = self.rotated(q, positions), self.rotated(k, positions)
         if state is not None:
             k, v, mask = state.append(k, v, positions, valid, seq_idx)
         else:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from zoo.layers.attention.causal import CausalAttention
 from zoo.layers.depth.active import EMPTY, ActiveTokens, is_traced
-from zoo.layers.positions import rotary_embedding
 from zoo.layers.state import State
 
 
@@ -130,13 +129,13 @@ class RecursionAttention(CausalAttention):
     def write(self, x: Tensor, tokens: ActiveTokens, state: ActiveKeyValueState | None = None) -> Keys:
         """Keys of the active tokens x (B, N, dim), after those in ``state``, which keeps them."""
         k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))  # (B, N, H, d)
-        k = rotary_embedding(k, tokens.position, self.rope_base)
+        k = self.rotated(k, tokens.position)
         keys = Keys(k.transpose(1, 2), v.transpose(1, 2), tokens.position, tokens.ids)
         return keys if state is None else state.append(keys)
 
     def read(self, x: Tensor, tokens: ActiveTokens, keys: Keys) -> Tensor:
         """The active tokens x (B, N, dim) attend to ``keys`` -> (B, N, dim)."""
-        q = rotary_embedding(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), tokens.position, self.rope_base)
+        q = self.rotated(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), tokens.position)
         own = keys.position is tokens.position and keys.ids is None  # the same tokens: in order, the empty ones last
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2), keys.key, keys.value, attn_mask=None if own else tokens.visible(keys.position, keys.ids),

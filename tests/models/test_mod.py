@@ -70,7 +70,8 @@ def test_capacity_one_is_the_plain_model(training):
         f"blocks.{i}.router.router.{part}": (n,) for i in (1, 3) for part, n in (("weight", 128), ("bias", 1))
     }
     model.load_state_dict(plain.state_dict() | {n: t.zero_() if n.endswith("weight") else t for n, t in ones.items()})
-    model.train(training), plain.train(training)
+    model.train(training)
+    plain.train(training)
     tokens, seq_idx = text(), torch.tensor([[-1] * 4 + [0] * 9 + [1] * 17, [0] * 30])
     close(model(tokens), plain(tokens))
     close(model(tokens, seq_idx=seq_idx)[0, 4:], plain(tokens, seq_idx=seq_idx)[0, 4:])
@@ -107,9 +108,10 @@ def test_evaluation_is_the_same_formula_for_the_predicted_tokens():
 
 
 def test_every_so_many_blocks_are_routed_and_their_parameters_are_counted():
-    kinds = [type(block).__name__ for block in nano(depth=7, routed_every=3).blocks]
-    assert kinds == ["Block", "Block", "MoDBlock"] * 2 + ["Block"]
-    assert not nano(router_bias=False).blocks[1].router.router.bias
+    model: Any = nano(depth=7, routed_every=3)
+    assert [type(block).__name__ for block in model.blocks] == ["Block", "Block", "MoDBlock"] * 2 + ["Block"]
+    plain: Any = nano(router_bias=False)
+    assert plain.blocks[1].router.router.bias is None
     dense = zoo.model_info("transformer_130m").num_parameters
     router, predictor = 768 + 1, 768 * 64 + 64 + 64 + 1
     assert zoo.model_info("mod_130m").num_parameters == dense + 6 * (router + predictor)
@@ -239,6 +241,7 @@ def test_router_learns_through_the_weight_of_its_tokens_alone():
     (route.scatter(x.detach(), route.gather(x.detach()), output) * direction).sum().backward()
     rows = route.gather(x.detach())
     expected = torch.einsum("bk,bkd->d", (output * route.gather(direction)).sum(-1), rows)
+    assert router.router.weight.grad is not None
     close(router.router.weight.grad[0], expected)
 
 

@@ -51,7 +51,7 @@ def same(a: Any, b: Any) -> None:
 @pytest.mark.parametrize("name", MEGA_MACS)
 def test_same_count_same_work_same_preparation(name):
     with torch.device("meta"):
-        theirs = timm.create_model(name)
+        theirs: Any = timm.create_model(name)
     ours: Any = zoo.create_model(name, device="meta").eval()
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
     assert round(macs(ours) / 1e6) == MEGA_MACS[name]
