@@ -109,6 +109,8 @@ def test_unknown_option_names_the_nearest_and_all():
         ("transformer_nano", {"num_heads": 3}, "num_heads must divide dim"),
         ("vit_nano", {"num_heads": 7}, "num_heads must divide dim"),
         ("vim_tiny", {"img_size": 225}, "must cover the image exactly"),
+        ("shvit_s1", {"img_size": 0}, "img_size must be a positive integer, or a height and a width, got 0"),
+        ("vovnet_nano", {"img_size": (32, 0)}, r"img_size must be a positive integer.*got \(32, 0\)"),
         ("vim_nano", {"num_classes": -1}, "num_classes must be"),
         ("vim_nano", {"drop_path_rate": 1.0}, "drop path rate must be in"),
         ("vim_nano", {"dtype": torch.int64}, "dtype must be a floating dtype"),

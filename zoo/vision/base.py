@@ -39,6 +39,8 @@ class VisionConfig:
         require_positive(self, "in_chans")
         if not isinstance(self.num_classes, int) or self.num_classes < 0:
             raise ValueError(f"num_classes must be an integer of at least 0, got {self.num_classes!r}")
+        if len(self.image_shape) != 2 or not all(isinstance(side, int) and side > 0 for side in self.image_shape):
+            raise ValueError(f"img_size must be a positive integer, or a height and a width, got {self.img_size!r}")
 
     @property
     def image_shape(self) -> tuple[int, int]:
