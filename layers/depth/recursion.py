@@ -55,7 +55,8 @@ class Recursion(nn.Module, ABC):
         if torch.compiler.is_exporting():
             return
         counts = torch.stack([tokens.valid.sum() for tokens in active])
-        self.activity = {"tokens_per_recursion": counts, "mean_depth": counts.sum() / counts[0], **measures}
+        depth = counts.sum() / counts[0].clamp(min=1)
+        self.activity = {"tokens_per_recursion": counts, "mean_depth": depth, **measures}
         self.auxiliary_losses = losses if self.training else {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,7 +98,7 @@ class ExpertChoice(Recursion):
         activity: also "agreement" () in training: share of the decisions after recursion 0 that the sampling form
             takes in the same way.
 
-    Paper: Bae et al., "Mixture-of-Recursions", arXiv 2507.10524, section 2.2.1 and appendix on router designs.
+    Paper: Bae et al., "Mixture-of-Recursions", arXiv 2507.10524, section 2.2.
     """
 
     def __init__(
@@ -160,7 +161,7 @@ class TokenChoice(Recursion):
         dim: model width. num_recursions: R. scale: alpha. balance_weight: of the side loss "depth_balance", R times the
             sum over the depths of share of tokens and mean probability. z_weight: of the side loss "router_z".
 
-    Paper: Bae et al., "Mixture-of-Recursions", arXiv 2507.10524, section 2.2.1. The intermediate h are not weighted, as
+    Paper: Bae et al., "Mixture-of-Recursions", arXiv 2507.10524, section 2.2. The intermediate h are not weighted, as
     in the authors' code.
     """
 
@@ -204,13 +205,13 @@ class TokenChoice(Recursion):
 
 
 def wide_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x (..., D) times weight (D,) or (E, D), in float32 or wider: a decision should not hang on rounding."""
+    """x (..., D) times weight (D,) or (E, D), in float32 or wider also in a low-precision model."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    return x.to(wide) @ weight.to(wide).mT if weight.dim() > 1 else x.to(wide) @ weight.to(wide)
+    return F.linear(x.to(wide), weight.to(wide))
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    return (values * mask).sum() / mask.sum()
+    return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 def _choice_loss(logits: Tensor, chosen: Tensor, valid: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ class RecursionAttention(CausalAttention):
 
     Args: as of ``CausalAttention``.
 
-    Paper: Bae et al., "Mixture-of-Recursions", arXiv 2507.10524, section 2.2.2.
+    Paper: Bae et al., "Mixture-of-Recursions", arXiv 2507.10524, section 2.2.
     """
 
     def forward(self, x: Tensor, state: ActiveKeyValueState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:

@@ -286,15 +286,14 @@ def test_only_the_training_choice_looks_ahead():
 
 
 def test_side_losses_are_the_formulas():
-    model, tokens = small().train(), text()
-    x = model.blocks[0](model.embed(tokens))
-    model(tokens)
-    side = zoo.auxiliary_losses(model)
-    assert list(side) == ["expert_choice"]
-    model.recursion.auxiliary_weight = 1.0
-    one = ExpertChoice(32, 1, auxiliary_weight=1.0).double().train()
-    one(x, ActiveTokens.all_of(x), lambda r, h, active: h, sampling=False)
-    close(one.auxiliary_losses["expert_choice"], F.softplus(-x @ one.router.weight[0]).mean())
+    tokens, x = text(), torch.randn(2, LENGTH, 32, dtype=torch.float64)
+    router = ExpertChoice(32, 2, auxiliary_weight=0.7).double().train()
+    router(x, ActiveTokens.all_of(x), lambda r, h, active: torch.zeros_like(h), sampling=False)
+    first, second = (x @ router.router.weight.T).unbind(-1)
+    best = torch.zeros_like(second).scatter(1, second.topk(LENGTH // 2).indices, 1.0)
+    expected = F.softplus(-first).mean() + F.binary_cross_entropy(second.sigmoid(), best)
+    close(router.auxiliary_losses["expert_choice"], 0.7 * expected)
+    close(router.activity["agreement"].double(), ((second > 0) == (best > 0)).double().mean())
     model = small(router="token_choice", balance_weight=0.3, z_weight=0.2).train()
     x = model.blocks[0](model.embed(tokens))
     model(tokens)
@@ -313,6 +312,13 @@ def test_auxiliary_router_learns_from_its_loss_alone():
     touched = torch.autograd.grad(side, list(model.parameters()), allow_unused=True)
     assert [p is sampler for p in model.parameters()] == [g is not None for g in touched]
     assert torch.autograd.grad(loss, sampler, allow_unused=True) == (None,)
+
+
+def test_padding_alone_gives_finite_losses():
+    model, tokens = small().train(), text()
+    assert torch.isfinite(model(tokens, seq_idx=-torch.ones_like(tokens))).all()
+    measured = [*zoo.auxiliary_losses(model).values(), *model.recursion.activity.values()]
+    assert not any(measure.any() or measure.isnan().any() for measure in measured)
 
 
 @pytest.mark.parametrize("options", [{}, {"router": "token_choice"}, {"share_kv": True, "auxiliary_router": True}])
