@@ -1,8 +1,9 @@
 """S4 over pixel sequences: an image is read pixel by pixel, row after row, without patches, positions or convolutions.
 
-Paper: Gu et al., "Efficiently Modeling Long Sequences with Structured State Spaces", arXiv 2111.00396. The sizes are
-those of the authors' configurations for the image tasks of the Long Range Arena (state-spaces/s4, configs/experiment/lra).
-Where the house differs: dropout chooses each number by itself, where the authors drop a channel at all pixels.
+Paper: Gu et al., "Efficiently Modeling Long Sequences with Structured State Spaces", arXiv 2111.00396. The sizes
+``s4_pixel_lra_*`` are those of the authors' current configurations for the image tasks of the Long Range Arena
+(state-spaces/s4, configs/experiment/lra): sequences of 1024 grey pixels, of 16384 for Path-X. Where the house differs:
+dropout chooses each number by itself, where the authors drop a channel at all pixels.
 """
 
 from __future__ import annotations
@@ -144,17 +145,17 @@ def s4_pixel_nano():
 
 
 @_register()
-def s4_pixel_cifar():
+def s4_pixel_lra_image():
     return S4PixelConfig(
         num_classes=10, dim=512, mixer_drop_rate=0.1, prenorm=False, mean=(122.6 / 255,), std=(61.0 / 255,)
     )
 
 
 @_register()
-def s4_pixel_pathfinder():
+def s4_pixel_lra_pathfinder():
     return S4PixelConfig(num_classes=2, dim=256, num_ssm=256)
 
 
 @_register()
-def s4_pixel_pathx():
+def s4_pixel_lra_pathx():
     return S4PixelConfig(img_size=128, num_classes=2, dim=256, num_ssm=256, dt_min=0.0001)
