@@ -187,13 +187,21 @@ def test_options_that_do_not_fit_say_the_rule(name, options, message):
         zoo.create_model(name, **options)
 
 
-def test_halving_the_step_samples_the_same_kernel_twice_as_finely():
+def test_halving_the_step_samples_the_same_system_twice_as_finely():
+    """An input held for two steps: the response to it is the sum of those to its halves."""
     with torch.no_grad():
-        coarse = S4DKernel(DIM, hippo.diagonal_legs(STATE)).double()
-        fine = S4DKernel(DIM, hippo.diagonal_legs(STATE)).double()
-        fine.load_state_dict(coarse.state_dict())
-        fine.log_dt -= math.log(2)
-        rate = (torch.expm1(coarse.dt * coarse.eigenvalues) / torch.expm1(fine.dt * fine.eigenvalues)).abs()
-        assert (rate > 1).all() and (rate < 2.001).all()
-        step = (coarse.dt * coarse.eigenvalues).exp()
-        close((2 * fine.dt * fine.eigenvalues).exp(), step)
+        kernel = S4DKernel(DIM, hippo.diagonal_legs(STATE)).double()
+        coarse = kernel(30)
+        kernel.log_dt -= math.log(2)
+        close(kernel(60).unflatten(-1, (30, 2)).sum(-1), coarse)
+
+
+@pytest.mark.parametrize(("layer", "initial"), [(S4Kernel, hippo.legs_dplr), (S4DKernel, hippo.diagonal_legs)])
+def test_long_kernels_are_right_in_single_precision(layer, initial):
+    """At the length and the step sizes of Path-X."""
+    torch.manual_seed(0)
+    kernel = layer(4, initial(64), dt_min=0.0001)
+    with torch.no_grad():
+        single, exact = kernel(16384), kernel.double()(16384)
+    error = (single - exact).abs().amax(-1) / exact.abs().amax(-1)
+    assert error.max() < 1e-3
