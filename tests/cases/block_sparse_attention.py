@@ -7,7 +7,7 @@ import torch
 from cases import Case
 from zoo.kernels.block_sparse_attention import block_sparse_attention
 
-SIZE = 8
+SIZE = 16
 
 
 def inputs(batch: int, length: int, dtype: torch.dtype, masks: tuple[int, int] = (1, 1)) -> dict[str, torch.Tensor]:
