@@ -57,6 +57,11 @@ def on_device(subject: Subject, length: int, device: str) -> Inputs:
     return {n: t.to(device, torch.bfloat16 if n in half else t.dtype) for n, t in inputs.items()}
 
 
+def trained(inputs: Inputs) -> set[str]:
+    """Names of the inputs that get a gradient: all of floating point but the tables of rope."""
+    return {name for name, t in inputs.items() if t.is_floating_point() and name not in ("cos", "sin")}
+
+
 def forward(call: Callable[..., Any], inputs: Inputs) -> Tensor:
     with torch.no_grad():
         found = call(**inputs)
@@ -67,7 +72,7 @@ def forward(call: Callable[..., Any], inputs: Inputs) -> Tensor:
 
 def training(call: Callable[..., Any], inputs: Inputs) -> Tensor:
     """Forward and backward; returns the gradient of the first input."""
-    inputs = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in inputs.items()}
+    inputs = {n: t.detach().requires_grad_(n in trained(inputs)) for n, t in inputs.items()}
     found = call(**inputs)
     found = found if isinstance(found, Tensor) else found[0]
     gradients = torch.autograd.grad(found.float().square().mean(), [t for t in inputs.values() if t.requires_grad])
@@ -100,11 +105,11 @@ def cost(subject: Subject, inputs: Inputs, measure: str) -> tuple[int, int]:
     counter = flop_counter(display=False)
     with counter:
         output = MEASURES[measure](subject.call, inputs)
-    floating = sum(t.nbytes for t in inputs.values() if t.is_floating_point())
+    gradients = sum(inputs[name].nbytes for name in trained(inputs))
     if measure == "forward":
         return sum(t.nbytes for t in inputs.values()) + output.nbytes, counter.get_total_flops()
     result = forward(subject.call, inputs).nbytes
-    return sum(t.nbytes for t in inputs.values()) * 2 + floating + 2 * result, counter.get_total_flops()
+    return sum(t.nbytes for t in inputs.values()) * 2 + gradients + 2 * result, counter.get_total_flops()
 
 
 def peaks(device: str) -> dict[str, float]:

@@ -1,15 +1,19 @@
-"""Cross-entropy of a linear layer over chunks of rows, whose logits become their own gradient in place.
+"""Cross-entropy of a linear layer over chunks of rows and tiles of the vocabulary, whose logits become their own gradient.
 
 With c the capped logits of a row, p their softmax, l their logsumexp and e the label smoothing, the gradient of
-l - (1 - e) c_y - e mean(c) + z l^2 is (1 + 2 z l) p - (1 - e) 1_y - e / V: no logits are computed twice.
+l - (1 - e) c_y - e mean(c) + z l^2 is (1 + 2 z l) p - (1 - e) 1_y - e / V: no logits are computed twice. Products with
+a tile of the vocabulary stay in the cache: on a CPU they take half the time of those with all of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-LARGEST = 1 << 23  # logits that exist at a time
+LARGEST = 1 << 23  # logits that are kept at a time, for the gradients
+TILE = 2048  # of the vocabulary
 
 
 def forward(
@@ -24,13 +28,16 @@ def forward(
     chunk_size: int,
 ) -> Tensor:
     """Same arguments and result as the reference."""
-    losses, buffer = [hidden.new_zeros(1)], _buffer(hidden, weight, chunk_size)
-    rows = len(buffer)
-    for h, label in zip(hidden.split(rows), labels.split(rows), strict=True):
-        counted = label != ignore_index
-        logits = _logits(buffer[: len(h)], h, weight, bias, softcap)
-        loss, _, _ = _exponentials(logits, label.where(counted, 0), z_loss, label_smoothing)
-        losses.append(loss.where(counted, 0))
+    losses, counts = [hidden.new_zeros(1)], _counted(labels, ignore_index, len(weight))
+    room = hidden.new_empty(min(chunk_size, len(hidden)) * min(TILE, len(weight)))
+    for h, label, counted in zip(*(t.split(chunk_size) for t in (hidden, labels, counts)), strict=True):
+        chosen, parts = hidden.new_zeros(len(h)), []
+        for start, w, b in _tiles(weight, bias):
+            logits = _logits(room[: len(h) * len(w)].view(len(h), len(w)), h, w, b, softcap)
+            chosen += _target(logits, label - start, label_smoothing, len(weight))
+            parts.append(_exponentials(logits))
+        normaliser, _ = _combined(parts)
+        losses.append((normaliser - chosen + z_loss * normaliser.square()).where(counted, 0))
     return torch.cat(losses).sum()
 
 
@@ -38,37 +45,52 @@ def backward(
     hidden, weight, bias, labels, ignore_index, z_loss, softcap, label_smoothing, chunk_size
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The loss, and its gradients of hidden, weight and bias."""
-    losses, buffer = [hidden.new_zeros(1)], _buffer(hidden, weight, chunk_size)
-    rows = len(buffer)
-    dhidden, dweight = torch.empty_like(hidden), torch.zeros_like(weight)
+    losses, counts = [hidden.new_zeros(1)], _counted(labels, ignore_index, len(weight))
+    dhidden, dweight = torch.zeros_like(hidden), torch.zeros_like(weight)
     dbias = None if bias is None else torch.zeros_like(bias)
-    chunks = (t.split(rows) for t in (hidden, dhidden, labels))
-    for h, dh, label in zip(*chunks, strict=True):
-        counted = label != ignore_index
-        label = label.where(counted, 0)[:, None]
-        logits = _logits(buffer[: len(h)], h, weight, bias, softcap)
-        slope = None if softcap is None else (logits / softcap).square_().neg_().add_(1)
-        loss, total, normaliser = _exponentials(logits, label[:, 0], z_loss, label_smoothing)
-        losses.append(loss.where(counted, 0))
+    rows = max(1, min(chunk_size, len(hidden), LARGEST // len(weight)))
+    room = hidden.new_empty(rows * len(weight))
+    for h, dh, label, counted in zip(*(t.split(rows) for t in (hidden, dhidden, labels, counts)), strict=True):
+        chosen, parts, tiles = hidden.new_zeros(len(h)), [], []
+        for start, w, b in _tiles(weight, bias):
+            place = room[len(h) * start : len(h) * (start + len(w))].view(len(h), len(w))
+            logits = _logits(place, h, w, b, softcap)
+            slope = None if softcap is None else (logits / softcap).square_().neg_().add_(1)
+            chosen += _target(logits, label - start, label_smoothing, len(weight))
+            parts.append(_exponentials(logits))
+            tiles.append((start, w, logits, slope))
+        normaliser, shares = _combined(parts)
+        losses.append((normaliser - chosen + z_loss * normaliser.square()).where(counted, 0))
 
-        dlogits = logits.mul_(((1 + 2 * z_loss * normaliser) * counted / total)[:, None])
-        target = counted[:, None].to(dlogits.dtype)
-        dlogits.scatter_add_(1, label, (label_smoothing - 1) * target)
-        if label_smoothing:
-            dlogits -= label_smoothing / len(weight) * target
-        if slope is not None:
-            dlogits *= slope
-        torch.mm(dlogits, weight, out=dh)
-        dweight.addmm_(dlogits.mT, h)
-        if dbias is not None:
-            dbias += dlogits.sum(0)
+        factors = (1 + 2 * z_loss * normaliser) * counted * shares  # (tiles, rows)
+        for factor, (start, w, exponentials, slope) in zip(factors, tiles, strict=True):
+            dlogits = exponentials.mul_(factor[:, None])
+            inside = counted & (label >= start) & (label < start + len(w))
+            index = (label - start).where(inside, 0)[:, None]
+            dlogits.scatter_add_(1, index, (label_smoothing - 1) * inside.to(dlogits.dtype)[:, None])
+            if label_smoothing:
+                dlogits -= label_smoothing / len(weight) * counted.to(dlogits.dtype)[:, None]
+            if slope is not None:
+                dlogits *= slope
+            dh.addmm_(dlogits, w)
+            dweight[start : start + len(w)].addmm_(dlogits.mT, h)
+            if dbias is not None:
+                dbias[start : start + len(w)] += dlogits.sum(0)
     return torch.cat(losses).sum(), dhidden, dweight, dbias
 
 
-def _buffer(hidden: Tensor, weight: Tensor, chunk_size: int) -> Tensor:
-    """Room for the logits of a chunk: (rows, V)."""
-    rows = max(1, min(chunk_size, len(hidden), LARGEST // len(weight)))
-    return hidden.new_empty(rows, len(weight))
+def _counted(labels: Tensor, ignore_index: int, vocabulary: int) -> Tensor:
+    """Which rows count; a label beyond the vocabulary is an error."""
+    counted = labels != ignore_index
+    known = (labels >= 0) & (labels < vocabulary)
+    torch._assert_async((known | ~counted).all(), f"linear_cross_entropy: a label is out of bounds [0, {vocabulary})")
+    return counted
+
+
+def _tiles(weight: Tensor, bias: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """First row, rows and bias of each tile of the vocabulary."""
+    for start in range(0, len(weight), TILE):
+        yield start, weight[start : start + TILE], None if bias is None else bias[start : start + TILE]
 
 
 def _logits(out: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
@@ -78,12 +100,24 @@ def _logits(out: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, softcap
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
 
-def _exponentials(logits: Tensor, label: Tensor, z_loss: float, label_smoothing: float) -> tuple[Tensor, ...]:
-    """Loss, sum of the exponentials and logsumexp of each row; the logits turn into exponentials, at most 1."""
-    target = (1 - label_smoothing) * logits.gather(1, label[:, None])[:, 0]
+def _target(logits: Tensor, label: Tensor, label_smoothing: float, vocabulary: int) -> Tensor:
+    """What a tile adds to (1 - e) c_y + e mean(c) of each row; labels outside of it add nothing."""
+    inside = (label >= 0) & (label < logits.shape[1])
+    chosen = logits.gather(1, label.where(inside, 0)[:, None])[:, 0].where(inside, 0)
     if label_smoothing:
-        target += label_smoothing * logits.mean(1)
-    largest = logits.amax(1)
-    total = logits.sub_(largest[:, None]).exp_().sum(1)
-    normaliser = largest + total.log()
-    return normaliser - target + z_loss * normaliser.square(), total, normaliser
+        return (1 - label_smoothing) * chosen + label_smoothing / vocabulary * logits.sum(1)
+    return chosen
+
+
+def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest logit of each row, and the sum of the exponentials that the logits turn into, at most 1."""
+    largest = logits.amax(1).clamp(min=torch.finfo(logits.dtype).min)  # a tile may be -inf throughout
+    return largest, logits.sub_(largest[:, None]).exp_().sum(1)
+
+
+def _combined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Logsumexp of each row, and for each tile what turns its exponentials into probabilities (tiles, rows)."""
+    largest, sums = (torch.stack(column) for column in zip(*parts, strict=True))
+    scales = (largest - largest.amax(0)).exp()
+    total = (scales * sums).sum(0)
+    return largest.amax(0) + total.log(), scales / total

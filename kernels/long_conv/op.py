@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zoo.kernels.autograd import recomputed_gradients
 from zoo.kernels.dispatch import Implementation, Operation, as_dtype, check_floating, check_shape, compute_dtype
-from zoo.kernels.long_conv import fft, monarch, reference, spectral
+from zoo.kernels.long_conv import fft, monarch, native, reference, spectral
 from zoo.kernels.triton_support import triton_implementation
 
 
@@ -35,8 +35,8 @@ def long_conv(
         kernel: (D, L), the taps of each channel, tap j acting on the input j steps back. Any L when causal: the taps
             from T on meet no input, are ignored and get the gradient 0. At most T when circular.
         D: skip weight (D,). gate: (B, T, D), multiplies the result.
-        impl: "auto" or the name of an implementation: "triton", "fft" (torch.fft in cached blocks), "monarch" (small
-            dense matrix products) or "reference". A single time step is one product and has one implementation.
+        impl: "auto" or the name of an implementation: "triton", "native" (C), "fft" (torch.fft in cached blocks),
+            "monarch" (small dense matrix products) or "reference". A single time step is one product and has one implementation.
 
     Returns:
         y (B, T, D) in the dtype of u, differentiable in all tensors. A transform mixes all steps of a row, so that
@@ -61,6 +61,7 @@ def long_conv(
 operation = Operation(
     "long_conv",
     triton_implementation("zoo.kernels.long_conv.triton"),
+    Implementation("native", native.forward, native.backward, native.obstacle, prepare=native.prepare),
     Implementation("fft", fft.forward, fft.backward, prepare=as_dtype),
     Implementation("monarch", monarch.forward, monarch.backward),
     Implementation(

@@ -10,7 +10,7 @@ from zoo.kernels import available_implementations
 from zoo.kernels.long_conv import butterfly_conv, dft_factors, long_conv, monarch
 from zoo.kernels.long_conv.fft import smooth_length
 
-FAST = ["fft", "monarch"]
+FAST = ["native", "fft", "monarch"]
 ALL = ["reference", *FAST, "triton"]
 
 
@@ -126,8 +126,21 @@ def test_an_empty_batch(impl):
     assert y.shape == (0, 10, 3) and all(not g.any() for g in gradients)
 
 
+@pytest.mark.parametrize("circular", [False, True])
+@pytest.mark.parametrize("dim", [16, 32, 45])
+def test_native_over_groups_of_channels(dim, circular, assert_accurate):
+    """Half a group, a whole one, and one with a rest; u and the gate as parts of a projection."""
+    inputs = make_inputs(2, 16, 9, dim)
+    wide = torch.cat([inputs["u"], inputs["gate"]], dim=-1)
+    parts = inputs | dict(zip(("u", "gate"), wide.split(dim, dim=-1), strict=True))
+    call = partial(long_conv, circular=circular)
+    assert_accurate(call, inputs, "native")
+    torch.testing.assert_close(call(**parts, impl="native"), call(**inputs, impl="native"), rtol=0, atol=0)
+
+
 def test_automatic_choice_on_the_cpu():
-    assert available_implementations("long_conv")[0] == "fft"
+    names = available_implementations("long_conv")
+    assert names == [*(["native"] if "native" in names else []), "fft", "monarch", "reference"]
 
 
 def test_chosen_factors():
