@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear layer over chunks of rows and tiles of the vocabulary, whose logits become their own gradient.
+"""Cross-entropy of a linear layer by chunks of rows and tiles of words, whose logits become their own gradient.
 
 With c the capped logits of a row, p their softmax, l their logsumexp and e the label smoothing, the gradient of
 l - (1 - e) c_y - e mean(c) + z l^2 is (1 + 2 z l) p - (1 - e) 1_y - e / V: no logits are computed twice. Products with
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 LARGEST = 1 << 23  # logits that are kept at a time, for the gradients
-TILE = 2048  # of the vocabulary
+TILE = 2048  # words
 
 
 def forward(

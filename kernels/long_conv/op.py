@@ -36,7 +36,8 @@ def long_conv(
             from T on meet no input, are ignored and get the gradient 0. At most T when circular.
         D: skip weight (D,). gate: (B, T, D), multiplies the result.
         impl: "auto" or the name of an implementation: "triton", "native" (C), "fft" (torch.fft in cached blocks),
-            "monarch" (small dense matrix products) or "reference". A single time step is one product and has one implementation.
+            "monarch" (small dense matrix products) or "reference". A single time step is one product and has one
+            implementation.
 
     Returns:
         y (B, T, D) in the dtype of u, differentiable in all tensors. A transform mixes all steps of a row, so that

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.dispatch import Implementation, Operation, check_floating, check_shape, compute_dtype
-from zoo.kernels.rope import halves, reference
+from zoo.kernels.native import in_rows
+from zoo.kernels.rope import halves, native, reference
 from zoo.kernels.triton_support import triton_implementation
 
 SMALL = 1 << 17  # elements: below, on the CPU, torch's own functions take less time than the call of an operator
@@ -22,8 +23,8 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, impl
         cos, sin: of the angles of the P pairs, 2 P <= K, at each step: (T, P) or (B, T, P), the same for all heads.
             Constants: they have no gradient. The channels of x from 2 P on are returned as they are.
         interleaved: pair i is the channels (2i, 2i + 1), as in the paper, instead of (i, i + P), as in GPT-NeoX.
-        impl: "auto" or the name of an implementation ("triton", "halves", "reference"). "auto" on the CPU computes
-            inputs below 2^17 elements with torch's functions, outside the operator.
+        impl: "auto" or the name of an implementation ("triton", "native", "halves", "reference"). "auto" on the CPU
+            computes inputs below 2^17 elements with torch's functions, outside the operator.
 
     Returns:
         (B, T, H, K) in the dtype of x. Its gradient is the rotation by the negative angles.
@@ -47,6 +48,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, impl
 operation = Operation(
     "rope",
     triton_implementation("zoo.kernels.rope.triton"),
+    Implementation("native", native.forward, native.forward, native.obstacle, prepare=in_rows),
     Implementation("halves", halves.forward, halves.forward),
     Implementation("reference", reference.forward, reference.forward),
 )

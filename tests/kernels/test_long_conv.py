@@ -139,8 +139,7 @@ def test_native_over_groups_of_channels(dim, circular, assert_accurate):
 
 
 def test_automatic_choice_on_the_cpu():
-    names = available_implementations("long_conv")
-    assert names == [*(["native"] if "native" in names else []), "fft", "monarch", "reference"]
+    assert available_implementations("long_conv")[0] == "native"
 
 
 def test_chosen_factors():

@@ -10,7 +10,7 @@ from torch import Tensor
 from zoo.kernels import available_implementations
 from zoo.kernels.rope import rope
 
-FAST = ["halves", "triton"]
+FAST = ["native", "halves", "triton"]
 ALL = ["reference", *FAST]
 
 
@@ -97,8 +97,8 @@ def test_large_and_small_inputs_agree():
         torch.testing.assert_close(rope(typed, cos, sin), torch.cat(parts, dim=1))
 
 
-def test_halves_are_preferred():
-    assert available_implementations("rope")[0] == "halves"
+def test_native_is_preferred():
+    assert available_implementations("rope")[0] == "native"
 
 
 @pytest.mark.parametrize(
