@@ -10,7 +10,7 @@ from torch import Tensor
 from zoo.kernels import native
 
 SOURCE = Path(__file__).with_name("selective_scan.c")
-LANES = 32  # channels a block, as in the C source
+LANES = 64  # channels a block, as in the C source
 
 
 def forward(x, dt, A, B, C, D, z, dt_bias, state, starts, softplus) -> tuple[Tensor, Tensor]:

@@ -18,8 +18,9 @@
 
 #include "../native_math.h"
 
-#define LANES 32
+#define LANES 64
 #define CHUNK 32
+#define SUMS 16 /* partial sums over lanes */
 #define EACH_LANE _Pragma("omp simd") for (int i = 0; i < LANES; i++)
 
 #define REAL float
@@ -55,6 +56,13 @@ static inline void NAME(load_steps)(REAL *step, const REAL *dt, const REAL *bias
     EACH_LANE step[i] += bias[i];
     if (softplus) EACH_LANE step[i] = SOFTPLUS(step[i]);
     for (int64_t i = width; i < LANES; i++) step[i] = 0;
+}
+
+/* By halves: one after the other, the additions would take more time than all else. */
+static inline REAL NAME(sum)(REAL *terms) {
+    for (int half = SUMS / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) terms[i] += terms[i + half];
+    return terms[0];
 }
 
 /* (width, N) rows of memory <-> (N, LANES) in the cache */
@@ -196,21 +204,22 @@ void NAME(selective_scan_backward)(int64_t batch, int64_t T, int64_t D, int64_t 
                         }
                         for (int64_t n = 0; n < N; n++) {
                             const REAL bn = Bm[coefficients + n], cn = Cm[coefficients + n];
-                            REAL sum_b = 0, sum_c = 0;
-#pragma omp simd reduction(+ : sum_b, sum_c)
-                            for (int i = 0; i < LANES; i++) {
-                                const int64_t k = n * LANES + i;
-                                const REAL grad = dh[k] + cn * out[i];
-                                const REAL dlog = grad * decay[k] * before[k];
-                                sum_c += out[i] * after[k];
-                                sum_b += grad * step[i] * input[i];
-                                dstep[i] += dlog * a[k];
-                                dinput[i] += grad * bn;
-                                da[k] += dlog * step[i];
-                                dh[k] = grad * decay[k];
-                            }
-                            dB_parts[part + n] = sum_b;
-                            dC_parts[part + n] = sum_c;
+                            REAL of_b[SUMS] = {0}, of_c[SUMS] = {0};
+                            for (int first = 0; first < LANES; first += SUMS)
+#pragma omp simd
+                                for (int j = 0; j < SUMS; j++) {
+                                    const int64_t i = first + j, k = n * LANES + i;
+                                    const REAL grad = dh[k] + cn * out[i];
+                                    const REAL dlog = grad * decay[k] * before[k];
+                                    of_c[j] += out[i] * after[k];
+                                    of_b[j] += grad * step[i] * input[i];
+                                    dstep[i] += dlog * a[k];
+                                    dinput[i] += grad * bn;
+                                    da[k] += dlog * step[i];
+                                    dh[k] = grad * decay[k];
+                                }
+                            dB_parts[part + n] = NAME(sum)(of_b);
+                            dC_parts[part + n] = NAME(sum)(of_c);
                         }
                         EACH_LANE {
                             dstep[i] += dinput[i] * input[i];
