@@ -31,7 +31,12 @@ PACKAGES = ("torch", "transformers", "timm", "lightning", "mamba-ssm", "triton")
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], Any]], *, budget: float = 10.0, least: int = 3, most: int = 50
+    calls: Mapping[str, Callable[[], Any]],
+    *,
+    budget: float = 10.0,
+    least: int = 3,
+    most: int = 50,
+    shortest: float = 0.0,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Time calls in turns, so that whatever slows the machine slows all of them.
 
@@ -41,11 +46,14 @@ def interleaved(
     Args:
         calls: name -> what to time.
         budget: seconds after which no further round starts, once ``least`` rounds are done.
+        shortest: seconds a run takes at least: faster calls are repeated and their mean is the run's time, because the
+            first call after another side's has its data to fetch.
 
     Returns:
         name -> seconds of every counted run, and name -> what the first run returned.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    repeats = dict.fromkeys(calls, 1)
     results: dict[str, Any] = {}
     slow: set[str] = set()
     started = time.perf_counter()
@@ -53,8 +61,10 @@ def interleaved(
         for name in [name for name in calls if name not in slow]:
             gc.collect()
             before = time.perf_counter()
-            result = calls[name]()
-            taken = time.perf_counter() - before
+            for _ in range(repeats[name]):
+                result = calls[name]()
+            taken = (time.perf_counter() - before) / repeats[name]
+            repeats[name] = max(1, min(100, int(shortest / taken)))
             results.setdefault(name, result)
             if turn == 0 and taken > 3 * budget:
                 slow.add(name)

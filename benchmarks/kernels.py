@@ -4,8 +4,9 @@
     zoo bench kernels --only ssd rope --lengths 256 1024 --no-save
 
 Peers are plain torch as one would write it (``eager``), the same under ``torch.compile``, and on CUDA mamba-ssm and
-flash-linear-attention where they are installed. A recurrence has no plain torch form but its step loop, our
-``reference``, which is timed up to T 1024 only. Bytes are those that must move once: inputs and outputs, and for
+flash-linear-attention where they are installed. A recurrence has no plain torch form but its step loop: our
+``reference``, which is timed up to T 1024 only, and for the selective scan also the loop over slices that transformers
+has, at T 1024. Bytes are those that must move once: inputs and outputs, and for
 training also their gradients. The roofline is the larger of bytes over the copy bandwidth and FLOPs over the matmul
 rate, both measured in the same run; inputs that fit in a large last-level cache can beat it.
 """
@@ -44,6 +45,7 @@ OURS, REFERENCE = "zoo", "reference"
 LENGTHS = {"cpu": (256, 512, 1024, 2048, 4096, 8192), "cuda": (512, 1024, 2048, 4096, 8192, 16384, 32768)}
 COMPARED = 1024  # the length at which every implementation and the memory are measured
 LONGEST_REFERENCE = 1024
+SHORTEST = 0.02  # seconds of a timed run
 
 
 def on_device(subject: Subject, length: int, device: str) -> Inputs:
@@ -89,7 +91,7 @@ def sides(subject: Subject, length: int, device: str, compiled: bool) -> dict[st
     ours, *others = available_implementations(subject.operation, device)
     calls: dict[str, Callable[..., Any]] = {OURS: partial(subject.call, impl=ours)}
     if length == COMPARED:
-        calls |= {name: partial(subject.call, impl=name) for name in others}
+        calls |= {name: partial(subject.call, impl=name) for name in others} | subject.loops
     elif length < LONGEST_REFERENCE:
         calls[REFERENCE] = partial(subject.call, impl=REFERENCE)
     calls |= subject.peers
@@ -146,7 +148,9 @@ def measure_subject(
             tick(f"{subject.name} T {length}: {measure}")
             for name in [name for name in calls if name.startswith("compiled")]:
                 run(calls[name], inputs)  # compilation is not the call's
-            runs, results = interleaved({n: partial(run, c, inputs) for n, c in calls.items()}, budget=budget)
+            runs, results = interleaved(
+                {n: partial(run, c, inputs) for n, c in calls.items()}, budget=budget, shortest=SHORTEST
+            )
             moved, flops = cost(subject, inputs, measure)
             ours = results[OURS].double()
             apart = max((r.double() - ours).abs().max().item() for r in results.values()) / ours.abs().max().item()
@@ -159,7 +163,7 @@ def measure_subject(
         inputs = on_device(subject, 1, device)
         output = subject.call(**inputs)
         inputs["initial_state"] = output.final_state
-        runs, _ = interleaved({OURS: partial(forward, subject.call, inputs)}, budget=budget, most=200)
+        runs, _ = interleaved({OURS: partial(forward, subject.call, inputs)}, budget=budget, shortest=SHORTEST)
         records.append({"name": subject.name, "length": 1, "measure": "decode", "runs": runs})
     return records
 

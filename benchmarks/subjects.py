@@ -40,7 +40,8 @@ class Subject:
     """An operation at one setting.
 
     ``call(impl=..., **inputs)`` is the public function; ``inputs(length)`` makes its tensors on the CPU in float32;
-    ``peers`` take the same inputs, ``cuda_peers`` on a GPU only. ``decodes``: it takes and returns a state.
+    ``peers`` take the same inputs, ``cuda_peers`` on a GPU only, ``loops`` at one length only, they are slow.
+    ``decodes``: it takes and returns a state.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Subject:
     inputs: Callable[[int], Inputs]
     peers: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
     cuda_peers: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
+    loops: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
     decodes: bool = False
 
 
@@ -125,6 +127,16 @@ def loss_inputs(length: int) -> Inputs:
     }
 
 
+def step_loop(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """The recurrence over slices of what is computed for all steps beforehand, as transformers' Mamba has it."""
+    decay, increment = torch.exp(dt[..., None] * A), (dt * x)[..., None] * B
+    state, steps = torch.zeros_like(decay[:, 0]), []
+    for t in range(x.shape[1]):
+        state = decay[:, t] * state + increment[:, t]
+        steps.append((state @ C[:, t, 0, :, None])[..., 0])
+    return torch.stack(steps, dim=1)
+
+
 def eager_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.silu(F.conv1d(F.pad(x.mT, (3, 0)), weight[:, None], bias, groups=x.shape[2]).mT)
 
@@ -183,7 +195,7 @@ def flash_linear_attention(module: str, function: str, **renamed: str) -> dict[s
 
 
 SUBJECTS = [
-    Subject("selective_scan", "selective_scan", selective_scan, scan_inputs, decodes=True),
+    Subject("selective_scan", "selective_scan", selective_scan, scan_inputs, loops={"loop": step_loop}, decodes=True),
     Subject("ssd", "ssd", ssd, ssd_inputs, decodes=True),
     Subject(
         "causal_conv1d", "causal_conv1d", partial(causal_conv1d, activation="silu"), conv_inputs,
