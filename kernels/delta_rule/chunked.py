@@ -69,8 +69,9 @@ def _carry(
     """The recurrence over chunks: final state, the state before each chunk (B, c, H, K, V), corrections u."""
     before, corrections = [], []
     across = across.expand(*from_v.shape[:3], 1, 1)
-    for chunk in range(from_v.shape[1]):
+    chunks = zip(*(t.unbind(1) for t in (from_v, from_k, k_to_end, across)), strict=True)  # one gradient for all
+    for v_here, k_here, k_to_end_here, across_here in chunks:
         before.append(state)
-        corrections.append(from_v[:, chunk] - from_k[:, chunk] @ state)
-        state = across[:, chunk] * state + k_to_end[:, chunk].mT @ corrections[-1]
+        corrections.append(v_here - k_here @ state)
+        state = across_here * state + k_to_end_here.mT @ corrections[-1]
     return state, torch.stack(before, dim=1), torch.stack(corrections, dim=1)

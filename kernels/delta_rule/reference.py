@@ -30,10 +30,11 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """All time steps, differentiable by autograd; shapes as in ``delta_rule``, ``starts`` (B, T) boolean."""
     outputs = []
-    for t in range(q.shape[1]):
+    decays = [None] * q.shape[1] if log_decay is None else log_decay.unbind(1)
+    steps = zip(*(m.unbind(1) for m in (q, k, v, beta)), decays, strict=True)
+    for t, (q_t, k_t, v_t, beta_t, decay_t) in enumerate(steps):
         if starts is not None:
             state = state * ~starts[:, t, None, None, None]
-        decay = None if log_decay is None else log_decay[:, t]
-        y, state = step(q[:, t], k[:, t], v[:, t], beta[:, t], decay, state, scale)
+        y, state = step(q_t, k_t, v_t, beta_t, decay_t, state, scale)
         outputs.append(y)
     return torch.stack(outputs, dim=1), state

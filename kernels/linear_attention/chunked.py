@@ -94,9 +94,9 @@ def out_of_chunks(tensor: Tensor, length: int) -> Tensor:
 def carry(state: Tensor, added: Tensor, across: Tensor) -> tuple[Tensor, Tensor]:
     """The recurrence over chunks: final state, and the state before each chunk (B, c, H, K, V)."""
     before, across = [], across.expand(*added.shape[:3], *across.shape[-2:])
-    for chunk in range(added.shape[1]):
+    for added_here, across_here in zip(added.unbind(1), across.unbind(1), strict=True):
         before.append(state)
-        state = torch.addcmul(added[:, chunk], across[:, chunk], state)
+        state = torch.addcmul(added_here, across_here, state)
     return state, torch.stack(before, dim=1)
 
 

@@ -28,9 +28,10 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """All time steps, differentiable by autograd; shapes as in ``linear_attention``, ``starts`` (B, T) boolean."""
     outputs = []
-    for t in range(q.shape[1]):
+    decays = [None] * q.shape[1] if log_decay is None else log_decay.unbind(1)
+    for t, (q_t, k_t, v_t, decay_t) in enumerate(zip(*(m.unbind(1) for m in (q, k, v)), decays, strict=True)):
         if starts is not None:
             state = state * ~starts[:, t, None, None, None]
-        y, state = step(q[:, t], k[:, t], v[:, t], None if log_decay is None else log_decay[:, t], state, scale)
+        y, state = step(q_t, k_t, v_t, decay_t, state, scale)
         outputs.append(y)
     return torch.stack(outputs, dim=1), state

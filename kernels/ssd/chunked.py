@@ -50,9 +50,9 @@ def backward(dy, dstate, *inputs) -> tuple[Tensor, ...]:
 def _carry(state: Tensor, added: Tensor, across: Tensor) -> tuple[Tensor, Tensor]:
     """The recurrence over chunks: final state, and the state before each chunk (B, c, G, h, P, N)."""
     before = []
-    for chunk in range(added.shape[1]):
+    for added_here, across_here in zip(added.unbind(1), across.unbind(1), strict=True):
         before.append(state)
-        state = torch.addcmul(added[:, chunk], across[:, chunk, ..., None, None], state)
+        state = torch.addcmul(added_here, across_here[..., None, None], state)
     return state, torch.stack(before, dim=1)
 
 

@@ -38,10 +38,10 @@ def forward(
     Returns the numerators (B, T, H, V), the sums of the weights (B, T, H), and the final state.
     """
     numerators, sums = [], []
-    for t in range(q.shape[1]):
+    for t, (q_t, k_t, v_t) in enumerate(zip(*(m.unbind(1) for m in (q, k, v)), strict=True)):
         if starts is not None:
             state = state * ~starts[:, t, None, None, None]
-        numerator, total, state = step(q[:, t], k[:, t], v[:, t], state)
+        numerator, total, state = step(q_t, k_t, v_t, state)
         numerators.append(numerator)
         sums.append(total)
     return torch.stack(numerators, dim=1), torch.stack(sums, dim=1), state
