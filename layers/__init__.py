@@ -10,6 +10,7 @@ from zoo.layers.attention import (
 from zoo.layers.batch_norm import NormLinear
 from zoo.layers.conv import (
     CausalConv1d,
+    Cell,
     ConvMlp,
     ConvNorm,
     ConvStem,
@@ -36,6 +37,7 @@ __all__ = [
     "CascadedGroupAttention",
     "CausalAttention",
     "CausalConv1d",
+    "Cell",
     "ConvMlp",
     "ConvNorm",
     "ConvStem",

@@ -1,6 +1,7 @@
 """Convolutions over sequences and images."""
 
 from zoo.layers.conv.causal_conv1d import CausalConv1d
+from zoo.layers.conv.cell import Cell
 from zoo.layers.conv.conv_norm import ConvMlp, ConvNorm, depthwise
 from zoo.layers.conv.gated_conv import GatedConv, GatedConvState
 from zoo.layers.conv.long_conv import H3Conv, H3ConvState, LongConv, decaying_kernel, random_kernel
@@ -10,6 +11,7 @@ from zoo.layers.conv.squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
 
 __all__ = [
     "CausalConv1d",
+    "Cell",
     "ConvMlp",
     "ConvNorm",
     "ConvStem",

@@ -28,7 +28,8 @@ PUBLISHED = {
     "efficientvit_m3": 6_900_722, "efficientvit_m4": 8_804_228, "efficientvit_m5": 12_473_772,
     "vovnet27_slim": 3_525_736, "vovnet39a": 22_600_296, "vovnet57a": 36_640_296, "ese_vovnet19b_slim_dw": 1_897_752,
     "ese_vovnet19b_dw": 6_543_080, "ese_vovnet19b_slim": 3_166_136, "ese_vovnet39b": 24_568_936,
-    "ese_vovnet57b": 38_608_936, "ese_vovnet99b": 63_199_272,
+    "ese_vovnet57b": 38_608_936, "ese_vovnet99b": 63_199_272, "pcdarts_cifar": 3_634_678,
+    "pcdarts_imagenet": 5_342_464,
 }  # fmt: skip
 
 

@@ -18,7 +18,8 @@ class ImageClassification(Task):
 
     Targets are `(B,)` int64 classes, or `(B, num_classes)` probabilities as mixup and CutMix make them. Logs
     `{train,val,test}/loss` in nats and `/acc1`, `/acc5` as shares of images: `acc5` in evaluation where there are more
-    than 5 classes, `acc1` in training where targets are classes.
+    than 5 classes, `acc1` in training where targets are classes. A model's `auxiliary_logits`, (weight, logits) of a
+    second classifier, add their weighted loss in training.
 
     Args:
         model: see `Task`, which also has the other arguments.
@@ -45,10 +46,17 @@ class ImageClassification(Task):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
         logits = self.trained(images).float()  # (B, num_classes)
+        loss = self._loss(logits, targets)
+        if found := getattr(self.trained, "auxiliary_logits", None):
+            weight, auxiliary = found
+            loss = loss + weight * self._loss(auxiliary.float(), targets)
         if targets.is_floating_point():
-            return self.log_training(F.cross_entropy(logits, targets))
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+            return self.log_training(loss)
         return self.log_training(loss, acc1=(logits.argmax(1) == targets).float().mean())
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        smoothing = 0.0 if targets.is_floating_point() else self.label_smoothing
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val")

@@ -4,6 +4,7 @@ from zoo.vision.base import VisionConfig, VisionModel
 from zoo.vision.efficientvit import EfficientViT, EfficientViTConfig
 from zoo.vision.features import FeatureInfo, FeatureNet
 from zoo.vision.hierarchical import HierarchicalConfig, HierarchicalModel
+from zoo.vision.pcdarts import PCDARTS, PCDARTSConfig
 from zoo.vision.s4 import S4Pixel, S4PixelConfig
 from zoo.vision.shvit import SHViT, SHViTConfig
 from zoo.vision.vim import Vim, VimConfig
@@ -11,12 +12,14 @@ from zoo.vision.vit import ViT, ViTConfig
 from zoo.vision.vovnet import VoVNet, VoVNetConfig
 
 __all__ = [
+    "PCDARTS",
     "EfficientViT",
     "EfficientViTConfig",
     "FeatureInfo",
     "FeatureNet",
     "HierarchicalConfig",
     "HierarchicalModel",
+    "PCDARTSConfig",
     "S4Pixel",
     "S4PixelConfig",
     "SHViT",
