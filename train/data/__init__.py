@@ -2,7 +2,8 @@
 
 from zoo.train.data.base import DataModule
 from zoo.train.data.bigram import bigram_bits_per_byte
-from zoo.train.data.digits import DigitsDataModule
+from zoo.train.data.digits import DigitLevelsDataModule, DigitsDataModule
+from zoo.train.data.histogram import histogram_bits_per_dim
 from zoo.train.data.images import ImageDataModule
 from zoo.train.data.loader import Batch, BatchLoader, Source
 from zoo.train.data.synthetic import MQAR, InductionHeads, SelectiveCopying, SyntheticDataModule, SyntheticTask
@@ -13,6 +14,7 @@ __all__ = [
     "Batch",
     "BatchLoader",
     "DataModule",
+    "DigitLevelsDataModule",
     "DigitsDataModule",
     "DocumentationDataModule",
     "ImageDataModule",
@@ -24,4 +26,5 @@ __all__ = [
     "TextDataModule",
     "TextFilesDataModule",
     "bigram_bits_per_byte",
+    "histogram_bits_per_dim",
 ]

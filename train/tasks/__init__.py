@@ -2,6 +2,7 @@
 
 from zoo.train.tasks.base import Task
 from zoo.train.tasks.classification import ImageClassification
+from zoo.train.tasks.generation import ImageGeneration
 from zoo.train.tasks.language import LanguageModeling
 
-__all__ = ["ImageClassification", "LanguageModeling", "Task"]
+__all__ = ["ImageClassification", "ImageGeneration", "LanguageModeling", "Task"]

@@ -1,5 +1,6 @@
 """Vision models: one file a family."""
 
+from zoo.vision.axial import AxialConfig, AxialTransformer
 from zoo.vision.base import VisionConfig, VisionModel
 from zoo.vision.efficientvit import EfficientViT, EfficientViTConfig
 from zoo.vision.features import FeatureInfo, FeatureNet
@@ -11,6 +12,8 @@ from zoo.vision.vit import ViT, ViTConfig
 from zoo.vision.vovnet import VoVNet, VoVNetConfig
 
 __all__ = [
+    "AxialConfig",
+    "AxialTransformer",
     "EfficientViT",
     "EfficientViTConfig",
     "FeatureInfo",
