@@ -14,7 +14,8 @@ ALL = zoo.list_models()
 LANGUAGE = zoo.list_models("*_nano", task="language")
 VISION = zoo.list_models("*_nano", task="image-classification")
 GENERATION = zoo.list_models("*_nano", task="image-generation")
-NANO = LANGUAGE + VISION + GENERATION
+SEGMENTATION = zoo.list_models("*_nano", task="segmentation")
+NANO = LANGUAGE + VISION + GENERATION + SEGMENTATION
 PUBLISHED = {
     "mamba_130m": 129_135_360, "mamba_370m": 371_516_416, "mamba_790m": 793_204_224, "mamba_1_4b": 1_372_178_432,
     "mamba_2_8b": 2_768_345_600, "mamba2_130m": 128_989_632, "mamba2_370m": 368_346_624, "mamba2_780m": 780_161_280,

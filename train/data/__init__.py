@@ -8,6 +8,7 @@ from zoo.train.data.images import ImageDataModule
 from zoo.train.data.loader import Batch, BatchLoader, Source
 from zoo.train.data.synthetic import MQAR, InductionHeads, SelectiveCopying, SyntheticDataModule, SyntheticTask
 from zoo.train.data.text import DocumentationDataModule, TextDataModule, TextFilesDataModule
+from zoo.train.data.volumes import EllipsoidsDataModule
 
 __all__ = [
     "MQAR",
@@ -17,6 +18,7 @@ __all__ = [
     "DigitLevelsDataModule",
     "DigitsDataModule",
     "DocumentationDataModule",
+    "EllipsoidsDataModule",
     "ImageDataModule",
     "InductionHeads",
     "SelectiveCopying",

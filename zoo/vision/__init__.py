@@ -5,6 +5,7 @@ from zoo.vision.base import VisionConfig, VisionModel
 from zoo.vision.efficientvit import EfficientViT, EfficientViTConfig
 from zoo.vision.features import FeatureInfo, FeatureNet
 from zoo.vision.hierarchical import HierarchicalConfig, HierarchicalModel
+from zoo.vision.revunet3d import RevUNet3d, RevUNet3dConfig
 from zoo.vision.s4 import S4Pixel, S4PixelConfig
 from zoo.vision.shvit import SHViT, SHViTConfig
 from zoo.vision.vim import Vim, VimConfig
@@ -20,6 +21,8 @@ __all__ = [
     "FeatureNet",
     "HierarchicalConfig",
     "HierarchicalModel",
+    "RevUNet3d",
+    "RevUNet3dConfig",
     "S4Pixel",
     "S4PixelConfig",
     "SHViT",
