@@ -181,8 +181,8 @@ class AxialTransformer(nn.Module):
             logits = self.channel_logits(images.repeat_interleave(in_chans, 0), every).unflatten(0, (batch, in_chans))
         else:
             logits = self.channel_logits(images, channels)[:, None]
-            labels = None if labels is None else _channel(labels, channels)
-        return logits if labels is None else F.cross_entropy(logits.flatten(0, -2), labels.flatten())
+            labels = None if labels is None else _channel(labels, channels)[:, None]
+        return logits if labels is None else _nats(logits, labels, "mean")
 
     def channel_logits(self, images: Tensor, channels: Tensor) -> Tensor:
         """Images (B, C, H, W) and a channel (B,) of each -> logits (B, H, W, num_levels) of that channel."""
@@ -202,10 +202,7 @@ class AxialTransformer(nn.Module):
 
     def bits_per_dim(self, images: Tensor) -> Tensor:
         """-log2 p(image) over the number of its dimensions, (B, C, H, W) int64 -> (B,)."""
-        logits = self(images).movedim(-1, 1)  # (B, num_levels, C, H, W)
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        nats = F.cross_entropy(logits.to(wide), images, reduction="none")  # (B, C, H, W)
-        return nats.flatten(1).mean(1) / math.log(2)
+        return _nats(self(images), images, "none").flatten(1).mean(1) / math.log(2)
 
     @torch.no_grad()
     def sample(
@@ -311,6 +308,12 @@ def _alternating(config: AxialConfig, depth: int, columns_masked: bool) -> nn.Mo
     """Blocks of unmasked attention along rows and attention down columns, in turns."""
     pairs = ((ROW, False), (COLUMN, columns_masked))
     return nn.ModuleList(AxialBlock(config, *pairs[index % 2]) for index in range(depth))
+
+
+def _nats(logits: Tensor, images: Tensor, reduction: str) -> Tensor:
+    """-log p of levels (B, C, H, W) under logits (B, C, H, W, num_levels), in float32 or wider."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.movedim(-1, 1).to(wide), images, reduction=reduction)
 
 
 def _channel(images: Tensor, channels: Tensor) -> Tensor:
