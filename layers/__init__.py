@@ -28,6 +28,7 @@ from zoo.layers.norm import GatedRMSNorm, RMSNorm
 from zoo.layers.parallel import ParallelMixers
 from zoo.layers.recompute import recompute
 from zoo.layers.residual import Residual
+from zoo.layers.reversible import ReversibleSequence
 from zoo.layers.ssm import BiMamba, Mamba, Mamba2, Mamba2State, MambaState
 from zoo.layers.state import JointState, ModelState, State
 
@@ -59,6 +60,7 @@ __all__ = [
     "PatchEmbed",
     "RMSNorm",
     "Residual",
+    "ReversibleSequence",
     "SingleHeadAttention",
     "State",
     "SwiGLU",

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-TASKS = ("language", "image-classification")
+TASKS = ("language", "image-classification", "image-generation", "segmentation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ def register_model(
 
     Args:
         model_class: called with the configuration, returns the module.
-        task: "language" or "image-classification". family: the architecture. paper: its publication.
+        task: one of TASKS. family: the architecture. paper: its publication.
         tags: names of the weight sets that can be downloaded.
 
     Raises:

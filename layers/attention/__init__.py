@@ -1,5 +1,6 @@
 """Attention."""
 
+from zoo.layers.attention.axial import AxialAttention, shift_down, shift_right
 from zoo.layers.attention.cascaded_group import CascadedGroupAttention
 from zoo.layers.attention.causal import CausalAttention
 from zoo.layers.attention.full import Attention
@@ -16,6 +17,7 @@ from zoo.layers.attention.yarn import Yarn
 
 __all__ = [
     "Attention",
+    "AxialAttention",
     "CascadedGroupAttention",
     "CausalAttention",
     "KeyValueState",
@@ -33,4 +35,6 @@ __all__ = [
     "TaylorAttention",
     "TaylorAttentionState",
     "Yarn",
+    "shift_down",
+    "shift_right",
 ]

@@ -5,6 +5,7 @@ from zoo.layers.conv.cell import Cell
 from zoo.layers.conv.conv_norm import ConvMlp, ConvNorm, depthwise
 from zoo.layers.conv.gated_conv import GatedConv, GatedConvState
 from zoo.layers.conv.long_conv import H3Conv, H3ConvState, LongConv, decaying_kernel, random_kernel
+from zoo.layers.conv.mbconv3d import MBConv3d
 from zoo.layers.conv.osa import OneShotAggregation, SeparableConvNorm, conv3x3
 from zoo.layers.conv.patch_merging import ConvStem, MergingDownsample, PatchMerging
 from zoo.layers.conv.squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
@@ -21,6 +22,7 @@ __all__ = [
     "H3Conv",
     "H3ConvState",
     "LongConv",
+    "MBConv3d",
     "MergingDownsample",
     "OneShotAggregation",
     "PatchMerging",

@@ -13,7 +13,9 @@ import zoo
 ALL = zoo.list_models()
 LANGUAGE = zoo.list_models("*_nano", task="language")
 VISION = zoo.list_models("*_nano", task="image-classification")
-NANO = LANGUAGE + VISION
+GENERATION = zoo.list_models("*_nano", task="image-generation")
+SEGMENTATION = zoo.list_models("*_nano", task="segmentation")
+NANO = LANGUAGE + VISION + GENERATION + SEGMENTATION
 PUBLISHED = {
     "mamba_130m": 129_135_360, "mamba_370m": 371_516_416, "mamba_790m": 793_204_224, "mamba_1_4b": 1_372_178_432,
     "mamba_2_8b": 2_768_345_600, "mamba2_130m": 128_989_632, "mamba2_370m": 368_346_624, "mamba2_780m": 780_161_280,
@@ -30,6 +32,8 @@ PUBLISHED = {
     "ese_vovnet19b_dw": 6_543_080, "ese_vovnet19b_slim": 3_166_136, "ese_vovnet39b": 24_568_936,
     "ese_vovnet57b": 38_608_936, "ese_vovnet99b": 63_199_272, "pcdarts_cifar": 3_634_678,
     "pcdarts_imagenet": 5_342_464,
+    "axial_imagenet32": 341_178_112,
+    "axial_imagenet64": 606_161_152,
 }  # fmt: skip
 
 
@@ -38,12 +42,14 @@ def inputs(model: Any, batch: int = 2, length: int = 20) -> Tensor:
     config = model.config
     if hasattr(config, "vocab_size"):
         return torch.randint(0, config.vocab_size, (batch, length))
+    if hasattr(config, "num_levels"):
+        return torch.randint(0, config.num_levels, (batch, config.in_chans, *config.image_shape))
     return torch.randn(batch, config.in_chans, *config.image_shape, dtype=next(model.parameters()).dtype)
 
 
 def loss_of(model: Any, x: Tensor) -> Tensor:
     """What training minimises: the model's loss and the side losses of its layers."""
-    loss = model(x, labels=x) if hasattr(model.config, "vocab_size") else model(x).square().mean()
+    loss = model(x).square().mean() if x.is_floating_point() else model(x, labels=x)
     return loss + sum(zoo.auxiliary_losses(model).values())
 
 

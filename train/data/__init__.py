@@ -2,19 +2,23 @@
 
 from zoo.train.data.base import DataModule
 from zoo.train.data.bigram import bigram_bits_per_byte
-from zoo.train.data.digits import DigitsDataModule
+from zoo.train.data.digits import DigitLevelsDataModule, DigitsDataModule
+from zoo.train.data.histogram import histogram_bits_per_dim
 from zoo.train.data.images import ImageDataModule
 from zoo.train.data.loader import Batch, BatchLoader, Source
 from zoo.train.data.synthetic import MQAR, InductionHeads, SelectiveCopying, SyntheticDataModule, SyntheticTask
 from zoo.train.data.text import DocumentationDataModule, TextDataModule, TextFilesDataModule
+from zoo.train.data.volumes import EllipsoidsDataModule
 
 __all__ = [
     "MQAR",
     "Batch",
     "BatchLoader",
     "DataModule",
+    "DigitLevelsDataModule",
     "DigitsDataModule",
     "DocumentationDataModule",
+    "EllipsoidsDataModule",
     "ImageDataModule",
     "InductionHeads",
     "SelectiveCopying",
@@ -24,4 +28,5 @@ __all__ = [
     "TextDataModule",
     "TextFilesDataModule",
     "bigram_bits_per_byte",
+    "histogram_bits_per_dim",
 ]

@@ -69,6 +69,35 @@ class DigitsDataModule(DataModule):
         return {split: source for split, source in sources.items() if len(source)}
 
 
+class DigitLevelsDataModule(DigitsDataModule):
+    """Handwritten digits as they were recorded, `(B, 1, 8, 8)` int64 images of 17 levels, not augmented, and `(B,)`
+    int64 labels: what models of the pixels themselves learn from. Splits and arguments are those of `DigitsDataModule`.
+    """
+
+    num_levels = 17
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        val_fraction: float = 0.1,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            val_fraction=val_fraction,
+            augment=False,
+        )
+
+    def build(self) -> dict[str, Source]:
+        return {split: DigitLevels(source) for split, source in super().build().items()}
+
+
 class DigitImages:
     """Images in [0, 1] and their labels, normalised and, where a seed is given, augmented by (seed, epoch, index)."""
 
@@ -84,6 +113,20 @@ class DigitImages:
             shift_and_turn = uniforms(indices, 3, self.augment_seed, epoch).float() * 2 - 1
             images = shift_and_rotate(images, MAX_SHIFT * shift_and_turn[:, :2], MAX_ROTATION * shift_and_turn[:, 2])
         return (images - MEAN) / STD, self.labels[indices]
+
+
+class DigitLevels:
+    """The images of a source of normalised, unaugmented digits as levels in [0, 16]."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def fetch(self, indices: Tensor, epoch: int) -> Batch:
+        images, labels = self.source.fetch(indices, epoch)
+        return ((images * STD + MEAN) * 16).round().long(), labels
 
 
 def shift_and_rotate(images: Tensor, shifts: Tensor, degrees: Tensor) -> Tensor:

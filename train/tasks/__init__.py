@@ -2,6 +2,8 @@
 
 from zoo.train.tasks.base import Task
 from zoo.train.tasks.classification import ImageClassification
+from zoo.train.tasks.generation import ImageGeneration
 from zoo.train.tasks.language import LanguageModeling
+from zoo.train.tasks.segmentation import Segmentation
 
-__all__ = ["ImageClassification", "LanguageModeling", "Task"]
+__all__ = ["ImageClassification", "ImageGeneration", "LanguageModeling", "Segmentation", "Task"]

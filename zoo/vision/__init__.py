@@ -1,10 +1,12 @@
 """Vision models: one file a family."""
 
+from zoo.vision.axial import AxialConfig, AxialTransformer
 from zoo.vision.base import VisionConfig, VisionModel
 from zoo.vision.efficientvit import EfficientViT, EfficientViTConfig
 from zoo.vision.features import FeatureInfo, FeatureNet
 from zoo.vision.hierarchical import HierarchicalConfig, HierarchicalModel
 from zoo.vision.pcdarts import PCDARTS, PCDARTSConfig
+from zoo.vision.revunet3d import RevUNet3d, RevUNet3dConfig
 from zoo.vision.s4 import S4Pixel, S4PixelConfig
 from zoo.vision.shvit import SHViT, SHViTConfig
 from zoo.vision.vim import Vim, VimConfig
@@ -13,6 +15,8 @@ from zoo.vision.vovnet import VoVNet, VoVNetConfig
 
 __all__ = [
     "PCDARTS",
+    "AxialConfig",
+    "AxialTransformer",
     "EfficientViT",
     "EfficientViTConfig",
     "FeatureInfo",
@@ -20,6 +24,8 @@ __all__ = [
     "HierarchicalConfig",
     "HierarchicalModel",
     "PCDARTSConfig",
+    "RevUNet3d",
+    "RevUNet3dConfig",
     "S4Pixel",
     "S4PixelConfig",
     "SHViT",
