@@ -9,12 +9,12 @@ from zoo.layers.batch_norm import BatchNorm2d, affine
 
 
 class ConvNorm(nn.Module):
-    """y = bn(conv(x)), and relu of it where asked for; size-keeping padding, no bias.
+    """y = bn(conv(x)), and relu of it where asked for; size-keeping padding.
 
     Args:
         in_dim, out_dim: channels. kernel_size: odd side of the kernel. stride: of the convolution.
         groups: of the convolution; in_dim for a depthwise one. gamma: initial weight of the norm; 0 closes a branch.
-        relu: end with a ReLU.
+        relu: end with a ReLU. bias: of the convolution, which the norm makes redundant.
 
     Raises:
         ValueError: for an even kernel_size.
@@ -30,11 +30,12 @@ class ConvNorm(nn.Module):
         *,
         gamma: float = 1.0,
         relu: bool = False,
+        bias: bool = False,
     ):
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
-        self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
+        self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, kernel_size // 2, groups=groups, bias=bias)
         self.bn = BatchNorm2d(out_dim, gamma)
         self.relu = relu
 
@@ -50,7 +51,7 @@ class ConvNorm(nn.Module):
         fused.to(c.weight)
         fused.weight.copy_(c.weight * scale[:, None, None, None])
         assert fused.bias is not None
-        fused.bias.copy_(shift)
+        fused.bias.copy_(shift if c.bias is None else shift + c.bias * scale)
         return nn.Sequential(fused, nn.ReLU(inplace=True)) if self.relu else fused
 
 

@@ -9,6 +9,7 @@ from zoo.vision.pcdarts import PCDARTS, PCDARTSConfig
 from zoo.vision.revunet3d import RevUNet3d, RevUNet3dConfig
 from zoo.vision.s4 import S4Pixel, S4PixelConfig
 from zoo.vision.shvit import SHViT, SHViTConfig
+from zoo.vision.simplenet import SimpleNet, SimpleNetConfig
 from zoo.vision.vim import Vim, VimConfig
 from zoo.vision.vit import ViT, ViTConfig
 from zoo.vision.vovnet import VoVNet, VoVNetConfig
@@ -30,6 +31,8 @@ __all__ = [
     "S4PixelConfig",
     "SHViT",
     "SHViTConfig",
+    "SimpleNet",
+    "SimpleNetConfig",
     "ViT",
     "ViTConfig",
     "Vim",

@@ -19,7 +19,7 @@ from zoo.vision.base import VisionConfig, VisionModel, drop_path_rates
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HierarchicalConfig(VisionConfig):
     """Options of every vision model, and: dims and depths, channels and blocks of each stage; stem_strides, of the
-    convolutions that come first; global_pool, "avg" or "" for features that stay maps (then num_classes is 0)."""
+    convolutions that come first; global_pool, "avg", "max", or "" for features that stay maps (and no classes)."""
 
     dims: tuple[int, ...]
     depths: tuple[int, ...]
@@ -33,8 +33,8 @@ class HierarchicalConfig(VisionConfig):
         self.require_one_each("depths", least=0)
         if not self.stem_strides or set(self.stem_strides) - {1, 2}:
             raise ValueError(f"stem_strides must be some of 1 and 2, got {self.stem_strides}")
-        if self.global_pool not in ("avg", ""):
-            raise ValueError(f"global_pool must be 'avg', or '' for no pooling, got {self.global_pool!r}")
+        if self.global_pool not in ("avg", "max", ""):
+            raise ValueError(f"global_pool must be 'avg', 'max', or '' for no pooling, got {self.global_pool!r}")
         if self.global_pool == "" and self.num_classes > 0:
             raise ValueError(
                 f"global_pool '' leaves maps, which cannot be classified: got num_classes {self.num_classes}"
@@ -130,14 +130,16 @@ class HierarchicalModel(VisionModel):
         return x.flatten(2).mT
 
     def pool(self, x: Tensor) -> Tensor:
-        """Mean over positions, (B, dim); the map itself for global_pool ''."""
-        return x.mean((2, 3)) if self.config.global_pool else x
+        """Mean or maximum over positions, (B, dim); the map itself for global_pool ''."""
+        if self.config.global_pool == "":
+            return x
+        return x.mean((2, 3)) if self.config.global_pool == "avg" else x.amax((2, 3))
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh classifier for ``num_classes``, none for 0; ``global_pool`` None keeps the present pooling.
 
         Raises:
-            ValueError: for another pooling than "avg" or "", or "" with classes.
+            ValueError: for another pooling than "avg", "max" or "", or "" with classes.
         """
         self._replace_head(
             num_classes=num_classes, global_pool=self.config.global_pool if global_pool is None else global_pool
