@@ -1,4 +1,4 @@
-"""Callbacks: averaging, checkpoints, exact resuming, throughput, a guard against NaNs, export."""
+"""Callbacks: averaging, checkpoints, exact resuming, throughput, a guard against NaNs, export, unfreezing."""
 
 from zoo.train.callbacks.checkpoint import LastCheckpoint, newest_checkpoint
 from zoo.train.callbacks.ema import EMA
@@ -6,6 +6,7 @@ from zoo.train.callbacks.export import ExportModel
 from zoo.train.callbacks.nan_guard import NaNGuard, NonFiniteError
 from zoo.train.callbacks.rng import RNGState
 from zoo.train.callbacks.throughput import Throughput, measure_peak_flops
+from zoo.train.callbacks.unfreezing import ProgressiveUnfreezing
 
 __all__ = [
     "EMA",
@@ -13,6 +14,7 @@ __all__ = [
     "LastCheckpoint",
     "NaNGuard",
     "NonFiniteError",
+    "ProgressiveUnfreezing",
     "RNGState",
     "Throughput",
     "measure_peak_flops",

@@ -2,8 +2,16 @@
 
 from zoo.train.tasks.base import Task
 from zoo.train.tasks.classification import ImageClassification
+from zoo.train.tasks.dual_input import DualInputClassification
 from zoo.train.tasks.generation import ImageGeneration
 from zoo.train.tasks.language import LanguageModeling
 from zoo.train.tasks.segmentation import Segmentation
 
-__all__ = ["ImageClassification", "ImageGeneration", "LanguageModeling", "Segmentation", "Task"]
+__all__ = [
+    "DualInputClassification",
+    "ImageClassification",
+    "ImageGeneration",
+    "LanguageModeling",
+    "Segmentation",
+    "Task",
+]

@@ -5,6 +5,7 @@ from zoo.vision.base import VisionConfig, VisionModel
 from zoo.vision.efficientvit import EfficientViT, EfficientViTConfig
 from zoo.vision.features import FeatureInfo, FeatureNet
 from zoo.vision.hierarchical import HierarchicalConfig, HierarchicalModel
+from zoo.vision.lightcnn import LightCNN, LightCNNConfig
 from zoo.vision.pcdarts import PCDARTS, PCDARTSConfig
 from zoo.vision.revunet3d import RevUNet3d, RevUNet3dConfig
 from zoo.vision.s4 import S4Pixel, S4PixelConfig
@@ -24,6 +25,8 @@ __all__ = [
     "FeatureNet",
     "HierarchicalConfig",
     "HierarchicalModel",
+    "LightCNN",
+    "LightCNNConfig",
     "PCDARTSConfig",
     "RevUNet3d",
     "RevUNet3dConfig",

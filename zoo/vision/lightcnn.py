@@ -1,0 +1,183 @@
+"""The lightweight CNN: two branches of two convolutions, joined by two small layers.
+
+Paper: Isong, "Building Efficient Lightweight CNN Models", arXiv 2501.15547. It gives 14,862 parameters for MNIST, fewer
+than 20,000 for CIFAR-10, and branches of 10 and 20 filters; the sizes of the layers that join them are the ones that
+meet both counts (14,862 and 19,622), not taken from the paper. Of the inputs at inference it says nothing: here both
+branches see the image. ``zoo.train.tasks.DualInputClassification`` trains it in the paper's two stages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.config import require_positive
+from zoo.registry import Paper, register_model
+from zoo.vision.base import VisionConfig, VisionModel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LightCNNConfig(VisionConfig):
+    """Options of every vision model, and the branches.
+
+    dims: channels of a branch's convolutions, 3x3, each followed by a ReLU and a pooling that halves the map.
+    branch_dim: numbers a branch ends in; trained by itself it takes them for logits. join_dim: width of the layer that
+    joins the branches. padding: 1 keeps the size of a map in a convolution, 0 as in the paper trims a pixel a side.
+    drop_path_rate has no meaning.
+    """
+
+    dims: tuple[int, ...] = (10, 20)
+    branch_dim: int = 10
+    join_dim: int = 32
+    padding: int = 0
+    crop_pct: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "branch_dim", "join_dim")
+        if not self.dims or not all(isinstance(dim, int) and dim > 0 for dim in self.dims):
+            raise ValueError(f"dims must hold positive integers, one a convolution, got {self.dims}")
+        if self.padding not in (0, 1):
+            raise ValueError(f"padding must be 0 or 1, got {self.padding}")
+        if min(self.map_shape) < 1:
+            raise ValueError(f"img_size {self.img_size} leaves nothing after {len(self.dims)} convolutions")
+        if self.drop_path_rate:
+            raise ValueError(f"there are no residual branches to drop, got drop_path_rate {self.drop_path_rate}")
+
+    @property
+    def dim(self) -> int:
+        """Width of what enters the classifier."""
+        return self.join_dim
+
+    @property
+    def map_shape(self) -> tuple[int, int]:
+        """(height, width) of the last map."""
+        height, width = self.image_shape
+        for _ in self.dims:
+            height, width = ((side - 2 + 2 * self.padding) // 2 for side in (height, width))
+        return height, width
+
+
+class ConvPool(nn.Module):
+    """y = maxpool(relu(conv(x))) of both branches, side by side in the channels."""
+
+    def __init__(self, in_dim: int, dim: int, padding: int):
+        super().__init__()
+        self.conv = nn.Conv2d(2 * in_dim, 2 * dim, 3, padding=padding, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, 2 in_dim, H, W) -> (B, 2 dim, h, w)."""
+        return F.max_pool2d(F.relu(self.conv(x)), 2)
+
+
+class LightCNN(VisionModel):
+    """Two branches that see the image, each down to ``branch_dim`` numbers; relu(W [a, b]); classifier."""
+
+    config: LightCNNConfig
+    first_conv = "blocks.0.conv"
+
+    def __init__(self, config: LightCNNConfig):
+        super().__init__(config)
+        widths = (config.in_chans, *config.dims)
+        self.blocks = nn.ModuleList(
+            ConvPool(before, dim, config.padding) for before, dim in zip(widths, config.dims, strict=False)
+        )
+        height, width = config.map_shape
+        size = config.dims[-1] * height * width
+        self.branch_heads = nn.ModuleList(nn.Linear(size, config.branch_dim) for _ in range(2))
+        self.join = nn.Linear(2 * config.branch_dim, config.join_dim)
+        self.head = self.build_head()
+
+    def forward_branches(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """An image for each branch (B, C, H, W) -> what each ends in, (B, branch_dim)."""
+        self._check(first)
+        self._check(second)
+        x = torch.cat([first, second], dim=1)
+        for block in self.blocks:
+            x = self._run(block, x)
+        return self._ends(x)
+
+    def layer_list(self) -> tuple[str, nn.ModuleList]:
+        """The convolutions of both branches."""
+        return "blocks", self.blocks
+
+    def forward_embed(self, x: Tensor) -> Tensor:
+        """The image once a branch."""
+        return torch.cat([x, x], dim=1)
+
+    def forward_norm(self, x: Tensor) -> Tensor:
+        """The maps themselves."""
+        return x
+
+    def pool(self, x: Tensor) -> Tensor:
+        """The last maps of both branches (B, 2 C, h, w) -> what joins them, (B, join_dim)."""
+        return F.relu(self.join(torch.cat(self._ends(x), dim=1)))
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """The maps themselves."""
+        return x
+
+    def patch_tokens(self, x: Tensor) -> Tensor:
+        """Maps (B, C, h, w) to tokens (B, h * w, C)."""
+        return x.flatten(2).mT
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """One dict a convolution: num_chs (of both branches), reduction (pixels a feature), module (dotted name)."""
+        return [
+            {"num_chs": 2 * dim, "reduction": 2 ** (i + 1), "module": f"blocks.{i}"}
+            for i, dim in enumerate(self.config.dims)
+        ]
+
+    @property
+    def pool_size(self) -> tuple[int, int]:
+        """(height, width) of the last map."""
+        return self.config.map_shape
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh last layer for ``num_classes``, none for 0; the branches keep what they end in.
+
+        Raises:
+            ValueError: for any ``global_pool``: maps are flattened, not pooled.
+        """
+        if global_pool:
+            raise ValueError(f"{type(self).__name__} flattens its maps and has no pooling, got {global_pool!r}")
+        self._replace_head(num_classes=num_classes)
+
+    def no_weight_decay(self) -> set[str]:
+        """Nothing besides biases."""
+        return set()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that sort parameters by depth."""
+        return {"stem": r"^blocks\.0", "blocks": [(r"^blocks\.(\d+)", None), (r"^branch_heads|^join", (99999,))]}
+
+    def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = (head(maps.flatten(1)) for head, maps in zip(self.branch_heads, x.chunk(2, dim=1), strict=True))
+        return first, second
+
+
+_register = partial(
+    register_model, LightCNN, task="image-classification", family="lightcnn",
+    paper=Paper("Building Efficient Lightweight CNN Models", "2501.15547", 2025),
+)  # fmt: skip
+
+
+@_register()
+def lightcnn_nano():
+    return LightCNNConfig(img_size=8, in_chans=1, num_classes=10, dims=(16, 32), padding=1, mean=(0.305,), std=(0.376,))
+
+
+@_register()
+def lightcnn_mnist():
+    return LightCNNConfig(img_size=28, in_chans=1, num_classes=10, mean=(0.1307,), std=(0.3081,))
+
+
+@_register()
+def lightcnn_cifar():
+    return LightCNNConfig(img_size=32, num_classes=10, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
