@@ -134,3 +134,26 @@ class EvaluationRun(Run):
         return dict(
             run(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, verbose=False, weights_only=False)[0]
         )
+
+
+def evaluate_images(model: Any, folder: Path, split: str) -> dict[str, float]:
+    """Loss and accuracy of an image classifier on ``folder/split/<class>/<image>``, or on ``folder/<class>/<image>``
+    where there is no such split, prepared as the model's ``pretrained_cfg`` says.
+
+    Raises:
+        ValueError: for a model that is no image classifier, or has another number of classes than the folder.
+        FileNotFoundError: when there are no images.
+    """
+    from zoo.train.data import ImageDataModule
+    from zoo.train.tasks import ImageClassification
+
+    if not hasattr(model, "pretrained_cfg"):
+        raise ValueError(f"images can be scored by an image classifier, got {type(model).__name__}")
+    root, name = (folder, split) if (folder / split).is_dir() else (folder.parent, folder.name)
+    data = ImageDataModule(
+        root=str(root), train_split=name, val_split=name, test_split=name, pretrained_cfg=model.pretrained_cfg
+    )
+    if data.num_classes != model.num_classes:
+        raise ValueError(f"the model has {model.num_classes} classes, {root / name} {data.num_classes} class folders")
+    trainer = Trainer(logger=False, enable_checkpointing=False)
+    return dict(trainer.validate(ImageClassification(model), data, verbose=False)[0])

@@ -7,7 +7,9 @@
 from zoo.factory import ModelInfo, create_model, load_weights, model_info, save_model
 from zoo.generate import generate
 from zoo.losses import activity, auxiliary_losses
+from zoo.predict import predict, read_labels
 from zoo.registry import Paper, list_families, list_models, register_model
+from zoo.timm_registry import register_with_timm
 from zoo.warmup import warmup
 
 __version__ = "0.1.0"
@@ -24,7 +26,10 @@ __all__ = [
     "list_models",
     "load_weights",
     "model_info",
+    "predict",
+    "read_labels",
     "register_model",
+    "register_with_timm",
     "save_model",
     "warmup",
 ]

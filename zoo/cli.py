@@ -1,4 +1,4 @@
-"""The command line: `zoo list | info | train | eval | generate | bench`, also `python -m zoo.cli`."""
+"""The command line: `zoo list | info | train | eval | predict | generate | bench`, also `python -m zoo.cli`."""
 
 from __future__ import annotations
 
@@ -71,13 +71,31 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="continue the run in the run folder, if there is one")
     train.set_defaults(run=_train, overridable=True)
 
-    evaluation = commands.add_parser("eval", help="evaluate by a recipe", epilog=overrides, allow_abbrev=False)
-    evaluation.add_argument("recipe", help="a built-in recipe's name, or a YAML file")
+    evaluation = commands.add_parser(
+        "eval", help="evaluate by a recipe, or on a folder of images", epilog=overrides, allow_abbrev=False
+    )
     evaluation.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="PATH", help="checkpoint, run folder or exported model"
+        "recipe", help="a built-in recipe's name, or a YAML file; with --images a model's name, or a folder with one"
+    )
+    evaluation.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="PATH",
+        help="checkpoint, run folder or exported model",
+    )
+    evaluation.add_argument(
+        "--images", type=Path, metavar="DIR", help="score a classifier on DIR/<split>/<class>/<image>, or DIR/<class>/"
     )
     evaluation.add_argument("--split", choices=("val", "test"), default="val", help="held-out data (default: val)")
     evaluation.set_defaults(run=_eval, overridable=True)
+
+    prediction = commands.add_parser("predict", help="the likeliest classes of images")
+    prediction.add_argument("model", help="a folder written by zoo.save_model, or a model's name")
+    prediction.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    prediction.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights of a named model")
+    prediction.add_argument("--labels", type=Path, metavar="FILE", help="names of the classes: one a line, or JSON")
+    prediction.add_argument("--top-k", type=int, default=5, metavar="K", help="classes an image (default: 5)")
+    prediction.set_defaults(run=_predict, overridable=False)
 
     generation = commands.add_parser("generate", help="continue a text with a byte-level language model")
     generation.add_argument("model", help="a folder written by zoo.save_model, or a model name with weights")
@@ -172,19 +190,61 @@ def _train(known: argparse.Namespace) -> int:
 
 
 def _eval(known: argparse.Namespace) -> int:
+    if known.images is not None:
+        return _eval_images(known)
     recipe = recipe_path(known.recipe)
-    from rich.table import Table
-
+    if known.checkpoint is None:
+        raise UsageError("a recipe needs --checkpoint: a checkpoint, run folder or exported model")
     from zoo.train.command import EvaluationRun
 
     run = _checked(EvaluationRun, recipe, known.overrides, known.checkpoint)
-    metrics = _checked(run.evaluate, known.split)
+    _print_metrics(_checked(run.evaluate, known.split), run.trainer.is_global_zero)
+    return 0
+
+
+def _eval_images(known: argparse.Namespace) -> int:
+    if known.overrides:
+        raise UsageError(f"with --images there is no recipe whose values {known.overrides} could override")
+    from zoo.train.command import evaluate_images
+
+    model = _checked(_model_with_weights, known.recipe, known.checkpoint)
+    _print_metrics(_checked(evaluate_images, model, known.images, known.split))
+    return 0
+
+
+def _predict(known: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    import zoo
+
+    model = _checked(_model_with_weights, known.model, known.checkpoint)
+    found = _checked(zoo.predict, model, known.images, top_k=known.top_k)
+    labels = None if known.labels is None else _checked(zoo.read_labels, known.labels, model.num_classes)
+    for path, classes in zip(known.images, found, strict=True):
+        table = Table("class", "label", "probability", title=str(path), title_justify="left")
+        for index, probability in classes:
+            table.add_row(str(index), labels[index] if labels else "", f"{probability:.4f}")
+        _console().print(table)
+    return 0
+
+
+def _model_with_weights(model: str, checkpoint: Path | None) -> Any:
+    """A folder's model, or a named one with the weights of a file or the published ones."""
+    import zoo
+
+    if Path(model).is_dir():
+        return zoo.create_model(f"local-dir:{model}")
+    return zoo.create_model(model, pretrained=checkpoint is None, checkpoint_path=checkpoint)
+
+
+def _print_metrics(metrics: dict[str, float], is_first_process: bool = True) -> None:
+    from rich.table import Table
+
     table = Table("metric", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.6g}")
-    if run.trainer.is_global_zero:
+    if is_first_process:
         _console().print(table)
-    return 0
 
 
 def _generate(known: argparse.Namespace) -> int:
@@ -192,11 +252,8 @@ def _generate(known: argparse.Namespace) -> int:
 
     import zoo
 
-    if Path(known.model).is_dir():
-        model = _checked(zoo.create_model, f"local-dir:{known.model}")
-    else:
-        model = _checked(zoo.create_model, known.model, pretrained=True)
-    vocab_size = getattr(model.config, "vocab_size", None)  # pyright: ignore[reportAttributeAccessIssue]
+    model = _checked(_model_with_weights, known.model, None)
+    vocab_size = getattr(model.config, "vocab_size", None)
     if vocab_size != BYTES:
         raise UsageError(f"generating text needs a byte-level language model (vocab_size {BYTES}), got {vocab_size}")
     prompt = torch.tensor([[DOCUMENT_START, *known.prompt.encode()]])

@@ -1,0 +1,76 @@
+"""Classes of images: files through a model's own preparation to the likeliest labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def predict(model: nn.Module, images: Sequence[str | Path], *, top_k: int = 5) -> list[list[tuple[int, float]]]:
+    """The likeliest classes of each image, with their probabilities.
+
+    Images are prepared as the model's ``pretrained_cfg`` says, by timm's evaluation transform (resize, centre crop,
+    normalise), as grey ones for a model of one channel, one at a time. The model is put into eval mode.
+
+    Args:
+        model: a vision model. images: files that PIL can read. top_k: classes an image, all there are at most.
+
+    Returns:
+        For each image a list of (class index, probability), likeliest first.
+
+    Raises:
+        ValueError: for a model without a classifier, a top_k below 1, or a file that is not an image.
+        FileNotFoundError: for a file that is not there.
+    """
+    from PIL import Image, UnidentifiedImageError
+    from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
+
+    classes = getattr(model, "num_classes", 0)
+    if not classes or not hasattr(model, "pretrained_cfg"):
+        raise ValueError(f"predicting needs an image classifier, got {type(model).__name__} with {classes} classes")
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    pretrained_cfg: Any = model.pretrained_cfg
+    transform: Any = create_transform(**resolve_data_config(pretrained_cfg=pretrained_cfg))
+    mode = "L" if pretrained_cfg["input_size"][0] == 1 else "RGB"
+    parameter = next(model.eval().parameters())
+    found = []
+    for path in images:
+        try:
+            with Image.open(path) as image:
+                pixels = transform(image.convert(mode))
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{path} is not an image that PIL can read") from error
+        with torch.no_grad():
+            probabilities = model(pixels[None].to(parameter.device, parameter.dtype)).float().softmax(-1)[0]
+        best = probabilities.topk(min(top_k, classes))
+        found.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+    return found
+
+
+def read_labels(path: str | Path, num_classes: int) -> list[str]:
+    """Names of the classes: a text file with one a line, or JSON, a list or an object from index to name.
+
+    Raises:
+        ValueError: when there is not one name for each of ``num_classes`` classes. FileNotFoundError: no such file.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    if text.lstrip().startswith(("[", "{")):
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
+        if isinstance(content, dict):
+            content = [content.get(str(index)) for index in range(max(len(content), num_classes))]
+        labels = [" ".join(map(str, name)) if isinstance(name, list) else name for name in content]
+    else:
+        labels = text.splitlines()
+    if len(labels) != num_classes or not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"{path} must name {num_classes} classes, one each, got {len(labels)} names")
+    return labels
