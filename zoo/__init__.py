@@ -4,6 +4,7 @@
 >>> model = zoo.create_model("mamba2_nano")
 """
 
+from zoo.export import export_onnx
 from zoo.factory import ModelInfo, create_model, load_weights, model_info, save_model
 from zoo.generate import generate
 from zoo.losses import activity, auxiliary_losses
@@ -21,6 +22,7 @@ __all__ = [
     "activity",
     "auxiliary_losses",
     "create_model",
+    "export_onnx",
     "generate",
     "list_families",
     "list_models",

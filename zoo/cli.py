@@ -1,4 +1,4 @@
-"""The command line: `zoo list | info | train | eval | predict | generate | bench`, also `python -m zoo.cli`."""
+"""The command line: `zoo list | info | train | eval | predict | export | generate | bench`; or `python -m zoo.cli`."""
 
 from __future__ import annotations
 
@@ -96,6 +96,14 @@ def build_parser() -> argparse.ArgumentParser:
     prediction.add_argument("--labels", type=Path, metavar="FILE", help="names of the classes: one a line, or JSON")
     prediction.add_argument("--top-k", type=int, default=5, metavar="K", help="classes an image (default: 5)")
     prediction.set_defaults(run=_predict, overridable=False)
+
+    exporting = commands.add_parser("export", help="write a vision model as an ONNX file")
+    exporting.add_argument("model", help="a folder written by zoo.save_model, or a model's name")
+    exporting.add_argument("path", type=Path, metavar="FILE", help="ONNX file to write")
+    exporting.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights of a named model")
+    exporting.add_argument("--fuse", action="store_true", help="fold batch norms first")
+    exporting.add_argument("--batch", type=int, metavar="N", help="fixed batch size (default: any)")
+    exporting.set_defaults(run=_export, overridable=False)
 
     generation = commands.add_parser("generate", help="continue a text with a byte-level language model")
     generation.add_argument("model", help="a folder written by zoo.save_model, or a model name with weights")
@@ -225,6 +233,20 @@ def _predict(known: argparse.Namespace) -> int:
         for index, probability in classes:
             table.add_row(str(index), labels[index] if labels else "", f"{probability:.4f}")
         _console().print(table)
+    return 0
+
+
+def _export(known: argparse.Namespace) -> int:
+    import zoo
+
+    model = _checked(_model_with_weights, known.model, known.checkpoint)
+    if known.fuse and hasattr(model, "fuse"):  # what is no vision model is refused below
+        model = model.fuse()
+    try:
+        path = _checked(zoo.export_onnx, model, known.path, fixed_batch=known.batch)
+    except ImportError as error:
+        raise UsageError(str(error)) from error
+    _say(f"written: {path}")
     return 0
 
 

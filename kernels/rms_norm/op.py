@@ -53,7 +53,7 @@ def rms_norm(
     "Transformers are SSMs", arXiv 2405.21060.
     """
     _check(x, weight, z, num_groups)
-    small = x.numel() < SMALL and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    small = not torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() < SMALL
     if small and operation.choice(impl) == "auto":
         wide, dtype = compute_dtype(x, weight, z), (x if weight is None else weight).dtype
         z = z if z is None else z.to(wide)

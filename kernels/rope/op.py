@@ -36,7 +36,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, impl
     Paper: Su et al., "RoFormer", arXiv 2104.09864.
     """
     _check(x, cos, sin)
-    small = x.numel() < SMALL and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    small = not torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() < SMALL
     if small and operation.choice(impl) == "auto":
         if x.dtype == cos.dtype == sin.dtype and x.dtype.itemsize >= 4:
             return halves.differentiable(x, cos, sin, interleaved)

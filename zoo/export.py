@@ -1,0 +1,100 @@
+"""Models as ONNX files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def export_onnx(model: nn.Module, path: str | Path, *, fixed_batch: int | None = None) -> Path:
+    """Write a vision model's inference form as an ONNX file.
+
+    The model is put into eval mode and exported by ``torch.onnx`` in float32, input ``images`` (batch, C, H, W) of the
+    configuration's size, output ``logits``. The operators of ``zoo.kernels`` become standard ones: a selective scan
+    its associative form in log2(T) rounds. Call ``model.fuse()`` before for folded batch norms.
+
+    Args:
+        path: file to write. fixed_batch: the batch size; None leaves it open.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: for a model that is no vision model, or computes with complex numbers (``s4_pixel``).
+        ImportError: without onnx and onnxscript: ``pip install 'efficient-zoo[export]'``.
+    """
+    from zoo.vision import VisionModel
+
+    if not isinstance(model, VisionModel):
+        raise ValueError(f"only vision models can be exported to ONNX, got {type(model).__name__}")
+    for package in ("onnx", "onnxscript"):
+        try:
+            __import__(package)
+        except ImportError as error:
+            raise ImportError(f"exporting to ONNX needs {package}: pip install 'efficient-zoo[export]'") from error
+    parameter = next(model.eval().parameters())
+    images = torch.randn(fixed_batch or 2, model.config.in_chans, *model.config.image_shape).to(parameter)
+    shapes = None if fixed_batch else ({0: torch.export.Dim("batch")},)
+    with torch.no_grad():
+        program = torch.export.export(model, (images,), dynamic_shapes=shapes).run_decompositions(_decompositions())
+    name = getattr(model, "config_name", type(model).__name__)
+    values = [node.meta.get("val") for node in program.graph.nodes]
+    if any(isinstance(value, Tensor) and value.is_complex() for value in values):
+        raise ValueError(f"{name} computes with complex numbers, which ONNX has not")
+    path = Path(path)
+    torch.onnx.export(program, (), path, input_names=["images"], output_names=["logits"], verbose=False)
+    return path
+
+
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """torch's own, and standard operators for the zoo's."""
+    from zoo.kernels.causal_conv1d import reference as conv
+    from zoo.kernels.rms_norm import reference as norm
+    from zoo.kernels.rope import reference as rope
+
+    table: dict[Any, Callable[..., Any]] = dict(torch.export.default_decompositions().items())
+    return table | {
+        torch.ops.zoo.causal_conv1d.default: lambda *args: conv.forward(*args[:-1]),
+        torch.ops.zoo.rms_norm.default: lambda x, weight, *args: norm.forward(
+            x, weight, *args[:-1], (x if weight is None else weight).dtype
+        ),
+        torch.ops.zoo.rope.default: lambda *args: rope.forward(*args[:-1]),
+        torch.ops.zoo.selective_scan.default: _selective_scan,
+    }
+
+
+def _selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    state: Tensor,
+    starts: Tensor | None,
+    softplus: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence h = a h + b as an associative scan: after k rounds a step holds the sum of 2^k steps."""
+    from zoo.kernels.selective_scan.reference import skipped_and_gated, step_size
+
+    if starts is not None:
+        raise ValueError("packed sequences have no ONNX form")
+    steps, channels = step_size(dt, dt_bias, softplus)[..., None], x.shape[2] // B.shape[2]
+    B, C = (t.repeat_interleave(channels, dim=2) for t in (B, C))
+    decay = torch.exp(steps * A)  # (B, T, D, N)
+    states = steps * x[..., None] * B
+    states = torch.cat([states[:, :1] + decay[:, :1] * state[:, None], states[:, 1:]], dim=1)
+    reach = 1
+    while reach < x.shape[1]:
+        states = states + decay * F.pad(states, [0, 0, 0, 0, reach, 0])[:, : x.shape[1]]
+        decay = decay * F.pad(decay, [0, 0, 0, 0, reach, 0], value=1.0)[:, : x.shape[1]]
+        reach *= 2
+    return skipped_and_gated((states * C).sum(-1), x, D, z), states[:, -1]
