@@ -29,6 +29,7 @@ def test_signatures():
     assert parameters(zoo.list_models) == ["pattern", "*task", "*family", "*pretrained"]
     assert parameters(zoo.model_info) == ["name"]
     assert parameters(zoo.save_model) == ["model", "folder"]
+    assert parameters(zoo.convert) == ["source", "target", "to", "*name", "*ema"]
     assert parameters(zoo.auxiliary_losses) == ["model"]
     assert parameters(zoo.generate)[:3] == ["model", "tokens", "max_new_tokens"]
     assert {field.name for field in dataclasses.fields(zoo.ModelInfo)} >= {

@@ -4,6 +4,7 @@
 >>> model = zoo.create_model("mamba2_nano")
 """
 
+from zoo.convert import convert
 from zoo.factory import ModelInfo, create_model, load_weights, model_info, save_model
 from zoo.generate import generate
 from zoo.losses import activity, auxiliary_losses
@@ -18,6 +19,7 @@ __all__ = [
     "__version__",
     "activity",
     "auxiliary_losses",
+    "convert",
     "create_model",
     "generate",
     "list_families",
