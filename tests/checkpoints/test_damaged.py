@@ -99,7 +99,7 @@ def test_malformed_index(content, message, folder):
 def test_missing_shard(folder):
     index = {"weight_map": {"norm.weight": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(FileNotFoundError, match="names model-00002-of-00002.safetensors, which is not in the folder"):
+    with pytest.raises(FileNotFoundError, match=r"names model-00002-of-00002\.safetensors, which is not"):
         zoo.create_model(f"local-dir:{folder}")
 
 
@@ -114,7 +114,7 @@ def test_missing_shard(folder):
         ({"dim": 32.0}, "dim must be int, got 32.0"),
         ({"tie_embeddings": 1}, "tie_embeddings must be bool, got 1"),
         ({"dt_limit": [0.0]}, r"dt_limit must be tuple\[float, float\], got \(0.0,\)"),
-        ({"head_dim": 0}, "no model can be built"),
+        ({"head_dim": 0}, "head_dim must be a positive integer, got 0"),
         ({"vocab_size": -1}, "vocab_size must be a positive integer"),
         ({"d_stat": 1}, "has no option 'd_stat', did you mean 'd_state'"),
     ],
