@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.checkpoints import fit_state_dict, read_config, read_state_dict, write_folder
+from zoo.checkpoints import bundled, fit_state_dict, read_config, read_state_dict, write_folder
 from zoo.checkpoints.convert import foreign_config, to_zoo
 from zoo.checkpoints.io import CONFIG
 from zoo.config import from_json, override
@@ -70,11 +70,15 @@ def create_model(
         raise ValueError(f"{base} has no weights {tag!r}{nearest(tag, entry.tags)}; its tags: {list(entry.tags)}")
     if pretrained and checkpoint_path is not None:
         raise ValueError("give either pretrained=True or checkpoint_path, not both")
-    if pretrained:
+    if pretrained and base not in bundled.index():
         raise ValueError(f"no published weights of {base} can be downloaded in this version; use checkpoint_path=FILE")
     config = override(entry.configure(), base, config_overrides)
-    weights = None if checkpoint_path is None else read_state_dict(checkpoint_path)
-    model = _build(entry, config, device, dtype, weights, str(checkpoint_path))
+    if pretrained:
+        weights, source = bundled.read(base), f"the bundled weights of {base}"
+    else:
+        weights = None if checkpoint_path is None else read_state_dict(checkpoint_path)
+        source = str(checkpoint_path)
+    model = _build(entry, config, device, dtype, weights, source)
     return _vision_form(model, deploy, features_only, out_indices)
 
 
