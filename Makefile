@@ -6,11 +6,11 @@ STAMP  := $(VENV)/.installed
 QUIET  := $(if $(CI),--quiet --progress-bar off)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench bundled clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | while IFS='|' read -r name what; \
-		do printf '  make %-6s %s\n' "$$name" "$$what"; done
+		do printf '  make %-7s %s\n' "$$name" "$$what"; done
 
 demo: $(STAMP) ## train, save, reload and sample two small models (6 minutes on 2 CPU cores)
 	$(BIN)/python examples/demo.py
@@ -26,6 +26,9 @@ lint: $(STAMP) ## ruff check, ruff format --check, pyright
 bench: $(STAMP) ## time layers and kernels side by side with their peers; writes benchmarks/results/
 	$(BIN)/zoo bench layers
 	$(BIN)/zoo bench kernels
+
+bundled: $(STAMP) ## train the nano models whose weights come with the package again (an hour on 2 CPU cores)
+	$(BIN)/python -m zoo.train.bundle
 
 clean: ## remove the environment, the caches and what runs left
 	rm -rf $(VENV) build dist *.egg-info runs lightning_logs .pytest_cache .ruff_cache

@@ -12,33 +12,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+SINGLE = (WEIGHTS, "pytorch_model.bin")
+INDICES = tuple(f"{name}.index.json" for name in SINGLE)
 _WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
+_AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_state_dict")
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint, on the CPU.
+def read_state_dict(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
+    """Tensors of a checkpoint, on the CPU, memory-mapped: their bytes are read from the disk when they are used.
 
     ``path`` is a safetensors file, a PyTorch file (only tensors are unpickled; a wrapping "state_dict" or "model" is
-    removed, and so is the "model." prefix of a Lightning checkpoint), or a folder with ``model.safetensors``, shards
-    with ``model.safetensors.index.json``, or ``pytorch_model.bin``.
+    removed, and so is the "model." prefix of a Lightning checkpoint), or a folder with ``model.safetensors`` or
+    ``pytorch_model.bin``, whole or in shards with an index. ``ema`` takes the averaged copy of a PyTorch file
+    ("state_dict_ema", "model_ema", "ema") instead of the weights beside it; a file with nothing else gives it anyway.
 
     Raises:
-        FileNotFoundError: when there is no such file, or no weights in the folder.
-        ValueError: when the file is not a checkpoint.
+        FileNotFoundError: when there is no such file, no weights in the folder, or a shard is missing.
+        ValueError: when the file is damaged or no checkpoint, holds code, or its index leaves the folder.
     """
     path = Path(path)
     if path.is_dir():
-        if (path / INDEX).exists():
-            return _read_shards(path)
-        names = (WEIGHTS, "pytorch_model.bin")
-        found = [path / name for name in names if (path / name).exists()]
-        if not found:
-            raise FileNotFoundError(f"no weights in {path}: expected {', '.join((*names, INDEX))}")
-        path = found[0]
+        for name, index in zip(SINGLE, INDICES, strict=True):
+            if (path / index).exists():
+                return _read_shards(path / index, ema)
+            if (path / name).exists():
+                return _read_file(path / name, ema)
+        raise FileNotFoundError(f"no weights in {path}: expected {', '.join((*SINGLE, *INDICES))}")
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    return _read_file(path, ema)
 
 
 def fit_state_dict(
@@ -79,21 +82,27 @@ def fit_state_dict(
 
 def write_folder(folder: str | Path, state_dict: Mapping[str, Tensor], config: Mapping[str, Any], card: str) -> Path:
     """Write ``model.safetensors``, ``config.json`` and ``README.md``; each file appears whole or not at all."""
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give a folder to save into")
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    contents = {
-        WEIGHTS: save(tensors, metadata={"format": "pt"}),
-        CONFIG: (json.dumps(config, indent=2) + "\n").encode(),
-        "README.md": card.encode(),
+    tensors: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in state_dict.items():
+        tensor = tensor.detach().cpu().contiguous()
+        tensors[name] = tensor.clone() if tensor.data_ptr() in places else tensor  # a file has no shared tensors
+        places.add(tensor.data_ptr())
+    writers = {
+        WEIGHTS: lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+        CONFIG: lambda path: Path(path).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8"),
+        "README.md": lambda path: Path(path).write_text(card, encoding="utf-8"),
     }
-    for name, content in contents.items():
+    for name, write in writers.items():
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            file.write(content)
+            pass
+        write(file.name)
         os.chmod(file.name, 0o644)
         os.replace(file.name, folder / name)
     return folder
@@ -108,36 +117,63 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / CONFIG
     if not path.exists():
         raise FileNotFoundError(f"no {CONFIG} in {folder}: is it a folder written by save_model or save_pretrained?")
+    return _read_json(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
-    return config
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # not text, not JSON, an endless number, or nested too deeply
+        raise ValueError(f"{path} is not valid JSON: {error}; fetch it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}; fetch it again")
+    return content
 
 
-def _read_shards(folder: Path) -> dict[str, Tensor]:
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+def _read_shards(index: Path, ema: bool) -> dict[str, Tensor]:
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(shard, str) for shard in names.values()):
+        raise ValueError(f"{index} must hold a weight_map of tensor names to files; fetch it again")
+    kind = Path(index.name.removesuffix(".index.json")).suffix
+    shards = sorted(set(names.values()))
+    for shard in shards:
+        if Path(shard).name != shard or "\\" in shard or "\0" in shard or not shard.endswith(kind):
+            raise ValueError(
+                f"{index} names {shard!r}, which is not a {kind} file in its own folder; nothing was loaded, and a "
+                "checkpoint that asks for this should not be trusted"
+            )
+        if not (index.parent / shard).exists():
+            raise FileNotFoundError(f"{index} names {shard}, which is not in the folder; fetch it as well")
     tensors: dict[str, Tensor] = {}
-    for shard in sorted(set(index.values())):
-        if not (folder / shard).exists():
-            raise FileNotFoundError(f"{folder / INDEX} names {shard}, which is not in the folder")
-        tensors |= _read_safetensors(folder / shard)
+    for shard in shards:
+        tensors |= _read_file(index.parent / shard, ema)
+    if missing := [name for name in names if name not in tensors]:
+        raise ValueError(f"{index} promises tensors that are in none of its files: {', '.join(missing)}")
     return tensors
 
 
+def _read_file(path: Path, ema: bool) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        return _read_pickle(path, ema)
+    if ema:
+        raise ValueError(f"{path} holds one set of weights: leave out ema, or give the PyTorch file it was made from")
+    return _read_safetensors(path)
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except (SafetensorError, RuntimeError, ValueError, TypeError, OverflowError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a complete safetensors file ({path.stat().st_size:,} bytes): {error}; nothing was loaded, "
+            "fetch it again"
+        ) from error
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def _read_pickle(path: Path, ema: bool) -> dict[str, Tensor]:
     import pickle
 
     with path.open("rb") as file:
@@ -145,12 +181,16 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     if start not in (b"PK", b"\x80\x02"):  # a zip archive, or the pickle of old PyTorch versions
         raise ValueError(f"{path} is not a checkpoint: it is neither a safetensors nor a PyTorch file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=start == b"PK")
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        lines = str(error).splitlines() or ["it is cut short"]
+        reason = next((line.strip() for line in lines if "Unsupported" in line), lines[0])  # without torch's advice
         raise ValueError(
-            f"{path} is not a checkpoint of tensors alone: {error}; convert it to safetensors where you trust it"
+            f"{path} is not a checkpoint of tensors alone: {reason}; nothing was loaded or run, convert it to "
+            "safetensors where you trust it"
         ) from error
     lightning = isinstance(content, dict) and "pytorch-lightning_version" in content
+    content = _chosen(content, ema, path)
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -160,3 +200,16 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     if lightning:
         tensors = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     return tensors
+
+
+def _chosen(content: Any, ema: bool, path: Path) -> Any:
+    """The averaged weights where they are asked for, or where a file has nothing else."""
+    if not isinstance(content, dict):
+        return content
+    average = next((content[name] for name in _AVERAGES if isinstance(content.get(name), dict)), None)
+    if ema and average is None:
+        raise ValueError(f"{path} holds no averaged weights ({', '.join(_AVERAGES)}); leave out ema")
+    plain = any(isinstance(content.get(name), dict) for name in _WRAPPERS) or any(
+        isinstance(value, Tensor) for value in content.values()
+    )
+    return average if average is not None and (ema or not plain) else content

@@ -29,6 +29,7 @@ def test_signatures():
     assert parameters(zoo.list_models) == ["pattern", "*task", "*family", "*pretrained"]
     assert parameters(zoo.model_info) == ["name"]
     assert parameters(zoo.save_model) == ["model", "folder"]
+    assert parameters(zoo.convert) == ["source", "target", "to", "*name", "*ema"]
     assert parameters(zoo.auxiliary_losses) == ["model"]
     assert parameters(zoo.generate)[:3] == ["model", "tokens", "max_new_tokens"]
     assert {field.name for field in dataclasses.fields(zoo.ModelInfo)} >= {
@@ -87,8 +88,8 @@ def test_unknown_names_and_tags():
         zoo.model_info("resnet50")
     with pytest.raises(ValueError, match="mamba_nano has no weights 'pile'"):
         zoo.create_model("mamba_nano.pile")
-    with pytest.raises(ValueError, match="no published weights of mamba_nano"):
-        zoo.create_model("mamba_nano", pretrained=True)
+    with pytest.raises(ValueError, match="no published weights of mamba_130m"):
+        zoo.create_model("mamba_130m", pretrained=True)
     with pytest.raises(ValueError, match="not available in this version; download the folder"):
         zoo.create_model("hf-hub:org/model")
 

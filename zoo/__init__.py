@@ -4,6 +4,7 @@
 >>> model = zoo.create_model("mamba2_nano")
 """
 
+from zoo.convert import convert
 from zoo.export import export_onnx
 from zoo.factory import ModelInfo, create_model, load_weights, model_info, save_model
 from zoo.generate import generate
@@ -21,6 +22,7 @@ __all__ = [
     "__version__",
     "activity",
     "auxiliary_losses",
+    "convert",
     "create_model",
     "export_onnx",
     "generate",

@@ -1,4 +1,4 @@
-"""The command line: `zoo list | info | train | eval | predict | export | generate | bench`; or `python -m zoo.cli`."""
+"""The command line: `zoo list`, `zoo info`, ... (`zoo --help`), also `python -m zoo.cli`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARSER_NOISE = (
     "Given value",
     "Problem with",
 )
-BENCHMARKS = ("families", "kernels", "layers", "vision")
+BENCHMARKS = ("families", "kernels", "layers", "loading", "vision")
 BYTES = 256  # vocabulary of a byte-level model
 DOCUMENT_START = 0  # the byte that precedes every document in training (zoo.train.data.text)
 
@@ -114,6 +114,16 @@ def build_parser() -> argparse.ArgumentParser:
     generation.add_argument("--top-p", type=float, help="draw from the likeliest tokens of this joint probability")
     generation.add_argument("--seed", type=int, default=0)
     generation.set_defaults(run=_generate, overridable=False)
+
+    conversion = commands.add_parser("convert", help="write a checkpoint in another layout")
+    conversion.add_argument("source", type=Path, help="folder with a config.json, or with --name weights alone")
+    conversion.add_argument("target", type=Path, help="folder to write")
+    conversion.add_argument(
+        "--to", choices=("zoo", "transformers", "timm"), default="zoo", help="layout (default: zoo)"
+    )
+    conversion.add_argument("--name", help="model whose weights the source holds, where no config.json says so")
+    conversion.add_argument("--ema", action="store_true", help="take the averaged copy in a PyTorch file")
+    conversion.set_defaults(run=_convert, overridable=False)
 
     bench = commands.add_parser("bench", help="measure this machine beside the peers", add_help=False)
     bench.add_argument("subject", choices=BENCHMARKS)
@@ -292,6 +302,14 @@ def _generate(known: argparse.Namespace) -> int:
     )
     text = bytes(tokens[0, 1:].tolist()).split(bytes([DOCUMENT_START]))[0]
     _say(text.decode("utf-8", errors="replace"))
+    return 0
+
+
+def _convert(known: argparse.Namespace) -> int:
+    import zoo
+
+    _checked(zoo.convert, known.source, known.target, known.to, name=known.name, ema=known.ema)
+    _say(f"{known.target}: model.safetensors and config.json for {known.to}")
     return 0
 
 

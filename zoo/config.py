@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import types
+import typing
 from typing import Any, TypeVar
 
 from zoo.registry import nearest
@@ -21,6 +23,42 @@ def override(config: ConfigType, name: str, changes: dict[str, Any]) -> ConfigTy
         if field not in fields:
             raise TypeError(f"{name} has no option {field!r}{nearest(field, fields)}; its options: {', '.join(fields)}")
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def from_json(config: ConfigType, name: str, fields: dict[str, Any]) -> ConfigType:
+    """``config`` with the fields of a file: lists become tuples, and every value must have its field's type.
+
+    Raises:
+        TypeError: for a field that does not exist, or a value of another type.
+    """
+    if not isinstance(fields, dict):
+        raise TypeError(f"{name}: the configuration must be an object, got {fields!r}")
+    hints = typing.get_type_hints(type(config))
+    values = {field: _tuples(value) for field, value in fields.items()}
+    for field, value in values.items():
+        if field in hints and not _fits(value, hints[field]):
+            hint = hints[field]
+            wanted = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint
+            raise TypeError(f"{name}: {field} must be {wanted}, got {value!r}")
+    return override(config, name, values)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, option) for option in options)
+    if origin is tuple:
+        each = options[:1] * len(value) if options[1:] == (...,) and isinstance(value, tuple) else options
+        return isinstance(value, tuple) and len(value) == len(each) and all(map(_fits, value, each))
+    if dataclasses.is_dataclass(hint):
+        return isinstance(value, (dict, hint))  # type: ignore[arg-type]
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def require_positive(config: Any, *fields: str) -> None:

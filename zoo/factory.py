@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.checkpoints import fit_state_dict, read_config, read_state_dict, write_folder
+from zoo.checkpoints import bundled, fit_state_dict, read_config, read_state_dict, write_folder
 from zoo.checkpoints.convert import foreign_config, to_zoo
-from zoo.config import override
+from zoo.checkpoints.io import CONFIG
+from zoo.config import from_json, override
+from zoo.loading import build_around, cast, tied
 from zoo.registry import ModelEntry, Paper, entries, lookup, nearest
 
 
@@ -59,7 +61,7 @@ def create_model(
         if pretrained or checkpoint_path is not None:
             raise ValueError("local-dir: already names the weights; leave out pretrained and checkpoint_path")
         folder = Path(name.removeprefix("local-dir:"))
-        entry, config = _read_folder(folder, config_overrides)
+        entry, config = read_folder(folder, config_overrides)
         model = _build(entry, config, device, dtype, read_state_dict(folder), str(folder))
         return _vision_form(model, deploy, features_only, out_indices)
     base, _, tag = name.partition(".")
@@ -68,11 +70,15 @@ def create_model(
         raise ValueError(f"{base} has no weights {tag!r}{nearest(tag, entry.tags)}; its tags: {list(entry.tags)}")
     if pretrained and checkpoint_path is not None:
         raise ValueError("give either pretrained=True or checkpoint_path, not both")
-    if pretrained:
+    if pretrained and base not in bundled.index():
         raise ValueError(f"no published weights of {base} can be downloaded in this version; use checkpoint_path=FILE")
     config = override(entry.configure(), base, config_overrides)
-    weights = None if checkpoint_path is None else read_state_dict(checkpoint_path)
-    model = _build(entry, config, device, dtype, weights, str(checkpoint_path))
+    if pretrained:
+        weights, source = bundled.read(base), f"the bundled weights of {base}"
+    else:
+        weights = None if checkpoint_path is None else read_state_dict(checkpoint_path)
+        source = str(checkpoint_path)
+    model = _build(entry, config, device, dtype, weights, source)
     return _vision_form(model, deploy, features_only, out_indices)
 
 
@@ -87,10 +93,11 @@ def save_model(model: nn.Module, folder: str | Path) -> Path:
     if getattr(model, "fused", False):
         raise ValueError("a fused model cannot be rebuilt from its configuration: save it before fuse() or deploy=True")
     name: str = model.config_name  # type: ignore[assignment]
-    aliases = _aliases(model)
+    aliases = tied(model)
     tensors = {key: tensor for key, tensor in model.state_dict().items() if key not in aliases}
     config = {"architecture": name, "config": dataclasses.asdict(model.config)}  # type: ignore[arg-type]
-    return write_folder(folder, tensors, config, _card(model))
+    card = describe(lookup(name), sum(parameter.numel() for parameter in model.parameters()))
+    return write_folder(folder, tensors, config, card)
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str = "the checkpoint") -> None:
@@ -99,7 +106,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     Raises:
         ValueError: listing missing, unexpected and mismatched keys.
     """
-    model.load_state_dict(fit_state_dict(to_zoo(state_dict), model.state_dict(), _aliases(model), source))
+    model.load_state_dict(fit_state_dict(to_zoo(state_dict), model.state_dict(), tied(model), source))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,27 +135,16 @@ def model_info(name: str) -> ModelInfo:
 
 
 def _build(entry: ModelEntry, config: Any, device, dtype, weights: Mapping[str, Tensor] | None, source: str):
-    with torch.device(device or torch.get_default_device()):
-        model = entry.model_class(config)
+    device = torch.device(device or torch.get_default_device())
+    if weights is not None and device.type != "meta":  # meta has no memory to load into
+        model = build_around(to_zoo(weights), entry.model_class, config, device, dtype, source)
+    else:
+        with device:
+            model = entry.model_class(config)
+        if dtype is not None:
+            cast(model, dtype)
     model.config_name = entry.name  # type: ignore[assignment]
-    if dtype is not None:
-        _cast(model, dtype)
-    if weights is not None and not next(model.parameters()).is_meta:  # there is no memory to load into
-        load_weights(model, weights, source)
     return model
-
-
-def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    if not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating dtype, got {dtype}")
-    wide = torch.promote_types(dtype, torch.float32)
-    for module in model.modules():
-        kept = getattr(module, "float32_parameters", ())
-        for name, parameter in module.named_parameters(recurse=False):
-            parameter.data = parameter.data.to(wide if name in kept else dtype)
-        for name, buffer in module.named_buffers(recurse=False):
-            if kept and buffer.is_floating_point():  # statistics of a norm whose parameters stay wide
-                setattr(module, name, buffer.to(wide))
 
 
 def _vision_form(model: nn.Module, deploy: bool, features_only: bool, out_indices: Any) -> nn.Module:
@@ -163,32 +159,37 @@ def _vision_form(model: nn.Module, deploy: bool, features_only: bool, out_indice
     return FeatureNet(model, out_indices) if features_only else model
 
 
-def _read_folder(folder: Path, overrides: dict[str, Any]) -> tuple[ModelEntry, Any]:
+def read_folder(folder: Path, overrides: dict[str, Any]) -> tuple[ModelEntry, Any]:
+    """The registered model and the configuration that the ``config.json`` of a folder describes.
+
+    Raises:
+        FileNotFoundError: when there is none. ValueError: when it describes no model of the zoo.
+        TypeError: for an override that is no field of the configuration.
+    """
     content = read_config(folder)
-    if "architecture" in content and "config" in content:
-        entry, fields = lookup(content["architecture"]), content["config"]
-    else:
-        family, fields = foreign_config(content)
-        entry = next(entry for entry in entries().values() if entry.family == family)
-    defaults = entry.configure()
-    # JSON has no tuples
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    return entry, override(override(defaults, str(folder), fields), entry.name, overrides)
+    try:
+        entry, config = recognise(content)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / CONFIG} describes no model of the zoo: {error}") from error
+    return entry, override(config, entry.name, overrides)
 
 
-def _aliases(model: nn.Module) -> dict[str, str]:
-    """Names of tied parameters -> the first name of the same parameter."""
-    first: dict[int, str] = {}
-    return {
-        name: first[id(parameter)]
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if first.setdefault(id(parameter), name) != name
-    }
+def recognise(content: Mapping[str, Any]) -> tuple[ModelEntry, Any]:
+    """The registered model and the configuration that the content of a ``config.json`` describes.
+
+    Where a layout says the family alone, the sizes are in the configuration and the entry is the family's first.
+
+    Raises:
+        LookupError, TypeError, ValueError, ...: for content that describes none.
+    """
+    base, fields = foreign_config(content)
+    families = {entry.family: entry for entry in reversed(entries().values())}
+    entry = families[base] if base in families else lookup(base)
+    return entry, from_json(entry.configure(), base, fields)
 
 
-def _card(model: nn.Module) -> str:
-    entry = lookup(model.config_name)  # type: ignore[arg-type]
-    count = sum(p.numel() for p in model.parameters())
+def describe(entry: ModelEntry, count: int) -> str:
+    """A model card: what it is, its size, its paper, and how to load it."""
     return (
         f"---\nlibrary_name: efficient-zoo\ntags: [{entry.task}, {entry.family}]\n---\n\n# {entry.name}\n\n"
         f"{count:,} parameters. Architecture: {entry.paper.title} (arXiv {entry.paper.arxiv}, {entry.paper.year}).\n\n"

@@ -7,32 +7,95 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.checkpoints.convert import based, deepseek, efficientvit, falcon_h1, mamba, mixtral, pcdarts, simplenet, vovnet
+from zoo.checkpoints.convert import (
+    based,
+    deepseek,
+    efficientvit,
+    falcon_h1,
+    mamba,
+    mixtral,
+    pcdarts,
+    simplenet,
+    timm_models,
+    vovnet,
+)
+from zoo.checkpoints.convert.rename import unwrap
 
-__all__ = ["CONVERTERS", "foreign_config", "to_zoo"]
+__all__ = ["CONVERTERS", "LAYOUTS", "foreign_config", "published_config", "published_names", "settled", "to_zoo"]
 
 CONVERTERS = (deepseek, falcon_h1, mamba, mixtral)
+LAYOUTS = ("zoo", "transformers", "timm")
+_TRANSFORMERS: dict[str, Any] = {  # family -> converter
+    "mamba": mamba, "mamba2": mamba, "falcon_h1": falcon_h1, "deepseek": deepseek, "moe": mixtral,
+}  # fmt: skip
+_IN_FILES = {"deepseek": deepseek.to_transformers, "moe": mixtral.to_transformers}  # where files differ from memory
+_TIMM = {"vit": dict, "efficientvit": efficientvit.to_timm, "shvit": efficientvit.to_timm, "vovnet": vovnet.to_timm}
 
 
 def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published state dict under the zoo's names; one that no converter recognises is returned as it is."""
-    for converter in (*CONVERTERS, based, efficientvit, pcdarts, simplenet, vovnet):
-        if converter.recognises(state_dict):
-            return converter.to_zoo(state_dict)
-    return dict(state_dict)
+    """A published state dict under the zoo's names; one that no converter recognises is returned as it is.
+
+    Prefixes that wrappers add ("module.", "_orig_mod.", and "model." where no converter knows it) are taken off.
+    """
+    bare = unwrap(state_dict, ("module.", "_orig_mod."))
+    for tensors in (bare, unwrap(bare, ("model.",))):
+        for converter in (*CONVERTERS, based, efficientvit, pcdarts, simplenet, vovnet):
+            if converter.recognises(tensors):
+                return converter.to_zoo(tensors)
+    return unwrap(bare, ("model.",))
 
 
 def foreign_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A transformers ``config.json`` -> family and configuration fields.
+    """A ``config.json`` -> name of a model or family of the zoo, and the configuration fields that differ from it.
+
+    Known are the zoo's own, transformers' ("model_type"), mamba-ssm's ("d_model"), timm's ("architecture") and those of
+    the authors of BASED ("alt_mixer_layers").
 
     Raises:
-        ValueError: for a model type without a converter.
+        ValueError: for any other, or an option that has no counterpart here.
     """
+    if "architecture" in config and "config" in config:
+        return str(config["architecture"]), config["config"]
     for converter in CONVERTERS:
         if config.get("model_type") in converter.MODEL_TYPES:
             return converter.config_from_transformers(config)
+    for described, converted in (
+        ("d_model", mamba.config_from_mamba_ssm),
+        ("alt_mixer_layers", based.config_from_authors),
+        ("architecture", timm_models.config_from_timm),
+    ):
+        if described in config:
+            return converted(config)
     known = ", ".join(name for converter in CONVERTERS for name in converter.MODEL_TYPES)
     raise ValueError(
         f"config.json has model_type {config.get('model_type')!r}, which has no converter here; folders written by "
-        f"zoo.save_model and transformers' {known} can be loaded"
+        f"zoo.save_model, transformers' {known}, timm's ViT, EfficientViT-M, SHViT and VoVNet, and mamba-ssm's can be "
+        "loaded"
     )
+
+
+def settled(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The zoo's configuration with the values that None stands for where a layout wants them."""
+    return mixtral.settled(config) if family == "moe" else dict(config)
+
+
+def published_config(layout: str, family: str, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The zoo's configuration -> ``config.json`` in the layout "transformers" or "timm".
+
+    Raises:
+        ValueError: for a family the layout does not have.
+    """
+    if layout == "timm":
+        return timm_models.config_to_timm(family, name, config)
+    if family not in _TRANSFORMERS:
+        raise ValueError(f"transformers has no counterpart of {family!r}; it has {', '.join(_TRANSFORMERS)}")
+    return _TRANSFORMERS[family].config_to_transformers(config)
+
+
+def published_names(layout: str, family: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The zoo's state dict -> the tensors that a file of the layout holds."""
+    if layout == "timm":
+        return _TIMM[family](state_dict)
+    if family in _IN_FILES:
+        return _IN_FILES[family](state_dict, stacked=False)
+    return _TRANSFORMERS[family].to_transformers(state_dict)

@@ -8,6 +8,7 @@ feed-forward layer the value half before the gate half. Whatever else a file hol
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -27,6 +28,7 @@ _NAMES = [  # published, ours
     (_LAYER + "mlp.fc2.", _BLOCK + "mlp.w2."),
     (_LAYER, _BLOCK),
 ]
+_DEEPEST = 10000  # layers, far above any model of this kind
 _FUSED = {  # end of our key -> the parts, in order
     "mixer.Wqkv.weight": ("mixer.q_proj.weight", "mixer.k_proj.weight", "mixer.v_proj.weight"),
     "mlp.fc1.weight": ("mlp.w3.weight", "mlp.w1.weight"),
@@ -57,3 +59,40 @@ def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             start, parts = key.removesuffix(fused), _FUSED[fused]
             converted |= {start + part: t for part, t in zip(parts, tensor.chunk(len(parts)), strict=True)}
     return converted
+
+
+def config_from_authors(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The authors' ``config.json`` (GPT-2's fields and their mixers) -> ("based", fields of its configuration).
+
+    Their window of w positions covers w // 2 keys before the query and the query itself.
+
+    Raises:
+        ValueError: for an option this architecture does not have here.
+    """
+    if config.get("activation_function", "swiglu") != "swiglu":
+        raise ValueError(f"activation_function must be 'swiglu', got {config['activation_function']!r}")
+    depth = config["n_layer"]
+    if not isinstance(depth, int) or depth > _DEEPEST:
+        raise ValueError(f"n_layer must be an integer up to {_DEEPEST}, got {depth!r}")
+    taylor, sliding = config["alt_mixer"], config["alt_mixer_2"]
+    letters = ["c"] * depth
+    for letter, layers in (("t", config["alt_mixer_layers"]), ("s", config["alt_mixer_2_layers"])):
+        for index in layers:
+            letters[index] = letter
+    if taylor["num_heads"] != sliding["num_heads"]:
+        raise ValueError(f"both attentions must have the same heads, got {taylor['num_heads']}, {sliding['num_heads']}")
+    multiple = config.get("pad_vocab_size_multiple", 8)
+    return "based", {
+        "vocab_size": -(-config.get("vocab_size", 50257) // multiple) * multiple,
+        "dim": config["n_embd"],
+        "depth": depth,
+        "norm_eps": config.get("layer_norm_epsilon", 1e-5),
+        "tie_embeddings": config.get("tie_word_embeddings", True),
+        "residual_in_fp32": config.get("residual_in_fp32", True),
+        "initializer_range": config.get("initializer_range", 0.02),
+        "pattern": "".join(letters),
+        "num_heads": taylor["num_heads"],
+        "feature_dim": taylor["feature_dim"],
+        "window": sliding["window_size"] // 2 + 1,
+        "mlp_dim": config["n_inner"],
+    }

@@ -105,9 +105,12 @@ def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def to_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The zoo's names -> those of DeepseekV2ForCausalLM and DeepseekV3ForCausalLM, with the experts of a layer in one
-    tensor each; multi-token prediction behind the last layer, with its copies of embedding and head."""
+def to_transformers(state_dict: Mapping[str, Tensor], stacked: bool = True) -> dict[str, Tensor]:
+    """The zoo's names -> those of DeepseekV2ForCausalLM and DeepseekV3ForCausalLM; multi-token prediction behind the
+    last layer, with its copies of embedding and head.
+
+    The experts of a layer are one tensor each, as in memory; with ``stacked`` False one an expert, as in the files.
+    """
     depth = 1 + max(int(key.split(".")[1]) for key in state_dict if key.startswith("blocks."))
     published = {}
     for key, tensor in state_dict.items():
@@ -119,7 +122,7 @@ def to_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 if source in state_dict:
                     published[f"model.layers.{index}.{name}.weight"] = state_dict[source]
         published[key] = tensor
-    return rename(_unstack(published), _NAMES, backwards=True)
+    return rename((_unstack if stacked else _separate)(published), _NAMES, backwards=True)
 
 
 def config_from_transformers(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -200,6 +203,20 @@ def _unstack(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
+def _separate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """w1, w3 and w2 of each layer as the published gate_proj, up_proj and down_proj of each expert."""
+    published = {ours: theirs for theirs, ours in _STACKED.items()}
+    result = {}
+    for key, tensor in state_dict.items():
+        layer, _, name = key.rpartition(".")
+        if name in published and layer.endswith(".mlp"):
+            experts = layer.replace("blocks.", "model.layers.") + ".experts."
+            result |= {f"{experts}{i}.{published[name]}_proj.weight": t.mT.contiguous() for i, t in enumerate(tensor)}
+        else:
+            result[key] = tensor
+    return result
+
+
 def _dequantise(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """FP8 matrices times the scale of each block of 128 x 128."""
     result = {}
@@ -216,3 +233,33 @@ def _dequantise(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _ours(layer: str) -> str:
     return layer.replace("model.layers.", "blocks.")
+
+
+def config_to_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of our DeepSeek configuration -> ``config.json`` in the words of the published ones.
+
+    A model of sigmoid scores becomes a deepseek_v3, one of softmax scores a deepseek_v2.
+    """
+    third, grouped = config["score"] == "sigmoid", config["num_groups"] > 1
+    published = {theirs: config[ours] for theirs, ours in _FIELDS.items()} | {
+        "model_type": "deepseek_v3" if third else "deepseek_v2",
+        "architectures": ["DeepseekV3ForCausalLM" if third else "DeepseekV2ForCausalLM"],
+        "hidden_act": "silu",
+        "num_key_value_heads": config["num_heads"],
+        "topk_method": "noaux_tc" if third else "group_limited_greedy" if grouped else "greedy",
+        "scoring_func": config["score"],
+        "norm_topk_prob": config["normalize"],
+        "n_group": config["num_groups"],
+        "topk_group": config["top_groups"],
+        "num_nextn_predict_layers": config["mtp_depth"],
+        "rope_interleave": config["rope_interleaved"],
+        "rope_theta": config["rope_base"],
+    }
+    yarn = config["yarn"]
+    if yarn is None:
+        return published
+    scaling = {theirs: yarn[ours] for theirs, ours in _YARN.items() if yarn[ours] is not None}
+    return published | {
+        "max_position_embeddings": round(yarn["factor"] * yarn["length"]),
+        "rope_scaling": {"type": "yarn", "rope_type": "yarn"} | scaling,
+    }

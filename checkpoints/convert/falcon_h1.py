@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.checkpoints.convert.rename import number, rename
+from zoo.checkpoints.convert.rename import number, rename, written
 
 MODEL_TYPES = ("falcon_h1",)
 _NAMES = [  # published, ours
@@ -97,3 +97,18 @@ def config_from_transformers(config: Mapping[str, Any]) -> tuple[str, dict[str, 
         raise ValueError(f"rotary positions must be unscaled, got {config.get('rope_scaling') or rope}")
     fields["rope_base"] = float(rope.get("rope_theta", 1e11))
     return "falcon_h1", fields
+
+
+def config_to_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of our Falcon-H1 configuration -> transformers' ``config.json``."""
+    return {theirs: config[ours] for theirs, ours in _FIELDS.items()} | dict.fromkeys(_BIASES, False) | {
+        "model_type": "falcon_h1",
+        "architectures": ["FalconH1ForCausalLM"],
+        "hidden_act": "silu",
+        "head_dim": config["head_dim"],
+        "mamba_n_heads": config["ssm_dim"] // config["ssm_head_dim"],
+        "mamba_chunk_size": config["chunk_size"],
+        "mamba_norm_before_gate": False,
+        "time_step_limit": [written(bound) for bound in config["dt_limit"]],
+        "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_base"]},
+    }  # fmt: skip

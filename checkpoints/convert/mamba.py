@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.checkpoints.convert.rename import number, rename
+from zoo.checkpoints.convert.rename import number, rename, written
 
 MODEL_TYPES = ("mamba", "mamba2")
 _NAMES = [  # published, ours
@@ -35,6 +35,21 @@ _SHARED_FIELDS = {
     "use_conv_bias": "conv_bias",
     "use_bias": "bias",
 }
+_SSM = {  # layer -> family, options with a counterpart
+    "Mamba1": ("mamba", {
+        "d_state": "d_state", "d_conv": "d_conv", "expand": "expand", "dt_rank": "dt_rank", "conv_bias": "conv_bias",
+        "bias": "bias",
+    }),
+    "Mamba2": ("mamba2", {
+        "d_state": "d_state", "d_conv": "d_conv", "expand": "expand", "headdim": "head_dim", "ngroups": "num_groups",
+        "dt_limit": "dt_limit", "conv_bias": "conv_bias", "bias": "bias",
+    }),
+}  # fmt: skip
+_SSM_DEFAULTS = {"mamba": {"d_state": 16}, "mamba2": {"d_state": 128, "head_dim": 64}}  # where a nano model differs
+_INITIAL = {  # initial values and speed, which change no output of trained weights
+    "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "conv_init", "A_init_range", "use_fast_path",
+    "chunk_size", "use_mem_eff_path",
+}  # fmt: skip
 _MAMBA2_FIELDS = {"head_dim": "head_dim", "n_groups": "num_groups"}
 
 
@@ -51,6 +66,37 @@ def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def to_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The zoo's names -> those of transformers' MambaForCausalLM and Mamba2ForCausalLM; tensors unchanged."""
     return rename(state_dict, _NAMES, backwards=True)
+
+
+def config_from_mamba_ssm(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The authors' ``config.json`` (mamba_ssm's MambaConfig) -> ("mamba" or "mamba2", fields of its configuration).
+
+    The vocabulary is the padded one, as in the files; ``ssm_cfg`` names the layer and holds its options.
+
+    Raises:
+        ValueError: for an option this architecture does not have here.
+    """
+    for name, wanted in (("attn_layer_idx", []), ("d_intermediate", 0), ("rms_norm", True)):
+        if config.get(name, wanted) != wanted:
+            raise ValueError(f"{name} must be {wanted!r}, as in the released Mamba and Mamba-2, got {config[name]!r}")
+    options = dict(config.get("ssm_cfg", {}))
+    layer = options.pop("layer", "Mamba1")
+    if layer not in _SSM:
+        raise ValueError(f"ssm_cfg's layer must be one of {sorted(_SSM)}, got {layer!r}")
+    family, names = _SSM[layer]
+    if unknown := sorted(set(options) - set(names) - _INITIAL):
+        raise ValueError(f"ssm_cfg's {', '.join(unknown)} cannot be set here; known are {', '.join(names)}")
+    fields = _SSM_DEFAULTS[family] | {ours: options[theirs] for theirs, ours in names.items() if theirs in options}
+    if fields.get("dt_rank") == "auto":
+        del fields["dt_rank"]
+    multiple = config.get("pad_vocab_size_multiple", 8)
+    return family, fields | {
+        "dim": config["d_model"],
+        "depth": config["n_layer"],
+        "vocab_size": -(-config["vocab_size"] // multiple) * multiple,
+        "tie_embeddings": config.get("tie_embeddings", True),
+        "residual_in_fp32": config.get("residual_in_fp32", True),
+    }
 
 
 def config_from_transformers(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -76,3 +122,23 @@ def config_from_transformers(config: Mapping[str, Any]) -> tuple[str, dict[str, 
             low, high = (number(bound) for bound in config["time_step_limit"])
             fields["dt_limit"] = (low, high)
     return family, fields
+
+
+def config_to_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of our Mamba or Mamba-2 configuration -> transformers' ``config.json``."""
+    published = {theirs: config[ours] for theirs, ours in _SHARED_FIELDS.items()} | {"hidden_act": "silu"}
+    if "head_dim" not in config:
+        return published | {
+            "model_type": "mamba",
+            "architectures": ["MambaForCausalLM"],
+            "time_step_rank": config["dt_rank"] or "auto",
+            "intermediate_size": config["expand"] * config["dim"],
+        }
+    return published | {theirs: config[ours] for theirs, ours in _MAMBA2_FIELDS.items()} | {
+        "model_type": "mamba2",
+        "architectures": ["Mamba2ForCausalLM"],
+        "num_heads": config["expand"] * config["dim"] // config["head_dim"],
+        "time_step_limit": [written(bound) for bound in config["dt_limit"]],
+        "chunk_size": config["chunk_size"],
+        "rms_norm": True,
+    }  # fmt: skip

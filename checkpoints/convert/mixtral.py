@@ -145,3 +145,25 @@ def config_from_transformers(config: Mapping[str, Any]) -> tuple[str, dict[str, 
         "expert_every": 1,
         "capacity_factor": None,
     }
+
+
+def settled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of our configuration with the values that None stands for."""
+    defaults = {
+        "head_dim": config["dim"] // config["num_heads"],
+        "num_kv_heads": config["num_heads"],
+        "normalize": config["top_k"] > 1,
+    }
+    return {**config, **{name: value for name, value in defaults.items() if config[name] is None}}
+
+
+def config_to_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of our mixture-of-experts transformer -> transformers' ``config.json`` of a Mixtral."""
+    return {theirs: config[ours] for theirs, ours in _FIELDS.items()} | {
+        "model_type": "mixtral",
+        "architectures": ["MixtralForCausalLM"],
+        "hidden_act": "silu",
+        "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_base"]},
+        "head_dim": config["head_dim"],
+        "sliding_window": None,
+    }

@@ -29,15 +29,14 @@ _EDGE = {
 
 def recognises(state_dict: Mapping[str, Tensor]) -> bool:
     """Whether the keys are those of the authors' network."""
-    return any("cells.0.preprocess0." in key for key in state_dict)
+    return any(key.startswith("cells.0.preprocess0.") for key in state_dict)
 
 
 def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published names -> the zoo's; tensors unchanged, the auxiliary head dropped."""
-    plain = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
-    count = 1 + max(int(found[1]) for key in plain if (found := re.match(r"cells\.(\d+)\.", key)))
+    count = 1 + max(int(found[1]) for key in state_dict if (found := re.match(r"cells\.(\d+)\.", key)))
     starts = [0, count // 3, 2 * count // 3]
-    renamed = {_renamed(key, starts): t for key, t in plain.items() if not key.startswith("auxiliary_head.")}
+    renamed = {_renamed(key, starts): t for key, t in state_dict.items() if not key.startswith("auxiliary_head.")}
     converted = {}
     for key, tensor in renamed.items():
         if found := _OVER_HALVES.fullmatch(key):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,8 +34,29 @@ def rename(
     return renamed
 
 
+def replace(state_dict: Mapping[str, Tensor], pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+    """Replace parts of the keys, one pair (old, new) after another."""
+    renamed = dict(state_dict)
+    for old, new in pairs:
+        renamed = {key.replace(old, new): tensor for key, tensor in renamed.items()}
+    return renamed
+
+
+def unwrap(state_dict: Mapping[str, Tensor], prefixes: Sequence[str]) -> dict[str, Tensor]:
+    """Take off, as often as one is there, a prefix that all keys share."""
+    tensors = dict(state_dict)
+    while prefix := next((p for p in prefixes if tensors and all(key.startswith(p) for key in tensors)), None):
+        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    return tensors
+
+
 def number(value: Any) -> float:
     """A float of a config.json, where transformers writes infinity as {"__float__": "Infinity"}."""
     if isinstance(value, Mapping):
         value = str(value["__float__"])  # "Infinity" reads as a float
     return float(value)
+
+
+def written(value: float) -> Any:
+    """The inverse of ``number``: JSON has no infinity."""
+    return {"__float__": "Infinity" if value > 0 else "-Infinity"} if math.isinf(value) else value

@@ -15,14 +15,14 @@ from torch import Tensor
 
 def recognises(state_dict: Mapping[str, Tensor]) -> bool:
     """Whether the keys are those of the authors' network: convolutions with biases, numbered, and one classifier."""
-    plain = {key.removeprefix("module.") for key in state_dict}
-    return {"features.0.bias", "features.1.running_mean", "classifier.weight"} <= plain
+    return {"features.0.bias", "features.1.running_mean", "classifier.weight"} <= set(state_dict)
 
 
 def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published names -> the zoo's; tensors unchanged."""
-    plain = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
-    numbers = sorted(int(key.split(".")[1]) for key, t in plain.items() if key.startswith("features.") and t.dim() == 4)
+    numbers = sorted(
+        int(key.split(".")[1]) for key, t in state_dict.items() if key.startswith("features.") and t.dim() == 4
+    )
     usual = min(b - a for a, b in pairwise(numbers))
     places, stage, block = {numbers[0]: "stages.0.downsample.0"}, 0, 0
     for before, number in pairwise(numbers):
@@ -31,7 +31,7 @@ def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         places[number] = f"stages.{stage}.blocks.{block}"
         block += 1
     converted = {}
-    for key, tensor in plain.items():
+    for key, tensor in state_dict.items():
         if found := re.fullmatch(r"features\.(\d+)\.(\w+)", key):
             number, leaf = int(found[1]), found[2]
             place = f"{places[number]}.conv" if number in places else f"{places[number - 1]}.bn"

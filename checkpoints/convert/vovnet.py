@@ -49,6 +49,18 @@ def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def to_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The zoo's names -> those of timm's VovNet; tensors unchanged."""
+    names = {ours: theirs for theirs, ours in _PARTS.items() if ours != "conv"}
+    parted = {}
+    for key, tensor in state_dict.items():
+        layer, _, end = key.rpartition("conv.weight")
+        separable = end == "" and f"{layer}depthwise.weight" in state_dict
+        parted[f"{layer}conv_pw.weight" if separable else key] = tensor
+    renamed = rename(parted, _TIMM, backwards=True)
+    return {".".join(names.get(part, part) for part in key.split(".")): tensor for key, tensor in renamed.items()}
+
+
 def _of_the_authors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     detector = {key: tensor for key, tensor in state_dict.items() if key.startswith(_DETECTOR)}
     converted = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
+from zoo.config import require_positive
 from zoo.language.base import Block, LanguageConfig, LanguageModel
 from zoo.layers import Mamba
 from zoo.registry import Paper, register_model
@@ -24,6 +25,10 @@ class MambaConfig(LanguageConfig):
     dt_rank: int | None = None
     conv_bias: bool = True
     bias: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "d_state", "d_conv", "expand")
 
 
 class MambaLanguageModel(LanguageModel):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
+from zoo.config import require_positive
 from zoo.language.base import Block, LanguageConfig, LanguageModel
 from zoo.layers import Mamba2
 from zoo.registry import Paper, register_model
@@ -27,6 +28,10 @@ class Mamba2Config(LanguageConfig):
     dt_limit: tuple[float, float] = (0.0, float("inf"))
     conv_bias: bool = True
     bias: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "d_state", "d_conv", "expand", "head_dim", "num_groups")
 
 
 class Mamba2LanguageModel(LanguageModel):

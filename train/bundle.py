@@ -1,0 +1,115 @@
+"""The weights that come with the package: train nano models by their recipes, pack, score and list them.
+
+    python -m zoo.train.bundle                      # all of them: what `make bundled` runs, about an hour on one core
+    python -m zoo.train.bundle vim_nano mamba2_nano
+    python -m zoo.train.bundle --runs DIR           # keep the runs; those that DIR already has are not trained again
+
+A file must stay under ``zoo.checkpoints.bundled.LIMIT`` bytes, and its entry in the index holds sha256, size, recipe,
+seed, and the metric of the packed weights on held-out data (``score``), which the tests repeat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save
+from torch import nn
+
+import zoo
+from zoo.checkpoints import bundled, read_state_dict
+from zoo.cli import recipe_names, recipe_path
+from zoo.train.data import DigitsDataModule, DocumentationDataModule
+from zoo.vision import VisionModel
+
+WINDOWS, LENGTH = 32, 256  # of the test documents that score a language model
+LAYOUTS = ("digits", "docs")  # data that need no download; the recipes' names start with theirs
+
+
+def recipes() -> dict[str, str]:
+    """Name of a nano model -> the recipe that trains it on data that need no download."""
+    split = [(recipe, *recipe.split("_", 1)) for recipe in recipe_names() if "_" in recipe]
+    return {name: recipe for recipe, data, name in split if data in LAYOUTS and name.endswith("_nano")}
+
+
+def score(model: nn.Module) -> dict[str, Any]:
+    """The metric of a bundled model on held-out data, what it was measured on, and a digest of that.
+
+    Image classifiers: accuracy on all test digits. Language models: bits per byte on ``WINDOWS`` windows spread over
+    the test documents of Python's documentation, which differ between Python versions: so the digest.
+    """
+    model.eval()
+    if isinstance(model, VisionModel):
+        digits = DigitsDataModule(batch_size=1)
+        digits.setup()
+        images = digits.test_dataloader().source
+        inputs, labels = images.fetch(torch.arange(len(images)), 0)
+        with torch.inference_mode():
+            value = (model(inputs).argmax(1) == labels).float().mean().item()
+        metric, data = "accuracy", f"all {len(labels)} test digits"
+    else:
+        text = DocumentationDataModule(seq_len=LENGTH, batch_size=1)
+        text.setup()
+        windows = text.test_dataloader().source
+        inputs, labels = windows.fetch(torch.linspace(0, len(windows) - 1, WINDOWS).long(), 0)
+        with torch.inference_mode():
+            value = model(inputs, labels=labels).item() / math.log(2)
+        metric, data = "bits_per_byte", f"{WINDOWS} windows of {LENGTH} bytes of the test documents"
+    digest = hashlib.sha256(inputs.contiguous().numpy().tobytes()).hexdigest()[:16]
+    return {"metric": metric, "value": round(value, 4), "data": data, "data_digest": digest}
+
+
+def bundle(name: str, recipe: str, run: Path) -> dict[str, Any]:
+    """Train ``recipe`` in the folder ``run``, unless that holds its model, write the packed weights, and return the
+    entry of the index.
+
+    Raises:
+        ValueError: when the packed weights are too large.
+    """
+    if not (run / "model" / "config.json").exists():
+        from zoo.train.command import TrainingRun
+
+        TrainingRun(recipe_path(recipe), [], run).fit()
+    content = save({key: t.contiguous() for key, t in bundled.pack(read_state_dict(run / "model")).items()})
+    if len(content) >= bundled.LIMIT:
+        raise ValueError(f"the weights of {name} take {len(content):,} bytes, and must stay under {bundled.LIMIT:,}")
+    file = bundled.FOLDER / f"{name}.safetensors"
+    file.write_bytes(content)
+    model = zoo.create_model(f"local-dir:{run / 'model'}")
+    zoo.load_weights(model, bundled.unpack(read_state_dict(file)), str(file))
+    return {
+        "file": file.name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+        **score(model),
+        "recipe": recipe,
+        "seed": yaml.safe_load(recipe_path(recipe).read_text(encoding="utf-8"))["seed_everything"],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    known = recipes()
+    parser = argparse.ArgumentParser("zoo.train.bundle", description="Train the weights that come with the package.")
+    parser.add_argument("names", nargs="*", default=list(known), metavar="NAME", help="default: all nano models")
+    parser.add_argument("--runs", type=Path, help="folder of the runs (default: a temporary one)")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - set(known):
+        parser.error(f"no recipe for {', '.join(sorted(unknown))}; there are recipes for {', '.join(known)}")
+    index = json.loads(bundled.INDEX.read_text(encoding="utf-8")) if bundled.INDEX.exists() else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in options.names:
+            index[name] = bundle(name, known[name], (options.runs or Path(scratch)) / known[name])
+            listed = json.dumps(dict(sorted(index.items())), indent=2) + "\n"
+            bundled.INDEX.write_text(listed, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""From one published layout of a model to another."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo.checkpoints import read_state_dict, write_folder
+from zoo.checkpoints.convert import LAYOUTS, published_config, published_names, settled, to_zoo
+from zoo.config import from_json
+from zoo.factory import describe, read_folder, recognise
+from zoo.loading import plan, tied
+from zoo.registry import ModelEntry, lookup, nearest
+
+FREE = {  # fields of training and of speed, which change no output of a trained model beyond rounding
+    "chunk_size", "initializer_range", "residual_in_fp32", "balance_weight", "z_weight", "joint_balance", "bias_speed",
+    "capacity_factor", "mtp_weight", "drop_rate", "drop_path_rate", "proj_drop_rate",
+}  # fmt: skip
+
+
+def convert(
+    source: str | Path, target: str | Path, to: str = "zoo", *, name: str | None = None, ema: bool = False
+) -> Path:
+    """Read a checkpoint in any layout the zoo knows and write a folder in another.
+
+    Tensors keep their dtype, and are read from the disk as they are written.
+
+    Args:
+        source: a folder with a ``config.json`` (of the zoo, transformers, mamba-ssm, timm, or the authors of BASED),
+            or, with ``name``, a file or folder of weights alone.
+        target: the folder to write ``model.safetensors``, ``config.json`` and a card into.
+        to: "zoo", "transformers" (mamba, mamba2, falcon_h1, deepseek, moe) or "timm" (vit, efficientvit, shvit,
+            vovnet).
+        name: of the registered model whose weights ``source`` holds.
+        ema: take the averaged copy of a PyTorch file.
+
+    Raises:
+        ValueError: for a checkpoint that is damaged or does not fit, a family the layout does not have, or a field of
+            the configuration that the layout cannot express; nothing is written.
+        FileNotFoundError: for a missing file.
+    """
+    if to not in LAYOUTS:
+        raise ValueError(f"unknown layout {to!r}{nearest(to, LAYOUTS)}; layouts: {', '.join(LAYOUTS)}")
+    if name is None:
+        entry, config = read_folder(Path(source), {})
+    else:
+        entry, config = lookup(name), lookup(name).configure()
+    model, tensors = plan(to_zoo(read_state_dict(source, ema)), entry.model_class, config, str(source))
+    aliases = tied(model)
+    tensors = {key: tensor for key, tensor in tensors.items() if key not in aliases}
+    card = describe(entry, sum(parameter.numel() for parameter in model.parameters()))
+    if to == "zoo":
+        return write_folder(target, tensors, {"architecture": entry.name, "config": dataclasses.asdict(config)}, card)
+    published = _published(entry, config, to)
+    return write_folder(target, published_names(to, entry.family, tensors), published, card)
+
+
+def _published(entry: ModelEntry, config: Any, to: str) -> Mapping[str, Any]:
+    """The layout's ``config.json``, if reading it again gives the same model."""
+    fields = settled(entry.family, dataclasses.asdict(config))
+    published = published_config(to, entry.family, entry.name, fields)
+    config = from_json(config, entry.name, fields)
+    _, again = recognise(published)
+    lost = [
+        f"{field.name}={getattr(config, field.name)!r}"
+        for field in dataclasses.fields(config)
+        if field.name not in FREE and getattr(config, field.name) != getattr(again, field.name)
+    ]
+    if lost:
+        raise ValueError(f"{to}'s layout has no words for {', '.join(lost)} of {entry.name}; convert it to 'zoo'")
+    return published
