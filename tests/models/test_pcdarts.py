@@ -102,7 +102,7 @@ def test_names_of_the_authors():
     }
     tensors = {f"module.{key}": torch.zeros(1) for key in (*names, "auxiliary_head.classifier.weight")}
     assert list(zoo.checkpoints.convert.to_zoo(tensors)) == list(names.values())
-    halves = zoo.checkpoints.convert.to_zoo(tensors | {"cells.19._ops.7.bn.weight": torch.tensor([1.0, 2.0])})
+    halves = zoo.checkpoints.convert.to_zoo(tensors | {"module.cells.19._ops.7.bn.weight": torch.tensor([1.0, 2.0])})
     place = "stages.2.blocks.6.ops.7"
     assert (halves[f"{place}.even.bn.weight"], halves[f"{place}.odd.bn.weight"]) == (1, 2)
 
