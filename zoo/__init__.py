@@ -6,7 +6,7 @@
 
 from zoo.convert import convert
 from zoo.export import export_onnx
-from zoo.factory import ModelInfo, create_model, load_weights, model_info, save_model
+from zoo.factory import ModelInfo, create_model, load_weights, model_info, prefetch, save_model
 from zoo.generate import generate
 from zoo.losses import activity, auxiliary_losses
 from zoo.predict import predict, read_labels
@@ -31,6 +31,7 @@ __all__ = [
     "load_weights",
     "model_info",
     "predict",
+    "prefetch",
     "read_labels",
     "register_model",
     "register_with_timm",

@@ -125,6 +125,21 @@ def build_parser() -> argparse.ArgumentParser:
     conversion.add_argument("--ema", action="store_true", help="take the averaged copy in a PyTorch file")
     conversion.set_defaults(run=_convert, overridable=False)
 
+    download = commands.add_parser("download", help="fetch published weights before they are needed")
+    download.add_argument("names", nargs="+", metavar="NAME", help="a model, model.tag or hf-hub:owner/repo[@revision]")
+    download.set_defaults(run=_download, overridable=False)
+
+    cache = commands.add_parser("cache", help="downloaded weights: list them, verify their hashes, or remove some")
+    cache.add_argument("action", choices=("list", "verify", "prune"))
+    cache.add_argument("names", nargs="*", metavar="NAME", help="prune these (default: what verify finds damaged)")
+    cache.set_defaults(run=_cache, overridable=False)
+
+    push = commands.add_parser("push", help="publish a folder of zoo.save_model on the Hub")
+    push.add_argument("folder", type=Path)
+    push.add_argument("repo", help="owner/name")
+    push.add_argument("--private", action="store_true", help="where the repository is made anew")
+    push.set_defaults(run=_push, overridable=False)
+
     bench = commands.add_parser("bench", help="measure this machine beside the peers", add_help=False)
     bench.add_argument("subject", choices=BENCHMARKS)
     bench.set_defaults(run=_bench, overridable=True)
@@ -310,6 +325,48 @@ def _convert(known: argparse.Namespace) -> int:
 
     _checked(zoo.convert, known.source, known.target, known.to, name=known.name, ema=known.ema)
     _say(f"{known.target}: model.safetensors and config.json for {known.to}")
+    return 0
+
+
+def _download(known: argparse.Namespace) -> int:
+    import zoo
+
+    for name in known.names:
+        _say(f"{name}: {_checked(zoo.prefetch, name)}")
+    return 0
+
+
+def _cache(known: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from zoo.checkpoints import download
+
+    record = _checked(download.record)
+    if known.action == "list":
+        table = Table("weights", "bytes", "sha256", "file")
+        for entry in record.values():
+            table.add_row(entry["name"], f"{entry['size']:,}", entry["sha256"][:12], entry["path"])
+        _console().print(table)
+        return 0
+    damaged = [] if known.names else download.damaged()
+    if known.action == "verify":
+        for origin in damaged:
+            _say(f"damaged or gone: {record[origin]['name']}, {record[origin]['path']}")
+        _say(f"{len(record) - len(damaged)} of {len(record)} files are as they were recorded")
+        return 1 if damaged else 0
+    unknown = sorted(set(known.names) - {entry["name"] for entry in record.values()})
+    if unknown:
+        raise UsageError(f"nothing is recorded of {', '.join(unknown)}; `zoo cache list` shows what is")
+    for origin in [o for o, entry in record.items() if o in damaged or entry["name"] in known.names]:
+        _checked(download.forget, origin)
+        _say(f"removed: {record[origin]['path']}")
+    return 0
+
+
+def _push(known: argparse.Namespace) -> int:
+    from zoo.checkpoints.publish import push
+
+    _say(f"published: {_checked(push, known.folder, known.repo, private=known.private)}")
     return 0
 
 

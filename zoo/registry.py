@@ -12,6 +12,9 @@ from typing import Any
 
 from torch import nn
 
+from zoo.checkpoints import bundled
+from zoo.checkpoints.index import tags as published_tags
+
 TASKS = ("language", "image-classification", "image-generation", "segmentation")
 
 
@@ -48,7 +51,7 @@ def register_model(
     Args:
         model_class: called with the configuration, returns the module.
         task: one of TASKS. family: the architecture. paper: its publication.
-        tags: names of the weight sets that can be downloaded.
+        tags: names of weight sets, besides those of ``checkpoints/index.py`` and the bundled ones.
 
     Raises:
         ValueError: for a name already taken or an unknown task.
@@ -60,7 +63,8 @@ def register_model(
             raise ValueError(f"a model named {name!r} is already registered (family {_entries[name].family!r})")
         if task not in TASKS:
             raise ValueError(f"task must be one of {TASKS}, got {task!r}")
-        _entries[name] = ModelEntry(name, task, family, paper, model_class, configure, tags)
+        known = (*tags, *published_tags(name), *(("bundled",) if name in bundled.index() else ()))
+        _entries[name] = ModelEntry(name, task, family, paper, model_class, configure, known)
         return configure
 
     return register

@@ -1,0 +1,147 @@
+"""Which published weights exist: for every name and tag where they lie, what they are, and what is known of the files.
+
+Names of repositories and files are those of the projects' own pages; none could be asked when this was written, so
+revisions, sizes and most hashes are None: the first download records a file's sha256, and later ones are compared with
+it (``download``). The first tag of a name is the one ``pretrained=True`` takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A published set of weights.
+
+    repo: repository on the Hugging Face Hub, or url: address of a file. file: the file in the repository; None for
+    what a folder of weights holds (model.safetensors, its shards, or pytorch_model.bin). revision: commit of the
+    repository. sha256, or sha256_prefix (as release files carry it in their names), and size in bytes of the file.
+    licence, data (trained on), metric (published), tokenizer (repository). fields: of the configuration, where the
+    weights differ from the name's defaults. converter: of ``checkpoints.convert``, for what is not in the zoo's names.
+
+    Raises:
+        ValueError: for neither or both of repo and url, or a file name that leaves the repository.
+    """
+
+    repo: str | None = None
+    url: str | None = None
+    file: str | None = None
+    revision: str | None = None
+    sha256: str | None = None
+    sha256_prefix: str | None = None
+    size: int | None = None
+    licence: str | None = None
+    data: str | None = None
+    metric: str | None = None
+    tokenizer: str | None = None
+    converter: str | None = None
+    fields: tuple[tuple[str, object], ...] = ()
+
+    def __post_init__(self):
+        if (self.repo is None) == (self.url is None):
+            raise ValueError(f"weights have a repo or a url, got repo {self.repo!r} and url {self.url!r}")
+        check_inside(self.file or "")
+
+
+def check_inside(name: str) -> None:
+    """Raise a ValueError for a file name that is absolute or leads out of its folder."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in name:
+        raise ValueError(f"{name!r} leads out of its folder; nothing was read: names in an index are relative")
+
+
+_NEOX = "EleutherAI/gpt-neox-20b"
+_MAMBA = Weights(repo="", licence="apache-2.0", data="the Pile, 300 B tokens", tokenizer=_NEOX, converter="mamba")
+_FALCON = Weights(repo="", licence="falcon-llm-license", converter="falcon_h1")
+_DEEPSEEK = Weights(repo="", licence="deepseek (model agreement)", converter="deepseek")
+_IMAGENET, _IMAGENET_21K = "ImageNet-1k", "ImageNet-21k, then ImageNet-1k"
+
+INDEX: dict[str, dict[str, Weights]] = {}
+
+
+def _add(name: str, tag: str, weights: Weights) -> None:
+    INDEX.setdefault(name, {})[tag] = weights
+
+
+for _size, _published in (
+    ("130m", "130m"), ("370m", "370m"), ("790m", "790m"), ("1_4b", "1.4b"), ("2_8b", "2.8b"),
+):  # fmt: skip
+    _repo = f"state-spaces/mamba-{_published}"
+    _add(f"mamba_{_size}", "pile", replace(_MAMBA, repo=f"{_repo}-hf", tokenizer=f"{_repo}-hf"))
+    _add(f"mamba_{_size}", "pile_original", replace(_MAMBA, repo=_repo, file="pytorch_model.bin"))
+_add(
+    "mamba_2_8b", "slimpj",
+    replace(_MAMBA, repo="state-spaces/mamba-2.8b-slimpj", file="pytorch_model.bin", data="SlimPajama, 600 B tokens"),
+)  # fmt: skip
+for _size, _published in (
+    ("130m", "130m"), ("370m", "370m"), ("780m", "780m"), ("1_3b", "1.3b"), ("2_7b", "2.7b"),
+):  # fmt: skip
+    _add(f"mamba2_{_size}", "pile", replace(_MAMBA, repo=f"state-spaces/mamba2-{_published}", file="pytorch_model.bin"))
+for _size, _published in (
+    ("tiny_90m", "Tiny-90M"), ("0_5b", "0.5B"), ("1_5b", "1.5B"), ("1_5b_deep", "1.5B-Deep"), ("3b", "3B"),
+    ("7b", "7B"), ("34b", "34B"),
+):  # fmt: skip
+    for _tag, _kind in (("base", "Base"), ("instruct", "Instruct")):
+        _repo = f"tiiuae/Falcon-H1-{_published}-{_kind}"
+        _add(f"falcon_h1_{_size}", _tag, replace(_FALCON, repo=_repo, tokenizer=_repo))
+for _name, _repo in (
+    ("deepseek_v2_lite", "deepseek-ai/DeepSeek-V2-Lite"), ("deepseek_v3_671b", "deepseek-ai/DeepSeek-V3"),
+):  # fmt: skip
+    _add(_name, "base", replace(_DEEPSEEK, repo=_repo, tokenizer=_repo))
+for _name, _repo in (("based_360m", "hazyresearch/based-360m"), ("based_1_3b", "hazyresearch/based-1b")):
+    _add(
+        _name, "pile",
+        Weights(repo=_repo, data="the Pile", tokenizer="gpt2", converter="based"),
+    )  # fmt: skip
+for _name, _repo, _file, _top1 in (
+    ("vim_tiny", "hustvl/Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth", "76.1"),
+    ("vim_small", "hustvl/Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth", "80.5"),
+    ("vim_base", "hustvl/Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth", "81.9"),
+):
+    _vim = Weights(repo=_repo, file=_file, licence="apache-2.0", data=_IMAGENET, metric=f"{_top1} % top-1")
+    _add(_name, "in1k", _vim)
+    if _finer := {
+        "vim_tiny": ("vim_t_midclstok_ft_78p3acc.pth", "78.3"),
+        "vim_small": ("vim_s_midclstok_ft_81p6acc.pth", "81.6"),
+    }.get(_name):
+        _add(
+            _name, "in1k_stride8",
+            replace(_vim, file=_finer[0], metric=f"{_finer[1]} % top-1", fields=(("stride", 8),)),
+        )  # fmt: skip
+for _name, _tag, _data, _converter in (
+    *((f"efficientvit_m{i}", "r224_in1k", _IMAGENET, "efficientvit") for i in range(6)),
+    *((f"shvit_s{i}", "in1k", _IMAGENET, "efficientvit") for i in range(1, 5)),
+    ("ese_vovnet19b_dw", "ra_in1k", _IMAGENET, "vovnet"),
+    ("ese_vovnet39b", "ra_in1k", _IMAGENET, "vovnet"),
+    ("ese_vovnet57b", "ra4_e3600_r256_in1k", _IMAGENET, "vovnet"),
+    *((f"vit_{size}_patch16_224", "augreg_in21k_ft_in1k", _IMAGENET_21K, None) for size in ("tiny", "small", "base")),
+    *((f"vit_{size}_patch16_224", "augreg_in1k", _IMAGENET, None) for size in ("small", "base")),
+):
+    _licence = "mit" if _converter == "efficientvit" else "apache-2.0"
+    _add(
+        _name, _tag,
+        Weights(
+            repo=f"timm/{_name}.{_tag}", file="model.safetensors", licence=_licence, data=_data, converter=_converter
+        ),
+    )  # fmt: skip
+for _name, _prefix, _top1 in (
+    ("small_m1_05", "be804903", "61.122"), ("small_m2_05", "ca4b3e2b", "61.67"),
+    ("small_m1_075", "098acbff", "67.784"), ("small_m2_075", "609ff4da", "68.506"),
+    ("5m_m1", "36c4ca4d", "71.548"), ("5m_m2", "9bd6bb36", "72.03"),
+    ("9m_m1", "524f9972", "73.792"), ("9m_m2", "59e8733b", "74.23"),
+):  # fmt: skip
+    _add(
+        f"simplenetv1_{_name}", "in1k",
+        Weights(
+            url="https://github.com/Coderx7/SimpleNet_Pytorch/releases/download/v1.0.0/"
+            f"simplenetv1_{_name}-{_prefix}.pth",
+            sha256_prefix=_prefix, data=_IMAGENET, metric=f"{_top1} % top-1", converter="simplenet",
+        ),
+    )  # fmt: skip
+
+
+def tags(name: str) -> tuple[str, ...]:
+    """The tags of a name's published weights, the default first."""
+    return tuple(INDEX.get(name, ()))

@@ -1,0 +1,43 @@
+"""Folders of models onto the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from zoo.checkpoints.io import CONFIG, SINGLE, read_config
+
+CARD = "README.md"
+
+
+def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
+    """Upload a folder written by ``zoo.save_model`` (config.json, weights, model card); the repository is made if need
+    be. Needs a token that may write: HF_TOKEN, or `hf auth login`.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        FileNotFoundError: when the folder lacks a config.json, weights or a card. OSError: when the Hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    folder = Path(folder)
+    read_config(folder)
+    weights = [name for name in SINGLE if (folder / name).exists()]
+    if not weights or not (folder / CARD).exists():
+        raise FileNotFoundError(f"{folder} lacks {CARD if weights else ' or '.join(SINGLE)}: save it by zoo.save_model")
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repo, folder_path=folder, allow_patterns=[CONFIG, CARD, *weights], commit_message="Upload model"
+        )
+    except HFValidationError as error:
+        raise ValueError(str(error)) from error
+    except HfHubHTTPError as error:
+        raise OSError(
+            f"{repo}: the Hub refused ({error}): set HF_TOKEN to a token that may write there, or run `hf auth login`"
+        ) from error
+    return done.commit_url
