@@ -7,6 +7,7 @@
 Every model has the same width and depth and is trained on the same sequences from the same seed, at each of the same
 learning rates; the one with the best validation accuracy is scored on test sequences. A training ends early once it
 answers all of the validation set. The state is what ``init_state`` gives, after it has run one sequence.
+A window of 64 is all of a sequence of mqar: full attention behind a convolution.
 
 - mqar: multi-query associative recall, key-value pairs to be looked up (Zoology, arXiv 2312.04927).
 - selective_copying: tokens scattered over noise, to be repeated in order (Mamba, arXiv 2312.00752).
@@ -65,9 +66,7 @@ MODELS = {
     **{f"based, conv + window {n}": based("cs", window=n) for n in (4, 16, 64)},
     "based, window 16 + taylor, feature dim 4": based("st", window=16, feature_dim=4),
     "mamba, d_state 16": Subject("Mamba", "mamba_nano", {"d_state": 16}),
-    **{
-        f"mamba2, d_state {n}": Subject("Mamba-2", "mamba2_nano", {"d_state": n, "head_dim": 32}) for n in (4, 16, 64)
-    },
+    **{f"mamba2, d_state {n}": Subject("Mamba-2", "mamba2_nano", {"d_state": n, "head_dim": 32}) for n in (4, 16, 64)},
     "s4d, d_state 32": Subject("S4D", "s4d_nano", {"d_state": 32, "mlp_dim": 128}),
     "longconv": Subject("LongConv", "longconv_nano", {"attention_layers": (), "kernel_length": 64, "mlp_ratio": 2}),
 }
