@@ -11,10 +11,12 @@ from zoo.kernels.dispatch import check_shape, compute_dtype
 
 
 class Utilisation(NamedTuple):
-    """Share of the assignments that each expert (E,) takes; entropy () of the shares in nats, log E when even."""
+    """Share of the assignments that each expert (E,) takes; entropy () of the shares in nats, log E when even; the
+    assignments themselves (E,) int64."""
 
     shares: Tensor
     entropy: Tensor
+    counts: Tensor
 
 
 def load_balance_loss(scores: Tensor, experts: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -72,7 +74,7 @@ def expert_utilisation(experts: Tensor, num_experts: int, *, mask: Tensor | None
     check_shape("expert_utilisation", "mask", mask, "(M,)", experts.shape[0])
     counts = _counts(experts, num_experts, mask)
     shares = counts / counts.sum().clamp(min=1)
-    return Utilisation(shares, torch.special.entr(shares).sum())
+    return Utilisation(shares, torch.special.entr(shares).sum(), counts)
 
 
 def _counts(experts: Tensor, num_experts: int, mask: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels.dispatch import check_shape, compute_dtype
-from zoo.kernels.moe.op import grouped_matmul
+from zoo.kernels.moe.op import grouped_matmul, operation
 from zoo.kernels.moe.routing import Routing
 
 
@@ -95,7 +95,8 @@ def moe(
         up_bias: (E, F). down_bias: (E, D).
         activation: phi, elementwise.
         capacity: as in ``sort_by_expert``; what is dropped adds nothing to its token.
-        impl: implementation of ``grouped_matmul``.
+        impl: implementation of ``grouped_matmul``. "auto" on the CPU computes a single token, where no gradient is
+            recorded, with torch's functions, without sorting.
 
     Returns:
         MoEOutput(output (M, D), dropped).
@@ -106,6 +107,8 @@ def moe(
     Papers: Shazeer et al., arXiv 1701.06538; Jiang et al., arXiv 2401.04088.
     """
     _check(x, routing, up, down, gate)
+    if _is_small(x, routing, up, impl) and capacity is None and up_bias is None and down_bias is None:
+        return MoEOutput(_one_token(x, routing, up, down, gate, activation), routing.experts.new_zeros(()))
     top_k = routing.experts.shape[1]
     order, inverse, offsets, dropped = sort_by_expert(routing.experts, up.shape[0], capacity=capacity)
     rows = _Gather.apply(x, order, inverse, top_k)  # (M k, D)
@@ -114,6 +117,30 @@ def moe(
     hidden = activation(hidden) if gate is None else activation(product(rows, gate)) * hidden
     rows = product(hidden, down, bias=down_bias)
     return MoEOutput(_combine(_Gather.apply(rows, inverse, order, 1), routing.weights).to(x.dtype), dropped)
+
+
+def _is_small(x: Tensor, routing: Routing, up: Tensor, impl: str) -> bool:
+    """Whether sorting would take longer than what is sorted: a decoding step on the CPU."""
+    return (
+        x.shape[0] == 1
+        and x.device.type == "cpu"
+        and x.dtype == up.dtype != torch.float16
+        and routing.experts.dtype == torch.int64
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and operation.choice(impl) == "auto"
+    )
+
+
+def _one_token(x: Tensor, routing: Routing, up: Tensor, down: Tensor, gate: Tensor | None, activation) -> Tensor:
+    """The sum over the experts of the only token, as the equation has it: (1, D)."""
+    y = x.new_zeros(x.shape, dtype=compute_dtype(x, routing.weights))
+    for weight, expert in zip(routing.weights[0], routing.experts[0].tolist(), strict=True):
+        if expert < up.shape[0]:
+            hidden = x @ up[expert]
+            hidden = activation(hidden) if gate is None else activation(x @ gate[expert]) * hidden
+            y += weight * (hidden @ down[expert])
+    return y.to(x.dtype)
 
 
 def _combine(rows: Tensor, weights: Tensor) -> Tensor:

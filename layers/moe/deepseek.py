@@ -135,9 +135,7 @@ class DeepSeekMoE(nn.Module):
         self.stamp.copy_(stamp)
 
     def _publish(self, routing: Routing, visited: Tensor, mask: Tensor | None, batch: int) -> None:
-        flat = visited.flatten()
-        counts = flat.new_zeros(self.num_experts + 1).scatter_add(0, flat, torch.ones_like(flat))[: self.num_experts]
-        entropy = expert_utilisation(visited, self.num_experts).entropy
+        _, entropy, counts = expert_utilisation(visited, self.num_experts)
         self.activity = {"tokens_per_expert": counts, "utilisation": entropy.exp() / self.num_experts}
         self.auxiliary_losses = {}
         if not self.training:

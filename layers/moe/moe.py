@@ -112,11 +112,10 @@ class MoE(nn.Module):
         return max(1, math.ceil(self.capacity_factor * self.top_k * tokens / self.num_experts))
 
     def _measure(self, experts: Tensor, dropped: Tensor, capacity: int | None) -> dict[str, Tensor]:
-        flat = experts.flatten()
-        counts = flat.new_zeros(self.num_experts + 1).scatter_add(0, flat, torch.ones_like(flat))[: self.num_experts]
+        _, entropy, counts = expert_utilisation(experts, self.num_experts)
         return {
             "tokens_per_expert": counts if capacity is None else counts.clamp(max=capacity),
-            "utilisation": expert_utilisation(experts, self.num_experts).entropy.exp() / self.num_experts,
+            "utilisation": entropy.exp() / self.num_experts,
             "dropped": dropped,
         }
 

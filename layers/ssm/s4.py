@@ -28,7 +28,8 @@ class S4Kernel(StateSpaceKernel):
     :math:`I - \bar A^L`, and its code makes :math:`C (I - \bar A^L)` the parameter, which ties it to that length. Here
     C itself is the parameter, and the function is taken at M = 3 L nodes on a circle of radius r < 1: the terms from M
     on fold back with a factor r^M, rounding grows by r^-L at most, and :math:`r = \epsilon^{1 / 4 L}` balances the two
-    at about :math:`\epsilon^{3/4}` of the largest K, for every L and without a power of A.
+    near :math:`\epsilon^{3/4}`, for every L and without a power of A. The rounding of the sums comes on top: errors in
+    float32 measured up to 7.7e-5 of the largest K, where :math:`\epsilon^{3/4}` is 6e-6.
 
     Args: those of ``StateSpaceKernel``.
     """

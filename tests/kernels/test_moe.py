@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from functools import partial
 
 import pytest
@@ -147,6 +148,22 @@ def test_moe_equals_a_loop_over_tokens(impl):
     output, dropped = moe(**inputs, impl=impl)
     torch.testing.assert_close(output, by_token(**inputs)[0])
     assert dropped == 0
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_single_token_without_gradient_is_not_sorted(dtype, gated, monkeypatch):
+    inputs = make_moe(tokens=1, top_k=3, dtype=dtype)
+    inputs["routing"].experts[0, 1] = 4  # no expert
+    if not gated:
+        del inputs["gate"]
+    sorted_ones = moe(**inputs)  # with gradients recorded
+    if dtype != torch.float16:
+        monkeypatch.setattr(sys.modules["zoo.kernels.moe.experts"], "sort_by_expert", None)
+    with torch.no_grad():
+        alone = moe(**inputs)
+    torch.testing.assert_close(alone, sorted_ones)
+    assert alone.output.dtype == dtype
 
 
 def test_moe_with_biases_and_without_a_gate_equals_a_loop():
@@ -399,7 +416,8 @@ def test_router_z_loss():
 
 def test_utilisation():
     experts = torch.tensor([[0, 1], [0, 4], [0, 2], [3, 3]])  # 4: no expert
-    shares, entropy = expert_utilisation(experts, 4)
+    shares, entropy, counts = expert_utilisation(experts, 4)
+    assert counts.tolist() == [3, 1, 1, 2]
     torch.testing.assert_close(shares, torch.tensor([3, 1, 1, 2]) / 7)
     torch.testing.assert_close(entropy, -(shares * shares.log()).sum())
     even = expert_utilisation(torch.arange(8)[:, None] % 4, 4)

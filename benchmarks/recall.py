@@ -1,0 +1,236 @@
+"""How much memory does recall take? Accuracy on synthetic recall against the bytes of a sequence's state.
+
+    zoo bench recall                          # writes benchmarks/results/recall.{json,md,png}; resumes what is there
+    zoo bench recall --only mqar --models "based, *" "attention"
+    zoo bench recall --fresh --no-save        # trains all points anew, only prints
+
+Every model has the same width and depth and is trained on the same sequences from the same seed, at each of the same
+learning rates; the one with the best validation accuracy is scored on test sequences. A training ends early once it
+answers all of the validation set. The state is what ``init_state`` gives, after it has run one sequence.
+A window of 64 is all of a sequence of mqar: full attention behind a convolution.
+
+- mqar: multi-query associative recall, key-value pairs to be looked up (Zoology, arXiv 2312.04927).
+- selective_copying: tokens scattered over noise, to be repeated in order (Mamba, arXiv 2312.00752).
+
+One point of it by hand: ``zoo train mqar --model.model mamba2_nano --model.model_args.d_state 8``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+import zoo
+from zoo.benchmarks.common import RESULTS, machine, markdown, save, table
+from zoo.train.data import MQAR, SelectiveCopying
+from zoo.train.data.synthetic import SyntheticTask
+from zoo.train.optim import build_optimizer, warmup_cosine
+
+TASKS: dict[str, SyntheticTask] = {
+    "mqar": MQAR(seq_len=64, vocab_size=128, num_kv_pairs=16, random_non_queries=False),
+    "selective_copying": SelectiveCopying(seq_len=47, vocab_size=16, num_data=16),
+}
+SIZES = {"dim": 64, "depth": 2}
+LEARNING_RATES = (2e-3, 6e-3)
+TRAIN, VALIDATION, TEST = 1, 2, 3  # streams of sequences
+IGNORED, PERFECT = -100, 0.999
+
+
+class Subject(NamedTuple):
+    """A registered model and the options in which it differs from it, besides ``SIZES``."""
+
+    family: str
+    model: str
+    options: dict[str, Any]
+
+
+def based(pattern: str, **options: Any) -> Subject:
+    """One head; the authors' initial values are for widths of 1024 and more."""
+    options |= {"pattern": pattern, "num_heads": 1, "mlp_dim": 128, "initializer_range": 0.05}
+    return Subject("BASED", "based_nano", options)
+
+
+MODELS = {
+    "attention": Subject("attention", "transformer_nano", {"num_heads": 1, "num_kv_heads": 1, "mlp_dim": 128}),
+    **{f"based, conv + taylor, feature dim {n}": based("ct", feature_dim=n) for n in (1, 2, 4, 8)},
+    **{f"based, conv + window {n}": based("cs", window=n) for n in (4, 16, 64)},
+    "based, window 16 + taylor, feature dim 4": based("st", window=16, feature_dim=4),
+    "mamba, d_state 16": Subject("Mamba", "mamba_nano", {"d_state": 16}),
+    **{f"mamba2, d_state {n}": Subject("Mamba-2", "mamba2_nano", {"d_state": n, "head_dim": 32}) for n in (4, 16, 64)},
+    "s4d, d_state 32": Subject("S4D", "s4d_nano", {"d_state": 32, "mlp_dim": 128}),
+    "longconv": Subject("LongConv", "longconv_nano", {"attention_layers": (), "kernel_length": 64, "mlp_ratio": 2}),
+}
+
+
+def build(subject: Subject, task: SyntheticTask) -> nn.Module:
+    """The model at the suite's width and depth, with the vocabulary of the task."""
+    return zoo.create_model(subject.model, vocab_size=task.vocab_size, **SIZES, **subject.options)
+
+
+@torch.no_grad()
+def state_bytes(model: Any, length: int) -> int:
+    """Memory of one sequence's state after ``length`` tokens."""
+    state = model.eval().init_state(1, max_length=length)
+    model(torch.zeros(1, length, dtype=torch.int64), state)
+    return state.nbytes
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, tokens: Tensor, labels: Tensor) -> float:
+    """Share of the scored positions at which the likeliest token is the label."""
+    model.eval()
+    scored, right = labels[:, 1:] != IGNORED, 0
+    for batch, answers, mask in zip(tokens.split(250), labels[:, 1:].split(250), scored.split(250), strict=True):
+        right += (model(batch)[:, :-1].argmax(-1) == answers)[mask].sum().item()
+    return right / scored.sum().item()
+
+
+def measure(task_name: str, name: str, lr: float, options: argparse.Namespace) -> dict[str, Any]:
+    """Train one model on one task at one learning rate: the record of one point."""
+    subject, task, started = MODELS[name], TASKS[task_name], time.perf_counter()
+    torch.manual_seed(options.seed)
+    model = build(subject, task)
+    optimizer = build_optimizer(model, "adamw", lr=lr, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: warmup_cosine(k, 50, options.updates))
+    validation, test = (task.generate(torch.arange(1000), seed) for seed in (VALIDATION, TEST))
+    done = 0
+    for batch in torch.arange(options.updates * options.batch_size).split(options.batch_size):
+        tokens, labels = task.generate(batch, TRAIN)
+        optimizer.zero_grad()
+        model.train()(tokens, labels=labels).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        done += 1
+        if done % 100 == 0 and accuracy(model, *validation) >= PERFECT:
+            break
+    return {
+        "task": task_name, "model": name, "family": subject.family, "lr": lr, "updates": done,
+        "validation": accuracy(model, *validation), "test": accuracy(model, *test),
+        "state_bytes": state_bytes(model, task.length), "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": round(time.perf_counter() - started, 1),
+    }  # fmt: skip
+
+
+def saved(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records in a file of the same settings: of an earlier run, or of one beside this."""
+    if not path.exists():
+        return []
+    before = json.loads(path.read_text())
+    return before["records"] if before["settings"] == settings else []
+
+
+def point(record: dict[str, Any]) -> tuple[str, str, float]:
+    """What a record is of."""
+    return record["task"], record["model"], record["lr"]
+
+
+def best(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each task and model the learning rate with the highest validation accuracy, in the order of ``MODELS``."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for record in sorted(records, key=lambda r: -r["validation"]):
+        found.setdefault((record["task"], record["model"]), record)
+    return [found[task, name] for task in TASKS for name in MODELS if (task, name) in found]
+
+
+def show(records: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [
+            r["model"],
+            f"{r['state_bytes']:,}",
+            f"{100 * r['test']:.1f}",
+            f"{r['parameters']:,}",
+            f"{r['lr']:g}",
+            str(r["updates"]),
+        ]
+        for r in sorted(records, key=lambda r: r["state_bytes"])
+    ]
+    return ["model", "state, bytes", "test accuracy %", "parameters", "learning rate", "updates"], rows
+
+
+def plot(records: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy over state bytes, one panel a task, one colour a family."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(TASKS), figsize=(7 * len(TASKS), 4.5), squeeze=False, layout="constrained")
+    families = list(dict.fromkeys(subject.family for subject in MODELS.values()))
+    for axis, task in zip(axes.flat, TASKS, strict=True):
+        for index, family in enumerate(families):
+            found = [r for r in records if r["task"] == task and r["family"] == family]
+            points = sorted((r["state_bytes"], 100 * r["test"]) for r in found)
+            if points:
+                axis.plot(*zip(*points, strict=True), "o", color=f"C{index}", label=family)
+        axis.set(xscale="log", title=task, xlabel="state of a sequence, bytes", ylabel="test accuracy, %")
+        axis.set_ylim(-3, 103)
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "zoo bench recall", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="TASK")
+    parser.add_argument("--models", nargs="+", default=["*"], metavar="PATTERN", help=f"of {'; '.join(MODELS)}")
+    parser.add_argument("--updates", type=int, default=800, help="most training steps of a point")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0, help="of the weights")
+    parser.add_argument("--fresh", action="store_true", help="measure again what the results hold")
+    parser.add_argument("--no-save", action="store_true", help="only print")
+    options = parser.parse_args(arguments)
+
+    settings = {
+        "sizes": SIZES, "tasks": {name: repr(task) for name, task in TASKS.items()}, "updates": options.updates,
+        "batch_size": options.batch_size, "seed": options.seed,
+    }  # fmt: skip
+    path = RESULTS / "recall.json"
+    records = [] if options.fresh else saved(path, settings)
+    known = set(map(point, records))
+    jobs = [
+        (task, name, lr) for task in options.only for name in MODELS for lr in LEARNING_RATES
+        if any(fnmatch(name, pattern) for pattern in options.models) and (task, name, lr) not in known
+    ]  # fmt: skip
+    here = machine()
+    for job in track(jobs, "training", console=Console(stderr=True)):
+        record = measure(*job, options)
+        if options.no_save:
+            records.append(record)
+        else:
+            records = [r for r in saved(path, settings) if point(r) != point(record)] + [record]
+            RESULTS.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"machine": here, "settings": settings, "records": records}, indent=1) + "\n")
+
+    chosen = best(records)
+    tables = [
+        (f"{task}, T {TASKS[task].length}, width {SIZES['dim']}, depth {SIZES['depth']}", *show(found))
+        for task in TASKS
+        if (found := [r for r in chosen if r["task"] == task])
+    ]
+    console = Console(width=max(120, Console().width))
+    for title, columns, rows in tables:
+        console.print(table(title, columns, rows))
+    if not options.no_save:
+        text = "\n".join(markdown(*t) for t in tables)
+        text += f"\n{', '.join(map(repr, TASKS.values()))}; learning rates {LEARNING_RATES}, at most {options.updates} "
+        text += f"updates of {options.batch_size} sequences, seed {options.seed}. {here['processor']}, "
+        text += f"{here['threads']} threads, {here['packages']}, commit {here['commit']}, {here['date']}.\n"
+        save("recall", {"machine": here, "settings": settings, "records": records}, text)
+        plot(chosen, RESULTS / "recall.png")
+
+
+if __name__ == "__main__":
+    main()
