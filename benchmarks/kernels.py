@@ -37,7 +37,7 @@ from zoo.benchmarks.common import (
     save,
     table,
 )
-from zoo.benchmarks.subjects import BLOCK, SUBJECTS, Inputs, Subject
+from zoo.benchmarks.subjects import SUBJECTS, Inputs, Subject
 from zoo.kernels import available_implementations
 from zoo.kernels.flops import flop_counter
 
@@ -132,7 +132,7 @@ def memory(name: str, side: str) -> int:
     subject = next(s for s in SUBJECTS if s.name == name)
     call = subject.peers.get(side) or partial(subject.call, impl=REFERENCE if side == REFERENCE else "auto")
     inputs = on_device(subject, COMPARED, "cpu")
-    training(call, on_device(subject, 2 * BLOCK, "cpu"))  # what a process loads once is not the call's
+    training(call, on_device(subject, COMPARED // 2, "cpu"))  # what a process loads once is not the call's
     return peak_memory(partial(training, call, inputs))
 
 
@@ -232,6 +232,9 @@ def plot(records: list[dict], path: Path) -> None:
                 label = side if measure == "forward" else None
                 axis.plot(x, [s * 1e3 for s in y], style, marker="o", ms=3, color=f"C{index}", label=label)
         axis.set(xscale="log", yscale="log", title=name, xlabel="T", ylabel="ms")
+        lengths = sorted({r["length"] for r in records if r["name"] == name and r["measure"] != "decode"})
+        axis.set_xticks(lengths, [str(length) for length in lengths])
+        axis.minorticks_off()
         axis.legend(fontsize=7)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)

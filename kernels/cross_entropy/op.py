@@ -117,10 +117,13 @@ def _(dloss, dhidden, dweight, dbias):
 def _setup_context(ctx, inputs, output):
     ctx.gradients, ctx.dtypes = inputs[-2], [None if t is None else t.dtype for t in inputs[:3]]
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # no zeros as large as the weight for what has no gradient
     ctx.save_for_backward(*output[1:])
 
 
 def _backward(ctx, dloss, *_):
+    if dloss is None:
+        return (None,) * 11
     if not ctx.gradients:
         raise RuntimeError("zoo::linear_cross_entropy was called with gradients=False: there is nothing to go back by")
     found = _loss_backward(dloss, *ctx.saved_tensors)
