@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-TASKS = ("language", "image-classification")
+TASKS = ("language", "image-classification", "multi-task")
 
 
 @dataclasses.dataclass(frozen=True)
