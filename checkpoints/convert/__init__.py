@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.checkpoints.convert import based, deepseek, efficientvit, falcon_h1, mamba, mixtral, vovnet
+from zoo.checkpoints.convert import based, deepseek, efficientvit, falcon_h1, m3vit, mamba, mixtral, vovnet
 
 __all__ = ["CONVERTERS", "foreign_config", "to_zoo"]
 
@@ -16,7 +16,7 @@ CONVERTERS = (deepseek, falcon_h1, mamba, mixtral)
 
 def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A published state dict under the zoo's names; one that no converter recognises is returned as it is."""
-    for converter in (*CONVERTERS, based, efficientvit, vovnet):
+    for converter in (*CONVERTERS, based, efficientvit, m3vit, vovnet):
         if converter.recognises(state_dict):
             return converter.to_zoo(state_dict)
     return dict(state_dict)

@@ -97,9 +97,7 @@ class TaskMoE(nn.Module):
         if not 1 <= top_k <= num_experts:
             raise ValueError(f"top_k must lie in [1, num_experts]: got top_k {top_k}, num_experts {num_experts}")
         if noise_std < 0 or balance_weight < 0:
-            raise ValueError(
-                f"noise_std and balance_weight must not be negative, got {noise_std} and {balance_weight}"
-            )
+            raise ValueError(f"noise_std and balance_weight must not be negative, got {noise_std} and {balance_weight}")
         self.num_experts, self.top_k = num_experts, top_k
         self.noise_std, self.balance_weight = noise_std, balance_weight
         self.router = router

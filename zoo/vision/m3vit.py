@@ -15,7 +15,6 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from zoo.config import require_positive
@@ -39,7 +38,8 @@ class M3ViTConfig(ViTConfig):
     num_experts, top_k: experts of a layer and of a token. moe_mlp_ratio: hidden width of an expert over dim.
     expert_every: of each group of so many blocks the last has experts. task_dim: None for one router a task; otherwise
     one router reads, beside the token, an embedding of the task of this width. noise_std: of the router's logits in
-    training, times num_experts. balance_weight: of the load-balance loss.
+    training, times num_experts. balance_weight: of the load-balance loss. position_std: of the positions and the class
+    token at the start; the authors start from DeiT's weights, and without such a start wider positions learn faster.
     """
 
     classification: bool = True
@@ -53,6 +53,7 @@ class M3ViTConfig(ViTConfig):
     task_dim: int | None = None
     noise_std: float = 0.0
     balance_weight: float = 0.01
+    position_std: float = 0.02
 
     def __post_init__(self):
         super().__post_init__()
@@ -143,10 +144,9 @@ class M3ViT(ViT):
         return (DenseBlock if dense else M3ViTBlock)(self.config, drop_path)
 
     def init_weights(self) -> None:
-        """As in the dense model, and the experts by their own rule."""
-        super().init_weights()
-        for layer in self.experts:
-            layer.init_weights()
+        """As the authors': truncated normal positions and class token, torch's own rule for linear layers."""
+        for table in (self.pos_embed, self.cls_token):
+            nn.init.trunc_normal_(table, std=self.config.position_std)
 
     @property
     def experts(self) -> list[TaskMoE]:
@@ -255,8 +255,8 @@ _NYUD = partial(_DENSE, img_size=(480, 640), dense_tasks={"semseg": 40, "depth":
 @_register(task="image-classification")
 def m3vit_nano():
     return M3ViTConfig(
-        img_size=8, patch_size=2, in_chans=1, num_classes=10, dim=64, depth=6, num_heads=4, decoder_dim=32,
-        num_experts=4, top_k=2, moe_mlp_ratio=2.0, mean=(0.305,), std=(0.376,), crop_pct=1.0,
+        img_size=8, patch_size=2, in_chans=1, num_classes=10, dim=64, depth=4, num_heads=4, decoder_dim=32,
+        num_experts=4, top_k=2, moe_mlp_ratio=2.0, position_std=0.5, mean=(0.305,), std=(0.376,), crop_pct=1.0,
     )  # fmt: skip
 
 
