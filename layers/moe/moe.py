@@ -137,4 +137,4 @@ class MoE(nn.Module):
 def autocast_dtype(device: str) -> torch.dtype | None:
     """What the surrounding autocast computes in on this kind of device; None without one."""
     enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.getautocast_dtype(device) if enabled else None
+    return torch.get_autocast_dtype(device) if enabled else None

@@ -128,6 +128,17 @@ def test_noise_is_of_the_logits_and_in_training_only():
     close(experts.route(x, 0).scores.log(), clean)
 
 
+def test_autocast_computes_experts_in_low_precision_and_routes_in_float32():
+    experts, _ = layer()
+    experts, x = experts.float(), tokens().float()
+    clean = experts(x, 0)
+    counts = experts.activity["tokens_per_expert"]
+    with torch.autocast("cpu", torch.bfloat16):
+        low = experts(x, 0)
+    assert low.dtype == torch.bfloat16 and torch.equal(experts.activity["tokens_per_expert"], counts)
+    torch.testing.assert_close(low.float(), clean, atol=0.05, rtol=0.05)
+
+
 def test_sizes_that_do_not_fit_are_errors():
     with pytest.raises(ValueError, match=r"top_k must lie in \[1, num_experts\]: got top_k 7, num_experts 6"):
         TaskMoE(TaskGates(12, 6, 2), 12, 10, 6, 7)

@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from zoo.config import require_positive
@@ -166,9 +167,9 @@ class M3ViT(ViT):
         for name in self.config.tasks:
             outputs[name] = self.forward_head(self.forward_features(x, name), task=name)
             published.append([part for layer in self.experts for part in (layer.activity, layer.auxiliary_losses)])
-        for parts in zip(*published, strict=True):
-            *earlier, last = parts
-            last.update({key: sum((part[key] for part in earlier), value) for key, value in last.items()})
+        if not torch.compiler.is_exporting():
+            for *earlier, last in zip(*published, strict=True):
+                last.update({key: sum((part[key] for part in earlier), value) for key, value in last.items()})
         return outputs
 
     def forward_features(self, x: Tensor, task: str | None = None) -> Tensor:
