@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def recompute(module: nn.Module, x: Tensor) -> Tensor:
-    """``module(x)``, computed again in the backward pass instead of storing its activations.
+def recompute(module: nn.Module, x: Tensor, *args: Any) -> Tensor:
+    """``module(x, *args)``, computed again in the backward pass instead of storing its activations.
 
     The repetition leaves the running statistics of batch norms alone.
     """
@@ -21,8 +22,8 @@ def recompute(module: nn.Module, x: Tensor) -> Tensor:
         return nullcontext(), frozen_statistics(module)
 
     if torch.compiler.is_compiling():  # the compiler takes no context, and writes a buffer once in any case
-        return checkpoint(module, x, use_reentrant=False)  # type: ignore[return-value]
-    return checkpoint(module, x, use_reentrant=False, context_fn=contexts)  # type: ignore[return-value]
+        return checkpoint(module, x, *args, use_reentrant=False)  # type: ignore[return-value]
+    return checkpoint(module, x, *args, use_reentrant=False, context_fn=contexts)  # type: ignore[return-value]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from zoo.checkpoints.convert import (
     deepseek,
     efficientvit,
     falcon_h1,
+    m3vit,
     mamba,
     mixtral,
     pcdarts,
@@ -39,7 +40,7 @@ def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     bare = unwrap(state_dict, ("module.", "_orig_mod."))
     for tensors in (bare, unwrap(bare, ("model.",))):
-        for converter in (*CONVERTERS, based, efficientvit, pcdarts, simplenet, vovnet):
+        for converter in (*CONVERTERS, based, efficientvit, m3vit, pcdarts, simplenet, vovnet):
             if converter.recognises(tensors):
                 return converter.to_zoo(tensors)
     return unwrap(bare, ("model.",))

@@ -3,6 +3,7 @@
 from zoo.layers.conv.causal_conv1d import CausalConv1d
 from zoo.layers.conv.cell import Cell
 from zoo.layers.conv.conv_norm import ConvMlp, ConvNorm, depthwise
+from zoo.layers.conv.dense_decoder import DenseDecoder
 from zoo.layers.conv.gated_conv import GatedConv, GatedConvState
 from zoo.layers.conv.long_conv import H3Conv, H3ConvState, LongConv, decaying_kernel, random_kernel
 from zoo.layers.conv.mbconv3d import MBConv3d
@@ -16,6 +17,7 @@ __all__ = [
     "ConvMlp",
     "ConvNorm",
     "ConvStem",
+    "DenseDecoder",
     "EffectiveSqueezeExcite",
     "GatedConv",
     "GatedConvState",

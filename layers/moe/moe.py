@@ -89,7 +89,7 @@ class MoE(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (..., D) -> (..., D); where ``mask`` (...) is False, as for padding, no expert is visited: y = 0."""
         tokens, kept = x.flatten(0, -2), None if mask is None else mask.flatten()
-        low, capacity = _autocast_dtype(x.device.type), self.capacity(tokens.shape[0])
+        low, capacity = autocast_dtype(x.device.type), self.capacity(tokens.shape[0])
         with nullcontext() if low is None else torch.autocast(x.device.type, enabled=False):
             wide = torch.promote_types(x.dtype, torch.float32)
             logits = F.linear(tokens.to(wide), self.router.weight.to(wide))  # (M, E)
@@ -133,7 +133,7 @@ class MoE(nn.Module):
         return self.__dict__ | {"auxiliary_losses": {}, "activity": {}, "routing": None}
 
 
-def _autocast_dtype(device: str) -> torch.dtype | None:
+def autocast_dtype(device: str) -> torch.dtype | None:
     """What the surrounding autocast computes in on this kind of device; None without one."""
     enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if enabled else None

@@ -121,6 +121,8 @@ class VisionModel(nn.Module, ABC):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        *,
+        block_args: tuple[Any, ...] = (),
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Features of chosen blocks, as in timm.
 
@@ -129,6 +131,7 @@ class VisionModel(nn.Module, ABC):
             norm: apply the final norm to them. stop_early: run no further than the last of them.
             output_fmt: "NCHW" maps or "NLC" tokens, without the class token.
             intermediates_only: return only the list, else (final tokens, list).
+            block_args: what every block takes besides the tokens, in a family whose blocks take more.
 
         Raises:
             ValueError: for an unknown format or an index out of range.
@@ -142,7 +145,7 @@ class VisionModel(nn.Module, ABC):
         for index, block in enumerate(self.layer_list()[1]):
             if stop_early and index > taken[-1]:
                 break
-            x = self._run(block, x)
+            x = self._run(block, x, *block_args)
             if index in taken:
                 features.append(arrange(self.forward_norm(x) if norm else x))
         return features if intermediates_only else (self.forward_norm(x), features)
@@ -257,10 +260,10 @@ class VisionModel(nn.Module, ABC):
         """Regular expressions that sort parameters by depth, for layer-wise learning rates."""
         return {"stem": r"^cls_token|pos_embed|patch_embed", "blocks": rf"^{self.layer_list()[0]}\.(\d+)"}
 
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
         if self.grad_checkpointing and self.training:
-            return recompute(block, x)
-        return block(x)
+            return recompute(block, x, *args)
+        return block(x, *args)
 
     def _check(self, x: Tensor) -> None:
         if not x.is_floating_point():

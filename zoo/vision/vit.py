@@ -67,10 +67,14 @@ class ViT(VisionModel):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches + 1, config.dim))
         rates = drop_path_rates(config.drop_path_rate, config.depth)
-        self.blocks = nn.ModuleList(ViTBlock(config, rate) for rate in rates)
+        self.blocks = nn.ModuleList(self.build_block(index, rate) for index, rate in enumerate(rates))
         self.norm = nn.LayerNorm(config.dim, config.norm_eps)
         self.head = self.build_head()
         self.init_weights()
+
+    def build_block(self, index: int, drop_path: float) -> ViTBlock:
+        """Blocks are alike."""
+        return ViTBlock(self.config, drop_path)
 
     def init_weights(self) -> None:
         """Truncated normal of 0.02 for the linear layers and positions, zero biases."""

@@ -1,0 +1,156 @@
+"""Experts that several tasks share, each task with a way of its own to choose among them (M3ViT)."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.kernels.moe import Routing, moe, top_k_routing
+from zoo.layers.moe.moe import autocast_dtype
+
+
+class TaskGates(nn.Module):
+    """One router a task (multi-gate): logits = W_task x."""
+
+    def __init__(self, dim: int, num_experts: int, num_tasks: int):
+        super().__init__()
+        self.gates = nn.ModuleList(nn.Linear(dim, num_experts, bias=False) for _ in range(num_tasks))
+
+    def forward(self, x: Tensor, task: int) -> Tensor:
+        """x (M, D) and the number of the task -> logits (M, E) in the dtype of x."""
+        return F.linear(x, self.gates[task].weight.to(x.dtype))  # type: ignore[operator]
+
+
+class ConditionedGate(nn.Module):
+    """One router for all tasks, which also reads an embedding of the task: logits = W [x; t]."""
+
+    def __init__(self, dim: int, num_experts: int, task_dim: int):
+        super().__init__()
+        self.gate = nn.Linear(dim + task_dim, num_experts, bias=False)
+
+    def forward(self, x: Tensor, task: Tensor) -> Tensor:
+        """x (M, D) and the embedding (task_dim,) of a ``TaskEmbedding`` -> logits (M, E) in the dtype of x."""
+        of_token, of_task = self.gate.weight.to(x.dtype).split([x.shape[1], task.shape[0]], dim=1)
+        return F.linear(x, of_token, of_task @ task.to(x.dtype))
+
+
+class TaskEmbedding(nn.Module):
+    """t = norm(W2 gelu(W1 onehot(task))), the vector (task_dim,) by which a ``ConditionedGate`` knows the task."""
+
+    def __init__(self, num_tasks: int, task_dim: int):
+        super().__init__()
+        self.fc1 = nn.Linear(num_tasks, task_dim)
+        self.fc2 = nn.Linear(task_dim, task_dim)
+        self.norm = nn.LayerNorm(task_dim, 1e-6)
+
+    def forward(self, task: int) -> Tensor:
+        """Number of a task -> (task_dim,)."""
+        return self.norm(self.fc2(F.gelu(self.fc1.weight[:, task] + self.fc1.bias)))
+
+
+class TaskMoE(nn.Module):
+    r"""Weighted sum of the ``top_k`` experts that the router of the task prefers; experts are two-layer MLPs.
+
+    .. math::
+        p = \mathrm{softmax}(\mathrm{router}(x, task) + \epsilon), \quad \mathcal{E} = \mathrm{top}_k(p), \quad
+        y = \sum_{e \in \mathcal{E}} p_e (W^2_e \, \mathrm{gelu}(W^1_e x + b^1_e) + b^2_e)
+
+    The weights of a token sum to less than 1: they are not normalised. :math:`\epsilon` is normal noise of standard
+    deviation ``noise_std`` / E, in training mode only. Logits and softmax are float32 whatever the precision of the
+    rest. Every token reaches all its experts, and only experts that a token chose are computed, each once for all its
+    tokens. ``w1`` (E, D, F), ``b1`` (E, F), ``w2`` (E, F, D) and ``b2`` (E, D) hold all experts.
+
+    Attributes:
+        auxiliary_losses: in training mode "load_balance", already weighted, where its weight is not 0: CV²(importance)
+            + CV²(load) with CV² the squared coefficient of variation over the experts, importance the sum of an
+            expert's weights, and load the number of its tokens, through which no gradient flows.
+        activity: of the latest forward pass: "tokens_per_expert" (E,) int64, what was really computed; "experts_read"
+            () int64, the experts that had a token, whose weights were therefore needed. Not kept while exporting.
+
+    Args:
+        router: ``TaskGates`` or ``ConditionedGate``. dim: model width D. hidden_dim: width F of an expert.
+        num_experts: E. top_k: experts a token.
+
+    Raises:
+        ValueError: for a top_k outside [1, num_experts], or a negative noise_std or balance_weight.
+
+    Papers: Liang et al., "M³ViT", arXiv 2210.14793; the router and its losses: Riquelme et al., "Scaling Vision with
+    Sparse Mixture of Experts", arXiv 2106.05974.
+    """
+
+    def __init__(
+        self,
+        router: TaskGates | ConditionedGate,
+        dim: int,
+        hidden_dim: int,
+        num_experts: int,
+        top_k: int,
+        *,
+        noise_std: float = 0.0,
+        balance_weight: float = 0.0,
+    ):
+        super().__init__()
+        if not 1 <= top_k <= num_experts:
+            raise ValueError(f"top_k must lie in [1, num_experts]: got top_k {top_k}, num_experts {num_experts}")
+        if noise_std < 0 or balance_weight < 0:
+            raise ValueError(f"noise_std and balance_weight must not be negative, got {noise_std} and {balance_weight}")
+        self.num_experts, self.top_k = num_experts, top_k
+        self.noise_std, self.balance_weight = noise_std, balance_weight
+        self.router = router
+        self.w1 = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
+        self.b1 = nn.Parameter(torch.empty(num_experts, hidden_dim))
+        self.w2 = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
+        self.b2 = nn.Parameter(torch.empty(num_experts, dim))
+        self.auxiliary_losses: dict[str, Tensor] = {}
+        self.activity: dict[str, Tensor] = {}
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """The authors': routers uniform within E^-1/2, expert matrices within inputs^-1/2, biases 0."""
+        for weight in self.router.parameters():
+            nn.init.uniform_(weight, -(self.num_experts**-0.5), self.num_experts**-0.5)
+        for weight, bias in ((self.w1, self.b1), (self.w2, self.b2)):
+            nn.init.uniform_(weight, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5)
+            nn.init.zeros_(bias)
+
+    def route(self, tokens: Tensor, task: int | Tensor) -> Routing:
+        """The experts of each of the tokens (M, D), with their weights."""
+        logits = self.router(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), task)  # (M, E)
+        if self.training and self.noise_std:
+            logits = logits + torch.randn_like(logits) * (self.noise_std / self.num_experts)
+        return top_k_routing(logits, self.top_k)
+
+    def forward(self, x: Tensor, task: int | Tensor) -> Tensor:
+        """x (..., D) -> (..., D); ``task`` is what the router takes: a number or an embedding."""
+        tokens, low = x.flatten(0, -2), autocast_dtype(x.device.type)
+        with nullcontext() if low is None else torch.autocast(x.device.type, enabled=False):
+            routing = self.route(tokens, task)
+            operands = (tokens, self.w1, self.w2, self.b1, self.b2)
+            rows, w1, w2, b1, b2 = (t if low is None else t.to(low) for t in operands)
+            y = moe(rows, routing, w1, w2, up_bias=b1, down_bias=b2, activation=F.gelu).output
+        if not torch.compiler.is_exporting():
+            self._publish(routing)
+        return y.view(x.shape)
+
+    def _publish(self, routing: Routing) -> None:
+        flat = routing.experts.flatten()
+        counts = flat.new_zeros(self.num_experts).scatter_add(0, flat, torch.ones_like(flat))
+        self.activity = {"tokens_per_expert": counts, "experts_read": (counts > 0).sum()}
+        self.auxiliary_losses = {}
+        if self.training and self.balance_weight:
+            importance = routing.weights.new_zeros(self.num_experts).scatter_add(0, flat, routing.weights.flatten())
+            loss = squared_variation(importance) + squared_variation(counts.to(importance.dtype))
+            self.auxiliary_losses["load_balance"] = self.balance_weight * loss
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles of the layer do without the latest forward pass, whose tensors may hold a graph."""
+        return self.__dict__ | {"auxiliary_losses": {}, "activity": {}}
+
+
+def squared_variation(x: Tensor) -> Tensor:
+    """var(x) / mean(x)², the unbiased variance over the squared mean; 0 for a single number."""
+    return x.var(correction=min(1, len(x) - 1)) / (x.mean().square() + 1e-10)
