@@ -16,7 +16,7 @@ def export_onnx(model: nn.Module, path: str | Path, *, fixed_batch: int | None =
 
     The model is put into eval mode and exported by ``torch.onnx`` in float32, input ``images`` (batch, C, H, W) of the
     configuration's size, output ``logits``. The operators of ``zoo.kernels`` become standard ones: a selective scan
-    its associative form in log2(T) rounds. Call ``model.fuse()`` before for folded batch norms.
+    its associative form in log2(T) rounds, a mixture of experts all of them with a choice after. Call ``model.fuse()`` before for folded batch norms.
 
     Args:
         path: file to write. fixed_batch: the batch size; None leaves it open.
@@ -65,7 +65,22 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
         ),
         torch.ops.zoo.rope.default: lambda *args: rope.forward(*args[:-1]),
         torch.ops.zoo.selective_scan.default: _selective_scan,
+        torch.ops.zoo.grouped_matmul.default: _grouped_matmul,
+        torch.ops.aten.sort.stable: lambda x, *, stable, dim=-1, descending=False: torch.sort(x, dim, descending),
+        torch.ops.aten.empty_permuted.default: lambda size, order, dtype, device, **_: torch.zeros(
+            size, dtype=dtype, device=device
+        ),
+        torch.ops.aten.searchsorted.Tensor: lambda ascending, values: (ascending < values[:, None]).sum(-1),
     }
+
+
+def _grouped_matmul(x: Tensor, weight: Tensor, offsets: Tensor, impl: str) -> Tensor:
+    """Every expert over every row, and of each row its own expert's result: no shape depends on the routing."""
+    row = torch.arange(x.shape[0], device=x.device)[:, None]
+    y = x.new_zeros(x.shape[0], weight.shape[2])
+    for expert in range(weight.shape[0]):
+        y = torch.where((row >= offsets[expert]) & (row < offsets[expert + 1]), x @ weight[expert], y)
+    return y
 
 
 def _selective_scan(
