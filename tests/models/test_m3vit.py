@@ -77,7 +77,7 @@ def test_another_tasks_gate_changes_nothing():
 
 @pytest.mark.parametrize("gate", GATES)
 def test_tasks_choose_other_experts(gate):
-    """The routers decide by the task: with one set of heads' inputs, the same image goes elsewhere."""
+    """The same images visit other experts for another task."""
     model, x = several(gate), images()
     chosen = []
     for task in model.config.tasks:
