@@ -91,7 +91,8 @@ def sides(subject: Subject, length: int, device: str, compiled: bool) -> dict[st
     ours, *others = available_implementations(subject.operation, device)
     calls: dict[str, Callable[..., Any]] = {OURS: partial(subject.call, impl=ours)}
     if length == COMPARED:
-        calls |= {name: partial(subject.call, impl=name) for name in others} | subject.loops
+        calls |= {name: partial(subject.call, impl=name) for name in others}
+        calls |= subject.loops
     elif length < LONGEST_REFERENCE:
         calls[REFERENCE] = partial(subject.call, impl=REFERENCE)
     calls |= subject.peers

@@ -25,27 +25,28 @@ from torch import nn
 
 import zoo
 from zoo.benchmarks.common import in_fresh_process, interleaved, machine, markdown, peak_memory, save, table
+from zoo.checkpoints import read_state_dict
 
 NAME = "mamba2_130m"
 IMPORTS = ("import torch", "import zoo")
 
 
-def mapped(folder: str, options: dict[str, int]) -> nn.Module:
+def mapped(folder: str, options: dict[str, Any]) -> nn.Module:
     """Ours: the file's tensors become the parameters."""
     return zoo.create_model(f"local-dir:{folder}")
 
 
-def copied(folder: str, options: dict[str, int]) -> nn.Module:
+def copied(folder: str, options: dict[str, Any]) -> nn.Module:
     """The usual way: initialise, read the file, copy."""
     model = zoo.create_model(NAME, **options)
-    model.load_state_dict(zoo.checkpoints.read_state_dict(folder), strict=False)
+    model.load_state_dict(read_state_dict(folder), strict=False)
     return model
 
 
-LOADERS: dict[str, Callable[[str, dict[str, int]], nn.Module]] = {"build, then copy": copied, "zoo": mapped}
+LOADERS: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {"build, then copy": copied, "zoo": mapped}
 
 
-def peak(loader: str, folder: str, options: dict[str, int], read: bool) -> float:
+def peak(loader: str, folder: str, options: dict[str, Any], read: bool) -> float:
     """Peak memory of one load, and of reading every weight after it where ``read`` is set, over the weights' size."""
     zoo.create_model("mamba2_nano")  # brings in what is imported on first use
     kept: list[nn.Module] = []
@@ -59,7 +60,7 @@ def peak(loader: str, folder: str, options: dict[str, int], read: bool) -> float
     return peak_memory(load) / sum(parameter.nbytes for parameter in kept[0].parameters())
 
 
-def measure(options: dict[str, int], budget: float) -> tuple[dict[str, list[float]], list[dict[str, Any]]]:
+def measure(options: dict[str, Any], budget: float) -> tuple[dict[str, list[float]], list[dict[str, Any]]]:
     """Seconds of every import, and a record a loader."""
     commands = {line: partial(subprocess.run, [sys.executable, "-c", line], check=True) for line in IMPORTS}
     imports, _ = interleaved(commands, budget=budget)

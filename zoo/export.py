@@ -16,7 +16,8 @@ def export_onnx(model: nn.Module, path: str | Path, *, fixed_batch: int | None =
 
     The model is put into eval mode and exported by ``torch.onnx`` in float32, input ``images`` (batch, C, H, W) of the
     configuration's size, output ``logits``. The operators of ``zoo.kernels`` become standard ones: a selective scan
-    its associative form in log2(T) rounds, a mixture of experts all of them with a choice after. Call ``model.fuse()`` before for folded batch norms.
+    its associative form in log2(T) rounds, a mixture of experts all of them with a choice after. Call ``model.fuse()``
+    before for folded batch norms.
 
     Args:
         path: file to write. fixed_batch: the batch size; None leaves it open.
@@ -57,12 +58,13 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     from zoo.kernels.rms_norm import reference as norm
     from zoo.kernels.rope import reference as rope
 
+    def rms_norm(x, weight, z, num_groups, norm_before_gate, eps, _):
+        return norm.forward(x, weight, z, num_groups, norm_before_gate, eps, (x if weight is None else weight).dtype)
+
     table: dict[Any, Callable[..., Any]] = dict(torch.export.default_decompositions().items())
     return table | {
         torch.ops.zoo.causal_conv1d.default: lambda *args: conv.forward(*args[:-1]),
-        torch.ops.zoo.rms_norm.default: lambda x, weight, *args: norm.forward(
-            x, weight, *args[:-1], (x if weight is None else weight).dtype
-        ),
+        torch.ops.zoo.rms_norm.default: rms_norm,
         torch.ops.zoo.rope.default: lambda *args: rope.forward(*args[:-1]),
         torch.ops.zoo.selective_scan.default: _selective_scan,
         torch.ops.zoo.grouped_matmul.default: _grouped_matmul,

@@ -63,12 +63,12 @@ def read_labels(path: str | Path, num_classes: int) -> list[str]:
     text = Path(path).read_text(encoding="utf-8")
     if text.lstrip().startswith(("[", "{")):
         try:
-            content = json.loads(text)
+            content: Any = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
         if isinstance(content, dict):
             content = [content.get(str(index)) for index in range(max(len(content), num_classes))]
-        labels = [" ".join(map(str, name)) if isinstance(name, list) else name for name in content]
+        labels: list[Any] = [" ".join(map(str, name)) if isinstance(name, list) else name for name in content]
     else:
         labels = text.splitlines()
     if len(labels) != num_classes or not all(isinstance(label, str) for label in labels):

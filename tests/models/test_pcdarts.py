@@ -76,7 +76,7 @@ def test_the_auxiliary_head_trains_with_the_task_and_goes_when_fused():
     images, targets = torch.randn(4, 3, 32, 32), torch.arange(4)
     task.log_training = lambda loss, **_: loss
     loss = task.training_step((images, targets), 0)
-    weight, logits = task.trained.auxiliary_logits
+    weight, logits = model.auxiliary_logits
     assert weight == 0.4 and logits.shape == (4, 10)
     loss.backward()
     assert all(p.grad is not None for p in model.auxiliary_head.parameters())
