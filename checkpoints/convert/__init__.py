@@ -14,6 +14,7 @@ from zoo.checkpoints.convert import (
     falcon_h1,
     m3vit,
     mamba,
+    mcunet,
     mixtral,
     pcdarts,
     simplenet,
@@ -40,7 +41,7 @@ def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     bare = unwrap(state_dict, ("module.", "_orig_mod."))
     for tensors in (bare, unwrap(bare, ("model.",))):
-        for converter in (*CONVERTERS, based, efficientvit, m3vit, pcdarts, simplenet, vovnet):
+        for converter in (*CONVERTERS, based, efficientvit, m3vit, mcunet, pcdarts, simplenet, vovnet):
             if converter.recognises(tensors):
                 return converter.to_zoo(tensors)
     return unwrap(bare, ("model.",))

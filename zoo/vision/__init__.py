@@ -7,6 +7,7 @@ from zoo.vision.features import FeatureInfo, FeatureNet
 from zoo.vision.hierarchical import HierarchicalConfig, HierarchicalModel
 from zoo.vision.lightcnn import LightCNN, LightCNNConfig
 from zoo.vision.m3vit import M3ViT, M3ViTConfig
+from zoo.vision.mcunet import MCUNet, MCUNetConfig
 from zoo.vision.pcdarts import PCDARTS, PCDARTSConfig
 from zoo.vision.revunet3d import RevUNet3d, RevUNet3dConfig
 from zoo.vision.s4 import S4Pixel, S4PixelConfig
@@ -30,6 +31,8 @@ __all__ = [
     "LightCNNConfig",
     "M3ViT",
     "M3ViTConfig",
+    "MCUNet",
+    "MCUNetConfig",
     "PCDARTSConfig",
     "RevUNet3d",
     "RevUNet3dConfig",

@@ -1,0 +1,320 @@
+r"""Patch-based inference: the first layers of a network run on one patch of the image after another.
+
+The maps of the first layers are the largest of a network; computed patch by patch, only the map that the last of them
+gives exists whole. A patch of that map needs a larger one of every map before it, by the kernels' reach, so that
+neighbouring patches overlap and some of the work is done twice. Zeros are padded only where a layer meets the true
+border of its map: the result is that of the plain run.
+
+Paper: Lin et al., "MCUNetV2: Memory-Efficient Patch-based Inference for Tiny Deep Learning", arXiv 2110.15352.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import inf
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.layers.conv import ConvNorm, InvertedResidual, ReLU6ConvNorm
+from zoo.layers.drop import DropPath
+from zoo.vision.hierarchical import HierarchicalModel, Stage
+
+NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)  # at inference
+
+
+class Box(NamedTuple):
+    """Rows top to bottom and columns left to right of a map, ends not included."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def area(self) -> int:
+        """Pixels."""
+        return (self.bottom - self.top) * (self.right - self.left)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A layer whose output pixel depends on kernel x kernel input pixels, ``stride`` apart.
+
+    compute: the layer without padding. out_dim: channels it gives, None for as many as it takes. macs: products an
+    output pixel takes. fill: what lies beyond the border. inplace: it overwrites its input.
+    """
+
+    compute: Callable[[Tensor], Tensor]
+    kernel: int = 1
+    stride: int = 1
+    padding: int = 0
+    out_dim: int | None = None
+    macs: int = 0
+    fill: float = 0.0
+    inplace: bool = False
+
+    def shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the whole output."""
+        height, width = ((side + 2 * self.padding - self.kernel) // self.stride + 1 for side in shape)
+        return height, width
+
+    def wanted(self, box: Box) -> Box:
+        """What an output box needs, also beyond the border."""
+        first, last = self.stride, self.kernel - self.padding
+        top, left = (start * first - self.padding for start in (box.top, box.left))
+        bottom, right = ((end - 1) * first + last for end in (box.bottom, box.right))
+        return Box(top, bottom, left, right)
+
+    def reach(self, box: Box, shape: tuple[int, int]) -> Box:
+        """The part of that within the map."""
+        box = self.wanted(box)
+        return Box(max(box.top, 0), min(box.bottom, shape[0]), max(box.left, 0), min(box.right, shape[1]))
+
+    def run(self, x: list[Tensor], have: Box, out: Box, shape: tuple[int, int]) -> Tensor:
+        """``x`` holds the one tensor of the box ``have``, and lets it go."""
+        want, inputs = self.wanted(out), x.pop()
+        if want != have:
+            beyond = (have.left - want.left, want.right - have.right, have.top - want.top, want.bottom - have.bottom)
+            inputs = F.pad(inputs, beyond, value=self.fill)
+        return self.compute(inputs)
+
+
+@dataclass(frozen=True)
+class Residual:
+    """steps(x) + x."""
+
+    steps: tuple[Any, ...]
+
+    def shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """The same."""
+        return shape
+
+    def reach(self, box: Box, shape: tuple[int, int]) -> Box:
+        """That of the steps, which holds the box itself."""
+        return boxes(self.steps, shape, box)[0]
+
+    def run(self, x: list[Tensor], have: Box, out: Box, shape: tuple[int, int]) -> Tensor:
+        """As of ``Window``; the input stays until it is added."""
+        inputs = x.pop()
+        y = run_steps(self.steps, [inputs], shape, out)
+        return y.add_(_cut(inputs, have, out))
+
+
+def steps_of(*modules: nn.Module) -> tuple[Any, ...]:
+    """Layers in a row as ``Window`` and ``Residual``.
+
+    Raises:
+        ValueError: for a layer that sees more than a neighbourhood, or of an unknown kind.
+    """
+    return tuple(step for module in modules for step in _steps(module))
+
+
+def _steps(module: nn.Module) -> Sequence[Any]:
+    if isinstance(module, Stage):
+        return steps_of(module.downsample, *module.blocks)
+    if isinstance(module, nn.Sequential):
+        return steps_of(*module)
+    if isinstance(module, InvertedResidual):
+        inner = steps_of(module.expand, module.depthwise, module.project)
+        return (Residual(inner),) if module.residual else inner
+    if isinstance(module, ConvNorm):
+        activation = nn.ReLU6(inplace=True) if isinstance(module, ReLU6ConvNorm) else nn.ReLU(inplace=True)
+        activated = isinstance(module, ReLU6ConvNorm) or module.relu
+        return (_convolution(module.conv), *steps_of(module.bn, activation if activated else nn.Identity()))
+    if isinstance(module, nn.Conv2d):
+        return (_convolution(module),)
+    if isinstance(module, nn.MaxPool2d) and not module.ceil_mode and module.dilation == 1:
+        sides = (module.kernel_size, module.stride, module.padding)
+        if all(isinstance(side, int) for side in sides):
+            kernel, stride, padding = sides
+            return (Window(lambda x: F.max_pool2d(x, kernel, stride), kernel, stride, padding, fill=-inf),)  # type: ignore[arg-type]
+    if isinstance(module, (nn.ReLU, nn.ReLU6)) or (isinstance(module, nn.BatchNorm2d) and not module.training):
+        return (Window(module, inplace=getattr(module, "inplace", False)),)
+    if isinstance(module, NOTHING) and not (isinstance(module, (nn.Dropout, nn.Dropout2d)) and module.training):
+        return ()
+    raise ValueError(
+        f"patches are for convolutions, poolings, batch norms and activations in eval mode, got {type(module).__name__}"
+    )
+
+
+def _convolution(conv: nn.Conv2d) -> Window:
+    (kernel, width), (stride, _), padding = conv.kernel_size, conv.stride, conv.padding
+    macs = conv.out_channels * conv.in_channels // conv.groups * kernel**2
+    square = kernel == width and len(set(conv.stride)) == 1 and conv.dilation == (1, 1) and not isinstance(padding, str)
+    if not square or padding[0] != padding[1] or conv.padding_mode != "zeros":  # type: ignore[misc]
+        raise ValueError(f"patches need square kernels, strides and zero paddings without dilation, got {conv}")
+    return Window(
+        lambda x: F.conv2d(x, conv.weight, conv.bias, stride, 0, 1, conv.groups),
+        kernel, stride, int(padding[0]), conv.out_channels, macs,
+    )  # fmt: skip
+
+
+def boxes(steps: Sequence[Any], shape: tuple[int, int], out: Box) -> list[Box]:
+    """What the steps need for the box ``out`` of the last one's output: of the input, and of each step's output."""
+    shapes = [shape]
+    for step in steps[:-1]:
+        shapes.append(step.shape(shapes[-1]))
+    found = [out]
+    for step, before in zip(reversed(steps), reversed(shapes), strict=True):
+        found.append(step.reach(found[-1], before))
+    return found[::-1]
+
+
+def run_steps(steps: Sequence[Any], x: list[Tensor], shape: tuple[int, int], out: Box) -> Tensor:
+    """The box ``out`` of the last output, from the tensor that ``x`` holds and lets go: what the steps need for it."""
+    places = boxes(steps, shape, out)
+    for step, (have, after) in zip(steps, pairwise(places), strict=True):
+        x.append(step.run(x, have, after, shape))
+        shape = step.shape(shape)
+    return x.pop()
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a run costs: the largest sum of maps in bytes that exist at a time, the image and the weights not counted,
+    and the products (MACs) of convolutions; by patches in a grid of ``grid`` x ``grid`` over ``stages`` stages."""
+
+    stages: int
+    grid: int
+    peak: int
+    macs: int
+
+
+def plan(model: HierarchicalModel, stages: int = 0, grid: int = 1, bytes_per_number: int = 4) -> MemoryPlan:
+    """What ``PatchedModel(model, stages, grid)`` needs for an image of the configuration's size; plain for stages 0.
+
+    The figures are those of the convolutions as they are run here: input and output exist together, activations and
+    sums overwrite, patches at the border are copied once to be padded. Fuse the model first: a batch norm of its own
+    is one more copy.
+    """
+    return _plan(model, model.config.image_shape, stages, grid, bytes_per_number)
+
+
+def best_plan(model: HierarchicalModel, limit: int, grids: Sequence[int] = (2, 3, 4, 6, 8)) -> MemoryPlan:
+    """The plan with the fewest products whose peak is at most ``limit`` bytes; the plain one where that fits.
+
+    Raises:
+        ValueError: when none fits, with the smallest peak there is.
+    """
+    options = [plan(model), *(plan(model, s, g) for s in range(1, len(model.stages)) for g in grids)]
+    fitting = [option for option in options if option.peak <= limit]
+    if not fitting:
+        least = min(options, key=lambda option: option.peak)
+        raise ValueError(f"no plan needs at most {limit:,} bytes; the least is {least.peak:,} with {least}")
+    return min(fitting, key=lambda option: (option.macs, option.peak))
+
+
+class PatchedModel(nn.Module):
+    """A hierarchical model whose first stages run patch by patch; the same outputs in less memory, for inference.
+
+    Args:
+        model: in eval mode, best fused; of convolutions, poolings and inverted residuals in the first ``stages``.
+        stages: stages that run by patches. grid: patches a side of their output, which need not divide it.
+
+    Raises:
+        ValueError: for numbers out of range, or layers that see more than a neighbourhood.
+    """
+
+    def __init__(self, model: HierarchicalModel, stages: int, grid: int):
+        super().__init__()
+        if model.training:
+            raise ValueError("patches are for inference: call model.eval(), or model.fuse(), before")
+        if not 0 <= stages <= len(model.stages) or grid < 1:
+            raise ValueError(f"stages must be from 0 to {len(model.stages)} and grid at least 1, got {stages}, {grid}")
+        self.model, self.stages, self.grid = model, stages, grid
+        self.first, self.rest = _halves(model, stages)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to logits (B, num_classes)."""
+        self.model._check(x)
+        x = patch_inference(self.first, x, self.grid) if self.first else x
+        shape = (x.shape[2], x.shape[3])
+        if self.rest:
+            holder, last = [x], _whole(self.rest, shape)
+            del x
+            x = run_steps(self.rest, holder, shape, last)
+        return self.model.forward_head(x)
+
+
+def patch_inference(steps: Sequence[Any], x: Tensor, grid: int) -> Tensor:
+    """The output of ``steps_of`` layers on x (B, C, H, W), computed in grid x grid patches."""
+    shape = (x.shape[2], x.shape[3])
+    whole, out = _whole(steps, shape), None
+    for box in _patches(whole, grid):
+        need = boxes(steps, shape, box)[0]
+        patch = run_steps(steps, [_cut(x, Box(0, shape[0], 0, shape[1]), need)], shape, box)
+        if out is None:
+            out = patch.new_empty(*patch.shape[:2], whole.bottom, whole.right) if grid > 1 else patch
+        if grid > 1:
+            out[:, :, box.top : box.bottom, box.left : box.right] = patch
+        del patch
+    assert out is not None
+    return out
+
+
+def _halves(model: HierarchicalModel, stages: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    return steps_of(*model.stages[:stages]), steps_of(*model.stages[stages:])
+
+
+def _whole(steps: Sequence[Any], shape: tuple[int, int]) -> Box:
+    for step in steps:
+        shape = step.shape(shape)
+    return Box(0, shape[0], 0, shape[1])
+
+
+def _patches(whole: Box, grid: int) -> list[Box]:
+    """In rows; the last ones may be smaller, and where there are fewer pixels than patches some are left out."""
+    edges = [[side * i // grid for i in range(grid + 1)] for side in (whole.bottom, whole.right)]
+    spans = [[span for span in pairwise(edge) if span[0] < span[1]] for edge in edges]
+    return [Box(*rows, *columns) for rows in spans[0] for columns in spans[1]]
+
+
+def _cut(x: Tensor, have: Box, want: Box) -> Tensor:
+    """The box ``want`` of x, which is the box ``have``."""
+    return x[:, :, want.top - have.top : want.bottom - have.top, want.left - have.left : want.right - have.left]
+
+
+def _plan(model: HierarchicalModel, shape: tuple[int, int], stages: int, grid: int, size: int) -> MemoryPlan:
+    first, rest = _halves(model, stages)
+    peak, macs, dim, held = 0, 0, model.config.in_chans, 0
+    if first:
+        whole, out_dim = _whole(first, shape), _channels(first, dim)
+        held = whole.area * out_dim if grid > 1 else 0
+        for box in _patches(whole, grid):
+            most, products = _cost(first, shape, box, dim, counts_input=False)
+            peak, macs = max(peak, held + most), macs + products
+        shape, dim, held = (whole.bottom, whole.right), out_dim, 1
+    if rest:
+        most, products = _cost(rest, shape, _whole(rest, shape), dim, counts_input=bool(held))
+        peak, macs = max(peak, most), macs + products
+    return MemoryPlan(stages, grid if stages else 1, peak * size, macs)
+
+
+def _channels(steps: Sequence[Any], dim: int) -> int:
+    for step in steps:
+        dim = _channels(step.steps, dim) if isinstance(step, Residual) else (step.out_dim or dim)
+    return dim
+
+
+def _cost(steps: Sequence[Any], shape: tuple[int, int], out: Box, dim: int, counts_input: bool) -> tuple[int, int]:
+    """(numbers that exist at most at a time, products) of ``run_steps``; the input counts while it is needed."""
+    peak, macs, own = 0, 0, counts_input
+    for step, (have, after) in zip(steps, pairwise(boxes(steps, shape, out)), strict=True):
+        entering = have.area * dim if own else 0
+        if isinstance(step, Residual):
+            most, products = _cost(step.steps, shape, after, dim, counts_input=False)
+            peak, macs = max(peak, entering + most), macs + products
+        else:
+            out_dim, want = step.out_dim or dim, step.wanted(after)
+            padded = want.area * dim if want != have else 0
+            leaving = 0 if step.inplace and own else after.area * out_dim
+            peak = max(peak, entering + padded, (padded or entering) + leaving)
+            macs, dim = macs + step.macs * after.area, out_dim
+        own, shape = True, step.shape(shape)
+    return peak, macs
