@@ -8,6 +8,7 @@ from zoo.vision.hierarchical import HierarchicalConfig, HierarchicalModel
 from zoo.vision.lightcnn import LightCNN, LightCNNConfig
 from zoo.vision.m3vit import M3ViT, M3ViTConfig
 from zoo.vision.mcunet import MCUNet, MCUNetConfig
+from zoo.vision.patches import MemoryPlan, PatchedModel, best_plan, plan
 from zoo.vision.pcdarts import PCDARTS, PCDARTSConfig
 from zoo.vision.revunet3d import RevUNet3d, RevUNet3dConfig
 from zoo.vision.s4 import S4Pixel, S4PixelConfig
@@ -33,7 +34,9 @@ __all__ = [
     "M3ViTConfig",
     "MCUNet",
     "MCUNetConfig",
+    "MemoryPlan",
     "PCDARTSConfig",
+    "PatchedModel",
     "RevUNet3d",
     "RevUNet3dConfig",
     "S4Pixel",
@@ -50,4 +53,6 @@ __all__ = [
     "VisionModel",
     "VoVNet",
     "VoVNetConfig",
+    "best_plan",
+    "plan",
 ]
