@@ -142,7 +142,7 @@ def test_the_best_plan():
 
 
 def test_redistribution_overlaps_less():
-    config = zoo.create_model("mbv2_w035", device="meta").config
+    config: Any = zoo.create_model("mbv2_w035", device="meta").config
     moved = redistribute(config, 3)
     assert moved.dims == config.dims and moved.blocks != config.blocks
     reach = [sum(k - 1 for stage in c.blocks for _, k, _ in stage) for c in (config, moved)]
