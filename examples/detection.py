@@ -94,7 +94,7 @@ def train(model: FCOS, seconds: float, generator: torch.Generator, batch: int = 
     optimiser = torch.optim.AdamW(model.train().parameters(), lr=lr)
     started, steps = time.perf_counter(), 0
     while steps == 0 or time.perf_counter() - started < seconds:
-        loss = sum(model(*shapes(batch, generator)).values())
+        loss = sum(model(*shapes(batch, generator)).values(), torch.zeros(()))
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
