@@ -54,6 +54,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is tuple:
         each = options[:1] * len(value) if options[1:] == (...,) and isinstance(value, tuple) else options
         return isinstance(value, tuple) and len(value) == len(each) and all(map(_fits, value, each))
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(k, options[0]) and _fits(v, options[1]) for k, v in value.items())
     if dataclasses.is_dataclass(hint):
         return isinstance(value, (dict, hint))  # type: ignore[arg-type]
     if isinstance(value, bool) or hint is bool:

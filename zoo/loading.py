@@ -15,6 +15,7 @@ from zoo.checkpoints import fit_state_dict
 
 REPEATED = ("depth", "depths", "num_layers", "mtp_depth")  # fields that say how often something is built
 LONGEST = 1000
+ALIGNED, SMALL = 64, 1 << 20  # bytes; kernels may sum in another order where memory is not aligned: below, it is copied
 
 
 def build_around(
@@ -119,7 +120,8 @@ def _assign(model: nn.Module, fitted: Mapping[str, Tensor], device: torch.device
         for name, empty in list(module.named_parameters(recurse=False, remove_duplicate=False)):
             if id(empty) not in parameters:
                 tensor = fitted[f"{prefix}.{name}" if prefix else name].to(device, empty.dtype).contiguous()
-                if tensor.data_ptr() in taken:  # tied in the checkpoint, but not here
+                tied_elsewhere = tensor.data_ptr() in taken  # in the checkpoint, but not here
+                if tied_elsewhere or (tensor.nbytes < SMALL and tensor.data_ptr() % ALIGNED):
                     tensor = tensor.clone()
                 taken.add(tensor.data_ptr())
                 parameters[id(empty)] = nn.Parameter(tensor, empty.requires_grad)

@@ -64,7 +64,7 @@ def test_the_first_stage_does_not_attend_and_a_new_block_is_the_identity():
         ({"depths": (1, 2, 3)}, "depths must hold 2 integers"),
         ({"dims": (49, 96)}, "divisible by 2, got 49"),
         ({"stem_strides": (4,)}, "stem_strides must be some of 1 and 2"),
-        ({"global_pool": "max"}, "global_pool must be 'avg'"),
+        ({"global_pool": "token"}, "global_pool must be 'avg'"),
         ({"global_pool": ""}, "which cannot be classified"),
     ],
 )
