@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import math
@@ -102,6 +103,7 @@ def peak_memory(call: Callable[[], object]) -> int:
     Run it in a fresh process: the peak is the whole process's. It sees every allocation, torch's or not.
     """
     gc.collect()
+    _return_freed_memory()
     reset = Path("/proc/self/clear_refs")
     if reset.exists():
         reset.write_text("5")  # the peak starts again from what is resident now
@@ -112,6 +114,13 @@ def peak_memory(call: Callable[[], object]) -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     call()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
+
+
+def _return_freed_memory() -> None:
+    """What earlier calls freed would hide as much of the next one's."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _resident(field: str) -> int:

@@ -14,6 +14,7 @@ rate, both measured in the same run; inputs that fit in a large last-level cache
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -256,6 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=float, default=1.5, help="seconds after which a measurement ends")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile of the peers")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
+    parser.add_argument("--memory-only", action="store_true", help="measure peak memory anew for the saved results")
     parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
 
@@ -263,19 +265,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = [subject for subject in SUBJECTS if subject.name in options.only]
     records: list[dict] = []
     peak: dict[str, dict[str, int]] = {}
+    here, roof = machine(), {}
+    if options.memory_only:
+        saved = json.loads((RESULTS / "kernels.json").read_text(encoding="utf-8"))
+        records, roof, here = saved["records"], saved["peaks"], saved["machine"]
+        lengths = sorted({r["length"] for r in records if r["measure"] != "decode"})
     with Progress(transient=True, console=Console(stderr=True)) as progress:
         task = progress.add_task("measuring peaks", total=len(chosen))
-        roof = peaks(options.device)
+        roof = roof or peaks(options.device)
         for subject in chosen:
             say = partial(_describe, progress, task)
-            records += measure_subject(subject, lengths, options.device, options.budget, not options.no_compile, say)
+            if not options.memory_only:
+                compiled = not options.no_compile
+                records += measure_subject(subject, lengths, options.device, options.budget, compiled, say)
             if options.device == "cpu" and not options.no_memory:
                 say(f"{subject.name}: memory")
                 pair = (OURS, next(iter(subject.peers), REFERENCE))
                 peak[subject.name] = {side: in_fresh_process(memory, subject.name, side) for side in pair}
             progress.advance(task)
 
-    here = machine()
     tables = [
         (f"Kernels at T {COMPARED}, {'float32' if options.device == 'cpu' else 'bfloat16'}",
          *show_comparison(records, roof)),
