@@ -85,7 +85,9 @@ def in_rows(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None,
 
 def _steps_apart(tensor: Tensor) -> bool:
     shape, strides = tensor.shape, tensor.stride()
-    return tensor.dim() > 2 and strides[0] == shape[1] * strides[1] and tensor[0, 0].is_contiguous()
+    return (
+        tensor.dim() > 2 and tensor.numel() > 0 and strides[0] == shape[1] * strides[1] and tensor[0, 0].is_contiguous()
+    )
 
 
 def _build(compiler: str, source: Path) -> ctypes.CDLL:

@@ -11,7 +11,7 @@ def step(
 ) -> tuple[Tensor, Tensor]:
     """One time step: q, k (B, H, K); v (B, H, V); log_decay (B, H) or (B, H, K); state (B, H, K, V)."""
     if log_decay is not None:
-        state = log_decay.exp().reshape(*log_decay.shape[:2], -1, 1) * state
+        state = (log_decay if log_decay.dim() == 3 else log_decay[..., None]).exp()[..., None] * state
     state = state + k[..., :, None] * v[..., None, :]
     return scale * (q[..., None, :] @ state)[..., 0, :], state
 

@@ -20,8 +20,8 @@ def forward(
     groups, q = B.shape[2], min(chunk_size, length)
     shape = (batch, -(-length // q), q, groups)
     x, dt, B, C = (_pad(t, shape[1] * q) for t in (x, dt, B, C))
-    B, C = (m.view(*shape, -1).transpose(2, 3) for m in (B, C))  # (B, c, G, q, N)
-    log_decay = (dt * A).view(*shape, -1).permute(0, 1, 3, 4, 2)  # (B, c, G, h, q)
+    B, C = (m.view(*shape, m.shape[3]).transpose(2, 3) for m in (B, C))  # (B, c, G, q, N)
+    log_decay = (dt * A).view(*shape, heads // groups).permute(0, 1, 3, 4, 2)  # (B, c, G, h, q)
     inputs = (x * dt[..., None]).view(*shape, heads // groups, head_dim).permute(0, 1, 3, 4, 2, 5)  # (B, c, G, h, q, P)
 
     within, from_start = decay_between(log_decay), log_decay.cumsum(-1).exp()  # (B, c, G, h, q, q), (B, c, G, h, q)
@@ -35,10 +35,10 @@ def forward(
 
     output = (within * (C @ B.mT)[:, :, :, None]) @ inputs
     added = (inputs * to_end[..., None]).mT @ B[:, :, :, None]  # (B, c, G, h, P, N)
-    state, before = _carry(state.view(batch, groups, -1, *state.shape[2:]), added, across)
+    state, before = _carry(state.view(batch, groups, heads // groups, *state.shape[2:]), added, across)
     output = output + from_start[..., None] * (C[:, :, :, None] @ before.mT)
-    output = output.permute(0, 1, 4, 2, 3, 5).reshape(batch, -1, heads, head_dim)
-    return output[:, :length], state.reshape(batch, heads, head_dim, -1)
+    output = output.permute(0, 1, 4, 2, 3, 5).reshape(batch, shape[1] * q, heads, head_dim)
+    return output[:, :length], state.reshape(batch, heads, head_dim, state.shape[-1])
 
 
 def backward(dy, dstate, *inputs) -> tuple[Tensor, ...]:

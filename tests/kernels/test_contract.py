@@ -28,6 +28,7 @@ TRITON = [run for run in RUNS if run.values[1] == "triton"]
 PACKABLE = [
     run for run in RUNS if run.values[0].over_time and "seq_idx" in inspect.signature(run.values[0].call).parameters
 ]
+RECURRENCES = ("delta_rule", "linear_attention", "selective_scan", "ssd")
 IGNORE_GRAD = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf"
 )  # opcheck reads it
@@ -58,6 +59,16 @@ def test_accuracy_over_lengths(case, batch, length, assert_accurate):
 @pytest.mark.parametrize(("case", "impl"), TRITON)
 def test_accuracy_of_triton(case, impl, length, assert_accurate):
     assert_accurate(case.call, case.inputs(2, length, torch.float32), impl)
+
+
+@pytest.mark.parametrize(
+    ("case", "impl"), [run for run in RUNS if run.values[0].operation in RECURRENCES and run.values[1] != "triton"]
+)
+def test_an_empty_batch(case, impl):
+    """It has the shapes of a batch of one but for the batch, and gradients of zero."""
+    empty, one = (everything(case, impl, case.inputs(batch, 5, torch.float32)) for batch in (0, 1))
+    for a, b in zip(empty, one, strict=True):
+        assert a.shape in (b.shape, (0, *b.shape[1:])) and not a.any()
 
 
 @pytest.mark.cuda
