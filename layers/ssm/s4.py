@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from zoo.layers.ssm.hippo import DiagonalPlusLowRank, legs_dplr
 from zoo.layers.ssm.state_space import Span, StateSpaceKernel, StateSpaceMixer, as_complex, as_real, wide
 
 NODES = 3  # nodes of the generating function over the length of the kernel
+BLOCK = 2**19  # complex numbers of an intermediate result
 
 
 class S4Kernel(StateSpaceKernel):
@@ -108,8 +110,17 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 def _cauchy(v: Tensor, A: Tensor, z: Tensor) -> Tensor:
     r""":math:`\sum_n v_n / (z - A_n)` over the modes and their conjugates, which share a denominator.
 
-    v (D, R, N / 2), A (D, N / 2), nodes z (Z,) -> (D, R, Z), complex.
+    v (D, R, N / 2), A (D, N / 2), nodes z (Z,) -> (D, R, Z), complex. So many channels at a time that the (D, N / 2, Z)
+    between them stay in the processor's cache; what is large is computed again in the backward pass, not kept.
     """
+    channels = max(1, BLOCK // (A.shape[1] * z.shape[0]))
+    if torch.compiler.is_compiling() or channels >= len(A):
+        return _cauchy_block(v, A, z)
+    parts = zip(v.split(channels), A.split(channels), strict=True)
+    return torch.cat([checkpoint(_cauchy_block, *part, z, use_reentrant=False) for part in parts])  # pyright: ignore
+
+
+def _cauchy_block(v: Tensor, A: Tensor, z: Tensor) -> Tensor:
     A = A[..., None]
     shared = 1 / ((z - A) * (z - A.conj()))  # (D, N / 2, Z)
     numerators = torch.cat([2 * v.real, -2 * (v * A.mT.conj()).real], dim=1)
