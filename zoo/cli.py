@@ -21,7 +21,7 @@ PARSER_NOISE = (
     "Given value",
     "Problem with",
 )
-BENCHMARKS = ("families", "kernels", "layers", "loading", "recall", "vision")
+BENCHMARKS = ("families", "kernels", "layers", "loading", "recall", "resolution", "vision")
 BYTES = 256  # vocabulary of a byte-level model
 DOCUMENT_START = 0  # the byte that precedes every document in training (zoo.train.data.text)
 
