@@ -25,6 +25,8 @@ class Residual(nn.Module):
         conv = self.branch
         if not isinstance(conv, nn.Conv2d) or conv.groups != conv.out_channels or conv.stride != (1, 1):
             return self
+        if getattr(conv, "activation", None):
+            return self
         height, width = conv.kernel_size
         conv.weight[:, :, height // 2, width // 2] += 1
         return conv

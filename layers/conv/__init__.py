@@ -5,6 +5,7 @@ from zoo.layers.conv.cell import Cell
 from zoo.layers.conv.conv_norm import ConvMlp, ConvNorm, depthwise
 from zoo.layers.conv.dense_decoder import DenseDecoder
 from zoo.layers.conv.gated_conv import GatedConv, GatedConvState
+from zoo.layers.conv.inference import InferenceConv2d
 from zoo.layers.conv.inverted_residual import InvertedResidual, ReLU6ConvNorm
 from zoo.layers.conv.long_conv import H3Conv, H3ConvState, LongConv, decaying_kernel, random_kernel
 from zoo.layers.conv.mbconv3d import MBConv3d
@@ -24,6 +25,7 @@ __all__ = [
     "GatedConvState",
     "H3Conv",
     "H3ConvState",
+    "InferenceConv2d",
     "InvertedResidual",
     "LongConv",
     "MBConv3d",

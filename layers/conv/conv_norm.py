@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.batch_norm import BatchNorm2d, affine
+from zoo.layers.conv.inference import InferenceConv2d
 
 
 class ConvNorm(nn.Module):
@@ -45,14 +46,13 @@ class ConvNorm(nn.Module):
         return F.relu_(y) if self.relu else y
 
     def fuse(self) -> nn.Module:
-        """One convolution with a bias, and the ReLU after it."""
+        """One convolution with a bias and the ReLU."""
+        return self._fused("relu" if self.relu else None)
+
+    def _fused(self, activation: str | None) -> InferenceConv2d:
         c, (scale, shift) = self.conv, affine(self.bn)
-        fused = nn.Conv2d(c.in_channels, c.out_channels, c.kernel_size, c.stride, c.padding, groups=c.groups)  # type: ignore[arg-type]
-        fused.to(c.weight)
-        fused.weight.copy_(c.weight * scale[:, None, None, None])
-        assert fused.bias is not None
-        fused.bias.copy_(shift if c.bias is None else shift + c.bias * scale)
-        return nn.Sequential(fused, nn.ReLU(inplace=True)) if self.relu else fused
+        bias = shift if c.bias is None else shift + c.bias * scale
+        return InferenceConv2d(c, c.weight * scale[:, None, None, None], bias, activation)
 
 
 def depthwise(dim: int, kernel_size: int = 3, *, gamma: float = 1.0) -> ConvNorm:

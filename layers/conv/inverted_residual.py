@@ -17,8 +17,8 @@ class ReLU6ConvNorm(ConvNorm):
         return F.relu6(super().forward(x), inplace=True)
 
     def fuse(self) -> nn.Module:
-        """One convolution with a bias, and the ReLU6 after it."""
-        return nn.Sequential(super().fuse(), nn.ReLU6(inplace=True))
+        """One convolution with a bias and the ReLU6."""
+        return self._fused("relu6")
 
 
 class InvertedResidual(nn.Module):

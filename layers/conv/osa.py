@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.layers.conv.conv_norm import ConvNorm
+from zoo.layers.conv.inference import InferenceConv2d
 from zoo.layers.conv.squeeze_excite import EffectiveSqueezeExcite
 from zoo.layers.drop import DropPath
 
@@ -22,8 +23,9 @@ class SeparableConvNorm(ConvNorm):
         return super().forward(self.depthwise(x))
 
     def fuse(self) -> nn.Module:
-        """The depthwise convolution as it is, the other with a bias, and the ReLU."""
-        return nn.Sequential(self.depthwise, super().fuse())
+        """The depthwise convolution as it is, the other with a bias and the ReLU."""
+        depthwise = InferenceConv2d(self.depthwise, self.depthwise.weight.detach(), None)
+        return nn.Sequential(depthwise, super().fuse())
 
 
 def conv3x3(in_dim: int, out_dim: int, stride: int = 1, separable: bool = False) -> ConvNorm:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from zoo.layers import ConvNorm, NormLinear, Residual, depthwise, fuse, recompute
+from zoo.layers.conv import InferenceConv2d
 
 
 def settled(module: Any) -> Any:
@@ -30,10 +31,11 @@ def fused(module: Any) -> Any:
 @pytest.mark.parametrize(
     ("module", "kind", "shape"),
     [
-        (ConvNorm(4, 6, 3, stride=2, groups=2), nn.Conv2d, (2, 4, 5, 7)),
-        (ConvNorm(4, 6, relu=True), nn.Sequential, (2, 4, 5, 7)),
-        (depthwise(4, 5), nn.Conv2d, (2, 4, 5, 7)),
-        (Residual(depthwise(4)), nn.Conv2d, (2, 4, 5, 7)),
+        (ConvNorm(4, 6, 3, stride=2, groups=2), InferenceConv2d, (2, 4, 5, 7)),
+        (ConvNorm(4, 6, relu=True), InferenceConv2d, (2, 4, 5, 7)),
+        (depthwise(4, 5), InferenceConv2d, (2, 4, 5, 7)),
+        (Residual(depthwise(4)), InferenceConv2d, (2, 4, 5, 7)),
+        (Residual(ConvNorm(4, 4, groups=4, relu=True)), Residual, (2, 4, 5, 7)),
         (Residual(ConvNorm(4, 4)), Residual, (2, 4, 5, 7)),
         (Residual(nn.Sequential(depthwise(4))), Residual, (2, 4, 5, 7)),
         (NormLinear(4, 3), nn.Linear, (2, 4)),

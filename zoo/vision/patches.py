@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.layers.conv import ConvNorm, InvertedResidual, ReLU6ConvNorm
+from zoo.layers.conv import ConvNorm, InferenceConv2d, InvertedResidual, ReLU6ConvNorm
+from zoo.layers.conv.inference import ACTIVATIONS
 from zoo.layers.drop import DropPath
 from zoo.vision.hierarchical import HierarchicalModel, Stage
 
@@ -126,6 +127,8 @@ def _steps(module: nn.Module) -> Sequence[Any]:
         activation = nn.ReLU6(inplace=True) if isinstance(module, ReLU6ConvNorm) else nn.ReLU(inplace=True)
         activated = isinstance(module, ReLU6ConvNorm) or module.relu
         return (_convolution(module.conv), *steps_of(module.bn, activation if activated else nn.Identity()))
+    if isinstance(module, InferenceConv2d) and module.activation:
+        return (_convolution(module), Window(ACTIVATIONS[module.activation].function, inplace=True))
     if isinstance(module, nn.Conv2d):
         return (_convolution(module),)
     if isinstance(module, nn.MaxPool2d) and not module.ceil_mode and module.dilation == 1:

@@ -1,0 +1,92 @@
+"""Convolutions of the form for inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+
+class Activation(NamedTuple):
+    """An elementwise function that overwrites its argument, and oneDNN's name and numbers for it."""
+
+    function: Callable[[Tensor], Tensor]
+    post_op: str
+    numbers: tuple[float, ...] = ()
+
+
+def _relu6(x: Tensor) -> Tensor:
+    return F.relu6(x, inplace=True)
+
+
+ACTIVATIONS = {"relu": Activation(F.relu_, "relu"), "relu6": Activation(_relu6, "hardtanh", (0.0, 6.0))}
+NO_ACTIVATION = Activation(lambda x: x, "none")
+
+
+class InferenceConv2d(nn.Conv2d):
+    """y = activation(conv(x)), what a convolution, its batch norm and its activation fuse to.
+
+    In float32 on the CPU, in channels_last and without gradients, oneDNN computes both at once, from a copy of the
+    weights in its own layout, made at the first such call. Other calls, compiled, exported and traced programs use
+    torch's convolution and then the activation.
+
+    Args:
+        conv: whose sizes and dtype are taken. weight, bias: the fused ones. activation: "relu", "relu6" or None.
+    """
+
+    def __init__(self, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, activation: str | None = None):
+        super().__init__(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
+            conv.groups, bias is not None, conv.padding_mode, device="meta",
+        )  # fmt: skip
+        self.weight = nn.Parameter(weight.to(conv.weight.dtype))
+        if bias is not None:
+            self.bias = nn.Parameter(bias.to(conv.weight.dtype))
+        self.activation = activation
+        self._laid_out: tuple[Any, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, in_channels, H, W) -> (B, out_channels, H', W')."""
+        function, post_op, numbers = NO_ACTIVATION if self.activation is None else ACTIVATIONS[self.activation]
+        if not self._is_direct(x):
+            return function(super().forward(x))
+        sizes = (self.padding, self.stride, self.dilation, self.groups)
+        weight = self._weight_for(x)
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *sizes, post_op, numbers, "")
+
+    def _is_direct(self, x: Tensor) -> bool:
+        return (
+            x.device.type == "cpu"
+            and x.dtype == self.weight.dtype == torch.float32
+            and x.is_contiguous(memory_format=torch.channels_last)
+            and x.numel() > 0
+            and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
+            and not self.weight.is_inference()  # tensors that do not count their changes
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+            and not is_in_torch_dispatch_mode()  # which would see an operator that no counter knows
+            and torch.backends.mkldnn.is_available()
+            and torch._C._get_mkldnn_enabled()
+            and self.padding_mode == "zeros"
+        )
+
+    def _weight_for(self, x: Tensor) -> Tensor:
+        version = (self.weight.data_ptr(), self.weight._version)
+        if self._laid_out is None or self._laid_out[0] != version:
+            sizes = (self.padding, self.stride, self.dilation, self.groups)
+            weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *sizes, x.shape)
+            self._laid_out = version, weight
+        return self._laid_out[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles make their own layout."""
+        return self.__dict__ | {"_laid_out": None}
+
+    def extra_repr(self) -> str:
+        """With the activation."""
+        return super().extra_repr() + (f", activation={self.activation}" if self.activation else "")
