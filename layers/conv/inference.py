@@ -60,14 +60,14 @@ class InferenceConv2d(nn.Conv2d):
 
     def _is_direct(self, x: Tensor) -> bool:
         return (
-            x.device.type == "cpu"
+            not torch.compiler.is_compiling()
+            and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
             and x.is_contiguous(memory_format=torch.channels_last)
             and x.numel() > 0
             and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
             and not self.weight.is_inference()  # tensors that do not count their changes
             and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()
             and not is_in_torch_dispatch_mode()  # which would see an operator that no counter knows
             and torch.backends.mkldnn.is_available()
