@@ -30,9 +30,9 @@ NO_ACTIVATION = Activation(lambda x: x, "none")
 class InferenceConv2d(nn.Conv2d):
     """y = activation(conv(x)), what a convolution, its batch norm and its activation fuse to.
 
-    In float32 on the CPU, in channels_last and without gradients, oneDNN computes both at once, from a copy of the
-    weights in its own layout, made at the first such call. Other calls, compiled, exported and traced programs use
-    torch's convolution and then the activation.
+    In float32 on the CPU and without gradients, oneDNN computes both at once, in channels_last whatever the layout of
+    x, from a copy of the weights in its own layout, made at the first such call. Other calls, compiled, exported and
+    traced programs use torch's convolution and then the activation.
 
     Args:
         conv: whose sizes and dtype are taken. weight, bias: the fused ones. activation: "relu", "relu6" or None.
@@ -55,7 +55,7 @@ class InferenceConv2d(nn.Conv2d):
         if not self._is_direct(x):
             return function(super().forward(x))
         sizes = (self.padding, self.stride, self.dilation, self.groups)
-        weight = self._weight_for(x)
+        x, weight = x.contiguous(memory_format=torch.channels_last), self._weight_for(x)
         return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *sizes, post_op, numbers, "")
 
     def _is_direct(self, x: Tensor) -> bool:
@@ -63,7 +63,6 @@ class InferenceConv2d(nn.Conv2d):
             not torch.compiler.is_compiling()
             and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
-            and x.is_contiguous(memory_format=torch.channels_last)
             and x.numel() > 0
             and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
             and not self.weight.is_inference()  # tensors that do not count their changes

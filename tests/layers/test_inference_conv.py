@@ -20,7 +20,7 @@ def make(activation=None, groups=1, kernel=3, stride=1, bias=True):
 
 
 def image(batch=2, size=(9, 7)):
-    return torch.randn(batch, 8, *size).to(memory_format=torch.channels_last)
+    return torch.randn(batch, 12, *size).to(memory_format=torch.channels_last)[:, 2:10]
 
 
 def plain(module, x):
@@ -34,7 +34,7 @@ def plain(module, x):
 def test_equals_convolution_and_activation(activation, options):
     module = make(activation, **options)
     with torch.no_grad():
-        for x in (image(), image(1), image(3, (4, 12)), image(1, (1, 1))):
+        for x in (image(), image().contiguous(), image(1), image(3, (4, 12)), image(1, (1, 1))):
             torch.testing.assert_close(module(x), plain(module, x), atol=1e-6, rtol=1e-5)
         assert module._laid_out is not None
 
@@ -66,9 +66,7 @@ def test_copies_and_pickles():
             assert torch.equal(other(x), expected)
 
 
-@pytest.mark.parametrize(
-    "where", ["gradients", "contiguous", "float64", "autocast", "counted", "switched off", "traced", "empty"]
-)
+@pytest.mark.parametrize("where", ["gradients", "float64", "autocast", "counted", "switched off", "traced", "empty"])
 def test_elsewhere_torch_computes_it(where, monkeypatch):
     module, x = make("relu"), image()
     if where == "gradients":
@@ -87,7 +85,7 @@ def test_elsewhere_torch_computes_it(where, monkeypatch):
         if where == "traced":
             monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
         with torch.no_grad():
-            x = {"contiguous": x.contiguous(), "float64": x.double(), "empty": x[:0]}.get(where, x)
+            x = {"float64": x.double(), "empty": x[:0]}.get(where, x)
             module = module.double() if where == "float64" else module
             torch.testing.assert_close(module(x), plain(module, x))
     assert module._laid_out is None
