@@ -3,7 +3,8 @@ r"""Patch-based inference: the first layers of a network run on one patch of the
 The maps of the first layers are the largest of a network; computed patch by patch, only the map that the last of them
 gives exists whole. A patch of that map needs a larger one of every map before it, by the kernels' reach, so that
 neighbouring patches overlap and some of the work is done twice. Zeros are padded only where a layer meets the true
-border of its map: the result is that of the plain run.
+border of its map: the result is that of the plain run. Where the wide maps of later inverted residuals decide the peak,
+``ChannelGroups`` computes them some channels at a time.
 
 Paper: Lin et al., "MCUNetV2: Memory-Efficient Patch-based Inference for Tiny Deep Learning", arXiv 2110.15352.
 """
@@ -11,7 +12,7 @@ Paper: Lin et al., "MCUNetV2: Memory-Efficient Patch-based Inference for Tiny De
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import inf
 from typing import Any, NamedTuple
@@ -84,6 +85,17 @@ class Window:
             inputs = F.pad(inputs, beyond, value=self.fill)
         return self.compute(inputs)
 
+    def channels(self, dim: int) -> int:
+        """Of the output, for ``dim`` of the input."""
+        return self.out_dim or dim
+
+    def cost(self, have: Box, out: Box, shape: tuple[int, int], dim: int, own: bool) -> tuple[int, int]:
+        """(numbers that exist at most at a time, products) of ``run``; the input counts where it is its ``own``."""
+        want, entering = self.wanted(out), have.area * dim if own else 0
+        padded = want.area * dim if want != have else 0
+        leaving = 0 if self.inplace and own else out.area * self.channels(dim)
+        return max(entering + padded, (padded or entering) + leaving), self.macs * out.area
+
 
 @dataclass(frozen=True)
 class Residual:
@@ -105,23 +117,101 @@ class Residual:
         y = run_steps(self.steps, [inputs], shape, out)
         return y.add_(_cut(inputs, have, out))
 
+    def channels(self, dim: int) -> int:
+        """The same."""
+        return dim
 
-def steps_of(*modules: nn.Module) -> tuple[Any, ...]:
-    """Layers in a row as ``Window`` and ``Residual``.
+    def cost(self, have: Box, out: Box, shape: tuple[int, int], dim: int, own: bool) -> tuple[int, int]:
+        """As of ``Window``."""
+        peak, macs = _cost(self.steps, shape, out, dim, counts_input=False)
+        return peak + (have.area * dim if own else 0), macs
+
+
+@dataclass(frozen=True)
+class ChannelGroups:
+    """A fused inverted residual, without the addition, ``size`` channels of its wide map at a time.
+
+    The wide map never exists whole: y is the sum over the groups of W_2 relu6(dw(relu6(W_1 x))). Nothing is computed
+    twice. (TinyEngine, which the paper runs on, has the depthwise convolution overwrite its input to the same end.)
+    """
+
+    block: InvertedResidual
+    depthwise: Window
+    size: int
+
+    def shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the whole output."""
+        return self.depthwise.shape(shape)
+
+    def reach(self, box: Box, shape: tuple[int, int]) -> Box:
+        """What an output box needs."""
+        return self.depthwise.reach(box, shape)
+
+    def run(self, x: list[Tensor], have: Box, out: Box, shape: tuple[int, int]) -> Tensor:
+        """As of ``Window``."""
+        inputs, y = x.pop(), None
+        expand, depthwise, project = self._convolutions()
+        for group in _slices(depthwise.groups, self.size):
+            wide = [_activated(expand, F.conv2d(inputs, expand.weight[group], expand.bias[group]))]
+            filtered = replace(
+                self.depthwise,
+                compute=lambda h, group=group: F.conv2d(
+                    h, depthwise.weight[group], depthwise.bias[group], depthwise.stride, groups=h.shape[1]
+                ),
+            ).run(wide, have, out, shape)
+            bias = project.bias if y is None else None
+            part = F.conv2d(_activated(depthwise, filtered), project.weight[:, group], bias)
+            y = part if y is None else y.add_(part)
+            del filtered, part
+        assert y is not None
+        return y
+
+    def channels(self, dim: int) -> int:
+        """Of the output."""
+        return self._convolutions()[2].out_channels
+
+    def cost(self, have: Box, out: Box, shape: tuple[int, int], dim: int, own: bool) -> tuple[int, int]:
+        """As of ``Window``."""
+        expand, depthwise, project = self._convolutions()
+        peak, output = 0, out.area * project.out_channels
+        for number, group in enumerate(_slices(depthwise.groups, self.size)):
+            size = group.stop - group.start
+            most, _ = self.depthwise.cost(have, out, shape, size, own=True)
+            peak = max(peak, (output if number else 0) + max(most, out.area * size + output))
+        macs = have.area * expand.weight.numel() + out.area * (depthwise.weight.numel() + project.weight.numel())
+        return peak + (have.area * dim if own else 0), macs
+
+    def _convolutions(self) -> tuple[InferenceConv2d, InferenceConv2d, InferenceConv2d]:
+        return self.block.expand, self.block.depthwise, self.block.project  # type: ignore[return-value]
+
+
+def _activated(conv: InferenceConv2d, y: Tensor) -> Tensor:
+    return ACTIVATIONS[conv.activation].function(y) if conv.activation else y
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def steps_of(*modules: nn.Module, channels: int | None = None) -> tuple[Any, ...]:
+    """Layers in a row as ``Window``, ``Residual`` and, for wide maps ``channels`` at a time, ``ChannelGroups``.
 
     Raises:
         ValueError: for a layer that sees more than a neighbourhood, or of an unknown kind.
     """
-    return tuple(step for module in modules for step in _steps(module))
+    return tuple(step for module in modules for step in _steps(module, channels))
 
 
-def _steps(module: nn.Module) -> Sequence[Any]:
+def _steps(module: nn.Module, channels: int | None) -> Sequence[Any]:
     if isinstance(module, Stage):
-        return steps_of(module.downsample, *module.blocks)
+        return steps_of(module.downsample, *module.blocks, channels=channels)
     if isinstance(module, nn.Sequential):
-        return steps_of(*module)
+        return steps_of(*module, channels=channels)
     if isinstance(module, InvertedResidual):
         inner = steps_of(module.expand, module.depthwise, module.project)
+        if channels is not None and isinstance(module.expand, InferenceConv2d):
+            window = replace(_convolution(module.depthwise), out_dim=None)  # type: ignore[arg-type]
+            inner = (ChannelGroups(module, window, channels),)
         return (Residual(inner),) if module.residual else inner
     if isinstance(module, ConvNorm):
         activation = nn.ReLU6(inplace=True) if isinstance(module, ReLU6ConvNorm) else nn.ReLU(inplace=True)
@@ -180,36 +270,65 @@ def run_steps(steps: Sequence[Any], x: list[Tensor], shape: tuple[int, int], out
 @dataclass(frozen=True)
 class MemoryPlan:
     """What a run costs: the largest sum of maps in bytes that exist at a time, the image and the weights not counted,
-    and the products (MACs) of convolutions; by patches in a grid of ``grid`` x ``grid`` over ``stages`` stages."""
+    and the products (MACs) of convolutions; by patches in a grid of ``grid`` x ``grid`` over ``stages`` stages, with
+    ``channels`` of the wide maps of inverted residuals at a time (None: all)."""
 
     stages: int
     grid: int
     peak: int
     macs: int
+    channels: int | None = None
 
 
-def plan(model: HierarchicalModel, stages: int = 0, grid: int = 1, bytes_per_number: int = 4) -> MemoryPlan:
-    """What ``PatchedModel(model, stages, grid)`` needs for an image of the configuration's size; plain for stages 0.
+def plan(
+    model: HierarchicalModel,
+    stages: int = 0,
+    grid: int = 1,
+    channels: int | None = None,
+    *,
+    bytes_per_number: int = 4,
+) -> MemoryPlan:
+    """What ``PatchedModel(model, stages, grid, channels)`` needs for an image of the configuration's size; plain for
+    the defaults.
 
     The figures are those of the convolutions as they are run here: input and output exist together, activations and
     sums overwrite, patches at the border are copied once to be padded. Fuse the model first: a batch norm of its own
     is one more copy.
     """
-    return _plan(model, model.config.image_shape, stages, grid, bytes_per_number)
+    shape, (first, rest) = model.config.image_shape, _halves(model, stages, channels)
+    peak, macs, dim, held = 0, 0, model.config.in_chans, 0
+    if first:
+        whole, out_dim = _whole(first, shape), _channels(first, dim)
+        held = whole.area * out_dim if grid > 1 else 0
+        for box in _patches(whole, grid):
+            most, products = _cost(first, shape, box, dim, counts_input=False)
+            peak, macs = max(peak, held + most), macs + products
+        shape, dim = (whole.bottom, whole.right), out_dim
+    if rest:
+        most, products = _cost(rest, shape, _whole(rest, shape), dim, counts_input=bool(first))
+        peak, macs = max(peak, most), macs + products
+    return MemoryPlan(stages, grid if stages else 1, peak * bytes_per_number, macs, channels)
 
 
-def best_plan(model: HierarchicalModel, limit: int, grids: Sequence[int] = (2, 3, 4, 6, 8)) -> MemoryPlan:
-    """The plan with the fewest products whose peak is at most ``limit`` bytes; the plain one where that fits.
+def best_plan(
+    model: HierarchicalModel,
+    limit: int,
+    grids: Sequence[int] = (2, 3, 4, 6, 8),
+    groups: Sequence[int | None] = (None, 32, 16, 8),
+) -> MemoryPlan:
+    """The plan with the fewest products whose peak is at most ``limit`` bytes, and of those the first of ``groups``,
+    sizes of groups of channels; the plain one where that fits.
 
     Raises:
         ValueError: when none fits, with the smallest peak there is.
     """
-    options = [plan(model), *(plan(model, s, g) for s in range(1, len(model.stages)) for g in grids)]
+    cuts = [(0, 1), *((stages, grid) for stages in range(1, len(model.stages)) for grid in grids)]
+    options = [plan(model, *cut, channels) for channels in groups for cut in cuts]
     fitting = [option for option in options if option.peak <= limit]
     if not fitting:
         least = min(options, key=lambda option: option.peak)
         raise ValueError(f"no plan needs at most {limit:,} bytes; the least is {least.peak:,} with {least}")
-    return min(fitting, key=lambda option: (option.macs, option.peak))
+    return min(fitting, key=lambda option: (option.macs, groups.index(option.channels), option.peak))
 
 
 class PatchedModel(nn.Module):
@@ -218,19 +337,22 @@ class PatchedModel(nn.Module):
     Args:
         model: in eval mode, best fused; of convolutions, poolings and inverted residuals in the first ``stages``.
         stages: stages that run by patches. grid: patches a side of their output, which need not divide it.
+        channels: of the wide map of a fused inverted residual, in all stages, so many exist at a time; None: all.
 
     Raises:
         ValueError: for numbers out of range, or layers that see more than a neighbourhood.
     """
 
-    def __init__(self, model: HierarchicalModel, stages: int, grid: int):
+    def __init__(self, model: HierarchicalModel, stages: int, grid: int, channels: int | None = None):
         super().__init__()
         if model.training:
             raise ValueError("patches are for inference: call model.eval(), or model.fuse(), before")
         if not 0 <= stages <= len(model.stages) or grid < 1:
             raise ValueError(f"stages must be from 0 to {len(model.stages)} and grid at least 1, got {stages}, {grid}")
-        self.model, self.stages, self.grid = model, stages, grid
-        self.first, self.rest = _halves(model, stages)
+        if channels is not None and channels < 1:
+            raise ValueError(f"channels must be at least 1, or None for all at once, got {channels}")
+        self.model, self.stages, self.grid, self.channels = model, stages, grid, channels
+        self.first, self.rest = _halves(model, stages, channels)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -261,8 +383,9 @@ def patch_inference(steps: Sequence[Any], x: Tensor, grid: int) -> Tensor:
     return out
 
 
-def _halves(model: HierarchicalModel, stages: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    return steps_of(*model.stages[:stages]), steps_of(*model.stages[stages:])
+def _halves(model: HierarchicalModel, stages: int, channels: int | None) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    first, rest = (steps_of(*part, channels=channels) for part in (model.stages[:stages], model.stages[stages:]))
+    return first, rest
 
 
 def _whole(steps: Sequence[Any], shape: tuple[int, int]) -> Box:
@@ -283,25 +406,9 @@ def _cut(x: Tensor, have: Box, want: Box) -> Tensor:
     return x[:, :, want.top - have.top : want.bottom - have.top, want.left - have.left : want.right - have.left]
 
 
-def _plan(model: HierarchicalModel, shape: tuple[int, int], stages: int, grid: int, size: int) -> MemoryPlan:
-    first, rest = _halves(model, stages)
-    peak, macs, dim, held = 0, 0, model.config.in_chans, 0
-    if first:
-        whole, out_dim = _whole(first, shape), _channels(first, dim)
-        held = whole.area * out_dim if grid > 1 else 0
-        for box in _patches(whole, grid):
-            most, products = _cost(first, shape, box, dim, counts_input=False)
-            peak, macs = max(peak, held + most), macs + products
-        shape, dim, held = (whole.bottom, whole.right), out_dim, 1
-    if rest:
-        most, products = _cost(rest, shape, _whole(rest, shape), dim, counts_input=bool(held))
-        peak, macs = max(peak, most), macs + products
-    return MemoryPlan(stages, grid if stages else 1, peak * size, macs)
-
-
 def _channels(steps: Sequence[Any], dim: int) -> int:
     for step in steps:
-        dim = _channels(step.steps, dim) if isinstance(step, Residual) else (step.out_dim or dim)
+        dim = step.channels(dim)
     return dim
 
 
@@ -309,15 +416,7 @@ def _cost(steps: Sequence[Any], shape: tuple[int, int], out: Box, dim: int, coun
     """(numbers that exist at most at a time, products) of ``run_steps``; the input counts while it is needed."""
     peak, macs, own = 0, 0, counts_input
     for step, (have, after) in zip(steps, pairwise(boxes(steps, shape, out)), strict=True):
-        entering = have.area * dim if own else 0
-        if isinstance(step, Residual):
-            most, products = _cost(step.steps, shape, after, dim, counts_input=False)
-            peak, macs = max(peak, entering + most), macs + products
-        else:
-            out_dim, want = step.out_dim or dim, step.wanted(after)
-            padded = want.area * dim if want != have else 0
-            leaving = 0 if step.inplace and own else after.area * out_dim
-            peak = max(peak, entering + padded, (padded or entering) + leaving)
-            macs, dim = macs + step.macs * after.area, out_dim
-        own, shape = True, step.shape(shape)
+        most, products = step.cost(have, after, shape, dim, own)
+        peak, macs, own = max(peak, most), macs + products, True
+        dim, shape = step.channels(dim), step.shape(shape)
     return peak, macs
