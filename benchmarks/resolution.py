@@ -53,7 +53,7 @@ def build(side: str, width: str, pixels: int) -> nn.Module:
     model = timm.create_model(f"deit_{width}_patch16_224", img_size=pixels).eval()
     for module in model.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = side == FUSED
+            setattr(module, "fused_attn", side == FUSED)  # noqa: B010 (no attribute of all modules)
     return model
 
 

@@ -15,23 +15,30 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 import zoo
 from zoo.checkpoints import bundled, read_state_dict
 from zoo.cli import recipe_names, recipe_path
-from zoo.train.data import DigitsDataModule, DocumentationDataModule
-from zoo.vision import VisionModel
+from zoo.train.data import (
+    DataModule,
+    DigitLevelsDataModule,
+    DigitsDataModule,
+    DocumentationDataModule,
+    EllipsoidsDataModule,
+)
+from zoo.train.tasks.segmentation import dice
 
 WINDOWS, LENGTH = 32, 256  # of the test documents that score a language model
-LAYOUTS = ("digits", "docs")  # data that need no download; the recipes' names start with theirs
+VOLUMES = 64  # that score a segmentation model
+LAYOUTS = ("digits", "docs", "ellipsoids")  # data that need no download; the recipes' names start with theirs
 
 
 def recipes() -> dict[str, str]:
@@ -40,31 +47,64 @@ def recipes() -> dict[str, str]:
     return {name: recipe for recipe, data, name in split if data in LAYOUTS and name.endswith("_nano")}
 
 
+@torch.inference_mode()
 def score(model: nn.Module) -> dict[str, Any]:
     """The metric of a bundled model on held-out data, what it was measured on, and a digest of that.
 
     Image classifiers: accuracy on all test digits. Language models: bits per byte on ``WINDOWS`` windows spread over
-    the test documents of Python's documentation, which differ between Python versions: so the digest.
+    the test documents of Python's documentation, which differ between Python versions: so the digest. Image generators:
+    bits per dimension of all test digits. Segmentation: Dice coefficient of ``VOLUMES`` generated volumes.
     """
-    model.eval()
-    if isinstance(model, VisionModel):
-        digits = DigitsDataModule(batch_size=1)
-        digits.setup()
-        images = digits.test_dataloader().source
-        inputs, labels = images.fetch(torch.arange(len(images)), 0)
-        with torch.inference_mode():
-            value = (model(inputs).argmax(1) == labels).float().mean().item()
-        metric, data = "accuracy", f"all {len(labels)} test digits"
-    else:
-        text = DocumentationDataModule(seq_len=LENGTH, batch_size=1)
-        text.setup()
-        windows = text.test_dataloader().source
-        inputs, labels = windows.fetch(torch.linspace(0, len(windows) - 1, WINDOWS).long(), 0)
-        with torch.inference_mode():
-            value = model(inputs, labels=labels).item() / math.log(2)
-        metric, data = "bits_per_byte", f"{WINDOWS} windows of {LENGTH} bytes of the test documents"
+    task = zoo.model_info(str(model.config_name)).task
+    metric, value, data, inputs = SCORES[task](model.eval())
     digest = hashlib.sha256(inputs.contiguous().numpy().tobytes()).hexdigest()[:16]
     return {"metric": metric, "value": round(value, 4), "data": data, "data_digest": digest}
+
+
+Score = tuple[str, float, str, Tensor]  # name of the metric, its value, what it was measured on, and that
+
+
+def _accuracy(model: nn.Module) -> Score:
+    inputs, labels = _test_samples(DigitsDataModule())
+    return "accuracy", (model(inputs).argmax(1) == labels).float().mean().item(), _digits(labels), inputs
+
+
+def _bits_per_byte(model: nn.Module) -> Score:
+    text = DocumentationDataModule(seq_len=LENGTH, batch_size=1)
+    text.setup()
+    windows = text.test_dataloader().source
+    inputs, labels = windows.fetch(torch.linspace(0, len(windows) - 1, WINDOWS).long(), 0)
+    value = model(inputs, labels=labels).item() / math.log(2)
+    return "bits_per_byte", value, f"{WINDOWS} windows of {LENGTH} bytes of the test documents", inputs
+
+
+def _bits_per_dim(model: nn.Module) -> Score:
+    images, labels = _test_samples(DigitLevelsDataModule())
+    return "bits_per_dim", model(images, labels=images).item() / math.log(2), _digits(labels), images
+
+
+def _dice(model: nn.Module) -> Score:
+    inputs, masks = _test_samples(EllipsoidsDataModule(test_samples=VOLUMES))
+    value = dice((model(inputs) > 0).float(), masks).mean().item()
+    return "dice", value, f"{VOLUMES} generated test volumes", inputs
+
+
+SCORES: dict[str, Callable[[nn.Module], Score]] = {
+    "image-classification": _accuracy,
+    "language": _bits_per_byte,
+    "image-generation": _bits_per_dim,
+    "segmentation": _dice,
+}
+
+
+def _test_samples(data: DataModule) -> tuple[Tensor, Tensor]:
+    data.setup()
+    source = data.test_dataloader().source
+    return source.fetch(torch.arange(len(source)), 0)
+
+
+def _digits(labels: Tensor) -> str:
+    return f"all {len(labels)} test digits"
 
 
 def bundle(name: str, recipe: str, run: Path) -> dict[str, Any]:

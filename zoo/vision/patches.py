@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from math import inf
 from typing import Any, NamedTuple
@@ -152,15 +153,10 @@ class ChannelGroups:
         inputs, y = x.pop(), None
         expand, depthwise, project = self._convolutions()
         for group in _slices(depthwise.groups, self.size):
-            wide = [_activated(expand, F.conv2d(inputs, expand.weight[group], expand.bias[group]))]
-            filtered = replace(
-                self.depthwise,
-                compute=lambda h, group=group: F.conv2d(
-                    h, depthwise.weight[group], depthwise.bias[group], depthwise.stride, groups=h.shape[1]
-                ),
-            ).run(wide, have, out, shape)
-            bias = project.bias if y is None else None
-            part = F.conv2d(_activated(depthwise, filtered), project.weight[:, group], bias)
+            wide = [_part(expand, inputs, group)]
+            window = replace(self.depthwise, compute=partial(_part, depthwise, group=group))
+            filtered = window.run(wide, have, out, shape)
+            part = F.conv2d(filtered, project.weight[:, group], project.bias if y is None else None)
             y = part if y is None else y.add_(part)
             del filtered, part
         assert y is not None
@@ -185,7 +181,11 @@ class ChannelGroups:
         return self.block.expand, self.block.depthwise, self.block.project  # type: ignore[return-value]
 
 
-def _activated(conv: InferenceConv2d, y: Tensor) -> Tensor:
+def _part(conv: InferenceConv2d, x: Tensor, group: slice) -> Tensor:
+    """Some of the channels that ``conv`` gives, without its padding; x holds those alone where it is depthwise."""
+    assert conv.bias is not None
+    groups = 1 if conv.groups == 1 else x.shape[1]
+    y = F.conv2d(x, conv.weight[group], conv.bias[group], conv.stride, groups=groups)
     return ACTIVATIONS[conv.activation].function(y) if conv.activation else y
 
 
