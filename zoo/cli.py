@@ -50,7 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="names of models")
     listing.add_argument("pattern", nargs="?", default="*", help="wildcards * ? [..], quoted (default: all)")
     listing.add_argument(
-        "--task", help="only this task: language, image-classification, image-generation, segmentation, multi-task"
+        "--task",
+        help="only this task: language, text-classification, image-classification, image-generation, segmentation, "
+        "multi-task",
     )
     listing.add_argument("--family", help="only this family")
     listing.add_argument("--params", action="store_true", help="also count parameters")

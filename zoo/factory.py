@@ -44,7 +44,8 @@ def create_model(
         device: where to build it; "meta" builds without memory, and so without weights.
         dtype: floating dtype of the parameters; those a layer names in ``float32_parameters`` (A_log, D, dt_bias) stay
             float32 under bfloat16 and float16.
-        deploy: vision models only: in the form for inference, ``model.fuse()``, in eval mode and channels_last.
+        deploy: vision models only: in the form for inference, ``model.fuse()``, in eval mode and channels_last. On the
+            CPU its convolutions keep a second copy of their weights, in the layout of oneDNN (``InferenceConv2d``).
         features_only: vision models only: the list of feature maps instead of logits, by ``zoo.vision.FeatureNet``.
         out_indices: which of them, by index (negative from the end), or the last so many for an int; all for None.
         config_overrides: fields of the model's configuration.

@@ -15,7 +15,7 @@ from torch import nn
 from zoo.checkpoints import bundled
 from zoo.checkpoints.index import tags as published_tags
 
-TASKS = ("language", "image-classification", "image-generation", "segmentation", "multi-task")
+TASKS = ("language", "text-classification", "image-classification", "image-generation", "segmentation", "multi-task")
 
 
 @dataclasses.dataclass(frozen=True)

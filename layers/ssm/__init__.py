@@ -4,7 +4,19 @@ from zoo.layers.ssm.bimamba import BiMamba
 from zoo.layers.ssm.mamba import Mamba, MambaState
 from zoo.layers.ssm.mamba2 import Mamba2, Mamba2State
 from zoo.layers.ssm.s4 import S4
+from zoo.layers.ssm.s4_block import S4Block, SequenceNorm
 from zoo.layers.ssm.s4d import S4D
 from zoo.layers.ssm.state_space import StateSpaceState
 
-__all__ = ["S4", "S4D", "BiMamba", "Mamba", "Mamba2", "Mamba2State", "MambaState", "StateSpaceState"]
+__all__ = [
+    "S4",
+    "S4D",
+    "BiMamba",
+    "Mamba",
+    "Mamba2",
+    "Mamba2State",
+    "MambaState",
+    "S4Block",
+    "SequenceNorm",
+    "StateSpaceState",
+]

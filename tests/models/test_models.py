@@ -14,9 +14,10 @@ ALL = zoo.list_models()
 LANGUAGE = zoo.list_models("*_nano", task="language")
 VISION = zoo.list_models("*_nano", task="image-classification")
 GENERATION = zoo.list_models("*_nano", task="image-generation")
+TEXT = zoo.list_models("*_nano", task="text-classification")
 SEGMENTATION = zoo.list_models("*_nano", task="segmentation")
 WITHOUT_BRANCHES = ("simplenet_nano", "lightcnn_nano")  # that drop_path_rate could drop
-NANO = LANGUAGE + VISION + GENERATION + SEGMENTATION
+NANO = LANGUAGE + TEXT + VISION + GENERATION + SEGMENTATION
 PUBLISHED = {
     "mamba_130m": 129_135_360, "mamba_370m": 371_516_416, "mamba_790m": 793_204_224, "mamba_1_4b": 1_372_178_432,
     "mamba_2_8b": 2_768_345_600, "mamba2_130m": 128_989_632, "mamba2_370m": 368_346_624, "mamba2_780m": 780_161_280,
@@ -53,7 +54,8 @@ def inputs(model: Any, batch: int = 2, length: int = 20) -> Tensor:
 
 def loss_of(model: Any, x: Tensor) -> Tensor:
     """What training minimises: the model's loss and the side losses of its layers."""
-    loss = model(x).square().mean() if x.is_floating_point() else model(x, labels=x)
+    scored = x.is_floating_point() or hasattr(model.config, "num_classes")
+    loss = model(x).square().mean() if scored else model(x, labels=x)
     return loss + sum(zoo.auxiliary_losses(model).values())
 
 

@@ -5,6 +5,7 @@ from zoo.train.data.bigram import bigram_bits_per_byte
 from zoo.train.data.digits import DigitLevelsDataModule, DigitsDataModule
 from zoo.train.data.histogram import histogram_bits_per_dim
 from zoo.train.data.images import ImageDataModule
+from zoo.train.data.listops import ListOps
 from zoo.train.data.loader import Batch, BatchLoader, Source
 from zoo.train.data.synthetic import MQAR, InductionHeads, SelectiveCopying, SyntheticDataModule, SyntheticTask
 from zoo.train.data.text import DocumentationDataModule, TextDataModule, TextFilesDataModule
@@ -21,6 +22,7 @@ __all__ = [
     "EllipsoidsDataModule",
     "ImageDataModule",
     "InductionHeads",
+    "ListOps",
     "SelectiveCopying",
     "Source",
     "SyntheticDataModule",

@@ -1,7 +1,7 @@
 """Tasks: what a model learns from a batch, how it is optimised and what is measured."""
 
 from zoo.train.tasks.base import Task
-from zoo.train.tasks.classification import ImageClassification
+from zoo.train.tasks.classification import ImageClassification, TextClassification
 from zoo.train.tasks.dual_input import DualInputClassification
 from zoo.train.tasks.generation import ImageGeneration
 from zoo.train.tasks.language import LanguageModeling
@@ -14,4 +14,5 @@ __all__ = [
     "LanguageModeling",
     "Segmentation",
     "Task",
+    "TextClassification",
 ]

@@ -75,3 +75,9 @@ class ImageClassification(Task):
             mean = cast(Mean, self.means[name])
             mean.update(value)
             self.log(f"{split}/{name}", mean, on_epoch=True, prog_bar=True)
+
+
+class TextClassification(ImageClassification):
+    """The same for token sequences: batches are `(tokens (B, T) int64, targets (B,))`, negative tokens are padding."""
+
+    unit = "sequences"

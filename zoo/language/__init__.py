@@ -12,6 +12,7 @@ from zoo.language.moe import MoEConfig, MoELanguageModel
 from zoo.language.mor import MoRConfig, MoRLanguageModel
 from zoo.language.routing import RoutingConfig, RoutingLanguageModel
 from zoo.language.s4 import S4Config, S4DConfig, S4DLanguageModel, S4LanguageModel
+from zoo.language.s4_text import S4TextClassifier, S4TextConfig
 from zoo.language.scatterbrain import ScatterbrainConfig, ScatterbrainLanguageModel
 from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
 
@@ -43,6 +44,8 @@ __all__ = [
     "S4DConfig",
     "S4DLanguageModel",
     "S4LanguageModel",
+    "S4TextClassifier",
+    "S4TextConfig",
     "ScatterbrainConfig",
     "ScatterbrainLanguageModel",
     "TransformerConfig",

@@ -14,9 +14,8 @@ from functools import partial
 from torch import Tensor, nn
 
 from zoo.config import require_positive
-from zoo.layers import DropPath, PatchEmbed
-from zoo.layers.batch_norm import BatchNorm1d
-from zoo.layers.ssm import S4
+from zoo.layers import PatchEmbed
+from zoo.layers.ssm import S4Block, SequenceNorm
 from zoo.registry import Paper, register_model
 from zoo.vision.base import VisionConfig, VisionModel, drop_path_rates
 
@@ -47,39 +46,6 @@ class S4PixelConfig(VisionConfig):
         require_positive(self, "dim", "depth", "d_state", "num_ssm")
 
 
-class PixelNorm(BatchNorm1d):
-    """Batch norm of each channel over the images and pixels, x (B, N, dim) -> (B, N, dim)."""
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """x (B, N, dim) -> (B, N, dim)."""
-        return super().forward(x.flatten(0, 1)).view_as(x)
-
-
-class S4PixelBlock(nn.Module):
-    """x + branch(norm(x)), or norm(x + branch(x)), where branch is S4, dropout and stochastic depth."""
-
-    def __init__(self, config: S4PixelConfig, drop_path: float):
-        super().__init__()
-        c = config
-        self.before = PixelNorm(c.dim) if c.prenorm else nn.Identity()
-        self.mixer = S4(
-            c.dim,
-            c.d_state,
-            num_ssm=c.num_ssm,
-            dt_min=c.dt_min,
-            dt_max=c.dt_max,
-            bidirectional=c.bidirectional,
-            drop_rate=c.mixer_drop_rate,
-        )
-        self.drop = nn.Dropout(c.mixer_drop_rate)
-        self.drop_path = DropPath(drop_path)
-        self.after = nn.Identity() if c.prenorm else PixelNorm(c.dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, N, dim) -> (B, N, dim)."""
-        return self.after(x + self.drop_path(self.drop(self.mixer(self.before(x)))))
-
-
 class S4Pixel(VisionModel):
     """A linear map of each pixel, S4 blocks, and a classifier of the mean over the pixels."""
 
@@ -89,8 +55,22 @@ class S4Pixel(VisionModel):
         super().__init__(config)
         self.patch_embed = PatchEmbed(config.img_size, 1, config.in_chans, config.dim)
         rates = drop_path_rates(config.drop_path_rate, config.depth)
-        self.blocks = nn.ModuleList(S4PixelBlock(config, rate) for rate in rates)
-        self.norm = PixelNorm(config.dim) if config.prenorm else nn.Identity()
+        c = config
+        self.blocks = nn.ModuleList(
+            S4Block(
+                c.dim,
+                d_state=c.d_state,
+                num_ssm=c.num_ssm,
+                dt_min=c.dt_min,
+                dt_max=c.dt_max,
+                bidirectional=c.bidirectional,
+                prenorm=c.prenorm,
+                drop_rate=c.mixer_drop_rate,
+                drop_path=rate,
+            )
+            for rate in rates
+        )
+        self.norm = SequenceNorm(c.dim) if c.prenorm else nn.Identity()
         self.head = self.build_head()
 
     def layer_list(self) -> tuple[str, nn.ModuleList]:
