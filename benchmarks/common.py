@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # in a clone beside the scripts; of an installed package in the working folder
 RESULTS = (ROOT if (ROOT / "pyproject.toml").exists() else Path()) / "benchmarks" / "results"
 MIB = 2**20
+# glibc returns what is freed at once, so that a peak is of what lives, not of what the allocator kept from before
+RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 PACKAGES = ("torch", "transformers", "timm", "lightning", "mamba-ssm", "triton")
 
 

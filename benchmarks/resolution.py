@@ -27,6 +27,7 @@ import zoo
 from zoo.benchmarks.common import (
     MIB,
     RESULTS,
+    RETURNING,
     fitted_exponent,
     in_fresh_process,
     interleaved,
@@ -75,7 +76,7 @@ def measure(width: str, pixels: int, budget: float) -> dict[str, Any]:
     image = torch.randn(1, 3, pixels, pixels)
     calls = {side: partial(features, build(side, width, pixels), image) for side in SIDES}
     runs, _ = interleaved(calls, budget=budget)
-    peaks = {side: in_fresh_process(memory, side, width, pixels) for side in SIDES}
+    peaks = {side: in_fresh_process(memory, side, width, pixels, environment=RETURNING) for side in SIDES}
     return {"width": width, "pixels": pixels, "runs": runs, "bytes": peaks}
 
 

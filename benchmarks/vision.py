@@ -28,6 +28,7 @@ import zoo
 from zoo.benchmarks.common import (
     MIB,
     RESULTS,
+    RETURNING,
     in_fresh_process,
     interleaved,
     machine,
@@ -117,7 +118,9 @@ def measure(name: str, batches: Sequence[int], budget: float, peaks: bool, tick:
         runs = {side: [seconds / times for seconds in found] for side, found in taken.items()}
         record = {"model": name, "batch": batch, **price, "runs": runs, "apart": difference(logits)}
         if peaks:
-            record["bytes"] = {side: in_fresh_process(memory, name, side, batch) for side in SIDES}
+            record["bytes"] = {
+                side: in_fresh_process(memory, name, side, batch, environment=RETURNING) for side in SIDES
+            }
         records.append(record)
     return records
 

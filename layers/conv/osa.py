@@ -84,5 +84,7 @@ class OneShotAggregation(nn.Module):
         for layer in self.layers:
             y = layer(y)
             features.append(y)
-        y = self.se(self.concat(torch.cat(features, dim=1)))
+        y = torch.cat(features, dim=1)
+        features.clear()  # no longer needed: the memory of all the maps
+        y = self.se(self.concat(y))
         return x + self.drop_path(y) if self.residual else y
