@@ -33,12 +33,16 @@ from zoo.train.data import (
     DigitsDataModule,
     DocumentationDataModule,
     EllipsoidsDataModule,
+    ListOps,
+    SyntheticDataModule,
 )
 from zoo.train.tasks.segmentation import dice
 
 WINDOWS, LENGTH = 32, 256  # of the test documents that score a language model
 VOLUMES = 64  # that score a segmentation model
-LAYOUTS = ("digits", "docs", "ellipsoids")  # data that need no download; the recipes' names start with theirs
+EXPRESSIONS = 1000  # that score a text classifier
+LISTOPS = ListOps(min_length=6, max_length=40, max_args=5, max_depth=3)  # as in its recipe
+LAYOUTS = ("digits", "docs", "ellipsoids", "listops")  # data that need no download: recipes are named after them
 
 
 def recipes() -> dict[str, str]:
@@ -53,7 +57,8 @@ def score(model: nn.Module) -> dict[str, Any]:
 
     Image classifiers: accuracy on all test digits. Language models: bits per byte on ``WINDOWS`` windows spread over
     the test documents of Python's documentation, which differ between Python versions: so the digest. Image generators:
-    bits per dimension of all test digits. Segmentation: Dice coefficient of ``VOLUMES`` generated volumes.
+    bits per dimension of all test digits. Segmentation: Dice coefficient of ``VOLUMES`` generated volumes. Text
+    classifiers: accuracy on ``EXPRESSIONS`` generated expressions of ListOps.
     """
     task = zoo.model_info(str(model.config_name)).task
     metric, value, data, inputs = SCORES[task](model.eval())
@@ -89,9 +94,16 @@ def _dice(model: nn.Module) -> Score:
     return "dice", value, f"{VOLUMES} generated test volumes", inputs
 
 
+def _text_accuracy(model: nn.Module) -> Score:
+    tokens, values = _test_samples(SyntheticDataModule(LISTOPS, test_samples=EXPRESSIONS))
+    value = (model(tokens).argmax(1) == values).float().mean().item()
+    return "accuracy", value, f"{EXPRESSIONS} generated test expressions", tokens
+
+
 SCORES: dict[str, Callable[[nn.Module], Score]] = {
     "image-classification": _accuracy,
     "language": _bits_per_byte,
+    "text-classification": _text_accuracy,
     "image-generation": _bits_per_dim,
     "segmentation": _dice,
 }
