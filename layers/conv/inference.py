@@ -47,7 +47,7 @@ class InferenceConv2d(nn.Conv2d):
         if bias is not None:
             self.bias = nn.Parameter(bias.to(conv.weight.dtype))
         self.activation = activation
-        self._laid_out: tuple[Any, Tensor] | None = None
+        self._laid_out: tuple[Tensor, int, Tensor] | None = None  # weight, its version, and it in oneDNN's layout
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, in_channels, H, W) -> (B, out_channels, H', W')."""
@@ -75,12 +75,16 @@ class InferenceConv2d(nn.Conv2d):
         )
 
     def _weight_for(self, x: Tensor) -> Tensor:
-        version = (self.weight.data_ptr(), self.weight._version)
-        if self._laid_out is None or self._laid_out[0] != version:
+        kept, weight = self._laid_out, self.weight.detach()
+        if kept is None or kept[0].data_ptr() != weight.data_ptr() or kept[1] != weight._version:
             sizes = (self.padding, self.stride, self.dilation, self.groups)
-            weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *sizes, x.shape)
-            self._laid_out = version, weight
-        return self._laid_out[1]
+            laid_out = torch.ops.mkldnn._reorder_convolution_weight(weight, *sizes, x.shape)
+            kept = self._laid_out = weight, weight._version, laid_out
+        return kept[2]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InferenceConv2d:
+        self._laid_out = None  # moved or converted weights are not kept
+        return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles make their own layout."""

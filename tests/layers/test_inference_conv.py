@@ -50,6 +50,10 @@ def test_changed_weights_are_laid_out_again():
         torch.testing.assert_close(module(x), before)
         module.weight = nn.Parameter(-module.weight)
         torch.testing.assert_close(module(x), plain(module, x), atol=1e-6, rtol=1e-5)
+        module.weight.data = module.weight.data + 1
+        torch.testing.assert_close(module(x), plain(module, x), atol=1e-5, rtol=1e-5)
+        assert module.to(memory_format=torch.channels_last)._laid_out is None
+        torch.testing.assert_close(module(x), plain(module, x), atol=1e-5, rtol=1e-5)
 
 
 @onednn
