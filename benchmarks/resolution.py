@@ -148,6 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=float, default=10.0, help="seconds after which a measurement ends")
     parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
+    if wrong := [pixels for pixels in options.pixels if pixels < 16 or pixels % 16]:
+        parser.error(f"pixels must be multiples of the 16 of a patch, got {wrong[0]}")
 
     jobs = [(width, pixels) for width in options.widths for pixels in options.pixels]
     records = [measure(*job, options.budget) for job in track(jobs, "measuring", console=Console(stderr=True))]
