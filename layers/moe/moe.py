@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from zoo.kernels.moe import Routing, expert_utilisation, load_balance_loss, moe, router_z_loss, top_k_routing
 
+# asked once: torch 2.11 compiles no call of is_autocast_available
+AUTOCAST_DEVICES = {d for d in ("cpu", "cuda", "mps", "xpu", "hpu") if torch.amp.is_autocast_available(d)}
+
 
 class MoE(nn.Module):
     r"""Weighted sum of the ``top_k`` best of ``num_experts`` SwiGLU experts.
@@ -135,5 +138,5 @@ class MoE(nn.Module):
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """What the surrounding autocast computes in on this kind of device; None without one."""
-    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    enabled = device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if enabled else None
