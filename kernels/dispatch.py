@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 ENVIRONMENT_VARIABLE = "ZOO_IMPLEMENTATION"
+# asked once: torch 2.11 compiles no call of is_autocast_available
+AUTOCAST_DEVICES = {d for d in ("cpu", "cuda", "mps", "xpu", "hpu") if torch.amp.is_autocast_available(d)}
 
 _operations: dict[str, Operation] = {}
 _chosen: list[dict[str, str]] = []
@@ -39,7 +41,7 @@ def as_given(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None
 def full_precision(device: torch.device) -> AbstractContextManager:
     """A block without autocast, which would round the float32 factors of an operation's products."""
     kind = device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    on = kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 

@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.kernels.dispatch import AUTOCAST_DEVICES
 from zoo.kernels.moe import Routing, expert_utilisation, load_balance_loss, moe, router_z_loss, top_k_routing
-
-# asked once: torch 2.11 compiles no call of is_autocast_available
-AUTOCAST_DEVICES = {d for d in ("cpu", "cuda", "mps", "xpu", "hpu") if torch.amp.is_autocast_available(d)}
 
 
 class MoE(nn.Module):
