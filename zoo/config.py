@@ -25,6 +25,27 @@ def override(config: ConfigType, name: str, changes: dict[str, Any]) -> ConfigTy
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
+def agreed(
+    config: ConfigType, given: typing.Mapping[str, Any], implied: typing.Mapping[str, Any], source: str
+) -> ConfigType:
+    """``config`` with the fields that the layout of a file of weights implies, as far as it has them.
+
+    Raises:
+        ValueError: naming ``source``, for a field that was given another value.
+    """
+    settled = {field: value for field, value in implied.items() if hasattr(config, field)}
+    if against := {field: given[field] for field, value in settled.items() if given.get(field, value) != value}:
+        raise ValueError(
+            f"{source} was made with {_named(settled)}: its tensors would load into a model with {_named(against)} and "
+            "compute something else; create the model with the former"
+        )
+    return dataclasses.replace(config, **settled)  # type: ignore[type-var]
+
+
+def _named(fields: typing.Mapping[str, Any]) -> str:
+    return ", ".join(f"{field}={value!r}" for field, value in fields.items())
+
+
 def from_json(config: ConfigType, name: str, fields: dict[str, Any]) -> ConfigType:
     """``config`` with the fields of a file: lists become tuples, and every value must have its field's type.
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoints import read_state_dict, write_folder
-from zoo.checkpoints.convert import LAYOUTS, published_config, published_names, settled, to_zoo
-from zoo.config import from_json
+from zoo.checkpoints.convert import LAYOUTS, implied, published_config, published_names, settled, to_zoo
+from zoo.config import agreed, from_json
 from zoo.factory import describe, read_folder, recognise
 from zoo.loading import plan, tied
 from zoo.registry import ModelEntry, lookup, nearest
@@ -47,14 +47,16 @@ def convert(
         entry, config = read_folder(Path(source), {})
     else:
         entry, config = lookup(name), lookup(name).configure()
-    model, tensors = plan(to_zoo(read_state_dict(source, ema)), entry.model_class, config, str(source))
+    published = read_state_dict(source, ema)
+    config = agreed(config, {}, implied(published), str(source))
+    model, tensors = plan(to_zoo(published), entry.model_class, config, str(source))
     aliases = tied(model)
     tensors = {key: tensor for key, tensor in tensors.items() if key not in aliases}
     card = describe(entry, sum(parameter.numel() for parameter in model.parameters()))
     if to == "zoo":
         return write_folder(target, tensors, {"architecture": entry.name, "config": dataclasses.asdict(config)}, card)
-    published = _published(entry, config, to)
-    return write_folder(target, published_names(to, entry.family, tensors), published, card)
+    described = _published(entry, config, to)
+    return write_folder(target, published_names(to, entry.family, tensors), described, card)
 
 
 def _published(entry: ModelEntry, config: Any, to: str) -> Mapping[str, Any]:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints import bundled, fit_state_dict, read_config, read_state_dict, write_folder
-from zoo.checkpoints.convert import foreign_config, to_zoo
+from zoo.checkpoints.convert import foreign_config, implied, to_zoo
 from zoo.checkpoints.index import INDEX, Weights
 from zoo.checkpoints.io import CONFIG
-from zoo.config import from_json, override
+from zoo.config import agreed, from_json, override
 from zoo.loading import build_around, cast, tied
 from zoo.registry import ModelEntry, Paper, entries, lookup, nearest
 
@@ -79,11 +79,13 @@ def create_model(
     wanted = override(config, base, config_overrides)
     if not pretrained:
         weights = None if checkpoint_path is None else read_state_dict(checkpoint_path)
+        wanted = agreed(wanted, config_overrides, implied(weights or {}), str(checkpoint_path))
         model = _build(entry, wanted, device, dtype, weights, str(checkpoint_path))
         return _vision_form(model, deploy, features_only, out_indices)
     fresh_head = kept is not None and wanted.num_classes != kept  # the weights are those of another classifier
     config = dataclasses.replace(wanted, num_classes=kept) if fresh_head else wanted
     weights = bundled.read(base) if tag == "bundled" else read_state_dict(prefetch(f"{base}.{tag}"))
+    config = agreed(config, config_overrides, implied(weights), f"{base}.{tag}")
     model: Any = _build(entry, config, device, dtype, weights, f"{base}.{tag}")
     if fresh_head:
         model.reset_classifier(wanted.num_classes)
@@ -157,8 +159,10 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     """Load a state dict of the zoo, of the authors or of transformers into a model, all of it or nothing.
 
     Raises:
-        ValueError: listing missing, unexpected and mismatched keys.
+        ValueError: listing missing, unexpected and mismatched keys; or for a layout made with other options.
     """
+    if config := getattr(model, "config", None):
+        agreed(config, dataclasses.asdict(config), implied(state_dict), source)
     model.load_state_dict(fit_state_dict(to_zoo(state_dict), model.state_dict(), tied(model), source))
 
 

@@ -23,7 +23,16 @@ from zoo.checkpoints.convert import (
 )
 from zoo.checkpoints.convert.rename import unwrap
 
-__all__ = ["CONVERTERS", "LAYOUTS", "foreign_config", "published_config", "published_names", "settled", "to_zoo"]
+__all__ = [
+    "CONVERTERS",
+    "LAYOUTS",
+    "foreign_config",
+    "implied",
+    "published_config",
+    "published_names",
+    "settled",
+    "to_zoo",
+]
 
 CONVERTERS = (deepseek, falcon_h1, mamba, mixtral)
 LAYOUTS = ("zoo", "transformers", "timm")
@@ -39,12 +48,25 @@ def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Prefixes that wrappers add ("module.", "_orig_mod.", and "model." where no converter knows it) are taken off.
     """
+    converter, tensors = _recognised(state_dict)
+    return tensors if converter is None else converter.to_zoo(tensors)
+
+
+def implied(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Fields of the configuration that a published layout settles, where names and shapes of its tensors fit others."""
+    converter, tensors = _recognised(state_dict)
+    return converter.implied(tensors) if hasattr(converter, "implied") else {}
+
+
+def _recognised(state_dict: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+    """The converter that knows the names, None where none does, and the tensors without wrappers' prefixes."""
     bare = unwrap(state_dict, ("module.", "_orig_mod."))
-    for tensors in (bare, unwrap(bare, ("model.",))):
+    unwrapped = unwrap(bare, ("model.",))
+    for tensors in (bare, unwrapped):
         for converter in (*CONVERTERS, based, efficientvit, m3vit, mcunet, pcdarts, simplenet, vovnet):
             if converter.recognises(tensors):
-                return converter.to_zoo(tensors)
-    return unwrap(bare, ("model.",))
+                return converter, tensors
+    return None, unwrapped
 
 
 def foreign_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -1,13 +1,15 @@
 """VoVNet checkpoints, of timm and of the authors (stigma0617/VoVNet.pytorch, youngwanLEE/vovnet-detectron2).
 
 The authors number the stages from 2 and the modules in them from 1, and write a layer's own name behind its place:
-``stage2.OSA2_1.layers.0.OSA2_1_0/conv.weight``.
+``stage2.OSA2_1.layers.0.OSA2_1_0/conv.weight``. Their networks differ from timm's of the same names and shapes, so a
+file in their layout brings its options with it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +36,13 @@ def recognises(state_dict: Mapping[str, Tensor]) -> bool:
     return any(key.endswith("stem.stem_1/conv.weight") or key == "stem.0.conv.weight" for key in state_dict) and any(
         "conv_concat." in key or ".concat." in key for key in state_dict
     )
+
+
+def implied(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Of the authors' networks: the input of later blocks of a stage is added; where one squeezes every one does."""
+    if not any(key.endswith("stem.stem_1/conv.weight") for key in state_dict):
+        return {}
+    return {"residual": True, "squeeze": "every" if any(".ese.fc." in key for key in state_dict) else "never"}
 
 
 def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

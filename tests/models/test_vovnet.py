@@ -3,6 +3,7 @@ test_timm_backbones."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -109,3 +110,87 @@ def test_the_smallest_image():
         model(torch.randn(1, 3, 28, 64))
     with pytest.raises(ValueError, match="keeps its width, got dim 3, out_dim 4"):
         OneShotAggregation(3, 3, 4, residual=True)
+
+
+def of_the_authors(x: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+    """Logits of the authors' network, written over the names of its file: stages from 2, layers from 0."""
+
+    def layer(x: Tensor, place: str, stride: int = 1) -> Tensor:
+        conv, (mean, var, weight, bias) = (
+            tensors[f"{place}/conv.weight"],
+            (tensors[f"{place}/norm.{leaf}"] for leaf in ("running_mean", "running_var", "weight", "bias")),
+        )
+        x = nn.functional.conv2d(x, conv, stride=stride, padding=conv.shape[2] // 2)
+        return nn.functional.batch_norm(x, mean, var, weight, bias).clamp(min=0)
+
+    for number, stride in ((1, 2), (2, 1), (3, 2)):
+        x = layer(x, f"stem.stem_{number}", stride)
+    for stage in range(2, 6):
+        x = x if stage == 2 else nn.functional.max_pool2d(x, 3, 2, ceil_mode=True)
+        block = 1
+        while any(key.startswith(place := f"stage{stage}.OSA{stage}_{block}.") for key in tensors):
+            name, maps, before = place.split(".")[1], [x], x
+            for index in range(5):
+                maps.append(layer(maps[-1], f"{place}layers.{index}.{name}_{index}"))
+            x = layer(torch.cat(maps, dim=1), f"{place}concat.{name}_concat")
+            if f"{place}ese.fc.weight" in tensors:
+                gate = x.mean((2, 3)) @ tensors[f"{place}ese.fc.weight"][:, :, 0, 0].T + tensors[f"{place}ese.fc.bias"]
+                x = x * ((gate + 3).clamp(0, 6) / 6)[:, :, None, None]
+            x, block = x + before if block > 1 else x, block + 1
+    return x.mean((2, 3)) @ tensors["classifier.weight"].T + tensors["classifier.bias"]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Files of small networks in the authors' layout, plain and with squeezes: (path, tensors)."""
+    found = {}
+    for squeeze in ("never", "every"):
+        model: Any = zoo.create_model("vovnet39a", dtype=torch.float64, residual=True, squeeze=squeeze, **SMALL)
+        tensors = {}
+        for key, tensor in model.state_dict().items():
+            if tensor.is_floating_point() and tensor.dim() == 1:
+                nn.init.uniform_(tensor, 0.5, 1.0)
+            for index, ours in enumerate(("stages.0.downsample.0.", "stages.0.downsample.1.", "stages.1.downsample.")):
+                key = key.replace(ours, f"stem.stem_{index + 1}/")
+            if parts := re.match(r"stages\.(\d)\.blocks\.(\d)\.(\w+)\.(.+)", key):
+                name = f"OSA{int(parts[1]) + 1}_{int(parts[2]) + 1}"
+                kind, rest = parts[3], parts[4]
+                end = {"se": f"ese.{rest}", "concat": f"concat.{name}_concat/{rest}"}.get(kind)
+                number, _, leaf = rest.partition(".")
+                key = f"stage{int(parts[1]) + 1}.{name}.{end or f'layers.{number}.{name}_{number}/{leaf}'}"
+            tensors[key.replace("/bn.", "/norm.").replace("head.", "classifier.")] = tensor
+        path = tmp_path_factory.mktemp(squeeze) / "vovnet.pth"
+        torch.save({"state_dict": {f"module.{key}": tensor for key, tensor in tensors.items()}}, path)
+        found[squeeze] = path, tensors
+    return found
+
+
+SMALL: dict[str, Any] = {
+    "stem_dim": 8, "dims": (6, 8, 8, 12, 12), "mid_dims": (0, 4, 4, 6, 6), "num_classes": 5, "img_size": 64
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("squeeze", ["never", "every"])
+def test_a_file_of_the_authors_brings_its_residuals_and_squeezes(squeeze, published, tmp_path):
+    path, tensors = published[squeeze]
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    model: Any = zoo.create_model("vovnet39a", checkpoint_path=path, dtype=torch.float64, **SMALL).eval()
+    assert (model.config.residual, model.config.squeeze) == (True, squeeze)
+    expected = of_the_authors(images, tensors)
+    torch.testing.assert_close(model(images), expected, atol=1e-9, rtol=1e-9)
+    saved: Any = zoo.create_model(f"local-dir:{zoo.save_model(model, tmp_path)}", dtype=torch.float64).eval()
+    torch.testing.assert_close(saved(images), expected, atol=1e-9, rtol=1e-9)
+    with pytest.raises(ValueError, match=r"was made with residual=True.* into a model with residual=False"):
+        zoo.create_model("vovnet39a", checkpoint_path=path, residual=False, **SMALL)
+    with pytest.raises(ValueError, match="the checkpoint was made with residual=True"):
+        zoo.load_weights(zoo.create_model("vovnet39a", **SMALL), tensors)
+
+
+def test_a_converted_file_of_the_authors_keeps_its_options(tmp_path):
+    model = zoo.create_model("vovnet27_slim", device="meta")
+    names = {"head.weight": "classifier.weight", "stages.0.downsample.0.conv.weight": "stem.stem_1/conv.weight"}
+    tensors = {names.get(key, key): torch.zeros(()).expand(t.shape) for key, t in model.state_dict().items()}
+    torch.save(tensors, tmp_path / "vovnet.pth")
+    zoo.convert(tmp_path / "vovnet.pth", tmp_path / "folder", name="vovnet27_slim")
+    loaded: Any = zoo.create_model(f"local-dir:{tmp_path / 'folder'}", device="meta")
+    assert loaded.config.residual

@@ -4,9 +4,10 @@ Papers: Lee et al., "An Energy and GPU-Computation Efficient Backbone Network fo
 1904.09730 (VoVNet); Lee and Park, "CenterMask: Real-Time Anchor-Free Instance Segmentation", arXiv 1911.06667 (version
 2, ``ese_``). Sizes are those of the authors' code (stigma0617/VoVNet.pytorch, youngwanLEE/vovnet-detectron2).
 
-The names are timm's, and so are two details in which the authors' weights need an option: their VoVNet-39 and -57 are
+The names are timm's, and so are two details in which the authors' weights differ: their VoVNet-39 and -57 are
 ``vovnet39a`` and ``vovnet57a`` with ``residual=True``, where the input of later blocks of a stage is added, and their
-detectors' backbones the ``ese_`` models with ``squeeze="every", num_classes=0``: not only the last block squeezes.
+detectors' backbones the ``ese_`` models with ``squeeze="every"``: not only the last block squeezes. A file in their
+layout sets both; a detector's takes ``num_classes=0``.
 """
 
 from __future__ import annotations
