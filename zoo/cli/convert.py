@@ -1,0 +1,27 @@
+"""`zoo convert`."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from zoo.cli.errors import checked
+from zoo.cli.output import say
+
+HELP = "write a checkpoint in another layout"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="folder with a config.json, or with --name weights alone")
+    parser.add_argument("target", type=Path, help="folder to write")
+    parser.add_argument("--to", choices=("zoo", "transformers", "timm"), default="zoo", help="layout (default: zoo)")
+    parser.add_argument("--name", help="model whose weights the source holds, where no config.json says so")
+    parser.add_argument("--ema", action="store_true", help="take the averaged copy in a PyTorch file")
+
+
+def run(known: Namespace) -> int:
+    import zoo
+
+    checked(zoo.convert, known.source, known.target, known.to, name=known.name, ema=known.ema)
+    say(f"{known.target}: model.safetensors and config.json for {known.to}")
+    return 0

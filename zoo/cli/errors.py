@@ -1,0 +1,35 @@
+"""What the user can mend is told in one line; everything else is a bug, with its traceback."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+PARSER_NOISE = (
+    "Does not validate",
+    "Subtypes:",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Given value",
+    "Problem with",
+)
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be done as asked; its message is the one line they read."""
+
+
+def checked(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call what checks the user's arguments; its errors are theirs to read in a line, without a traceback."""
+    try:
+        return function(*args, **kwargs)
+    except (argparse.ArgumentError, ValueError, TypeError, OSError) as error:
+        raise UsageError(str(error)) from error
+
+
+def one_line(error: UsageError) -> str:
+    """The message without the lines in which jsonargparse lists the types it has tried."""
+    lines = [line.strip(" -") for line in str(error).splitlines()]
+    return " ".join(line for line in lines if not line.startswith(PARSER_NOISE))

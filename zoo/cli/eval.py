@@ -1,0 +1,51 @@
+"""`zoo eval`."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from zoo.cli.errors import UsageError, checked
+from zoo.cli.options import model_with_weights
+from zoo.cli.output import print_metrics
+from zoo.cli.recipes import overrides_help, recipe_path
+
+HELP = "evaluate by a recipe, or on a folder of images"
+PARSER = {"epilog": overrides_help(), "allow_abbrev": False}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe", help="a built-in recipe's name, or a YAML file; with --images a model's name, or a folder with one"
+    )
+    parser.add_argument("--checkpoint", type=Path, metavar="PATH", help="checkpoint, run folder or exported model")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="score a classifier on DIR/<split>/<class>/<image>, or DIR/<class>/"
+    )
+    parser.add_argument("--split", choices=("val", "test"), default="val", help="held-out data (default: val)")
+    parser.set_defaults(overridable=True)
+
+
+def run(known: Namespace) -> int:
+    if known.images is not None:
+        return _images(known)
+    recipe = recipe_path(known.recipe)
+    if known.checkpoint is None:
+        raise UsageError("a recipe needs --checkpoint: a checkpoint, run folder or exported model")
+    from zoo.train.command import EvaluationRun
+
+    run = checked(EvaluationRun, recipe, known.overrides, known.checkpoint)
+    metrics = checked(run.evaluate, known.split)
+    if run.trainer.is_global_zero:
+        print_metrics(metrics)
+    return 0
+
+
+def _images(known: Namespace) -> int:
+    if known.overrides:
+        raise UsageError(f"with --images there is no recipe whose values {known.overrides} could override")
+    from zoo.train.command import evaluate_images
+
+    model = checked(model_with_weights, known.recipe, known.checkpoint)
+    print_metrics(checked(evaluate_images, model, known.images, known.split))
+    return 0

@@ -1,0 +1,40 @@
+"""The parser of all commands, and the way from arguments to an exit code."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+
+from zoo.cli.errors import UsageError, one_line
+from zoo.cli.output import fail
+
+# a module each, with HELP, `add_arguments(parser)`, `run(known)` and, where argparse needs more to be said, PARSER
+COMMANDS = (
+    "list", "info", "train", "eval", "predict", "export", "generate", "convert", "download", "cache", "push", "bench",
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 2 for a wrong argument, 1 where training had to stop."""
+    parser = build_parser()
+    known, rest = parser.parse_known_args(arguments)
+    if rest and not known.overridable:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    known.overrides = rest
+    try:
+        return known.run(known)
+    except UsageError as error:
+        return fail(f"zoo {known.command}: error: {one_line(error)}", 2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """`zoo` and its commands."""
+    parser = argparse.ArgumentParser(prog="zoo", description="A zoo of efficient sequence and vision models.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        command = import_module(f"zoo.cli.{name}")
+        subparser = commands.add_parser(name, help=command.HELP, **getattr(command, "PARSER", {}))
+        subparser.set_defaults(run=command.run, overridable=False)
+        command.add_arguments(subparser)
+    return parser

@@ -1,0 +1,37 @@
+"""`zoo train`."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from zoo.cli.errors import checked
+from zoo.cli.output import fail, say
+from zoo.cli.recipes import overrides_help, recipe_path
+
+HELP = "train a model by a recipe"
+PARSER = {"epilog": overrides_help(), "allow_abbrev": False}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a built-in recipe's name, or a YAML file")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the run folder, if there is one")
+    parser.set_defaults(overridable=True)
+
+
+def run(known: Namespace) -> int:
+    recipe = recipe_path(known.recipe)
+    output = known.output or Path("runs") / recipe.stem
+    from zoo.train.callbacks import NonFiniteError
+    from zoo.train.command import TrainingRun
+
+    run = checked(TrainingRun, recipe, known.overrides, output, resume=known.resume)
+    checked(run.datamodule.setup)  # data that is not there is the user's to mend; later errors are bugs
+    try:
+        run.fit()
+    except NonFiniteError as error:
+        return fail(f"zoo train: {error}", 1)
+    if run.trainer.is_global_zero:
+        say(f"run folder {output}, model {output / 'model'}")
+    return 0
