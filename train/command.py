@@ -15,6 +15,7 @@ from zoo.train.callbacks.checkpoint import is_complete
 from zoo.train.history import History
 from zoo.train.parallel import register_strategies
 from zoo.train.tasks import Task
+from zoo.train.trust import read_checkpoint
 
 
 class Run(LightningCLI):
@@ -80,6 +81,8 @@ class TrainingRun(Run):
         self.checkpoint = newest_checkpoint(output)
         if self.checkpoint is not None and not resume:
             raise FileExistsError(f"{output} holds a run: add --resume to continue it, or choose another --output")
+        if self.checkpoint is not None:
+            read_checkpoint(self.checkpoint)
         always = {"callbacks": [RNGState(), ExportModel()]}
         super().__init__(recipe, overrides, output, trainer_defaults=always, save_config_kwargs={"overwrite": True})
         if resume:
@@ -96,8 +99,7 @@ class TrainingRun(Run):
         Raises:
             NonFiniteError: see `NaNGuard`.
         """
-        # weights_only=False: a checkpoint of one's own run holds more than tensors
-        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, weights_only=False)
+        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
 
 
 class EvaluationRun(Run):
@@ -105,20 +107,24 @@ class EvaluationRun(Run):
 
     Args:
         recipe, overrides: see `Run`.
-        source: a checkpoint, a run folder, or a folder that `zoo.save_model` wrote.
+        source: a checkpoint, a run folder, a folder that `zoo.save_model` wrote, or a file of weights.
 
     Raises:
-        FileNotFoundError: there is none of the three at `source`; and what `Run` raises.
+        FileNotFoundError: there is none of them at `source`.
+        ValueError: it would run code (see `read_checkpoint`); and what `Run` raises.
     """
 
     def __init__(self, recipe: Path, overrides: Sequence[str], source: Path) -> None:
         self.checkpoint = None
+        found = source if source.is_file() or is_complete(source) else newest_checkpoint(source)
         if (source / "config.json").is_file():
             overrides = [*overrides, f"--model.model=local-dir:{source}", "--model.model_args={}"]
+        elif found is None:
+            raise FileNotFoundError(f"{source} is no file of weights, no run folder and no folder of zoo.save_model")
+        elif is_complete(found) and "pytorch-lightning_version" in read_checkpoint(found):
+            self.checkpoint = found
         else:
-            self.checkpoint = source if is_complete(source) else newest_checkpoint(source)
-            if self.checkpoint is None:
-                raise FileNotFoundError(f"{source} is no checkpoint, no run folder and no folder of zoo.save_model")
+            overrides = [*overrides, f"--model.model_args.checkpoint_path={found}"]
         # RNGState has nothing to do here, but Lightning warns where a checkpoint's callback is missing
         super().__init__(
             recipe, overrides, source.parent, save_config_callback=None, trainer_defaults={"callbacks": [RNGState()]}
@@ -132,7 +138,7 @@ class EvaluationRun(Run):
         """The metrics on held-out data."""
         run = self.trainer.validate if split == "val" else self.trainer.test
         return dict(
-            run(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, verbose=False, weights_only=False)[0]
+            run(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, verbose=False, weights_only=True)[0]
         )
 
 

@@ -160,7 +160,7 @@ def test_checkpoint_takes_its_name_when_complete(
     run.fit(ImageClassification(toy()), datamodule=DigitsDataModule(batch_size=16))
     target = newest_checkpoint(tmp_path)
     assert target == tmp_path / "checkpoints" / "last.ckpt"
-    assert torch.load(target, weights_only=False)["global_step"] == 5
+    assert torch.load(target, weights_only=True)["global_step"] == 5
     assert [path.name for path in target.parent.iterdir()] == ["last.ckpt"]
     whole = target.read_bytes()
 

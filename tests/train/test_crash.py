@@ -64,13 +64,13 @@ def test_killed_and_resumed_equals_unbroken(tmp_path: Path) -> None:
     assert victim.returncode == -signal.SIGKILL, errors
     assert "starting anew" in errors
 
-    saved = torch.load(broken / "checkpoints" / "last.ckpt", weights_only=False)
+    saved = torch.load(broken / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 20, "15 batches an epoch: the last checkpoint is of the middle of the second"
     assert not (broken / "model").exists()
     assert "resuming from" in finish(command(broken, "--resume"))
     finish(unbroken)
 
-    first, second = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=False) for run in (whole, broken))
+    first, second = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, broken))
     assert first["global_step"] == second["global_step"] == 60
     assert any(name.startswith("average.") for name in first["state_dict"])
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
