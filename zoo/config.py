@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import textwrap
 import types
 import typing
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from zoo.registry import nearest
 
 ConfigType = TypeVar("ConfigType")
+
+
+def describe_fields(config_class: type) -> dict[str, str]:
+    """Field -> the string below its declaration in ``config_class``, or in the nearest of its bases that has one.
+
+    A class whose source cannot be found (one typed into a prompt) contributes none.
+    """
+    found: dict[str, str] = {}
+    for declared in reversed(config_class.__mro__):
+        if not dataclasses.is_dataclass(declared):
+            continue
+        try:
+            (definition,) = ast.parse(textwrap.dedent(inspect.getsource(declared))).body
+        except OSError:
+            continue
+        assert isinstance(definition, ast.ClassDef)
+        for field, below in pairwise(definition.body):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = inspect.cleandoc(text).replace("\n", " ")
+    return found
 
 
 def override(config: ConfigType, name: str, changes: dict[str, Any]) -> ConfigType:

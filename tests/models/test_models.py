@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import zoo
 
-ALL = zoo.list_models()
 LANGUAGE = zoo.list_models("*_nano", task="language")
 VISION = zoo.list_models("*_nano", task="image-classification")
 GENERATION = zoo.list_models("*_nano", task="image-generation")
@@ -18,28 +17,6 @@ TEXT = zoo.list_models("*_nano", task="text-classification")
 SEGMENTATION = zoo.list_models("*_nano", task="segmentation")
 WITHOUT_BRANCHES = ("simplenet_nano", "lightcnn_nano")  # that drop_path_rate could drop
 NANO = LANGUAGE + TEXT + VISION + GENERATION + SEGMENTATION
-PUBLISHED = {
-    "mamba_130m": 129_135_360, "mamba_370m": 371_516_416, "mamba_790m": 793_204_224, "mamba_1_4b": 1_372_178_432,
-    "mamba_2_8b": 2_768_345_600, "mamba2_130m": 128_989_632, "mamba2_370m": 368_346_624, "mamba2_780m": 780_161_280,
-    "mamba2_1_3b": 1_343_757_312, "mamba2_2_7b": 2_702_599_680, "vim_tiny": 7_148_008, "vim_small": 25_796_584,
-    "vim_base": 97_598_440, "vit_tiny_patch16_224": 5_717_416, "vit_small_patch16_224": 22_050_664,
-    "vit_base_patch16_224": 86_567_656, "based_360m": 362_620_928, "based_1_3b": 1_349_453_056,
-    "falcon_h1_tiny_90m": 91_131_072, "falcon_h1_0_5b": 521_411_104, "falcon_h1_1_5b": 1_554_789_760,
-    "falcon_h1_1_5b_deep": 1_554_773_392, "falcon_h1_3b": 3_149_261_312, "falcon_h1_7b": 7_585_519_712,
-    "falcon_h1_34b": 33_642_516_224, "deepseek_v2_lite": 15_706_484_224, "deepseek_v3_671b": 671_026_404_352,
-    "shvit_s1": 6_330_808, "shvit_s2": 11_483_072, "shvit_s3": 14_245_273, "shvit_s4": 16_588_484,
-    "efficientvit_m0": 2_349_436, "efficientvit_m1": 2_980_560, "efficientvit_m2": 4_187_554,
-    "efficientvit_m3": 6_900_722, "efficientvit_m4": 8_804_228, "efficientvit_m5": 12_473_772,
-    "vovnet27_slim": 3_525_736, "vovnet39a": 22_600_296, "vovnet57a": 36_640_296, "ese_vovnet19b_slim_dw": 1_897_752,
-    "ese_vovnet19b_dw": 6_543_080, "ese_vovnet19b_slim": 3_166_136, "ese_vovnet39b": 24_568_936,
-    "ese_vovnet57b": 38_608_936, "ese_vovnet99b": 63_199_272, "pcdarts_cifar": 3_634_678,
-    "pcdarts_imagenet": 5_342_464, "axial_imagenet32": 341_178_112, "axial_imagenet64": 606_161_152,
-    "simplenetv1_small_m1_05": 1_506_792, "simplenetv1_small_m1_075": 3_287_272, "simplenetv1_5m_m1": 5_752_808,
-    "simplenetv1_9m_m1": 9_508_968, "simplenetv1_small_m2_05": 1_506_792, "simplenetv1_small_m2_075": 3_287_272,
-    "simplenetv1_5m_m2": 5_752_808, "simplenetv1_9m_m2": 9_508_968, "simplenetv1_cifar_5m": 5_498_378,
-    "mcunet_in2": 729_392, "mcunet_in3": 737_408, "mcunet_vww0": 368_970, "mcunet_vww1": 432_746,
-    "mcunet_vww2": 639_258, "proxyless_w03": 754_280, "lightcnn_mnist": 14_862, "lightcnn_cifar": 19_622,
-}  # fmt: skip
 
 
 def inputs(model: Any, batch: int = 2, length: int = 20) -> Tensor:
@@ -69,28 +46,6 @@ def opened(model: Any) -> Any:
 
 def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_builds_without_memory_and_is_described(name):
-    info = zoo.model_info(name)
-    model: Any = zoo.create_model(name, device="meta")
-    assert all(parameter.is_meta for parameter in model.parameters())
-    assert info.num_parameters == sum(p.numel() for p in model.parameters()) == PUBLISHED.get(name, info.num_parameters)
-    assert info.name == name and info.family in zoo.list_families()
-    assert info.paper.title and info.paper.arxiv and 1990 < info.paper.year < 2100
-    assert info.config.keys() == vars(model.config).keys()
-    assert set(model.no_weight_decay()) <= {key for key, _ in model.named_parameters()}
-
-
-def test_every_published_count_is_of_a_registered_model():
-    assert set(PUBLISHED) <= set(ALL)
-
-
-def test_every_family_has_a_nano_under_a_million_parameters():
-    for family in zoo.list_families():
-        (nano,) = zoo.list_models("*_nano", family=family)
-        assert zoo.model_info(nano).num_parameters < 1_000_000
 
 
 @pytest.mark.parametrize("name", NANO)

@@ -19,20 +19,22 @@ from zoo.layers import Mixer, ModelState, RMSNorm, State
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
-    """Options of every language model.
-
-    vocab_size: tokens. dim: model width. depth: blocks. norm_eps: of the norms. tie_embeddings: the head shares the
-    embedding's weight. residual_in_fp32: the residual stream is float32 also in a low-precision model.
-    initializer_range: standard deviation of the embedding.
-    """
+    """Options of every language model."""
 
     vocab_size: int
+    """Tokens the model knows."""
     dim: int
+    """Model width."""
     depth: int
+    """Blocks."""
     norm_eps: float = 1e-5
+    """Added to the mean square in the norms."""
     tie_embeddings: bool = True
+    """The head shares the embedding's weight."""
     residual_in_fp32: bool = True
+    """The residual stream is float32 also in a low-precision model."""
     initializer_range: float = 0.02
+    """Standard deviation of the initial embedding."""
 
     def __post_init__(self):
         require_positive(self, "vocab_size", "dim", "depth")

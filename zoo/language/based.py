@@ -21,26 +21,29 @@ from zoo.registry import Paper, register_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BasedConfig(LanguageConfig):
-    """Options of every language model, and:
-
-    pattern: the mixers in order, one letter each, repeated up to ``depth`` blocks: "t" Taylor linear attention, "s"
-    sliding-window attention, "c" gated convolution. num_heads: of both attentions. feature_dim: width of a head's
-    queries and keys in the Taylor attention. window: keys a query of the sliding window sees, itself included (the
-    authors' ``window_size: 256`` is 129: 128 keys and the query's own). kernel_size, expand: of the convolution.
-    rope_base: of the sliding window's rotary positions. mlp_dim: hidden width of the SwiGLU. initializer_range: of the
-    embedding and of all projections.
-    """
+    """Options of BASED; ``initializer_range`` is that of the embedding and of all projections."""
 
     vocab_size: int = 50264
     pattern: str
+    """Mixers in order, one letter each, repeated up to ``depth`` blocks: "t" Taylor linear attention, "s"
+    sliding-window attention, "c" gated convolution."""
     num_heads: int = 16
+    """Heads of both attentions."""
     feature_dim: int = 16
+    """Width of a head's queries and keys in the Taylor attention."""
     window: int = 129
+    """Keys a query of the sliding window sees, itself included (the authors' ``window_size: 256`` is 129: 128 keys
+    and the query's own)."""
     kernel_size: int = 3
+    """Taps of the gated convolution."""
     expand: int = 2
+    """Inner width of the gated convolution over dim."""
     rope_base: float = 10000.0
+    """Wavelength base of the sliding window's rotary positions."""
     mlp_dim: int
+    """Hidden width of the SwiGLU."""
     chunk_size: int = 64
+    """Steps a chunk of the Taylor attention; it changes the speed, not the result."""
 
     def __post_init__(self):
         super().__post_init__()

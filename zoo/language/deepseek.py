@@ -25,42 +25,58 @@ from zoo.registry import Paper, register_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeepSeekConfig(LanguageConfig):
-    """Options of every language model (initializer_range is of all matrices), and:
-
-    Attention: num_heads; kv_lora_rank, q_lora_rank (None: no latent vector of the queries); qk_nope_head_dim,
-    qk_rope_head_dim, v_head_dim; rope_base, rope_interleaved, yarn (a Yarn, its fields as a dict, or None).
-    Feed-forward: mlp_dim, of the first first_k_dense blocks; the others have num_experts of width expert_dim, top_k a
-    token, and num_shared shared ones; score, normalize, routed_scale, num_groups, top_groups, group_top, bias_speed,
-    balance_weight as in ``DeepSeekMoE``.
-    Multi-token prediction: mtp_depth further tokens are predicted in training, by one block each; their mean loss times
-    mtp_weight is the side loss "mtp". 0.3, later 0.1 in the paper.
-    """
+    """Options of DeepSeek-V2 and V3; ``initializer_range`` is that of all matrices."""
 
     num_heads: int
+    """Heads of the attention."""
     kv_lora_rank: int
+    """Width of the latent vector of keys and values, which is what the cache holds."""
     q_lora_rank: int | None = None
+    """Width of the latent vector of the queries; None: queries come straight from the input."""
     qk_nope_head_dim: int = 128
+    """Channels of a head's queries and keys without positions."""
     qk_rope_head_dim: int = 64
+    """Channels of a head's queries with rotary positions, and of the one key all heads share."""
     v_head_dim: int = 128
+    """Channels of a head's values."""
     rope_base: float = 10000.0
+    """Wavelength base of the rotary positions."""
     rope_interleaved: bool = True
+    """Rotary pairs are neighbouring channels; False: the two halves."""
     yarn: Yarn | None = None
+    """Stretching of the rotary positions to longer contexts: a Yarn, or its fields as a dict."""
     mlp_dim: int
+    """Hidden width of the feed-forward layer of the first blocks."""
     first_k_dense: int = 1
+    """Blocks at the start without experts."""
     expert_dim: int
+    """Hidden width of an expert."""
     num_experts: int
+    """Routed experts of a layer."""
     top_k: int
+    """Routed experts a token takes."""
     num_shared: int = 1
+    """Experts that every token takes."""
     score: str = "sigmoid"
+    """Affinity of token and expert: "softmax" (V2) or "sigmoid" (V3)."""
     normalize: bool = True
+    """The weights of a token's experts sum to 1."""
     routed_scale: float = 1.0
+    """Factor of the routed experts' sum."""
     num_groups: int = 1
+    """Groups the experts form, one a device."""
     top_groups: int = 1
+    """Groups a token's experts may come from."""
     group_top: int = 2
+    """Best experts of a group whose scores are summed to rank it."""
     bias_speed: float | None = 1e-3
+    """Step of the selection bias that balances without a loss."""
     balance_weight: float = 1e-4
+    """Weight of the sequence-wise balance loss."""
     mtp_depth: int = 0
+    """Further tokens predicted in training, by one block each."""
     mtp_weight: float = 0.3
+    """Weight of their mean loss, the side loss "mtp": 0.3, later 0.1 in the paper."""
     norm_eps: float = 1e-6
     tie_embeddings: bool = False
     residual_in_fp32: bool = False

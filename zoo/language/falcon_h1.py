@@ -21,39 +21,56 @@ from zoo.registry import Paper, register_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FalconH1Config(LanguageConfig):
-    """Options of every language model, and:
-
-    num_heads, num_kv_heads, head_dim, rope_base: of the attention. ssm_dim, ssm_head_dim, d_state, d_conv, num_groups,
-    chunk_size, dt_limit, conv_bias: of the Mamba-2 heads; ssm_norm: a gated norm in place of the plain gate. mlp_dim:
-    hidden width of the SwiGLU. The multipliers: embedding, head, attention_in, attention_out, key, ssm_in, ssm_out,
-    ssm (of z, x, B, C, dt) and mlp (of the gate and of the output).
-    """
+    """Options of Falcon-H1, whose blocks run attention and Mamba-2 side by side."""
 
     num_heads: int
+    """Query heads of the attention."""
     num_kv_heads: int
+    """Key and value heads of the attention."""
     head_dim: int
+    """Width of an attention head."""
     rope_base: float = 1e11
+    """Wavelength base of the attention's rotary positions."""
     ssm_dim: int
+    """Inner width of the Mamba-2 part."""
     ssm_head_dim: int
+    """Width of a Mamba-2 head."""
     d_state: int
+    """State size of a Mamba-2 head."""
     d_conv: int = 4
+    """Taps of the Mamba-2 part's convolution."""
     num_groups: int = 1
+    """Groups of Mamba-2 heads that share B and C."""
     chunk_size: int = 64
+    """Steps a chunk of the Mamba-2 part; it changes the speed, not the result."""
     dt_limit: tuple[float, float] = (0.0, float("inf"))
+    """Smallest and largest step size."""
     conv_bias: bool = True
+    """The convolution has a bias."""
     ssm_norm: bool = False
+    """A gated norm in place of the plain gate."""
     mlp_dim: int
+    """Hidden width of the SwiGLU."""
     tie_embeddings: bool = False
     residual_in_fp32: bool = False
     embedding_multiplier: float = 1.0
+    """Factor of the embedding."""
     head_multiplier: float = 1.0
+    """Factor of the logits."""
     attention_in_multiplier: float = 1.0
+    """Factor of the attention's input."""
     attention_out_multiplier: float = 1.0
+    """Factor of the attention's output."""
     key_multiplier: float = 1.0
+    """Factor of the keys."""
     ssm_in_multiplier: float = 1.0
+    """Factor of the Mamba-2 part's input."""
     ssm_out_multiplier: float = 1.0
+    """Factor of the Mamba-2 part's output."""
     ssm_multipliers: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    """Factors of z, x, B, C and dt."""
     mlp_multipliers: tuple[float, float] = (1.0, 1.0)
+    """Factors of the MLP's gate and output."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -24,26 +24,26 @@ KERNEL_INITS = {"random": random_kernel, "double_exp": decaying_kernel}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LongConvConfig(LanguageConfig):
-    """Options of every language model, and:
-
-    kernel_length: taps of each convolution, the longest distance it sees; the length of the training sequences in the
-    paper. Longer sequences work, each step then sees the newest kernel_length. lam: threshold of the squash, 0 for
-    none. smooth_window: taps the kernel is averaged over, odd, 1 for none. kernel_dropout: in training mode.
-    kernel_init: "random" or "double_exp", whose channels decay at rates between 1 and dim / 2 over the kernel.
-    attention_layers: blocks (from 0) with causal attention, without position information, in place of the convolutions.
-    num_heads: of the attention. mlp_ratio: hidden width of the MLP over dim. initializer_range: of the embedding and
-    all projections.
-    """
+    """Options of LongConv; ``initializer_range`` is that of the embedding and of all projections."""
 
     vocab_size: int = 50264
     kernel_length: int = 2048
+    """Taps of each convolution, the longest distance it sees; the length of the training sequences in the paper.
+    Longer sequences work, each step then sees the newest kernel_length."""
     lam: float = 0.003
+    """Threshold of the squash, 0 for none."""
     smooth_window: int = 1
+    """Taps the kernel is averaged over, odd, 1 for none."""
     kernel_dropout: float = 0.2
+    """Dropout of the kernel's taps in training mode."""
     kernel_init: str = "random"
+    """"random", or "double_exp", whose channels decay at rates between 1 and dim / 2 over the kernel."""
     attention_layers: tuple[int, ...]
+    """Blocks (from 0) with causal attention, without position information, in place of the convolutions."""
     num_heads: int
+    """Heads of that attention."""
     mlp_ratio: int = 4
+    """Hidden width of the MLP over dim."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -16,15 +16,21 @@ from zoo.registry import Paper, register_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MambaConfig(LanguageConfig):
-    """Options of the Mamba family: those of every language model and of the ``Mamba`` mixer."""
+    """Options of Mamba, those of the ``Mamba`` mixer among them."""
 
     vocab_size: int = 50280
     d_state: int = 16
+    """State size of a channel."""
     d_conv: int = 4
+    """Taps of the causal convolution."""
     expand: int = 2
+    """Inner width over dim."""
     dt_rank: int | None = None
+    """Rank of the step sizes' projection; dim / 16 rounded up when None."""
     conv_bias: bool = True
+    """The convolution has a bias."""
     bias: bool = False
+    """The projections in and out have biases."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -16,18 +16,27 @@ from zoo.registry import Paper, register_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mamba2Config(LanguageConfig):
-    """Options of the Mamba-2 family: those of every language model and of the ``Mamba2`` mixer."""
+    """Options of Mamba-2, those of the ``Mamba2`` mixer among them."""
 
     vocab_size: int = 50288
     d_state: int = 128
+    """State size of a channel."""
     d_conv: int = 4
+    """Taps of the causal convolution."""
     expand: int = 2
+    """Inner width over dim."""
     head_dim: int = 64
+    """Channels of a head."""
     num_groups: int = 1
+    """Groups of heads that share B and C."""
     chunk_size: int = 64
+    """Steps a chunk of the parallel form; it changes the speed, not the result."""
     dt_limit: tuple[float, float] = (0.0, float("inf"))
+    """Smallest and largest step size."""
     conv_bias: bool = True
+    """The convolution has a bias."""
     bias: bool = False
+    """The projections in and out have biases."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -22,19 +22,18 @@ from zoo.registry import Paper, register_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MoDConfig(TransformerConfig):
-    """Options of the transformer, and:
-
-    capacity: share of a sequence's tokens that a routed block works on. routed_every: of each group of so many blocks
-    the last is routed, the others work on all tokens. router_bias: the offset of the router's weight, see
-    ``TokenRouter``; False is the paper's formula. predictor_dim: hidden width of the predictor that chooses outside
-    training. predictor_weight: of its loss.
-    """
+    """Options of the Mixture-of-Depths transformer."""
 
     capacity: float = 0.125
+    """Share of a sequence's tokens that a routed block works on."""
     routed_every: int = 2
+    """Of each group of so many blocks the last is routed, the others work on all tokens."""
     router_bias: bool = True
+    """The offset of the router's weight, see ``TokenRouter``; False is the paper's formula."""
     predictor_dim: int = 64
+    """Hidden width of the predictor that chooses outside training."""
     predictor_weight: float = 1.0
+    """Weight of the predictor's loss."""
 
     def __post_init__(self):
         super().__post_init__()

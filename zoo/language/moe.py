@@ -25,25 +25,29 @@ from zoo.registry import Paper, register_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MoEConfig(TransformerConfig):
-    """Options of the transformer (``mlp_dim`` is the width of one expert and of the dense layers between), and:
-
-    head_dim: of the attention, dim / num_heads when None. num_experts: experts a layer. top_k: experts a token.
-    expert_every: of each group of so many blocks the last has experts, the others are dense. normalize: the weights of
-    a token's experts sum to 1; None: where top_k > 1. capacity_factor: limit of the tokens an expert takes in training
-    mode, over their even share; None: no limit. Evaluation has none, so that decoding equals the parallel form.
-    balance_weight, z_weight: of the load-balance loss and of the router z-loss. joint_balance: one load-balance loss
-    over the tokens of all layers (transformers' Mixtral) in place of the sum of one a layer (Switch).
-    """
+    """Options of the transformer with experts; ``mlp_dim`` is the width of one expert and of the dense layers
+    between."""
 
     head_dim: int | None = None
+    """Width of an attention head, dim / num_heads when None."""
     num_experts: int = 8
+    """Experts of a layer."""
     top_k: int = 2
+    """Experts a token takes."""
     expert_every: int = 1
+    """Of each group of so many blocks the last has experts, the others are dense."""
     normalize: bool | None = None
+    """The weights of a token's experts sum to 1; None: where top_k > 1."""
     capacity_factor: float | None = None
+    """Limit of the tokens an expert takes in training mode, over their even share; None: no limit. Evaluation has
+    none, so that decoding equals the parallel form."""
     balance_weight: float = 0.01
+    """Weight of the load-balance loss."""
     z_weight: float = 0.001
+    """Weight of the router z-loss."""
     joint_balance: bool = False
+    """One load-balance loss over the tokens of all layers (transformers' Mixtral) in place of the sum of one a
+    layer (Switch)."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -56,27 +56,28 @@ SHARING: dict[str, tuple[int, Callable[[int, int], Plan]]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MoRConfig(TransformerConfig):
-    """Options of the transformer (``depth`` counts the blocks that have weights), and:
-
-    num_recursions: R, passes through the shared blocks; 1 is the plain transformer, which routes nothing. sharing:
-    "cycle", "sequence", or "middle_cycle", "middle_sequence", which leave the first and the last block unshared.
-    router: "expert_choice", "token_choice", or "every_token", the recursive transformer without routing. share_kv: the
-    recursions after the first attend to its keys and values and make none, in place of recursion-wise caching.
-    gate_scale: alpha of the router, None for the authors' (0.1 expert-choice, 1 token-choice). auxiliary_weight: of
-    expert-choice's side loss; auxiliary_router: sample by separate weights. balance_weight, z_weight: of token-choice's
-    side losses.
-    """
+    """Options of Mixture-of-Recursions; ``depth`` counts the blocks that have weights."""
 
     vocab_size: int = 49152
     num_recursions: int = 3
+    """Passes R through the shared blocks; 1 is the plain transformer, which routes nothing."""
     sharing: str = "middle_cycle"
+    """"cycle", "sequence", or "middle_cycle", "middle_sequence", which leave the first and the last block unshared."""
     router: str = "expert_choice"
+    """"expert_choice", "token_choice", or "every_token", the recursive transformer without routing."""
     share_kv: bool = False
+    """The recursions after the first attend to its keys and values and make none, in place of recursion-wise
+    caching."""
     gate_scale: float | None = None
+    """Factor alpha of the router; None for the authors' (0.1 expert-choice, 1 token-choice)."""
     auxiliary_weight: float = 1e-3
+    """Weight of expert-choice's side loss."""
     auxiliary_router: bool = False
+    """Expert-choice samples by separate weights."""
     balance_weight: float = 0.1
+    """Weight of token-choice's load-balance loss."""
     z_weight: float = 1e-5
+    """Weight of token-choice's z-loss."""
 
     def __post_init__(self):
         super().__post_init__()

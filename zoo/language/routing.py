@@ -23,32 +23,36 @@ from zoo.registry import Paper, register_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoutingConfig(LanguageConfig):
-    """Options of every language model, and:
-
-    num_heads: of a block. num_routing_heads: how many of them attend within clusters; the others are local. 0 for a
-    model of local heads. first_routing: index of the first block with routing heads, those before it have local heads
-    only. head_dim: dim / num_heads when None. window: keys a local head sees, its own position included. num_clusters:
-    of a routing head. cluster_size: positions a cluster takes in training mode; num_clusters * cluster_size is the
-    length to train at. scale: of the routed logits, head_dim^-0.5 when None. decay: of the centroids' moving average.
-    commitment_weight: of the loss that keeps queries near their centroids. mlp_dim: hidden width of the GEGLU.
-    embedding_dim: width of embedding and head, brought to dim and back by projections; dim when None. drop_rate: of
-    the embeddings and the hidden units of the GEGLU. rope_base: of the rotary positions.
-    """
+    """Options of the Routing Transformer."""
 
     num_heads: int
+    """Heads of a block."""
     num_routing_heads: int
+    """How many of them attend within clusters, the others are local; 0 for a model of local heads."""
     first_routing: int = 0
+    """Index of the first block with routing heads; those before it have local heads only."""
     head_dim: int | None = None
+    """Width of a head, dim / num_heads when None."""
     window: int = 512
+    """Keys a local head sees, its own position included."""
     num_clusters: int
+    """Clusters of a routing head."""
     cluster_size: int = 512
+    """Positions a cluster takes in training mode; num_clusters * cluster_size is the length to train at."""
     scale: float | None = None
+    """Factor of the routed logits, head_dim^-0.5 when None."""
     decay: float = 0.999
+    """Decay of the centroids' moving average."""
     commitment_weight: float = 1e-4
+    """Weight of the loss that keeps queries near their centroids."""
     mlp_dim: int
+    """Hidden width of the GEGLU."""
     embedding_dim: int | None = None
+    """Width of embedding and head, brought to dim and back by projections; dim when None."""
     drop_rate: float = 0.0
+    """Dropout of the embeddings and of the GEGLU's hidden units."""
     rope_base: float = 10000.0
+    """Wavelength base of the rotary positions."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -21,23 +21,26 @@ from zoo.registry import Paper, nearest, register_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class S4Config(LanguageConfig):
-    """Options of every language model, and:
-
-    d_state: state size N of a channel. init: state matrix at the start: "legs" (HiPPO) or "random". num_ssm: distinct
-    state matrices, which the channels take in turn. dt_min, dt_max: range of the initial step sizes. mlp_dim: hidden
-    width of the feed-forward layer. mlp_every: of each group of so many blocks the last has one. drop_rate: dropout of
-    the mixer. chunk_size: steps at a time when there is a state; it changes the speed, not the result.
-    """
+    """Options of S4."""
 
     d_state: int = 64
+    """State size N of a channel."""
     init: str = "legs"
+    """State matrix at the start: "legs" (HiPPO) or "random"; S4D also has "inv", "inv2", "lin", "quad" and "real"."""
     num_ssm: int = 1
+    """Distinct state matrices, which the channels take in turn."""
     dt_min: float = 0.001
+    """Smallest initial step size."""
     dt_max: float = 0.1
+    """Largest initial step size."""
     mlp_dim: int
+    """Hidden width of the feed-forward layer."""
     mlp_every: int = 2
+    """Of each group of so many blocks the last has a feed-forward layer."""
     drop_rate: float = 0.0
+    """Dropout of the mixer."""
     chunk_size: int = 64
+    """Steps at a time when there is a state; it changes the speed, not the result."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -47,12 +50,10 @@ class S4Config(LanguageConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class S4DConfig(S4Config):
-    """Options of S4, where init is "legs", "inv", "inv2", "lin", "quad", "real" or "random", and:
-
-    discretisation: "zero_order_hold" or "bilinear".
-    """
+    """Options of S4D."""
 
     discretisation: str = "zero_order_hold"
+    """"zero_order_hold" or "bilinear"."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -23,25 +23,36 @@ from zoo.registry import Paper, register_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class S4TextConfig:
-    """vocab_size; num_classes, 0 for none; pair: two sequences are compared; dim, depth, and those of the ``S4`` mixer:
-    d_state, num_ssm, dt_min, dt_max, bidirectional; drop_rate, dropout before the classifier; mixer_drop_rate, within
-    and after the mixer; drop_path_rate of the last block, growing linearly; prenorm, batch norm before the mixer and
-    after the last block, or (False) after each sum."""
+    """Options of S4 as a classifier of token sequences."""
 
     vocab_size: int
+    """Tokens the model knows."""
     num_classes: int
+    """Classes, 0 for no classifier."""
     pair: bool = False
+    """Two sequences are compared."""
     dim: int
+    """Model width."""
     depth: int = 6
+    """Blocks."""
     d_state: int = 4
+    """State size N of a channel."""
     num_ssm: int = 1
+    """Distinct state matrices, which the channels take in turn."""
     dt_min: float = 0.001
+    """Smallest initial step size."""
     dt_max: float = 0.1
+    """Largest initial step size."""
     bidirectional: bool = True
+    """The mixers also read from the end."""
     drop_rate: float = 0.0
+    """Dropout before the classifier."""
     mixer_drop_rate: float = 0.0
+    """Dropout within and after the mixer."""
     drop_path_rate: float = 0.0
+    """Stochastic depth of the last block, growing linearly up to it."""
     prenorm: bool = True
+    """Batch norm before the mixer and after the last block; False: after each sum."""
 
     def __post_init__(self):
         require_positive(self, "vocab_size", "dim", "depth", "d_state", "num_ssm")

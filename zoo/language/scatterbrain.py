@@ -22,23 +22,25 @@ from zoo.registry import Paper, register_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScatterbrainConfig(LanguageConfig):
-    """Options of every language model, and:
-
-    num_heads, head_dim (dim / num_heads when None). window: steps a query sees exactly, itself included. num_features:
-    random features of the low-rank part, even. cluster_size, num_hashes: steps of a bucket and hashes that make further
-    pairs exact in training mode; 0 hashes: the window alone. mlp_dim: hidden width of the SwiGLU. rope_base: wavelength
-    base of the rotary positions.
-    """
+    """Options of Scatterbrain."""
 
     vocab_size: int = 256
     num_heads: int
+    """Heads of the attention."""
     head_dim: int | None = None
+    """Width of a head, dim / num_heads when None."""
     window: int
+    """Steps a query sees exactly, itself included."""
     num_features: int
+    """Random features of the low-rank part, even."""
     cluster_size: int
+    """Steps of a bucket."""
     num_hashes: int = 2
+    """Hashes that make further pairs exact in training mode; 0: the window alone."""
     mlp_dim: int
+    """Hidden width of the SwiGLU."""
     rope_base: float = 10000.0
+    """Wavelength base of the rotary positions."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -17,14 +17,17 @@ from zoo.registry import Paper, register_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig(LanguageConfig):
-    """Options of every language model, and: num_heads, num_kv_heads (num_heads when None), mlp_dim: hidden width of the
-    SwiGLU, rope_base: wavelength base of the rotary positions."""
+    """Options of the transformer."""
 
     vocab_size: int = 50280
     num_heads: int
+    """Query heads."""
     num_kv_heads: int | None = None
+    """Key and value heads, num_heads when None."""
     mlp_dim: int
+    """Hidden width of the SwiGLU."""
     rope_base: float = 10000.0
+    """Wavelength base of the rotary positions."""
     residual_in_fp32: bool = False
 
     def __post_init__(self):

@@ -30,30 +30,36 @@ TRUNCATED_STD = 0.87962566  # standard deviation of a unit normal cut off at 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AxialConfig:
-    """Options of the Axial Transformer.
-
-    img_size: side, or (height, width), in pixels. in_chans: channels. num_levels: values of a channel of a pixel.
-    dim, num_heads, norm_eps: of the attention blocks. mlp_ratio: hidden width of the MLP over dim.
-    exterior_depth: blocks that read the earlier channels, an even number. outer_depth: blocks that read the rows above,
-    an even number. inner_depth: blocks that read the row itself. drop_rate: dropout after attention and MLP.
-    embedding_scale: size of the initial embeddings, whose standard deviation is this over sqrt(dim).
-    residual_scale, logits_scale: initial variances of the outputs of the branches and of the logits.
-    """
+    """Options of the Axial Transformer."""
 
     img_size: int | tuple[int, int]
+    """Side, or (height, width), in pixels."""
     in_chans: int = 3
+    """Image channels."""
     num_levels: int = 256
+    """Values of a channel of a pixel."""
     dim: int
+    """Model width."""
     num_heads: int = 16
+    """Heads of the attention."""
     mlp_ratio: float = 1.0
+    """Hidden width of the MLP over dim."""
     exterior_depth: int = 8
+    """Blocks that read the earlier channels, an even number."""
     outer_depth: int = 8
+    """Blocks that read the rows above, an even number."""
     inner_depth: int = 8
+    """Blocks that read the row itself."""
     drop_rate: float = 0.0
+    """Dropout after attention and MLP."""
     embedding_scale: float = 5.0
+    """Size of the initial embeddings, whose standard deviation is this over sqrt(dim)."""
     residual_scale: float = 1e-10
+    """Initial variance of the branches' outputs."""
     logits_scale: float = 1e-10
+    """Initial variance of the logits."""
     norm_eps: float = 1e-5
+    """Added to the variance in the norms."""
 
     def __post_init__(self):
         require_positive(self, "in_chans", "dim", "num_heads", "outer_depth", "inner_depth")

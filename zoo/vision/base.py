@@ -18,22 +18,26 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """Options of every vision model.
-
-    img_size: side, or (height, width), in pixels. in_chans: image channels. num_classes: 0 for no classifier.
-    drop_rate: dropout before the classifier. drop_path_rate: stochastic depth of the last block.
-    mean, std, crop_pct, interpolation: how the images of the published weights are prepared, as timm means it.
-    """
+    """Options of every vision model."""
 
     img_size: int | tuple[int, int] = 224
+    """Side, or (height, width), in pixels."""
     in_chans: int = 3
+    """Image channels."""
     num_classes: int = 1000
+    """Classes, 0 for no classifier."""
     drop_rate: float = 0.0
+    """Dropout before the classifier."""
     drop_path_rate: float = 0.0
+    """Stochastic depth of the last block."""
     mean: tuple[float, ...] = IMAGENET_MEAN
+    """Mean of each channel that images are normalised by."""
     std: tuple[float, ...] = IMAGENET_STD
+    """Standard deviation of each channel that images are normalised by."""
     crop_pct: float = 0.9
+    """Side of the centre crop over that of the resized image, in evaluation."""
     interpolation: str = "bicubic"
+    """How images are resized: timm's name, such as "bicubic"."""
 
     def __post_init__(self):
         require_positive(self, "in_chans")

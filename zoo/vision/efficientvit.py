@@ -21,14 +21,16 @@ from zoo.vision.hierarchical import HierarchicalConfig, MergingModel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EfficientViTConfig(HierarchicalConfig):
-    """Options of every hierarchical model, and: num_heads of each stage; kernels, sizes of the convolution over the
-    queries of the first, second, ... head; window, largest side of an attention window, in features; qk_dim, channels
-    of a head's queries and keys."""
+    """Options of EfficientViT."""
 
     num_heads: tuple[int, ...]
+    """Heads of each stage."""
     kernels: tuple[int, ...]
+    """Sizes of the convolution over the queries of the first, second, ... head."""
     window: int = 7
+    """Largest side of an attention window, in features."""
     qk_dim: int = 16
+    """Channels of a head's queries and keys."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -18,13 +18,16 @@ from zoo.vision.base import VisionConfig, VisionModel, drop_path_rates
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HierarchicalConfig(VisionConfig):
-    """Options of every vision model, and: dims and depths, channels and blocks of each stage; stem_strides, of the
-    convolutions that come first; global_pool, "avg", "max", or "" for features that stay maps (and no classes)."""
+    """Options of every hierarchical model."""
 
     dims: tuple[int, ...]
+    """Channels of each stage."""
     depths: tuple[int, ...]
+    """Blocks of each stage."""
     stem_strides: tuple[int, ...] = (2, 2, 2, 2)
+    """Strides of the convolutions that come first."""
     global_pool: str = "avg"
+    """"avg", "max", or "" for features that stay maps (and no classes)."""
     crop_pct: float = 0.875
 
     def __post_init__(self):

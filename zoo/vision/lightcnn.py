@@ -23,18 +23,16 @@ from zoo.vision.base import VisionConfig, VisionModel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LightCNNConfig(VisionConfig):
-    """Options of every vision model, and the branches.
-
-    dims: channels of a branch's convolutions, 3x3, each followed by a ReLU and a pooling that halves the map.
-    branch_dim: numbers a branch ends in; trained by itself it takes them for logits. join_dim: width of the layer that
-    joins the branches. padding: 1 keeps the size of a map in a convolution, 0 as in the paper trims a pixel a side.
-    drop_path_rate has no meaning.
-    """
+    """Options of the lightweight CNN and its branches; ``drop_path_rate`` has no meaning."""
 
     dims: tuple[int, ...] = (10, 20)
+    """Channels of a branch's convolutions, 3x3, each followed by a ReLU and a pooling that halves the map."""
     branch_dim: int = 10
+    """Numbers a branch ends in; trained by itself it takes them for logits."""
     join_dim: int = 32
+    """Width of the layer that joins the branches."""
     padding: int = 0
+    """1 keeps the size of a map in a convolution, 0 as in the paper trims a pixel a side."""
     crop_pct: float = 1.0
 
     def __post_init__(self):

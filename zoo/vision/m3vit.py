@@ -30,31 +30,34 @@ CLASSIFICATION = "classification"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class M3ViTConfig(ViTConfig):
-    """Options of the vision transformer (``mlp_ratio`` is that of the blocks without experts), and the tasks:
-
-    classification: whether the ``num_classes`` are a task, named "classification", the first one. label_tasks: further
-    tasks with an answer an image: name -> classes. dense_tasks: tasks with an answer a pixel: name -> channels.
-    decoder_dim: width of the decoders of the dense tasks.
-
-    num_experts, top_k: experts of a layer and of a token. moe_mlp_ratio: hidden width of an expert over dim.
-    expert_every: of each group of so many blocks the last has experts. task_dim: None for one router a task; otherwise
-    one router reads, beside the token, an embedding of the task of this width. noise_std: of the router's logits in
-    training, times num_experts. balance_weight: of the load-balance loss. position_std: of the positions and the class
-    token at the start; the authors start from DeiT's weights, and without such a start wider positions learn faster.
-    """
+    """Options of M3ViT; ``mlp_ratio`` is that of the blocks without experts."""
 
     classification: bool = True
+    """The ``num_classes`` are a task, named "classification", the first one."""
     label_tasks: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Further tasks with an answer an image: name -> classes."""
     dense_tasks: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Tasks with an answer a pixel: name -> channels."""
     decoder_dim: int = 256
+    """Width of the decoders of the dense tasks."""
     num_experts: int = 16
+    """Experts of a layer."""
     top_k: int = 4
+    """Experts a token takes."""
     moe_mlp_ratio: float = 1.0
+    """Hidden width of an expert over dim."""
     expert_every: int = 2
+    """Of each group of so many blocks the last has experts."""
     task_dim: int | None = None
+    """None for one router a task; otherwise one router reads, beside the token, an embedding of the task of this
+    width."""
     noise_std: float = 0.0
+    """Noise of the router's logits in training, times num_experts."""
     balance_weight: float = 0.01
+    """Weight of the load-balance loss."""
     position_std: float = 0.02
+    """Spread of the positions and the class token at the start; the authors start from DeiT's weights, and without
+    such a start wider positions learn faster."""
 
     def __post_init__(self):
         super().__post_init__()

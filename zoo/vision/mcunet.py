@@ -22,19 +22,19 @@ Block = tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MCUNetConfig(HierarchicalConfig):
-    """Options of every hierarchical model, and the blocks.
-
-    blocks: for each stage its blocks, (expansion, kernel size, channels); the first of every stage but the first has
-    stride 2. dims: channels at the end of each stage. depths: blocks of each stage besides the one with stride 2, and
-    in the last the 1x1 convolution to mix_dim channels that may end it (0: none). stem_dim: channels of the first
-    convolution, which has stem_strides. norm_eps: of the batch norms.
-    """
+    """Options of MCUNet. ``dims`` are the channels at the end of each stage; ``depths`` the blocks of each stage
+    besides the one with stride 2, and in the last the 1x1 convolution that may end it."""
 
     stem_strides: tuple[int, ...] = (2,)
     stem_dim: int = 16
+    """Channels of the first convolution, which has stem_strides."""
     blocks: tuple[tuple[Block, ...], ...]
+    """For each stage its blocks, (expansion, kernel size, channels); the first of every stage but the first has
+    stride 2."""
     mix_dim: int = 0
+    """Channels of the 1x1 convolution that ends the last stage, 0 for none."""
     norm_eps: float = 1e-5
+    """Added to the variance in the batch norms."""
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 

@@ -41,21 +41,19 @@ IMAGENET_REDUCE: tuple[Edge, ...] = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PCDARTSConfig(HierarchicalConfig):
-    """Options of every hierarchical model, and the cells.
-
-    dims: channels of a stage's maps, one share a node of its cells. depths: cells of each stage; those after the first
-    stage begin with a reduction. normal, reduce: edges of the two kinds of cells, (operation, source). stem_dim:
-    channels of the stem. stem_strides: of its one convolution, or of its three, each of stride 2, for large images.
-    auxiliary_weight: of the loss of a second classifier in training, in the last stage after the reduction; 0 for none.
-    drop_path_rate: of every edge but the identity, rising from the first to the last cell (the authors raise it over
-    the epochs instead).
-    """
+    """Options of PC-DARTS' networks. ``dims`` are the channels of a stage's maps, one share a node of its cells;
+    ``depths`` its cells, which after the first stage begin with a reduction; ``drop_path_rate`` is of every edge
+    but the identity, rising from the first to the last cell (the authors raise it over the epochs instead)."""
 
     stem_strides: tuple[int, ...] = (1,)
     stem_dim: int
+    """Channels of the stem, whose one convolution, or three of stride 2 for large images, have stem_strides."""
     normal: tuple[Edge, ...]
+    """Edges of a normal cell, (operation, source)."""
     reduce: tuple[Edge, ...]
+    """Edges of a reduction cell, (operation, source)."""
     auxiliary_weight: float = 0.0
+    """Weight of the loss of a second classifier in training, in the last stage after the reduction; 0 for none."""
 
     def __post_init__(self):
         super().__post_init__()

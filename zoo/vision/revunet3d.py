@@ -24,24 +24,28 @@ from zoo.registry import Paper, register_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RevUNet3dConfig:
-    """Options of the reversible U-Net.
-
-    img_size: side, or (depth, height, width), of a usual volume in voxels; others go as well. in_chans: its channels.
-    num_classes: masks, which may overlap. dims: even channels of each level, finest first. depth: reversible blocks of
-    a level, in the encoder and again in the decoder. expand_ratio, kernel_size, num_groups, drop_rate: of ``MBConv3d``.
-    reversible: recompute activations in the backward pass; False stores them and gives the same numbers.
-    """
+    """Options of the reversible U-Net."""
 
     img_size: int | tuple[int, int, int] = 128
+    """Side, or (depth, height, width), of a usual volume in voxels; others go as well."""
     in_chans: int = 4
+    """Channels of a volume."""
     num_classes: int = 3
+    """Masks, which may overlap."""
     dims: tuple[int, ...] = (60, 120, 240, 360, 480)
+    """Even channels of each level, finest first."""
     depth: int = 1
+    """Reversible blocks of a level, in the encoder and again in the decoder."""
     expand_ratio: int = 6
+    """Hidden channels of an ``MBConv3d`` over its channels."""
     kernel_size: int = 3
+    """Side of an ``MBConv3d``'s depthwise kernel."""
     num_groups: int = 30
+    """Groups of the group norms."""
     drop_rate: float = 0.0
+    """Dropout of whole channels in an ``MBConv3d``."""
     reversible: bool = True
+    """Recompute activations in the backward pass; False stores them and gives the same numbers."""
 
     def __post_init__(self):
         require_positive(self, "in_chans", "num_classes", "depth", "expand_ratio", "kernel_size", "num_groups")

@@ -22,21 +22,28 @@ from zoo.vision.base import VisionConfig, VisionModel, drop_path_rates
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class S4PixelConfig(VisionConfig):
-    """Options of every vision model, and: dim, depth, and those of the ``S4`` mixer: d_state, num_ssm, dt_min, dt_max,
-    bidirectional; mixer_drop_rate, dropout within and after the mixer; prenorm, batch norm before the mixer and after
-    the last block, or (False) after each sum."""
+    """Options of S4 over pixels."""
 
     img_size: int | tuple[int, int] = 32
     in_chans: int = 1
     dim: int
+    """Model width."""
     depth: int = 6
+    """Blocks."""
     d_state: int = 64
+    """State size N of a channel."""
     num_ssm: int = 1
+    """Distinct state matrices, which the channels take in turn."""
     dt_min: float = 0.001
+    """Smallest initial step size."""
     dt_max: float = 0.1
+    """Largest initial step size."""
     bidirectional: bool = True
+    """The mixers also read from the end."""
     mixer_drop_rate: float = 0.0
+    """Dropout within and after the mixer."""
     prenorm: bool = True
+    """Batch norm before the mixer and after the last block; False: after each sum."""
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
     crop_pct: float = 1.0

@@ -19,11 +19,12 @@ from zoo.vision.hierarchical import HierarchicalConfig, MergingModel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SHViTConfig(HierarchicalConfig):
-    """Options of every hierarchical model, and: partial_dims, channels of each stage that attend (0 for a stage without
-    attention); qk_dim, channels of queries and keys."""
+    """Options of SHViT."""
 
     partial_dims: tuple[int, ...]
+    """Channels of each stage that attend, 0 for a stage without attention."""
     qk_dim: int = 16
+    """Channels of queries and keys."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -26,18 +26,17 @@ from zoo.vision.hierarchical import HierarchicalConfig, HierarchicalModel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimpleNetConfig(HierarchicalConfig):
-    """Options of every hierarchical model, and the convolutions.
-
-    widths: output channels of every convolution, the stem's first; dims must be those that end the stages. depths:
-    convolutions of each stage, in the first without the stem's; a pooling stands between two stages. pointwise: which
-    convolutions are 1x1 instead of 3x3. strided: which have stride 2. stem_strides and drop_path_rate have no meaning.
-    conv_drop_rate: dropout of whole channels after every convolution but the last.
-    """
+    """Options of SimpleNet. ``depths`` are the convolutions of each stage, in the first without the stem's; a
+    pooling stands between two stages. ``stem_strides`` and ``drop_path_rate`` have no meaning."""
 
     widths: tuple[int, ...]
+    """Output channels of every convolution, the stem's first; dims must be those that end the stages."""
     pointwise: tuple[int, ...] = ()
+    """Which convolutions are 1x1 instead of 3x3."""
     strided: tuple[int, ...] = ()
+    """Which convolutions have stride 2."""
     conv_drop_rate: float = 0.0
+    """Dropout of whole channels after every convolution but the last."""
     stem_strides: tuple[int, ...] = (1,)
     global_pool: str = "max"
 

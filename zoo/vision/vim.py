@@ -20,17 +20,24 @@ from zoo.vision.base import VisionConfig, VisionModel, drop_path_rates
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VimConfig(VisionConfig):
-    """Options of every vision model, and: patch_size, stride (patch_size when None), dim, depth, and those of the
-    ``BiMamba`` mixer: d_state, d_conv, expand; norm_eps of the norms."""
+    """Options of Vim, those of the ``BiMamba`` mixer among them."""
 
     patch_size: int = 16
+    """Side of a patch in pixels."""
     stride: int | None = None
+    """Pixels between patches, patch_size when None."""
     dim: int
+    """Model width."""
     depth: int = 24
+    """Blocks."""
     d_state: int = 16
+    """State size of a channel."""
     d_conv: int = 4
+    """Taps of the causal convolutions."""
     expand: int = 2
+    """Inner width over dim."""
     norm_eps: float = 1e-5
+    """Added to the mean square in the norms."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -19,17 +19,24 @@ from zoo.vision.base import VisionConfig, VisionModel, drop_path_rates
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ViTConfig(VisionConfig):
-    """Options of every vision model, and: patch_size, dim, depth, num_heads, mlp_ratio (hidden width of the MLP over
-    dim), qkv_bias, proj_drop_rate (dropout after the projections of attention and MLP), norm_eps of the layer norms."""
+    """Options of the vision transformer."""
 
     patch_size: int = 16
+    """Side of a patch in pixels."""
     dim: int
+    """Model width."""
     depth: int = 12
+    """Blocks."""
     num_heads: int
+    """Heads of the attention."""
     mlp_ratio: float = 4.0
+    """Hidden width of the MLP over dim."""
     qkv_bias: bool = True
+    """Queries, keys and values have biases."""
     proj_drop_rate: float = 0.0
+    """Dropout after the projections of attention and MLP."""
     norm_eps: float = 1e-6
+    """Added to the variance in the layer norms."""
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 

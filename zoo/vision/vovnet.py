@@ -26,24 +26,23 @@ from zoo.vision.hierarchical import HierarchicalConfig, HierarchicalModel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VoVNetConfig(HierarchicalConfig):
-    """Options of every hierarchical model, and those of the blocks.
-
-    The first stage is the first two of the stem's convolutions and holds no blocks: its entries in depths and mid_dims
-    are 0. stem_strides: of all three convolutions. stem_dim: channels of the third, which enter the second stage.
-    mid_dims: channels of the chains of each stage. num_layers: convolutions of a chain. separable: depthwise-separable
-    ones. squeeze: squeeze-and-excitation after the "last" block of a stage, after "every" one, or "never".
-    residual: add the input of the second and later blocks of a stage.
-
-    drop_path_rate needs such blocks.
-    """
+    """Options of VoVNet. The first stage is the first two of the stem's convolutions and holds no blocks: its
+    entries in ``depths`` and ``mid_dims`` are 0. ``stem_strides`` are those of all three convolutions;
+    ``drop_path_rate`` needs residual blocks."""
 
     stem_strides: tuple[int, ...] = (2, 1, 2)
     stem_dim: int = 128
+    """Channels of the stem's third convolution, which enter the second stage."""
     mid_dims: tuple[int, ...]
+    """Channels of the chains of each stage."""
     num_layers: int = 5
+    """Convolutions of a chain."""
     separable: bool = False
+    """The convolutions are depthwise-separable."""
     squeeze: str = "never"
+    """Squeeze-and-excitation after the "last" block of a stage, after "every" one, or "never"."""
     residual: bool = False
+    """Add the input of the second and later blocks of a stage."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,0 +1,100 @@
+"""What holds for every registered name: it builds without memory, is described, and has the published count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import zoo
+from zoo.config import describe_fields
+
+# Counted on the authors' code or files, on timm's and transformers' models, or printed in the paper.
+PUBLISHED = {
+    "mamba_130m": 129_135_360, "mamba_370m": 371_516_416, "mamba_790m": 793_204_224, "mamba_1_4b": 1_372_178_432,
+    "mamba_2_8b": 2_768_345_600, "mamba2_130m": 128_989_632, "mamba2_370m": 368_346_624, "mamba2_780m": 780_161_280,
+    "mamba2_1_3b": 1_343_757_312, "mamba2_2_7b": 2_702_599_680, "vim_tiny": 7_148_008, "vim_small": 25_796_584,
+    "vim_base": 97_598_440, "vit_tiny_patch16_224": 5_717_416, "vit_small_patch16_224": 22_050_664,
+    "vit_base_patch16_224": 86_567_656, "based_360m": 362_620_928, "based_1_3b": 1_349_453_056,
+    "falcon_h1_tiny_90m": 91_131_072, "falcon_h1_0_5b": 521_411_104, "falcon_h1_1_5b": 1_554_789_760,
+    "falcon_h1_1_5b_deep": 1_554_773_392, "falcon_h1_3b": 3_149_261_312, "falcon_h1_7b": 7_585_519_712,
+    "falcon_h1_34b": 33_642_516_224, "deepseek_v2_lite": 15_706_484_224, "deepseek_v3_671b": 671_026_404_352,
+    "shvit_s1": 6_330_808, "shvit_s2": 11_483_072, "shvit_s3": 14_245_273, "shvit_s4": 16_588_484,
+    "efficientvit_m0": 2_349_436, "efficientvit_m1": 2_980_560, "efficientvit_m2": 4_187_554,
+    "efficientvit_m3": 6_900_722, "efficientvit_m4": 8_804_228, "efficientvit_m5": 12_473_772,
+    "vovnet27_slim": 3_525_736, "vovnet39a": 22_600_296, "vovnet57a": 36_640_296, "ese_vovnet19b_slim_dw": 1_897_752,
+    "ese_vovnet19b_dw": 6_543_080, "ese_vovnet19b_slim": 3_166_136, "ese_vovnet39b": 24_568_936,
+    "ese_vovnet57b": 38_608_936, "ese_vovnet99b": 63_199_272, "pcdarts_cifar": 3_634_678,
+    "pcdarts_imagenet": 5_342_464, "axial_imagenet32": 341_178_112, "axial_imagenet64": 606_161_152,
+    "simplenetv1_small_m1_05": 1_506_792, "simplenetv1_small_m1_075": 3_287_272, "simplenetv1_5m_m1": 5_752_808,
+    "simplenetv1_9m_m1": 9_508_968, "simplenetv1_small_m2_05": 1_506_792, "simplenetv1_small_m2_075": 3_287_272,
+    "simplenetv1_5m_m2": 5_752_808, "simplenetv1_9m_m2": 9_508_968, "simplenetv1_cifar_5m": 5_498_378,
+    "mcunet_in2": 729_392, "mcunet_in3": 737_408, "mcunet_vww0": 368_970, "mcunet_vww1": 432_746,
+    "mcunet_vww2": 639_258, "proxyless_w03": 754_280, "lightcnn_mnist": 14_862, "lightcnn_cifar": 19_622,
+}  # fmt: skip
+# Printed in millions: (value, last digit). MoR's are without the embedding.
+ROUNDED = {
+    "mcunet_in0": (0.75, 0.01), "mcunet_in1": (0.64, 0.01), "mcunet_in4": (1.73, 0.01), "mbv2_w035": (0.75, 0.01),
+    "mor_360m": (118, 1),
+}  # fmt: skip
+
+
+def dense(vocab_size: int, dim: int, depth: int, kv_dim: int, mlp_dim: int) -> int:
+    """A tied embedding, blocks of grouped-query attention and SwiGLU with two norms, and the last norm."""
+    block = 2 * dim * dim + 2 * dim * kv_dim + 3 * dim * mlp_dim + 2 * dim
+    return vocab_size * dim + depth * block + dim
+
+
+# Ours, or of sizes whose papers give no count: a sum over the paper's equations.
+BY_HAND = {
+    "transformer_130m": dense(50280, 768, 12, 256, 2560),
+    "transformer_350m": dense(50280, 1024, 24, 256, 3072),
+    "transformer_1_3b": dense(50280, 2048, 24, 512, 6144),
+    # seven more experts a block and a router
+    "moe_8x130m": dense(50280, 768, 12, 256, 2560) + 12 * (7 * 3 * 768 * 2560 + 768 * 8),
+    # in six blocks a router and a predictor of width 64
+    "mod_130m": dense(50280, 768, 12, 256, 2560) + 6 * ((768 + 1) + (768 * 64 + 64) + (64 + 1)),
+    # the blocks with weights and a router of three recursions
+    "mor_135m": dense(49152, 576, 11, 192, 1536) + 576 * 3,
+    "mor_730m": dense(49152, 1536, 10, 512, 4096) + 1536 * 3,
+    "mor_1_7b": dense(49152, 2048, 9, 2048, 8192) + 2048 * 3,
+}
+# Papers without a count, or whose count is of another head (S4 on WikiText-103: 249 M with an adaptive softmax).
+UNCOUNTED = {
+    "longconv_125m", "longconv_355m", "longconv_1_3b", "m3vit_tiny", "m3vit_small", "m3vit_base", "revunet3d",
+    "routing_pg19", "routing_wikitext103", "s4_pixel_lra_image", "s4_pixel_lra_pathfinder", "s4_pixel_lra_pathx",
+    "s4_text_lra_listops", "s4_text_lra_retrieval", "s4_text_lra_text", "s4_wikitext103", "s4d_wikitext103",
+    "scatterbrain_lra_image", "scatterbrain_lra_listops", "scatterbrain_lra_pathfinder", "scatterbrain_lra_retrieval",
+    "scatterbrain_lra_text", "scatterbrain_wt103",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", zoo.list_models())
+def test_builds_without_memory_is_described_and_has_the_published_count(name):
+    info = zoo.model_info(name)
+    model: Any = zoo.create_model(name, device="meta")
+    assert all(parameter.is_meta for parameter in model.parameters())
+    count = sum(p.numel() for p in model.parameters())
+    assert info.num_parameters == count
+    if name in PUBLISHED | BY_HAND:
+        assert count == (PUBLISHED | BY_HAND)[name]
+    if name in ROUNDED:
+        millions, digit = ROUNDED[name]
+        embedding = model.embedding.weight.numel() if hasattr(model, "embedding") else 0
+        assert abs((count - embedding) / 1e6 - millions) <= digit / 2
+    assert info.name == name and info.family in zoo.list_families()
+    assert info.paper.title and info.paper.arxiv and 1990 < info.paper.year < 2100
+    assert info.config.keys() == vars(model.config).keys() == describe_fields(type(model.config)).keys()
+    assert set(model.no_weight_decay()) <= {key for key, _ in model.named_parameters()}
+
+
+def test_every_name_states_its_count_or_that_there_is_none():
+    """And no count is compared with the model's own."""
+    tables = [*PUBLISHED, *ROUNDED, *BY_HAND, *UNCOUNTED]
+    assert sorted(tables) == sorted(name for name in zoo.list_models() if not name.endswith("_nano"))
+
+
+def test_every_family_has_a_nano_under_a_million_parameters():
+    for family in zoo.list_families():
+        (nano,) = zoo.list_models("*_nano", family=family)
+        assert zoo.model_info(nano).num_parameters < 1_000_000
