@@ -40,8 +40,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         lines = str(error).splitlines() or ["it is cut short"]
         reason = next((line.strip() for line in lines if "Unsupported" in line), lines[0])  # without torch's advice
         raise ValueError(
-            f"{path} is no checkpoint of tensors and numbers alone: {reason}; nothing was loaded or run. Checkpoints of "
-            "this library are; of another one, convert the weights to safetensors where you trust it"
+            f"{path} is no checkpoint of tensors and numbers alone: {reason}; nothing was loaded or run. Checkpoints "
+            "of this library are; of another one, convert the weights to safetensors where you trust it"
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no checkpoint: it holds {type(content).__name__}, not a dictionary")

@@ -1,4 +1,4 @@
-"""No door runs the code that a file carries: evaluation, resuming, prediction, export, conversion, a Trainer by hand."""
+"""No door runs the code that a file carries: evaluation, resuming, prediction, export, conversion, a plain Trainer."""
 
 from __future__ import annotations
 
