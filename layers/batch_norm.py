@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from zoo.layers.precision import KeepsFloat32
 
-class BatchNorm2d(nn.BatchNorm2d):
+
+class BatchNorm2d(KeepsFloat32, nn.BatchNorm2d):
     """``nn.BatchNorm2d`` whose weight starts at ``gamma``; weight, bias and statistics stay float32 in a low-precision
     model.
 
@@ -14,16 +16,18 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     float32_parameters = ("weight", "bias")
+    float32_buffers = ("running_mean", "running_var")
 
     def __init__(self, dim: int, gamma: float = 1.0):
         super().__init__(dim)
         nn.init.constant_(self.weight, gamma)
 
 
-class BatchNorm1d(nn.BatchNorm1d):
+class BatchNorm1d(KeepsFloat32, nn.BatchNorm1d):
     """``nn.BatchNorm1d`` that stays float32 in a low-precision model."""
 
     float32_parameters = ("weight", "bias")
+    float32_buffers = ("running_mean", "running_var")
 
 
 class NormLinear(nn.Module):

@@ -5,19 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from zoo.layers.precision import KeepsFloat32
 from zoo.layers.state import State
 
 
-class Mixer(nn.Module, ABC):
-    """(B, T, dim) -> (B, T, dim), in parallel over T or from a state; both give the same output.
+class Mixer(KeepsFloat32, ABC):
+    """(B, T, dim) -> (B, T, dim), in parallel over T or from a state; both give the same output."""
 
-    ``float32_parameters`` names the parameters that keep float32 (or float64) when a model is cast to low precision;
-    they are also the ones without weight decay.
-    """
+    compute: Tensor  # empty, and follows the module: the device and dtype it computes in, whatever its projections are
 
-    float32_parameters: tuple[str, ...] = ()
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("compute", torch.empty(0), persistent=False)
 
     @abstractmethod
     def forward(self, x: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
@@ -31,7 +32,13 @@ class Mixer(nn.Module, ABC):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> State:
-        """The state before the first token, on the device and in the dtype of the parameters unless given."""
+        """The state before the first token, on the device and in the dtype that the mixer computes in unless given."""
+
+    def placement(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> tuple[torch.device, torch.dtype]:
+        """Device and dtype of a state: as given, else those of the mixer, also where its projections are compressed."""
+        return torch.device(self.compute.device if device is None else device), dtype or self.compute.dtype
 
     @abstractmethod
     def state_size(self, length: int) -> int:

@@ -62,17 +62,10 @@ def plan(
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give floating parameters a dtype; those named in a layer's ``float32_parameters`` are at least float32."""
+    """Give floating parameters a dtype; those that a layer keeps wide (``KeepsFloat32``) are at least float32."""
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating dtype, got {dtype}")
-    wide = torch.promote_types(dtype, torch.float32)
-    for module in model.modules():
-        kept = getattr(module, "float32_parameters", ())
-        for name, parameter in module.named_parameters(recurse=False):
-            parameter.data = parameter.data.to(wide if name in kept else dtype)
-        for name, buffer in module.named_buffers(recurse=False):
-            if kept and buffer.is_floating_point():  # statistics of a norm whose parameters stay wide
-                setattr(module, name, buffer.to(wide))
+    model.to(dtype)
 
 
 def tied(model: nn.Module) -> dict[str, str]:

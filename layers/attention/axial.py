@@ -31,7 +31,8 @@ class AxialAttention(nn.Module):
             raise ValueError(f"num_heads must divide dim: got dim {dim}, num_heads {num_heads}")
         if axis < 1:
             raise ValueError(f"axis must count from 1, the first after the batch, got {axis}")
-        self.num_heads, self.axis, self.masked = num_heads, axis, masked
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.axis, self.masked = axis, masked
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
@@ -60,11 +61,16 @@ class AxialAttention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.masked and state is None)
         return self.proj(y.transpose(1, 2).reshape(lines.shape)).movedim(-2, self.axis)
 
-    def init_state(self, num_lines: int, length: int) -> KeyValueState:
-        """An empty cache for ``num_lines`` lines, the batch times all other axes, of up to ``length`` positions."""
-        weight = self.proj.weight
-        shape = (num_lines, self.num_heads, length, weight.shape[0] // self.num_heads)
-        return KeyValueState(weight.new_zeros(shape), weight.new_zeros(shape), max_length=length)
+    def init_state(self, num_lines: int, length: int, like: Tensor) -> KeyValueState:
+        """An empty cache.
+
+        Args:
+            num_lines: the batch times all axes but this one.
+            length: most positions of the axis.
+            like: an input, whose device and dtype the cache has.
+        """
+        shape = (num_lines, self.num_heads, length, self.head_dim)
+        return KeyValueState(like.new_zeros(shape), like.new_zeros(shape), max_length=length)
 
 
 def shift_down(x: Tensor) -> Tensor:

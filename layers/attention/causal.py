@@ -77,9 +77,9 @@ class CausalAttention(Mixer):
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> KeyValueState:
         """An empty cache of capacity ``max_length``, or one that grows."""
-        weight = self.k_proj.weight
+        device, dtype = self.placement(device, dtype)
         shape = (batch_size, self.num_kv_heads, max_length or 16, self.head_dim)
-        key, value = (torch.zeros(shape, device=device or weight.device, dtype=dtype or weight.dtype) for _ in range(2))
+        key, value = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         return KeyValueState(key, value, max_length=max_length)
 
     def state_size(self, length: int) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from zoo.layers.precision import KeepsFloat32
 
 
-class OnlineKMeans(nn.Module):
+class OnlineKMeans(KeepsFloat32):
     r"""K centroids a head, moving averages of the points nearest to them.
 
     .. math::
@@ -34,6 +36,7 @@ class OnlineKMeans(nn.Module):
     weights a step by its points; and adds up over all processes.
     """
 
+    float32_buffers = ("centroids", "sums", "counts")
     centroids: Tensor
     sums: Tensor
     counts: Tensor

@@ -137,8 +137,7 @@ class LatentAttention(Mixer):
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> KeyValueState:
         """An empty cache of capacity ``max_length``, or one that grows."""
-        weight = self.kv_b_proj.weight
-        device, dtype, capacity = device or weight.device, dtype or weight.dtype, max_length or 16
+        (device, dtype), capacity = self.placement(device, dtype), max_length or 16
         key, value = (
             torch.zeros(batch_size, 1, capacity, width, device=device, dtype=dtype)
             for width in (self.qk_rope_head_dim, self.kv_lora_rank)

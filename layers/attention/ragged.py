@@ -137,8 +137,7 @@ class RaggedAttention(CausalAttention):
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> RaggedState:  # pyright: ignore
         """An empty cache with room for the expected share of ``max_length`` tokens; it grows."""
-        weight = self.k_proj.weight
-        device, dtype, room = device or weight.device, dtype or weight.dtype, self._expected(max_length or 16)
+        (device, dtype), room = self.placement(device, dtype), self._expected(max_length or 16)
         shape = (batch_size, room, self.num_kv_heads, self.head_dim)
         key, value = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         positions, count = (

@@ -146,9 +146,9 @@ class RoutingAttention(Mixer):
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> RoutingState:
         """An empty cache of capacity ``max_length``, or one that grows."""
-        weight = self.qk_proj.weight
+        device, dtype = self.placement(device, dtype)
         shape = (batch_size, self.num_heads, max_length or 16, self.head_dim)
-        key, value = (torch.zeros(shape, device=device or weight.device, dtype=dtype or weight.dtype) for _ in range(2))
+        key, value = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         cluster = torch.zeros(shape[:3], device=key.device, dtype=torch.int64)
         return RoutingState(key, value, max_length=max_length, cluster=cluster)
 

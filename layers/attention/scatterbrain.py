@@ -61,6 +61,7 @@ class ScatterbrainAttention(Mixer):
     Paper: Chen et al., "Scatterbrain: Unifying Sparse and Low-rank Attention", arXiv 2110.15343, section 4.
     """
 
+    float32_buffers = ("projection", "directions")
     projection: Tensor
     directions: Tensor
 
@@ -144,8 +145,7 @@ class ScatterbrainAttention(Mixer):
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> ScatterbrainState:
         """Zeros; the size does not depend on ``max_length``."""
-        weight = self.k_proj.weight
-        device, dtype = device or weight.device, dtype or weight.dtype
+        device, dtype = self.placement(device, dtype)
         shape = (batch_size, self.window, self.num_heads, self.head_dim)
         key, value = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         shape = (batch_size, self.num_heads, self.num_features, self.head_dim + 1)

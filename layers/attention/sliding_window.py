@@ -129,9 +129,9 @@ class SlidingWindowAttention(Mixer):
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> SlidingWindowState:
         """An empty cache of ``window`` steps; the size does not depend on ``max_length``."""
-        weight = self.k_proj.weight
+        device, dtype = self.placement(device, dtype)
         shape = (batch_size, self.window, self.num_kv_heads, self.head_dim)
-        key, value = (torch.zeros(shape, device=device or weight.device, dtype=dtype or weight.dtype) for _ in range(2))
+        key, value = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         return SlidingWindowState(key, value)
 
     def state_size(self, length: int) -> int:

@@ -69,10 +69,10 @@ class TaylorAttention(Mixer):
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> TaylorAttentionState:
         """Zeros; the size does not depend on ``max_length``."""
-        weight = self.v_proj.weight
+        device, dtype = self.placement(device, dtype)
         shape = (batch_size, self.num_heads, self.num_features, self.head_dim + 1)
-        dtype = torch.promote_types(dtype or weight.dtype, torch.float32)
-        return TaylorAttentionState(torch.zeros(shape, device=device or weight.device, dtype=dtype))
+        wide = torch.promote_types(dtype, torch.float32)
+        return TaylorAttentionState(torch.zeros(shape, device=device, dtype=wide))
 
     @property
     def num_features(self) -> int:

@@ -41,6 +41,7 @@ class GatedConv(Mixer):
             raise ValueError(
                 f"kernel_size must be at least 2 and expand at least 1, got kernel_size {kernel_size}, expand {expand}"
             )
+        self.kernel_size, self.width = kernel_size, expand * dim
         self.in_proj = nn.Linear(dim, 2 * expand * dim, bias=bias)
         self.conv = CausalConv1d(expand * dim, kernel_size, bias=False, activation="silu")
         self.out_proj = nn.Linear(expand * dim, dim, bias=bias)
@@ -56,10 +57,9 @@ class GatedConv(Mixer):
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> GatedConvState:
         """Zeros; the size does not depend on ``max_length``."""
-        weight = self.conv.weight
-        shape = (batch_size, weight.shape[2] - 1, weight.shape[0])
-        return GatedConvState(torch.zeros(shape, device=device or weight.device, dtype=dtype or weight.dtype))
+        device, dtype = self.placement(device, dtype)
+        return GatedConvState(torch.zeros(batch_size, self.kernel_size - 1, self.width, device=device, dtype=dtype))
 
     def state_size(self, length: int) -> int:
         """Constant in ``length``."""
-        return self.conv.weight.shape[0] * (self.conv.weight.shape[2] - 1)
+        return self.width * (self.kernel_size - 1)

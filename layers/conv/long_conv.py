@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.kernels import ConvOutput, long_conv, packed_long_conv
 from zoo.layers.mixer import Mixer
+from zoo.layers.precision import KeepsFloat32
 from zoo.layers.state import State, keep_rows
 
 KernelInit = Callable[[int, int], Tensor]
@@ -29,7 +30,7 @@ def decaying_kernel(dim: int, kernel_length: int) -> Tensor:
     )
 
 
-class LongConv(nn.Module):
+class LongConv(KeepsFloat32):
     r"""Depthwise causal convolution whose every tap is a parameter, regularised at each use.
 
     .. math::
@@ -141,6 +142,7 @@ class H3Conv(Mixer):
         init: KernelInit = random_kernel,
     ):
         super().__init__()
+        self.dim = dim
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(dim, dim) for _ in range(4))
         self.k_conv, self.conv = (
             LongConv(dim, kernel_length, lam=lam, smooth_window=smooth_window, kernel_dropout=kernel_dropout, init=init)
@@ -162,11 +164,10 @@ class H3Conv(Mixer):
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> H3ConvState:
         """No steps yet; ``max_length`` needs no memory beforehand."""
-        weight = self.k_proj.weight
-        shape = (batch_size, 0, weight.shape[0])
-        key, product = (torch.zeros(shape, device=device or weight.device, dtype=dtype or weight.dtype) for _ in "kp")
+        device, dtype = self.placement(device, dtype)
+        key, product = (torch.zeros(batch_size, 0, self.dim, device=device, dtype=dtype) for _ in "kp")
         return H3ConvState(key, product)
 
     def state_size(self, length: int) -> int:
         """Grows with ``length`` up to the newest kernel_length - 1 steps: two inputs a step and channel."""
-        return 2 * self.k_proj.out_features * min(length, self.conv.kernel_length - 1)
+        return 2 * self.dim * min(length, self.conv.kernel_length - 1)

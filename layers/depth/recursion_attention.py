@@ -145,9 +145,9 @@ class RecursionAttention(CausalAttention):
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> ActiveKeyValueState:
         """An empty cache, which takes memory as tokens become active, of at most ``max_length`` tokens."""
-        weight, capacity = self.k_proj.weight, min(16, max_length or 16)
-        device, shape = device or weight.device, (batch_size, self.num_kv_heads, capacity, self.head_dim)
-        key, value = (torch.zeros(shape, device=device, dtype=dtype or weight.dtype) for _ in range(2))
+        (device, dtype), capacity = self.placement(device, dtype), min(16, max_length or 16)
+        shape = (batch_size, self.num_kv_heads, capacity, self.head_dim)
+        key, value = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         position = torch.full((batch_size, capacity), EMPTY, device=device)
         return ActiveKeyValueState(key, value, position, max_length=max_length)
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from zoo.kernels.moe import Routing, expert_utilisation, load_balance_loss, moe, top_k_routing
 from zoo.layers.mlp import SwiGLU
+from zoo.layers.precision import KeepsFloat32
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class DeepSeekMoE(nn.Module):
+class DeepSeekMoE(KeepsFloat32):
     r"""Shared experts plus the weighted sum of the ``top_k`` best of ``num_experts`` routed SwiGLU experts.
 
     .. math::
@@ -52,6 +53,7 @@ class DeepSeekMoE(nn.Module):
     "DeepSeek-V3", arXiv 2412.19437, section 2.1.2; the bias: Wang et al., arXiv 2408.15664.
     """
 
+    float32_buffers = ("selection_bias",)
     selection_bias: Tensor | None
     load: Tensor
     stamp: Tensor

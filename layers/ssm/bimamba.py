@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from zoo.kernels import selective_scan
 from zoo.layers.conv import CausalConv1d
+from zoo.layers.precision import KeepsFloat32
 from zoo.layers.ssm.init import dt_bias_init, s4d_real_init
 
 
-class BiMamba(nn.Module):
+class BiMamba(KeepsFloat32):
     r"""Two selective scans, forward and backward in time, between shared projections ("bimamba v2").
 
     .. math::

@@ -53,7 +53,8 @@ class Mamba(Mixer):
     ):
         super().__init__()
         d_inner = expand * dim
-        self.d_inner, self.d_state, self.dt_rank = d_inner, d_state, dt_rank or math.ceil(dim / 16)
+        self.d_inner, self.d_state, self.d_conv = d_inner, d_state, d_conv
+        self.dt_rank = dt_rank or math.ceil(dim / 16)
         self.in_proj = nn.Linear(dim, 2 * d_inner, bias=bias)
         self.conv1d = CausalConv1d(d_inner, d_conv, bias=conv_bias, activation="silu")
         self.x_proj = nn.Linear(d_inner, self.dt_rank + 2 * d_state, bias=False)
@@ -99,12 +100,11 @@ class Mamba(Mixer):
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> MambaState:
         """Zeros; the size does not depend on ``max_length``."""
-        weight = self.conv1d.weight
-        device, dtype = device or weight.device, dtype or weight.dtype
-        conv = torch.zeros(batch_size, weight.shape[2] - 1, self.d_inner, device=device, dtype=dtype)
+        device, dtype = self.placement(device, dtype)
+        conv = torch.zeros(batch_size, self.d_conv - 1, self.d_inner, device=device, dtype=dtype)
         wide = torch.promote_types(dtype, torch.float32)
         return MambaState(conv, torch.zeros(batch_size, self.d_inner, self.d_state, device=device, dtype=wide))
 
     def state_size(self, length: int) -> int:
         """Constant in ``length``."""
-        return self.d_inner * (self.conv1d.weight.shape[2] - 1 + self.d_state)
+        return self.d_inner * (self.d_conv - 1 + self.d_state)

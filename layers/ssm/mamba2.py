@@ -54,7 +54,6 @@ class Mamba2(Mixer):
     """
 
     float32_parameters = ("A_log", "D", "dt_bias")
-    projection_scale: Tensor | None
 
     def __init__(
         self,
@@ -83,17 +82,16 @@ class Mamba2(Mixer):
         self.d_inner, self.d_state, self.head_dim, self.num_groups = d_inner, d_state, head_dim, num_groups
         self.num_heads, self.chunk_size = d_inner // head_dim, chunk_size
         self.dt_limit = (float(dt_limit[0]), float(dt_limit[1]))
-        conv_dim = d_inner + 2 * num_groups * d_state
-        self.in_proj = nn.Linear(dim, d_inner + conv_dim + self.num_heads, bias=bias)
-        self.conv1d = CausalConv1d(conv_dim, d_conv, bias=conv_bias, activation="silu")
+        self.d_conv, self.conv_dim = d_conv, d_inner + 2 * num_groups * d_state
+        self.in_proj = nn.Linear(dim, d_inner + self.conv_dim + self.num_heads, bias=bias)
+        self.conv1d = CausalConv1d(self.conv_dim, d_conv, bias=conv_bias, activation="silu")
         self.dt_bias = nn.Parameter(torch.empty(self.num_heads))
         self.A_log = nn.Parameter(torch.empty(self.num_heads))
         self.D = nn.Parameter(torch.empty(self.num_heads))
         self.norm = GatedRMSNorm(d_inner, num_groups, norm_eps) if gated_norm else SiluGate()
         self.out_proj = nn.Linear(d_inner, dim, bias=bias)
         widths = (d_inner, d_inner, num_groups * d_state, num_groups * d_state, self.num_heads)
-        scales = [torch.full((w,), m) for w, m in zip(widths, multipliers, strict=True)] if multipliers else None
-        self.register_buffer("projection_scale", torch.cat(scales) if scales else None, persistent=False)
+        self.multipliers = tuple(zip(widths, multipliers, strict=True)) if multipliers else ()
         self.init_weights()
 
     @torch.no_grad()
@@ -110,8 +108,8 @@ class Mamba2(Mixer):
         """x (B, T, dim) -> (B, T, dim)."""
         grouped = self.num_groups * self.d_state
         x = self.in_proj(x)
-        if self.projection_scale is not None:
-            x = x * self.projection_scale.to(x.dtype)
+        if self.multipliers:
+            x = x * torch.cat([x.new_full((width,), scale) for width, scale in self.multipliers])
         z, x, dt = x.split([self.d_inner, self.d_inner + 2 * grouped, self.num_heads], dim=-1)
         rows = None if state is None else state.advance_sequence(seq_idx)
         x, conv = self.conv1d(x, None if state is None else keep_rows(state.conv, rows), seq_idx)
@@ -136,12 +134,11 @@ class Mamba2(Mixer):
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> Mamba2State:
         """Zeros; the size does not depend on ``max_length``."""
-        weight = self.conv1d.weight
-        device, dtype = device or weight.device, dtype or weight.dtype
-        conv = torch.zeros(batch_size, weight.shape[2] - 1, weight.shape[0], device=device, dtype=dtype)
+        device, dtype = self.placement(device, dtype)
+        conv = torch.zeros(batch_size, self.d_conv - 1, self.conv_dim, device=device, dtype=dtype)
         shape = (batch_size, self.num_heads, self.head_dim, self.d_state)
         return Mamba2State(conv, torch.zeros(shape, device=device, dtype=torch.promote_types(dtype, torch.float32)))
 
     def state_size(self, length: int) -> int:
         """Constant in ``length``."""
-        return self.conv1d.weight.shape[0] * (self.conv1d.weight.shape[2] - 1) + self.d_inner * self.d_state
+        return self.conv_dim * (self.d_conv - 1) + self.d_inner * self.d_state

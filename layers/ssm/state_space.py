@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.mixer import Mixer
+from zoo.layers.precision import KeepsFloat32
 from zoo.layers.ssm.convolution import convolve, sequence_starts
 from zoo.layers.ssm.hippo import Diagonal, DiagonalPlusLowRank
 from zoo.layers.state import State, keep_rows
@@ -30,7 +31,7 @@ class Span(NamedTuple):
     power: Tensor
 
 
-class StateSpaceKernel(nn.Module, ABC):
+class StateSpaceKernel(KeepsFloat32, ABC):
     r"""Parameters and discrete forms of :math:`x' = A x + B u, \; y = 2 \, \mathrm{Re}(C x)` in each of D channels.
 
     The N / 2 complex modes stand for N in conjugate pairs. A state holds them as N real numbers: real and imaginary
@@ -191,9 +192,9 @@ class StateSpaceMixer(Mixer):
                 f"a bidirectional {type(self).__name__} reads the future and has no state: call it on whole sequences, "
                 "or build it with bidirectional=False"
             )
-        dtype = torch.promote_types(dtype or self.D.dtype, torch.float32)
+        device, dtype = self.placement(device, dtype)
         shape = (batch_size, self.kernel.dim, self.kernel.d_state)
-        return StateSpaceState(torch.zeros(shape, device=device or self.D.device, dtype=dtype))
+        return StateSpaceState(torch.zeros(shape, device=device, dtype=torch.promote_types(dtype, torch.float32)))
 
     def state_size(self, length: int) -> int:
         """Constant in ``length``."""

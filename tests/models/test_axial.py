@@ -56,7 +56,7 @@ def test_attention_runs_along_one_axis_of_any_tensor(axis, masked):
 def test_masked_attention_continues_from_its_state():
     layer = AxialAttention(6, 3, axis=1, masked=True).double()
     x = torch.randn(2, 5, 4, 6, dtype=torch.float64)
-    state = layer.init_state(num_lines=2 * 4, length=5)
+    state = layer.init_state(num_lines=2 * 4, length=5, like=x)
     close(torch.cat([layer(x[:, i : i + 1], state) for i in range(5)], dim=1), layer(x))
 
 
@@ -200,6 +200,6 @@ def test_wrong_inputs():
     with pytest.raises(ValueError, match="must have an axis 3"):
         layer(torch.randn(1, 2, 2, 4))
     with pytest.raises(ValueError, match="a state goes with masked attention"):
-        layer(torch.randn(1, 2, 2, 1, 4), layer.init_state(4, 1))
+        layer(x := torch.randn(1, 2, 2, 1, 4), layer.init_state(4, 1, x))
     with pytest.raises(ValueError, match="axis must count from 1"):
         AxialAttention(4, 2, axis=0)

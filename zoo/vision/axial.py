@@ -13,6 +13,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -200,10 +201,11 @@ class AxialTransformer(nn.Module):
     def earlier_channels(self, images: Tensor, channels: Tensor) -> Tensor:
         """What the channels before ``channels`` (B,) tell, and which one it is: (B, C, H, W) -> (B, H, W, dim)."""
         index, channel = torch.arange(images.shape[1], device=images.device).view(-1, 1, 1), channels.view(-1, 1, 1, 1)
-        dtype = self.exterior_conv.weight.dtype
+        positions = self.exterior_positions()
+        dtype = positions.dtype
         known = images.to(dtype) * (index < channel) / (self.config.num_levels - 1)
         planes = torch.cat([known, (index == channel).to(dtype).expand_as(known)], dim=1)
-        x = self.exterior_conv(planes).permute(0, 2, 3, 1) + self.exterior_positions()
+        x = self.exterior_conv(planes).permute(0, 2, 3, 1) + positions
         return self._through(self.exterior, x)
 
     def bits_per_dim(self, images: Tensor) -> Tensor:
@@ -247,16 +249,17 @@ class AxialTransformer(nn.Module):
         Args:
             choose: logits (B, num_levels) of the next dimension -> its levels (B,) int64.
         """
-        c, device = self.config, self.head.weight.device
+        c, positions = self.config, self.positions()
+        device = positions.device
         height, width = c.image_shape
         images = torch.zeros(batch_size, c.in_chans, height, width, dtype=torch.int64, device=device)
         for channel in range(c.in_chans):
             channels = torch.full((batch_size,), channel, device=device)
-            given = self.positions() + self.earlier_channels(images, channels)
-            outer = _states(self.outer, batch_size * width, height)
+            given = positions + self.earlier_channels(images, channels)
+            outer = _states(self.outer, batch_size * width, height, given)
             above = torch.zeros_like(given[:, :1])
             for row in range(height):
-                inner = _states(self.inner, batch_size, width)
+                inner = _states(self.inner, batch_size, width, given)
                 left = torch.zeros_like(above[:, :, :1])
                 for column in range(width):
                     x = left + (above + given[:, row : row + 1])[:, :, column : column + 1]
@@ -327,10 +330,10 @@ def _channel(images: Tensor, channels: Tensor) -> Tensor:
     return images[torch.arange(images.shape[0], device=images.device), channels]
 
 
-def _states(blocks: nn.ModuleList, num_lines: int, length: int) -> States:
+def _states(blocks: nn.ModuleList, num_lines: int, length: int, like: Tensor) -> States:
     """Caches of the masked blocks; an unmasked block sees the whole of its line at once."""
-    attentions = [block.attn for block in blocks]
-    return [attn.init_state(num_lines, length) if attn.masked else None for attn in attentions]  # type: ignore[union-attr]
+    attentions = cast("list[AxialAttention]", [block.attn for block in blocks])
+    return [attn.init_state(num_lines, length, like) if attn.masked else None for attn in attentions]
 
 
 _register = partial(

@@ -1,0 +1,53 @@
+"""Tensors that stay wide, however a model is cast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class KeepsFloat32(nn.Module):
+    """A module whose named tensors are at least float32 in a low-precision model.
+
+    Every cast (``to``, ``bfloat16``, ``half``, ``create_model(dtype=...)``, Lightning's "bf16-true") goes through
+    ``_apply``, where these tensors are kept unrounded; those made or assigned in a narrower dtype are widened.
+
+    Attributes:
+        float32_parameters: names of such parameters; they are also the ones without weight decay.
+        float32_buffers: names of such buffers.
+    """
+
+    float32_parameters: tuple[str, ...] = ()
+    float32_buffers: tuple[str, ...] = ()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Add a parameter, or replace it."""
+        if param is not None and name in self.float32_parameters and is_narrow(param):
+            param = nn.Parameter(param.detach().float(), param.requires_grad)
+        super().register_parameter(name, param)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Add a buffer, or replace it."""
+        if tensor is not None and name in self.float32_buffers and is_narrow(tensor):
+            tensor = tensor.float()
+        super().register_buffer(name, tensor, persistent)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
+        own = [*self._parameters.items(), *self._buffers.items()]
+        named = (*self.float32_parameters, *self.float32_buffers)
+        kept = [tensor for name, tensor in own if name in named and tensor is not None]
+        kept += [tensor.grad for tensor in kept if tensor.grad is not None]
+
+        def apply(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            unrounded = is_narrow(converted) and any(tensor is one for one in kept)
+            return tensor.to(converted.device, torch.float32) if unrounded else converted
+
+        return super()._apply(apply, recurse)
+
+
+def is_narrow(tensor: Tensor) -> bool:
+    """Whether it is of a floating dtype narrower than float32."""
+    return tensor.is_floating_point() and torch.promote_types(tensor.dtype, torch.float32) != tensor.dtype
