@@ -6,17 +6,20 @@ STAMP  := $(VENV)/.installed
 QUIET  := $(if $(CI),--quiet --progress-bar off)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bundled clean
+.PHONY: help demo test test-slow lint bench bundled clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | while IFS='|' read -r name what; \
-		do printf '  make %-7s %s\n' "$$name" "$$what"; done
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r name what; \
+		do printf '  make %-9s %s\n' "$$name" "$$what"; done
 
 demo: $(STAMP) ## train, save, reload and sample two small models (6 minutes on 2 CPU cores)
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP) ## run the tests
-	$(BIN)/pytest -n auto --maxprocesses 8
+	$(BIN)/pytest -n auto --maxprocesses 8 -m "not slow"
+
+test-slow: $(STAMP) ## run the tests that are slow and rarely break
+	$(BIN)/pytest -n auto --maxprocesses 8 -m slow
 
 lint: $(STAMP) ## ruff check, ruff format --check, pyright
 	$(BIN)/ruff check

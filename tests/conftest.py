@@ -19,10 +19,20 @@ if not torch.cuda.is_available():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``cuda`` are skipped where there is no GPU."""
+    """``cuda`` tests are skipped without a GPU, where Triton's interpreter runs each contract once an operation: the
+    rest of its runs are ``slow``."""
+    if torch.cuda.is_available():
+        return
+    contracts = set()
     for item in items:
-        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        if item.get_closest_marker("cuda"):
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
+        given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if given.get("impl") == "triton":
+            contract = (item.originalname, given["case"].operation) if "case" in given else None
+            if contract is None or contract in contracts:
+                item.add_marker(pytest.mark.slow)
+            contracts.add(contract)
 
 
 @pytest.fixture(scope="session")

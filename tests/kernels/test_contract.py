@@ -189,21 +189,6 @@ def test_operators_are_well_formed(case, impl):
         torch.library.opcheck(operator, fresh, test_utils=checks)
 
 
-@pytest.mark.parametrize("case", [param for param in CASES if param.values[0].over_time])
-def test_shapes_past_two_to_the_31_elements(case):
-    inputs = case.inputs(1, 2, torch.float32)
-    longest = min(inputs[name].numel() // 2 for name in case.over_time)
-    length = 2**31 // longest + 5
-    big = {
-        name: torch.empty((t.shape[0], length, *t.shape[2:]) if name in case.over_time else t.shape,
-                          dtype=t.dtype, device="meta")
-        for name, t in inputs.items()
-    }  # fmt: skip
-    first, *_ = outputs(case.call, "auto", big)
-    small, *_ = outputs(case.call, "auto", inputs)
-    assert first.shape == (1, length, *small.shape[2:])
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_an_unknown_implementation_lists_the_known(case):
     with pytest.raises(ValueError, match=r"no implementation 'absent'; choose 'auto' or one of \["):
