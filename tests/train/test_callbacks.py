@@ -152,6 +152,18 @@ def test_throughput_counts_flops_items_and_time(trainer: MakeTrainer, tmp_path: 
         assert row["train/tflops_per_second"] == pytest.approx(row["train/mfu"], rel=1e-4)
 
 
+def test_counting_flops_leaves_training_as_it_was(toy: type[nn.Module], trainer: MakeTrainer) -> None:
+    ends = []
+    for count in (True, False):
+        torch.manual_seed(3)
+        task, callback = ImageClassification(toy(), lr=0.05), Throughput(count_flops=count, peak_flops=1e12)
+        run = trainer(callback, max_epochs=1, limit_train_batches=3, limit_val_batches=0)
+        run.fit(task, datamodule=DigitsDataModule(batch_size=16))
+        assert bool(callback.flops_per_batch) == count
+        ends.append({**task.state_dict(), "random": torch.rand(3)})
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+
+
 def test_checkpoint_takes_its_name_when_complete(
     toy: type[nn.Module], trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
+from zoo.cli import main
 from zoo.train.callbacks import EMA, LastCheckpoint, RNGState, newest_checkpoint
 from zoo.train.data import DigitsDataModule
 from zoo.train.history import History, read_history
@@ -136,3 +137,18 @@ def training_losses(folder: Path) -> dict[float, float]:
     steps = {row["step"]: row["train/loss"] for row in rows}
     assert len(steps) == len(rows) == 3 * BATCHES
     return steps
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning")  # LightningCLI's own calls
+@pytest.mark.parametrize("recipe", ["digits_vim_nano", "docs_mamba2_nano", "docs_transformer_nano", "docs_moe_nano"])
+def test_a_recipe_resumes_bit_for_bit(recipe: str, tmp_path: Path) -> None:
+    options = ["--model.schedule_steps=500", "--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0"]
+    options += ["--model.model_args.depth=2", "--data.batch_size=4"]
+    options += ["--data.seq_len=64"] if recipe.startswith("docs") else []
+    for output, steps in (("whole", 12), ("broken", 6), ("broken", 12)):
+        more = ["--trainer.max_steps", str(steps), *(["--resume"] if steps == 12 else [])]
+        assert main(["train", recipe, "--output", str(tmp_path / output), *options, *more]) == 0
+    whole, broken = (torch.load(newest_checkpoint(tmp_path / run) or "") for run in ("whole", "broken"))
+    assert whole["global_step"] == broken["global_step"] == 12
+    for name, tensor in whole["state_dict"].items():
+        assert torch.equal(tensor, broken["state_dict"][name]), name

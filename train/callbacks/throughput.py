@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from zoo.kernels.flops import flop_counter
+from zoo.train.callbacks.rng import capture, restore
 from zoo.train.tasks import Task
 
 
@@ -21,8 +26,9 @@ class Throughput(Callback):
         train/tflops_per_second             model FLOPs of a batch (forward and backward), over all processes
         train/mfu                           the same as a share of the processes' peak
 
-    FLOPs are counted once, by `torch.utils.flop_counter`, while the first batch trains: matrix products, convolutions,
-    attention and the operations that the kernels register, not element-wise work. Recomputed activations are counted.
+    FLOPs are counted once, by `torch.utils.flop_counter`, on a copy of the model before the first batch trains it:
+    matrix products, convolutions, attention and the operations that the kernels register, not element-wise work.
+    Recomputed activations are counted. The training step itself never runs under the counter, which would round it otherwise.
 
     Args:
         every_n_steps: batches per window.
@@ -40,7 +46,6 @@ class Throughput(Callback):
         self.every_n_steps, self.count_flops, self.peak_flops = every_n_steps, count_flops, peak_flops
         self.flops_per_batch: int | None = None
         self.rate: float | None = None
-        self._counter: FlopCounterMode | None = None
         self._start = self._paused = 0.0
         self._items = self._batches = 0
 
@@ -49,18 +54,15 @@ class Throughput(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.count_flops and self.flops_per_batch is None:
-            self._counter = flop_counter(display=False)
-            self._counter.__enter__()
+            assert isinstance(pl_module, Task)
+            with trainer.precision_plugin.train_step_context():
+                self.flops_per_batch = training_flops(pl_module, batch)
+            if self.flops_per_batch and self.peak_flops is None:
+                self.peak_flops = measure_peak_flops(pl_module.device, _compute_dtype(trainer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._counter is not None:
-            self._counter.__exit__(None, None, None)
-            self.flops_per_batch = self._counter.get_total_flops()
-            self._counter = None
-            if self.flops_per_batch and self.peak_flops is None:
-                self.peak_flops = measure_peak_flops(pl_module.device, _compute_dtype(trainer))
         if self._batches < 0:
             return self._begin(pl_module.device)
         assert isinstance(pl_module, Task)
@@ -86,14 +88,39 @@ class Throughput(Callback):
         _synchronise(pl_module.device)
         self._start += time.perf_counter() - self._paused
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._counter is not None:
-            self._counter.__exit__(None, None, None)
-            self._counter = None
-
     def _begin(self, device: torch.device) -> None:
         _synchronise(device)
         self._start, self._items, self._batches = time.perf_counter(), 0, 0
+
+
+def training_flops(task: Task, batch: Any) -> int:
+    """FLOPs of a training step, forward and backward, of this process.
+
+    The step is taken by a copy of the model, which is dropped with its gradients; random numbers are put back and
+    nothing is logged. A sharded model cannot be copied: it takes the step itself, and gets its buffers back.
+    """
+    model, random_state = task.trained, capture()
+    task.model = model if isinstance(model, FSDPModule) else copy.deepcopy(model)
+    buffers = [(buffer, buffer.clone()) for buffer in task.model.buffers()]
+    try:
+        with _unlogged(task), flop_counter(display=False) as counter:
+            cast(Tensor, task.training_step(batch, 0)).backward()
+        return counter.get_total_flops()
+    finally:
+        task.model.zero_grad()
+        for buffer, before in buffers:
+            buffer.data.copy_(before)
+        task.model = model
+        restore(random_state)
+
+
+@contextmanager
+def _unlogged(task: Task) -> Iterator[None]:
+    task.log = task.log_dict = lambda *_, **__: None  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        del task.log, task.log_dict
 
 
 def measure_peak_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
