@@ -28,7 +28,8 @@ class Throughput(Callback):
 
     FLOPs are counted once, by `torch.utils.flop_counter`, on a copy of the model before the first batch trains it:
     matrix products, convolutions, attention and the operations that the kernels register, not element-wise work.
-    Recomputed activations are counted. The training step itself never runs under the counter, which would round it otherwise.
+    Recomputed activations are counted. The training step itself never runs under the counter, which would round it
+    otherwise.
 
     Args:
         every_n_steps: batches per window.
