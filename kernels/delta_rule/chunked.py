@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.autograd import recomputed_gradients
-from zoo.kernels.linear_attention.chunked import decays_of, in_chunks, out_of_chunks
+from zoo.kernels.linear_attention.chunked import LOWEST, decays_of, in_chunks, out_of_chunks
 
 LARGEST_CHUNK = 32  # longer ones only add work in the triangular system
 
@@ -42,7 +42,7 @@ def forward(
     length, size, dtype = q.shape[1], min(chunk_size, LARGEST_CHUNK, q.shape[1]), state.dtype
     wide = dtype if q.device.type == "mps" else torch.float64
     q, k, v, beta, state = (t.to(wide) for t in (scale * q, k, v, beta[..., None], state))
-    log_decay = None if log_decay is None else log_decay.to(wide)
+    log_decay = None if log_decay is None else log_decay.to(wide).clamp(min=LOWEST)
     q, k, v, beta = (in_chunks(t, size) for t in (q, k, v, beta))  # (B, c, H, C, K), V or 1
     gates = None if log_decay is None else in_chunks(log_decay[..., None], size)
     segments = None if starts is None else in_chunks(starts[:, :, None, None].cumsum(1), size, "last")

@@ -58,7 +58,7 @@ def delta_rule(
             beta and log_decay is float64).
         v: values (B, T, H, V).
         beta: step size (B, T, H), usually in [0, 1] or [0, 2].
-        log_decay: (B, T, H), finite and at most 0 for a stable state.
+        log_decay: (B, T, H), at most 0 for a stable state, -inf to forget it.
         scale: factor of the output; K^-0.5 when None.
         initial_state: (B, H, K, V), continues the sequence that the first token belongs to; zeros when None.
         seq_idx: (B, T) integers; the state restarts from zero where the value changes (packed sequences).

@@ -39,6 +39,7 @@ from zoo.kernels.linear_attention.triton import (
     SMALLEST_BLOCK,
     Launch,
     block_size,
+    scalar_gates,
     segments_around,
     spanned,
     state_tile,
@@ -144,7 +145,7 @@ def _decays(
     rows = chunk * BT + steps
     from_start, to_end, across = tl.full((BT,), 1.0, DTYPE), tl.full((BT,), 1.0, DTYPE), tl.full((), 1.0, DTYPE)
     if GATE == 1:
-        g = tl.load(gates + b * g_b + h * g_h + rows * g_t, mask=rows < T, other=0.0).to(DTYPE)
+        g = scalar_gates(gates + b * g_b + h * g_h, rows, g_t, T, DTYPE)
         from_start = tl.exp(tl.sum(tl.where(spanned(steps, False), g[None, :], 0.0), 1))
         to_end = tl.exp(tl.sum(tl.where(spanned(steps, True), g[None, :], 0.0), 1))
         across = tl.exp(tl.sum(g, 0))
@@ -167,7 +168,7 @@ def _decays_within(
     rows = chunk * BT + steps
     result = tl.full((BT, BT), 1.0, DTYPE)
     if GATE == 1:
-        g = tl.load(gates + b * g_b + h * g_h + rows * g_t, mask=rows < T, other=0.0).to(DTYPE)
+        g = scalar_gates(gates + b * g_b + h * g_h, rows, g_t, T, DTYPE)
         result = tl.exp(tl.cumsum(tl.where(steps[:, None] > steps[None, :], g[:, None], 0.0), 0))
     lower = steps[:, None] >= steps[None, :]
     if STARTS:

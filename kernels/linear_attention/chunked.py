@@ -16,6 +16,9 @@ from torch import Tensor
 from zoo.kernels.autograd import recomputed_gradients
 
 
+LOWEST = -1500.0  # of a log decay: exp of it is 0, also beside growth up to the largest float64, and sums stay exact
+
+
 class Decays(NamedTuple):
     """Decays of one chunk of q steps, zero where a sequence starts in between; channels: K, or 1 for a scalar gate."""
 
@@ -39,6 +42,7 @@ def forward(
     length, size, gates = q.shape[1], min(chunk_size, q.shape[1]), log_decay
     if gates is not None and gates.dim() == 3:
         gates = gates[..., None]
+    gates = None if gates is None else gates.clamp(min=LOWEST)
     vector = gates is not None and gates.shape[-1] > 1
     if vector:
         size = 1 << (size - 1).bit_length()  # halved down to single steps

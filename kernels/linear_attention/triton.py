@@ -21,12 +21,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zoo.kernels.linear_attention import chunked
 from zoo.kernels.triton_support import block_sizes
 
 DEFAULT = {"K": 64, "V": 64, "num_warps": 4, "num_stages": 1}
 DEFAULT_VECTOR = {"K": 32, "V": 64, "num_warps": 4, "num_stages": 1}
 SMALLEST_BLOCK, LARGEST_CHUNK = 16, 64
 NONE, SCALAR, VECTOR = range(3)
+LOWEST: tl.constexpr = tl.constexpr(chunked.LOWEST)
 
 
 def forward(q, k, v, log_decay, state, starts, scale, chunk_size) -> tuple[Tensor, Tensor]:
@@ -148,6 +150,20 @@ def tile(pointer, rows, columns, stride_t, stride_d, T, D, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def scalar_gates(pointer, rows, stride_t, T, DTYPE: tl.constexpr):
+    """The log decays of one head, 0 outside; -inf becomes a number, which times 0 is 0."""
+    g = tl.load(pointer + rows * stride_t, mask=rows < T, other=0.0).to(DTYPE)
+    return tl.where(g < LOWEST, LOWEST, g)
+
+
+@triton.jit
+def _vector_gates(pointer, rows, keys, stride_t, stride_d, T, K, DTYPE: tl.constexpr):
+    """The same with one for each key channel: (rows, keys)."""
+    g = tile(pointer, rows, keys, stride_t, stride_d, T, K, DTYPE)
+    return tl.where(g < LOWEST, LOWEST, g)
+
+
+@triton.jit
 def state_tile(pointer, keys, values, K, V):
     """(keys, values) of one contiguous (K, V) state, zero outside."""
     mask = (keys < K)[:, None] & (values < V)[None, :]
@@ -206,11 +222,11 @@ def _states(
             x_tile *= SCALE
         spans = spanned(steps, not REVERSE)
         if GATE == 1:
-            g = tl.load(gates + b * g_b + h * g_h + rows * g_t, mask=rows < T, other=0.0).to(DTYPE)
+            g = scalar_gates(gates + b * g_b + h * g_h, rows, g_t, T, DTYPE)
             x_tile *= tl.exp(tl.sum(tl.where(spans, g[None, :], 0.0), 1))[:, None]
             state *= tl.exp(tl.sum(g, 0))
         if GATE == 2:
-            g = tile(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
+            g = _vector_gates(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
             x_tile *= tl.exp(tl.dot(spans.to(DTYPE), g, input_precision="ieee"))
             state *= tl.exp(tl.sum(g, 0))[:, None]
         if STARTS:
@@ -244,7 +260,7 @@ def _scores(
         q_tile = tile(q + b * q_b + h * q_h, rows, keys, q_t, q_d, T, K, DTYPE)
         k_tile = tile(k + b * k_b + h * k_h, rows, keys, k_t, k_d, T, K, DTYPE)
         if GATE == 2:
-            g = tile(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
+            g = _vector_gates(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
             result += tl.where(steps[:, None] == steps[None, :], tl.sum(q_tile * k_tile, 1)[:, None], 0.0)
             for level in tl.static_range(LEVELS):
                 later = (((steps >> level) & 1) == 1)[:, None]
@@ -255,7 +271,7 @@ def _scores(
         else:
             result += tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)
     if GATE == 1:
-        g = tl.load(gates + b * g_b + h * g_h + rows * g_t, mask=rows < T, other=0.0).to(DTYPE)
+        g = scalar_gates(gates + b * g_b + h * g_h, rows, g_t, T, DTYPE)
         result *= tl.exp(tl.cumsum(tl.where(steps[:, None] > steps[None, :], g[:, None], 0.0), 0))
     if STARTS:
         segment = tl.load(segments + b * T + rows, mask=rows < T, other=-1)
@@ -283,12 +299,12 @@ def _combine(
         keys = first + tl.arange(0, BK)
         x_tile = tile(x + b * x_b + h * x_h, rows, keys, x_t, x_d, T, K, DTYPE)
         if GATE == 2:
-            g = tile(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
+            g = _vector_gates(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
             x_tile *= tl.exp(tl.dot(spans.to(DTYPE), g, input_precision="ieee"))
         state = state_tile(states + program * K * V, keys, values, K, V)
         across += tl.dot(x_tile, state, input_precision=PRECISION)
     if GATE == 1:
-        g = tl.load(gates + b * g_b + h * g_h + rows * g_t, mask=rows < T, other=0.0).to(DTYPE)
+        g = scalar_gates(gates + b * g_b + h * g_h, rows, g_t, T, DTYPE)
         across *= tl.exp(tl.sum(tl.where(spans, g[None, :], 0.0), 1))[:, None]
     if STARTS:
         segment = tl.load(segments + b * T + rows, mask=rows < T, other=-1)
@@ -352,7 +368,7 @@ def _gradients(
 
     from_start, to_end = spanned(steps, False), spanned(steps, True)
     if GATE == 1:
-        g = tl.load(gates + b * g_b + h * g_h + rows * g_t, mask=rows < T, other=0.0).to(DTYPE)
+        g = scalar_gates(gates + b * g_b + h * g_h, rows, g_t, T, DTYPE)
         dq_tile *= tl.exp(tl.sum(tl.where(from_start, g[None, :], 0.0), 1))[:, None]
         dk_tile *= tl.exp(tl.sum(tl.where(to_end, g[None, :], 0.0), 1))[:, None]
         within = tl.load(scores + program * BT * BT + steps[:, None] * BT + steps[None, :])
@@ -370,7 +386,7 @@ def _gradients(
     place = ((b * T + rows[:, None]) * H + h) * K + keys[None, :]
     mask = (rows < T)[:, None] & (keys < K)[None, :]
     if GATE == 2:
-        g = tile(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
+        g = _vector_gates(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
         dq_tile *= tl.exp(tl.dot(from_start.to(DTYPE), g, input_precision="ieee"))
         dk_tile *= tl.exp(tl.dot(to_end.to(DTYPE), g, input_precision="ieee"))
         dg = tl.dot(tl.trans(from_start.to(DTYPE)), q_tile * dq_tile, input_precision="ieee")

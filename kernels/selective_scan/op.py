@@ -56,7 +56,8 @@ def selective_scan(
     Args:
         x: input (B, T, D), any floating dtype; sums and state are kept in float32 (float64 if any input is float64).
         dt: step size (B, T, D), in the time units of 1 / A.
-        A: continuous-time decay rate (D, N), negative for a stable system.
+        A: continuous-time decay rate (D, N), negative for a stable system; of any size: -inf forgets the state in every
+            step of dt > 0, and gets no gradient. A step of dt = 0 leaves the state as it is.
         B, C: input and output maps (B, T, G, N) for G groups of D / G neighbouring channels.
         D: skip weight (D,). z: gate (B, T, D). dt_bias: (D,), added to dt before the softplus.
         initial_state: (B, D, N), continues the sequence that the first token belongs to; zeros when None.
@@ -76,6 +77,7 @@ def selective_scan(
     _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
     dtype = compute_dtype(x, dt, A, B, C, D, z, dt_bias)
     state = x.new_zeros(x.shape[0], *A.shape, dtype=dtype) if initial_state is None else initial_state.to(dtype)
+    A = A.to(dtype).clamp(min=torch.finfo(dtype).min)  # -inf times 0 is no number
     tensors = x, dt, A, B, C, D, z, dt_bias, state
     if x.shape[1] == 1:
         wide = as_dtype(dtype, *tensors)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels.autograd import recomputed_gradients
-from zoo.kernels.linear_attention.chunked import decay_between
+from zoo.kernels.linear_attention.chunked import LOWEST, decay_between
 
 
 def forward(
@@ -21,7 +21,7 @@ def forward(
     shape = (batch, -(-length // q), q, groups)
     x, dt, B, C = (_pad(t, shape[1] * q) for t in (x, dt, B, C))
     B, C = (m.view(*shape, m.shape[3]).transpose(2, 3) for m in (B, C))  # (B, c, G, q, N)
-    log_decay = (dt * A).view(*shape, heads // groups).permute(0, 1, 3, 4, 2)  # (B, c, G, h, q)
+    log_decay = (dt * A).clamp(min=LOWEST).view(*shape, heads // groups).permute(0, 1, 3, 4, 2)  # (B, c, G, h, q)
     inputs = (x * dt[..., None]).view(*shape, heads // groups, head_dim).permute(0, 1, 3, 4, 2, 5)  # (B, c, G, h, q, P)
 
     within, from_start = decay_between(log_decay), log_decay.cumsum(-1).exp()  # (B, c, G, h, q, q), (B, c, G, h, q)

@@ -57,7 +57,8 @@ def ssd(
     Args:
         x: input (B, T, H, P), any floating dtype; sums and state are float32 (float64 if any input is float64).
         dt: step size (B, T, H), in the time units of 1 / A.
-        A: continuous-time decay rate (H,), negative for a stable system.
+        A: continuous-time decay rate (H,), negative for a stable system; of any size: where dt A is beyond -1500, -inf
+            included, the state is forgotten and no gradient passes. A step of dt = 0 leaves the state as it is.
         B, C: input and output maps (B, T, G, N) for G groups of H / G neighbouring heads.
         D: skip weight (H,) or (H, P). dt_bias: (H,), added to dt before the softplus.
         dt_limit: smallest and largest step size, applied last.
@@ -78,7 +79,7 @@ def ssd(
     """
     _check(x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, chunk_size)
     dtype = compute_dtype(x, dt, A, B, C)
-    dt = dt.to(dtype)
+    dt, A = dt.to(dtype), A.to(dtype).clamp(min=torch.finfo(dtype).min)  # -inf times 0 is no number
     if dt_bias is not None:
         dt = dt + dt_bias
     if dt_softplus:

@@ -21,6 +21,8 @@
 
 #include "../native_math.h"
 
+#define LOWEST (-1500.0) /* exp of a log decay below it is 0, also beside growth up to the largest double */
+
 #define REAL float
 #define EXP exp_f32
 #define NAME(x) x##_f32
@@ -45,41 +47,51 @@ static REAL *NAME(zeros)(int64_t count) {
 
 /* exp of a sum of log decays to the precision of the result: a REAL would round a sum of -10 by more. */
 INLINE REAL NAME(decayed)(double sum) {
-    const double bounded = sum < -1e4 ? -1e4 : sum; /* a finite REAL */
+    const double bounded = sum < LOWEST ? LOWEST : sum; /* a finite REAL */
     const REAL rounded = (REAL)bounded;
     return EXP(rounded) * (1 + (REAL)(bounded - rounded));
 }
 
 /* The decays of one head in a chunk of q steps. */
 typedef struct {
-    double *total;
-    int64_t *first;           /* first step of the sequence that step i belongs to; -1: before the chunk */
+    double *total, *rest;     /* the running sum and what rounding took from it */
+    int64_t *first;           /* first step whose input reaches step i: a start, or a decay of zero; -1: before the chunk */
     REAL *step, *start, *end; /* dt, and the factors above; zero across a change of sequence */
     REAL *across, *memory;    /* start[last], once for every row of a state */
 } NAME(decays);
 
 static NAME(decays) NAME(new_decays)(int64_t Q, int64_t rows) {
     NAME(decays) d;
-    d.memory = NAME(zeros)(7 * PADDED(Q) + PADDED(rows));
+    d.memory = NAME(zeros)(9 * PADDED(Q) + PADDED(rows));
     d.step = d.memory, d.start = d.step + PADDED(Q), d.end = d.start + PADDED(Q);
     d.total = (double *)(d.end + PADDED(Q));
-    d.first = (int64_t *)(d.total + PADDED(Q));
-    d.across = d.end + 5 * PADDED(Q);
+    d.rest = d.total + PADDED(Q);
+    d.first = (int64_t *)(d.rest + PADDED(Q));
+    d.across = d.end + 7 * PADDED(Q);
     return d;
 }
 
 static void NAME(set_decays)(NAME(decays) *d, int64_t q, int64_t rows, const REAL *dt, int64_t stride, REAL A,
                              const uint8_t *starts) {
-    double running = 0;
+    double running = 0, rest = 0;
     int64_t first = -1;
     for (int64_t i = 0; i < q; i++) {
-        if (starts && starts[i]) first = i;
-        d->first[i] = first;
         d->step[i] = dt[i * stride];
-        d->total[i] = running += (double)d->step[i] * A;
+        const double log_decay = (double)d->step[i] * A;
+        if ((starts && starts[i]) || log_decay < LOWEST) {
+            first = i;
+        } else { /* the sum of two doubles and its error, exactly */
+            const double sum = running + log_decay, added = sum - running;
+            rest += (running - (sum - added)) + (log_decay - added);
+            running = sum;
+        }
+        d->first[i] = first;
+        d->total[i] = running;
+        d->rest[i] = rest;
     }
     for (int64_t i = 0; i < q; i++) {
-        const REAL start = NAME(decayed)(d->total[i]), end = NAME(decayed)(running - d->total[i]);
+        const REAL start = NAME(decayed)(d->total[i] + d->rest[i]);
+        const REAL end = NAME(decayed)((running - d->total[i]) + (rest - d->rest[i]));
         d->start[i] = d->first[i] < 0 ? start : 0;
         d->end[i] = i >= first ? end : 0;
     }
@@ -89,10 +101,10 @@ static void NAME(set_decays)(NAME(decays) *d, int64_t q, int64_t rows, const REA
 /* Row i of L, with zeros behind the diagonal up to a whole tile. */
 INLINE void NAME(decay_row)(REAL *row, const NAME(decays) *d, int64_t i) {
     const int64_t first = d->first[i] < 0 ? 0 : d->first[i];
-    const double total = d->total[i], *before = d->total;
+    const double total = d->total[i], rest = d->rest[i];
     for (int64_t j = 0; j < first; j++) row[j] = 0;
 #pragma omp simd
-    for (int64_t j = first; j <= i; j++) row[j] = NAME(decayed)(total - before[j]);
+    for (int64_t j = first; j <= i; j++) row[j] = NAME(decayed)((total - d->total[j]) + (rest - d->rest[j]));
     for (int64_t j = i + 1; j % ROWS; j++) row[j] = 0;
 }
 
@@ -265,8 +277,7 @@ void NAME(ssd_backward)(int64_t batch, int64_t T, int64_t H, int64_t P, int64_t 
                         double dlog = 0;
                         for (int64_t i = q - 1; i >= 0; i--) {
                             const int64_t token = row + i, here = at + i * H * P;
-                            if (i + 1 < q && d.first[i] != d.first[i + 1]) dlog = 0; /* but for rounding, it is */
-                            dlog += dtotal[i];
+                            dlog = d.first[i] == i ? 0 : dlog + dtotal[i]; /* at a start it is 0 but for rounding */
                             dA[h] += dlog * d.step[i];
                             ddt[token * H + head] = dlog * A[head] + NAME(dot)(dX + i * p_, x + token * x_row + head * P, P);
                             for (int64_t p = 0; p < P; p++) dx[here + p] = d.step[i] * dX[i * p_ + p];

@@ -10,6 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from zoo.kernels.linear_attention import chunked
+
+LOWEST: tl.constexpr = tl.constexpr(chunked.LOWEST)
+
 
 @triton.jit
 def running_sums(
@@ -24,7 +28,8 @@ def running_sums(
     exists = head < heads
     step = tl.load(dt + batch * dt_b + t * dt_t + head.to(tl.int64) * dt_h, mask=exists & (t < length), other=0.0)
     rate = tl.load(A + head, mask=exists, other=0.0).to(tl.float64)
-    total = tl.cumsum(step.to(tl.float64) * rate, 0)
+    log_decay = step.to(tl.float64) * rate
+    total = tl.cumsum(tl.where(log_decay < LOWEST, LOWEST, log_decay), 0)
     high = total.to(step.dtype)
     place = decays + (batch * heads + head) * 3 * padded + t
     tl.store(place, step, mask=exists)
