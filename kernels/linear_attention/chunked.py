@@ -15,7 +15,6 @@ from torch import Tensor
 
 from zoo.kernels.autograd import recomputed_gradients
 
-
 LOWEST = -1500.0  # of a log decay: exp of it is 0, also beside growth up to the largest float64, and sums stay exact
 
 

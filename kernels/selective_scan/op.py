@@ -77,7 +77,7 @@ def selective_scan(
     _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
     dtype = compute_dtype(x, dt, A, B, C, D, z, dt_bias)
     state = x.new_zeros(x.shape[0], *A.shape, dtype=dtype) if initial_state is None else initial_state.to(dtype)
-    A = A.to(dtype).clamp(min=torch.finfo(dtype).min)  # -inf times 0 is no number
+    A = A.to(dtype).clamp(min=1e-8 * torch.finfo(dtype).min)  # -inf 0 is no number
     tensors = x, dt, A, B, C, D, z, dt_bias, state
     if x.shape[1] == 1:
         wide = as_dtype(dtype, *tensors)

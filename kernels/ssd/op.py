@@ -79,7 +79,7 @@ def ssd(
     """
     _check(x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, chunk_size)
     dtype = compute_dtype(x, dt, A, B, C)
-    dt, A = dt.to(dtype), A.to(dtype).clamp(min=torch.finfo(dtype).min)  # -inf times 0 is no number
+    dt, A = dt.to(dtype), A.to(dtype).clamp(min=1e-8 * torch.finfo(dtype).min)  # -inf 0 is no number
     if dt_bias is not None:
         dt = dt + dt_bias
     if dt_softplus:

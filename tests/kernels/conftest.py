@@ -8,23 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from cases import outputs_and_gradients
+
 VARIATIONS = 4
-
-
-def outputs_and_gradients(call: Callable, inputs: dict[str, Tensor], impl: str) -> dict[str, Tensor]:
-    """Outputs of ``call(impl=..., **inputs)`` and the gradients of all inputs under a fixed random direction."""
-    leaves = {name: t.detach().clone().requires_grad_() if t.is_floating_point() else t for name, t in inputs.items()}
-    outputs = call(impl=impl, **leaves)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    generator = torch.Generator().manual_seed(1)
-    loss = sum(
-        (o.double() * torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.device)).sum()
-        for o in outputs
-    )
-    wanted = {name: t for name, t in leaves.items() if t.requires_grad}
-    gradients = torch.autograd.grad(loss, list(wanted.values()))
-    named = {f"output {index}": o.detach() for index, o in enumerate(outputs)}
-    return named | {f"gradient of {name}": g for name, g in zip(wanted, gradients, strict=True)}
 
 
 @pytest.fixture
