@@ -31,5 +31,6 @@ class ExportModel(Callback):
             if trainer.strategy.restore_checkpoint_after_setup:  # sharded: fill a whole one
                 model = pl_module.build()
                 model.load_state_dict(weights)
+                model.config = pl_module.trained.config
             zoo.save_model(model.eval(), Path(trainer.default_root_dir) / self.folder)
         trainer.strategy.barrier()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -31,6 +32,11 @@ class DataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.seed = seed
         self.sources: dict[str, Source] = {}
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """What is done to an input before the model sees it, as fields of the model's configuration."""
+        return {}
 
     @abstractmethod
     def build(self) -> dict[str, Source]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,10 @@ class DigitsDataModule(DataModule):
         self.val_fraction = val_fraction
         self.augment = augment
 
+    @property
+    def preparation(self) -> dict[str, Any]:
+        return {"mean": (MEAN,), "std": (STD,), "crop_pct": 1.0, "label_names": tuple("0123456789")}
+
     def build(self) -> dict[str, Source]:
         from sklearn.datasets import load_digits
 
@@ -93,6 +98,8 @@ class DigitLevelsDataModule(DigitsDataModule):
             val_fraction=val_fraction,
             augment=False,
         )
+
+    preparation: dict[str, Any] = {}  # noqa: RUF012  (levels are what the pixels are)
 
     def build(self) -> dict[str, Source]:
         return {split: DigitLevels(source) for split, source in super().build().items()}

@@ -131,6 +131,13 @@ class ImageDataModule(DataModule):
     def img_size(self) -> int:
         return self.input["input_size"][1]
 
+    @property
+    def preparation(self) -> dict[str, Any]:
+        self.setup()
+        names = getattr(self.sources["train"].dataset, "classes", None) or ()  # pyright: ignore[reportAttributeAccessIssue]
+        kept = {name: value for name, value in self.input.items() if name != "input_size"}
+        return {**kept, "label_names": tuple(map(str, names))}
+
     def prepare_data(self) -> None:
         if self.download and self._dataset_class is not None:
             for split in {self.train_split, self.test_split, self.val_split or self.train_split}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from functools import partial
 from typing import Any
@@ -91,6 +92,12 @@ class Task(LightningModule):
             if self.average is not None:
                 shard(self.average, self.device_mesh, free_root=True)
 
+    def on_fit_start(self) -> None:
+        """The model remembers how its training data are prepared: `zoo.save_model` writes it with the weights."""
+        preparation = getattr(getattr(self.trainer, "datamodule", None), "preparation", {})
+        for model in filter(None, (self.model, self.average)):
+            remember(model, preparation)
+
     @property
     def trained(self) -> nn.Module:
         """The model being trained."""
@@ -148,6 +155,15 @@ class Task(LightningModule):
         elif state and self.average is not None and not averaged:
             plain = [name.removeprefix("model.") for name in state if name.startswith("model.")]
             state.update({f"average.{rest}": state[f"model.{rest}"] for rest in plain})
+
+
+def remember(model: nn.Module, preparation: dict[str, Any]) -> None:
+    """Put what a model's configuration has a field for into it."""
+    config = getattr(model, "config", None)
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        fields = {field.name for field in dataclasses.fields(config)}
+        known = {name: value for name, value in preparation.items() if name in fields}
+        setattr(model, "config", dataclasses.replace(config, **known))  # noqa: B010  (pyright takes it for a submodule)
 
 
 def _builder(model: str | nn.Module, model_args: dict[str, Any]) -> partial[nn.Module]:

@@ -16,7 +16,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     add_checkpoint(parser)
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="names of the classes: one a line, or JSON")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="names of the classes: one a line, or JSON (default: those the model was trained with)",
+    )
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes an image (default: 5)")
 
 
@@ -27,7 +32,9 @@ def run(known: Namespace) -> int:
 
     model = checked(model_with_weights, known.model, known.checkpoint)
     found = checked(zoo.predict, model, known.images, top_k=known.top_k)
-    labels = None if known.labels is None else checked(zoo.read_labels, known.labels, model.num_classes)
+    labels = model.pretrained_cfg["label_names"]
+    if known.labels is not None:
+        labels = checked(zoo.read_labels, known.labels, model.num_classes)
     for path, classes in zip(known.images, found, strict=True):
         table = Table("class", "label", "probability", title=str(path), title_justify="left")
         for index, probability in classes:

@@ -38,6 +38,8 @@ class VisionConfig:
     """Side of the centre crop over that of the resized image, in evaluation."""
     interpolation: str = "bicubic"
     """How images are resized: timm's name, such as "bicubic"."""
+    label_names: tuple[str, ...] = ()
+    """Names of the classes in the order of the logits, where they are known."""
 
     def __post_init__(self):
         require_positive(self, "in_chans")
@@ -212,6 +214,7 @@ class VisionModel(nn.Module, ABC):
             "crop_pct": c.crop_pct,
             "mean": c.mean,
             "std": c.std,
+            "label_names": c.label_names if c.label_names and len(c.label_names) == c.num_classes else None,
             "pool_size": self.pool_size,
             "first_conv": self.first_conv,
             "classifier": self.classifier,
@@ -234,7 +237,7 @@ class VisionModel(nn.Module, ABC):
         self._replace_head(num_classes=num_classes)
 
     def _replace_head(self, **changes: Any) -> None:
-        self.config = dataclasses.replace(self.config, **changes)
+        self.config = dataclasses.replace(self.config, label_names=(), **changes)
         reference = next(self.parameters())
         self.head = self.build_head().to(reference.device, reference.dtype).train(self.training)
 
