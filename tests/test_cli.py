@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 import zoo
 from zoo.cli import main
+from zoo.cli.output import say
 from zoo.train.data import DocumentationDataModule
 from zoo.train.history import read_history
 
@@ -46,6 +48,51 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in output for name in zoo.list_models())
 
 
+@pytest.mark.parametrize("columns", ["80", "20", None])
+def test_list_never_cuts_names(columns, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if columns is None:
+        monkeypatch.delenv("COLUMNS")
+    else:
+        monkeypatch.setenv("COLUMNS", columns)
+    for more in ([], ["--params"], ["--pretrained"]):
+        assert main(["list", *more]) == 0
+        shown = {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]}
+        assert shown == set(zoo.list_models(pretrained=True if "--pretrained" in more else None))
+
+
+def test_list_and_info_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["list", "vim_*", "--params", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == zoo.list_models("vim_*")
+    assert rows[1] == {
+        "name": "vim_nano", "family": "vim", "task": "image-classification", "tags": ["bundled"],
+        "num_parameters": zoo.model_info("vim_nano").num_parameters,
+    }  # fmt: skip
+
+    def strict(constant: str) -> None:
+        raise ValueError(constant)
+
+    for name in zoo.list_models("*_nano"):
+        assert main(["info", name, "--json"]) == 0
+        info = json.loads(capsys.readouterr().out, parse_constant=strict)
+        assert info["name"] == name and info["paper"]["arxiv"] and info["config"].keys()
+
+
+def test_info_of_a_saved_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = zoo.create_model("vit_nano", depth=1, num_classes=3)
+    zoo.save_model(model, tmp_path / "model")
+    count = sum(p.numel() for p in model.parameters())
+    for folder in (tmp_path, tmp_path / "model"):  # a run folder, and its model
+        assert main(["info", str(folder), "--json"]) == 0
+        info = json.loads(capsys.readouterr().out)
+        assert (info["name"], info["num_parameters"], info["config"]["num_classes"]) == ("vit_nano", count, 3)
+
+
+def test_output_is_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
+    say("the key :key: of [bold]")
+    assert capsys.readouterr().out == "the key :key: of [bold]\n"
+
+
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "mamba2_130m"]) == 0
     output = capsys.readouterr().out
@@ -68,6 +115,9 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "docs_mamba_nano", "--data=TextFilesDataModule", "--data.paths=nowhere"], "no file fits 'nowhere'"),
         (["eval", "digits_vit_nano", "--checkpoint", "nowhere"], "nowhere"),
         (["generate", "nowhere"], "nowhere"),
+        (["generate", "./nosuchdir"], "./nosuchdir is not there"),
+        (["list", "--import", "nowhere.py"], "no file nowhere.py to import"),
+        (["list", "--import", "no.where"], "no module no.where to import"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_code_2(
@@ -83,12 +133,53 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nothing"], ["list", "--nothing"], ["generate", "x", "--seed", "y"], ["bench", "models"]]
+    "arguments",
+    [[], ["nothing"], ["list", "--nothing"], ["generate", "x", "--seed", "y"], ["bench"], ["bench", "models"]],
 )
 def test_wrong_commands_exit_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("arguments", [["bench", "layers"], ["train", "docs_mamba_nano", "--data.tokenizer", "gpt2"]])
+def test_a_package_that_is_not_installed_is_one_line(arguments, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert main(arguments) == 2
+    assert "needs transformers, which is not installed: pip install 'efficient-zoo[text]'" in capsys.readouterr().err
+
+
+def test_bench_help_is_of_the_command_or_of_the_subject(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--help"]) == 0
+    assert "zoo bench SUBJECT --help" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "loading", "--help"])
+    assert stopped.value.code == 0 and "--budget" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", ["zoo", "zoo.cli"])
+def test_version(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, f"zoo {zoo.__version__}"), done.stderr
+
+
+def test_completion_offers_models_and_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def autocomplete(parser) -> None:
+        commands = next(action for action in parser._actions if action.dest == "command")
+        for command, argument in (("train", "recipe"), ("info", "name"), ("generate", "model")):
+            asked.extend(next(a for a in commands.choices[command]._actions if a.dest == argument).completer(prefix=""))
+        raise SystemExit(0)
+
+    monkeypatch.setitem(sys.modules, "argcomplete", SimpleNamespace(autocomplete=autocomplete))
+    monkeypatch.setenv("_ARGCOMPLETE", "1")
+    with pytest.raises(SystemExit):
+        main([])
+    assert {"digits_vim_nano", "mamba2_130m"} <= set(asked)
 
 
 def test_help_and_list_start_without_the_training_stack() -> None:

@@ -56,6 +56,8 @@ class Run(LightningCLI):
         self.config = parser.parse_args(args)  # as the base class does, but for its warning about sys.argv
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # noted, not obeyed: the command line imports what a recipe names, before it comes here
+        parser.add_argument("--import", type=str | list[str], default=[], help="Python files that register models")
         callbacks = {"ema": EMA, "nan_guard": NaNGuard, "throughput": Throughput, "checkpoint": LastCheckpoint}
         for name, callback in callbacks.items():
             parser.add_lightning_class_args(callback, name)

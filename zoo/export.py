@@ -36,8 +36,9 @@ def export_onnx(model: nn.Module, path: str | Path, *, fixed_batch: int | None =
     for package in ("onnx", "onnxscript"):
         try:
             __import__(package)
-        except ImportError as error:
-            raise ImportError(f"exporting to ONNX needs {package}: pip install 'efficient-zoo[export]'") from error
+        except ModuleNotFoundError as error:
+            message = f"exporting to ONNX needs {package}: pip install 'efficient-zoo[export]'"
+            raise ModuleNotFoundError(message, name=package) from error
     parameter = next(model.eval().parameters())
     images = torch.randn(fixed_batch or 2, model.config.in_chans, *model.config.image_shape).to(parameter)
     shapes = None if fixed_batch else ({0: torch.export.Dim("batch")},)

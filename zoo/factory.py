@@ -182,13 +182,21 @@ class ModelInfo:
 def model_info(name: str) -> ModelInfo:
     """Task, family, paper, configuration, parameter count (tied tensors once) and weight tags of a model.
 
+    Args:
+        name: of a registered model, or "local-dir:FOLDER" for a saved one, whose own configuration it is then.
+
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or a folder that holds no model of the zoo.
+        FileNotFoundError: for a folder without a config.json.
     """
-    entry = lookup(name)
-    config = entry.configure()
+    source, _, folder = name.partition(":")
+    if source == "local-dir":
+        entry, config = read_folder(Path(folder), {})
+    else:
+        entry = lookup(name)
+        config = entry.configure()
     count = sum(p.numel() for p in _build(entry, config, "meta", None, None, "").parameters())
-    return ModelInfo(name, entry.task, entry.family, entry.paper, dataclasses.asdict(config), count, entry.tags)
+    return ModelInfo(entry.name, entry.task, entry.family, entry.paper, dataclasses.asdict(config), count, entry.tags)
 
 
 def _build(entry: ModelEntry, config: Any, device, dtype, weights: Mapping[str, Tensor] | None, source: str):

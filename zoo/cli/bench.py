@@ -6,15 +6,33 @@ from argparse import ArgumentParser, Namespace
 from importlib import import_module
 
 HELP = "measure this machine beside the peers"
-PARSER = {"add_help": False}
-BENCHMARKS = ("families", "kernels", "layers", "loading", "recall", "resolution", "vision")
+BENCHMARKS = {
+    "layers": "Mamba and Mamba-2 layers beside transformers",
+    "kernels": "every operation beside its reference and torch",
+    "families": "language models beside transformers",
+    "vision": "vision models beside timm",
+    "resolution": "Vim beside DeiT at growing image sizes",
+    "recall": "associative recall against the size of the state",
+    "loading": "how fast a checkpoint becomes a model",
+}
+PARSER = {
+    "add_help": False,
+    "usage": "zoo bench [-h] SUBJECT ...",
+    "epilog": "`zoo bench SUBJECT --help` shows the options of a subject. Subjects: "
+    + "; ".join(f"{name}, {what}" for name, what in BENCHMARKS.items()),
+}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("subject", choices=BENCHMARKS)
-    parser.set_defaults(overridable=True)
+    parser.add_argument("subject", nargs="?", choices=tuple(BENCHMARKS), metavar="SUBJECT", help=", ".join(BENCHMARKS))
+    parser.set_defaults(overridable=True, parser=parser)
 
 
 def run(known: Namespace) -> int:
+    if known.subject is None:
+        if not {"-h", "--help"} & set(known.overrides):
+            known.parser.error(f"name a subject: {', '.join(BENCHMARKS)}")
+        known.parser.print_help()
+        return 0
     import_module(f"zoo.benchmarks.{known.subject}").main(known.overrides)
     return 0

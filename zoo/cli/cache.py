@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from zoo.cli.errors import UsageError, checked
-from zoo.cli.output import console, say
+from zoo.cli.output import say, show
 
 HELP = "downloaded weights: list them, verify their hashes, or remove some"
 
@@ -25,7 +25,7 @@ def run(known: Namespace) -> int:
         table = Table("weights", "bytes", "sha256", "file")
         for entry in record.values():
             table.add_row(entry["name"], f"{entry['size']:,}", entry["sha256"][:12], entry["path"])
-        console().print(table)
+        show(table, whole=True)
         return 0
     damaged = [] if known.names else download.damaged()
     if known.action == "verify":

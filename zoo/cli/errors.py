@@ -15,6 +15,10 @@ PARSER_NOISE = (
     "Given value",
     "Problem with",
 )
+EXTRAS = {  # package -> the extra of pyproject.toml that installs it
+    "transformers": "text", "tokenizers": "text", "datasets": "text", "onnx": "export", "onnxscript": "export",
+    "mamba_ssm": "cuda",
+}  # fmt: skip
 
 
 class UsageError(Exception):
@@ -27,6 +31,18 @@ def checked(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         return function(*args, **kwargs)
     except (argparse.ArgumentError, ValueError, TypeError, OSError) as error:
         raise UsageError(str(error)) from error
+
+
+def how_to_install(error: ModuleNotFoundError) -> str:
+    """The way out where an optional package is not installed.
+
+    Raises:
+        ModuleNotFoundError: `error` itself, of any other package.
+    """
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        raise error
+    return f"this needs {package}, which is not installed: pip install 'efficient-zoo[{EXTRAS[package]}]'"
 
 
 def one_line(error: UsageError) -> str:

@@ -6,23 +6,22 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from zoo.cli.errors import UsageError, checked
-from zoo.cli.options import model_with_weights
-from zoo.cli.output import print_metrics
-from zoo.cli.recipes import overrides_help, recipe_path
+from zoo.cli.options import add_import, model_with_weights
+from zoo.cli.output import show_metrics
+from zoo.cli.recipes import add_recipe, import_key, overrides_help, recipe_path
 
 HELP = "evaluate by a recipe, or on a folder of images"
 PARSER = {"epilog": overrides_help(), "allow_abbrev": False}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "recipe", help="a built-in recipe's name, or a YAML file; with --images a model's name, or a folder with one"
-    )
+    add_recipe(parser, "a built-in recipe's name, or a YAML file; with --images a model's name, or a folder with one")
     parser.add_argument("--checkpoint", type=Path, metavar="PATH", help="checkpoint, run folder or exported model")
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="score a classifier on DIR/<split>/<class>/<image>, or DIR/<class>/"
     )
     parser.add_argument("--split", choices=("val", "test"), default="val", help="held-out data (default: val)")
+    add_import(parser)
     parser.set_defaults(overridable=True)
 
 
@@ -34,10 +33,11 @@ def run(known: Namespace) -> int:
         raise UsageError("a recipe needs --checkpoint: a checkpoint, run folder or exported model")
     from zoo.train.command import EvaluationRun
 
-    run = checked(EvaluationRun, recipe, known.overrides, known.checkpoint)
+    overrides = [*import_key(recipe, known.imports), *known.overrides]
+    run = checked(EvaluationRun, recipe, overrides, known.checkpoint)
     metrics = checked(run.evaluate, known.split)
     if run.trainer.is_global_zero:
-        print_metrics(metrics)
+        show_metrics(metrics)
     return 0
 
 
@@ -47,5 +47,5 @@ def _images(known: Namespace) -> int:
     from zoo.train.command import evaluate_images
 
     model = checked(model_with_weights, known.recipe, known.checkpoint)
-    print_metrics(checked(evaluate_images, model, known.images, known.split))
+    show_metrics(checked(evaluate_images, model, known.images, known.split))
     return 0

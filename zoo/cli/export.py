@@ -5,8 +5,8 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from zoo.cli.errors import UsageError, checked
-from zoo.cli.options import add_checkpoint, add_model, model_with_weights
+from zoo.cli.errors import checked
+from zoo.cli.options import add_checkpoint, add_import, add_model, model_with_weights
 from zoo.cli.output import say
 
 HELP = "write a vision model as an ONNX file"
@@ -18,6 +18,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_checkpoint(parser)
     parser.add_argument("--fuse", action="store_true", help="fold batch norms first")
     parser.add_argument("--batch", type=int, metavar="N", help="fixed batch size (default: any)")
+    add_import(parser)
 
 
 def run(known: Namespace) -> int:
@@ -26,9 +27,6 @@ def run(known: Namespace) -> int:
     model = checked(model_with_weights, known.model, known.checkpoint)
     if known.fuse and hasattr(model, "fuse"):  # what is no vision model is refused below
         model = model.fuse()
-    try:
-        path = checked(zoo.export_onnx, model, known.path, fixed_batch=known.batch)
-    except ImportError as error:
-        raise UsageError(str(error)) from error
+    path = checked(zoo.export_onnx, model, known.path, fixed_batch=known.batch)
     say(f"written: {path}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from zoo.cli.errors import UsageError, checked
-from zoo.cli.options import add_model, model_with_weights
+from zoo.cli.options import add_import, add_model, model_with_weights
 from zoo.cli.output import say
 
 HELP = "continue a text with a byte-level language model"
@@ -21,6 +21,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens")
     parser.add_argument("--top-p", type=float, help="draw from the likeliest tokens of this joint probability")
     parser.add_argument("--seed", type=int, default=0)
+    add_import(parser)
 
 
 def run(known: Namespace) -> int:

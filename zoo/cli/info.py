@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
 
 from zoo.cli.errors import checked
-from zoo.cli.output import console
+from zoo.cli.options import add_import, add_json, completed, model_names, saved
+from zoo.cli.output import show, show_json
 
 HELP = "what is known of a model"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("name")
+    name = parser.add_argument("name", help="a model's name, or a folder written by zoo.save_model")
+    completed(name, model_names)
+    add_json(parser)
+    add_import(parser)
 
 
 def run(known: Namespace) -> int:
@@ -19,8 +24,13 @@ def run(known: Namespace) -> int:
 
     import zoo
 
-    info = checked(zoo.model_info, known.name)
+    info = checked(lambda: zoo.model_info(saved(known.name)))
+    if known.json:
+        show_json(asdict(info))
+        return 0
     table = Table(show_header=False, title=info.name)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     table.add_row("task", info.task)
     table.add_row("family", info.family)
     table.add_row("paper", f"{info.paper.title} (arXiv:{info.paper.arxiv}, {info.paper.year})")
@@ -29,5 +39,5 @@ def run(known: Namespace) -> int:
     table.add_section()
     for field, value in info.config.items():
         table.add_row(field, str(value))
-    console().print(table)
+    show(table)
     return 0

@@ -5,34 +5,53 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from zoo.cli.errors import UsageError, checked
-from zoo.cli.output import console
+from zoo.cli.options import add_import, add_json
+from zoo.cli.output import show, show_json
+from zoo.registry import TASKS
 
 HELP = "names of models"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    from zoo.registry import TASKS
-
     parser.add_argument("pattern", nargs="?", default="*", help="wildcards * ? [..], quoted (default: all)")
     parser.add_argument("--task", help=f"only this task: {', '.join(TASKS)}")
     parser.add_argument("--family", help="only this family")
+    parser.add_argument("--pretrained", action="store_true", help="only models with published or bundled weights")
     parser.add_argument("--params", action="store_true", help="also count parameters")
+    add_json(parser)
+    add_import(parser)
 
 
 def run(known: Namespace) -> int:
     from rich.table import Table
 
     import zoo
-    from zoo.registry import lookup
 
-    names = checked(zoo.list_models, known.pattern, task=known.task, family=known.family)
+    filters = {"task": known.task, "family": known.family, "pretrained": known.pretrained or None}
+    names = checked(zoo.list_models, known.pattern, **filters)
     if not names:
         raise UsageError(f"no model fits {known.pattern!r} with these filters; `zoo list` shows all")
-    table = Table("model", "family", "task")
+    rows = [_row(name, known.params) for name in names]
+    if known.json:
+        show_json(rows)
+        return 0
+    table = Table("model", "family", "task", box=None, pad_edge=False)
     if known.params:
         table.add_column("parameters", justify="right")
-    for name in names:
-        count = [f"{zoo.model_info(name).num_parameters:,}"] if known.params else []
-        table.add_row(name, lookup(name).family, lookup(name).task, *count)
-    console().print(table)
+    if known.pretrained:
+        table.add_column("weights")
+    for row in rows:
+        count = [f"{row['num_parameters']:,}"] if known.params else []
+        tags = [", ".join(row["tags"])] if known.pretrained else []
+        table.add_row(row["name"], row["family"], row["task"], *count, *tags)
+    show(table, whole=True)
     return 0
+
+
+def _row(name: str, params: bool) -> dict:
+    import zoo
+    from zoo.registry import lookup
+
+    entry = lookup(name)
+    row = {"name": name, "family": entry.family, "task": entry.task, "tags": entry.tags}
+    return row | ({"num_parameters": zoo.model_info(name).num_parameters} if params else {})

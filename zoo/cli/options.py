@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+import os
+from argparse import Action, ArgumentParser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
 def add_model(parser: ArgumentParser) -> None:
     """MODEL: a folder, or a name with weights."""
-    parser.add_argument("model", help="a folder written by zoo.save_model, or a model's name")
+    help = "a folder written by zoo.save_model, a run folder, hf-hub:owner/repo, or a model's name"
+    completed(parser.add_argument("model", help=help), model_names)
 
 
 def add_checkpoint(parser: ArgumentParser) -> None:
@@ -17,10 +20,63 @@ def add_checkpoint(parser: ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights of a named model")
 
 
+def add_import(parser: ArgumentParser) -> None:
+    """--import FILE, as often as one likes."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a Python file or module that registers models of your own (zoo.register_model); repeatable",
+    )
+
+
+def add_json(parser: ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def completed(action: Action, names: Callable[[], list[str]]) -> None:
+    """Let argcomplete offer these names for an argument."""
+    action.completer = lambda **_: names()  # type: ignore[attr-defined]
+
+
+def model_names() -> list[str]:
+    """Names of all models."""
+    import zoo
+
+    return zoo.list_models()
+
+
+def saved(model: str) -> str:
+    """A model's name; of a saved model's folder, or of the run folder around it, `local-dir:FOLDER`.
+
+    Raises:
+        FileNotFoundError: for a path where there is no folder.
+    """
+    path = Path(model)
+    if path.is_dir():
+        return f"local-dir:{path if (path / 'config.json').exists() else _exported(path)}"
+    separators = [separator for separator in (os.sep, os.altsep) if separator]
+    is_path = any(separator in model for separator in separators) or model.startswith(".") or path.exists()
+    if is_path and ":" not in model:
+        raise FileNotFoundError(f"{model} is {'no folder' if path.exists() else 'not there'}: {WANTED}")
+    return model
+
+
 def model_with_weights(model: str, checkpoint: Path | None) -> Any:
     """A folder's model, or a named one with the weights of a file or the published ones."""
     import zoo
 
-    if Path(model).is_dir():
-        return zoo.create_model(f"local-dir:{model}")
-    return zoo.create_model(model, pretrained=checkpoint is None, checkpoint_path=checkpoint)
+    name = saved(model)
+    placed = ":" in name  # in a folder or a repository, with its weights
+    return zoo.create_model(name, pretrained=not placed and checkpoint is None, checkpoint_path=checkpoint)
+
+
+WANTED = "give a folder written by zoo.save_model, or a model's name (`zoo list`)"
+
+
+def _exported(run: Path) -> Path:
+    """Where a run leaves its model; the folder itself where there is none, for the error."""
+    return run / "model" if (run / "model" / "config.json").exists() else run

@@ -1,24 +1,21 @@
-"""What commands write: lines, tables, and errors."""
+"""What commands write: lines, tables, JSON and errors."""
 
 from __future__ import annotations
 
+import json
+import math
+import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-def console(stderr: bool = False) -> Console:
-    """Where a command writes."""
-    from rich.console import Console
-
-    return Console(stderr=stderr)
+    from rich.table import Table
 
 
 def say(text: str, stderr: bool = False) -> None:
-    """A line as it is: not wrapped, not coloured."""
-    console(stderr).print(text, soft_wrap=True, highlight=False, markup=False)
+    """A line as it is: not wrapped, not coloured, without markup."""
+    _console(stderr).print(text, soft_wrap=True)
 
 
 def fail(message: str, code: int) -> int:
@@ -27,11 +24,41 @@ def fail(message: str, code: int) -> int:
     return code
 
 
-def print_metrics(metrics: Mapping[str, float]) -> None:
+def show(table: Table, whole: bool = False) -> None:
+    """A table; where it is `whole`, or not a terminal that reads it, as wide as what it holds and never cut."""
+    console = _console()
+    if whole or not console.is_terminal:
+        unlimited = console.options.update(width=sys.maxsize, max_width=sys.maxsize)
+        console.width = max(console.width, console.measure(table, options=unlimited).maximum)
+    console.print(table)
+
+
+def show_metrics(metrics: Mapping[str, float]) -> None:
     """A table of scores."""
     from rich.table import Table
 
     table = Table("metric", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.6g}")
-    console().print(table)
+    show(table)
+
+
+def show_json(value: Any) -> None:
+    """Plain JSON: numbers that it has no words for are strings, "inf", "-inf" and "nan"."""
+    sys.stdout.write(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, (str, int, float, type(None))) else str(value)
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)

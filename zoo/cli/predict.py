@@ -6,8 +6,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from zoo.cli.errors import checked
-from zoo.cli.options import add_checkpoint, add_model, model_with_weights
-from zoo.cli.output import console
+from zoo.cli.options import add_checkpoint, add_import, add_model, model_with_weights
+from zoo.cli.output import show
 
 HELP = "the likeliest classes of images"
 
@@ -23,6 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="names of the classes: one a line, or JSON (default: those the model was trained with)",
     )
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes an image (default: 5)")
+    add_import(parser)
 
 
 def run(known: Namespace) -> int:
@@ -39,5 +40,5 @@ def run(known: Namespace) -> int:
         table = Table("class", "label", "probability", title=str(path), title_justify="left")
         for index, probability in classes:
             table.add_row(str(index), labels[index] if labels else "", f"{probability:.4f}")
-        console().print(table)
+        show(table)
     return 0

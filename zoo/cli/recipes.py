@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from zoo.cli.errors import UsageError
+from zoo.cli.errors import UsageError, checked
+from zoo.cli.imports import import_models
+from zoo.cli.options import completed
 
 
 def recipe_names() -> list[str]:
@@ -24,6 +29,32 @@ def recipe_path(recipe: str) -> Path:
         if path.is_file():
             return path
     raise UsageError(f"no recipe {recipe!r}: give a YAML file, or one of {', '.join(recipe_names())}")
+
+
+def add_recipe(parser: ArgumentParser, help: str) -> None:
+    """RECIPE."""
+    completed(parser.add_argument("recipe", help=help), recipe_names)
+
+
+def import_key(recipe: Path, imported: Sequence[str]) -> list[str]:
+    """Import the models of a recipe's key `import`; an override of that key with these and those already imported.
+
+    The configuration of a run says so what it needs. Nothing imports what a run folder names: a folder that came from
+    elsewhere would run its code.
+
+    Raises:
+        UsageError: the recipe is no YAML, or what it names is not there.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{recipe} is no YAML: {' '.join(str(error).split())}") from error
+    named = content.get("import") or [] if isinstance(content, dict) else []
+    named = [named] if isinstance(named, str) else named
+    sources = [*imported, *(checked(import_models, source, recipe.parent) for source in named)]
+    return [f"--import={json.dumps(list(dict.fromkeys(sources)))}"] if sources else []
 
 
 def overrides_help() -> str:

@@ -6,17 +6,19 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from zoo.cli.errors import checked
+from zoo.cli.options import add_import
 from zoo.cli.output import fail, say
-from zoo.cli.recipes import overrides_help, recipe_path
+from zoo.cli.recipes import add_recipe, import_key, overrides_help, recipe_path
 
 HELP = "train a model by a recipe"
 PARSER = {"epilog": overrides_help(), "allow_abbrev": False}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("recipe", help="a built-in recipe's name, or a YAML file")
+    add_recipe(parser, "a built-in recipe's name, or a YAML file")
     parser.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE)")
     parser.add_argument("--resume", action="store_true", help="continue the run in the run folder, if there is one")
+    add_import(parser)
     parser.set_defaults(overridable=True)
 
 
@@ -26,7 +28,8 @@ def run(known: Namespace) -> int:
     from zoo.train.callbacks import NonFiniteError
     from zoo.train.command import TrainingRun
 
-    run = checked(TrainingRun, recipe, known.overrides, output, resume=known.resume)
+    overrides = [*import_key(recipe, known.imports), *known.overrides]
+    run = checked(TrainingRun, recipe, overrides, output, resume=known.resume)
     checked(run.datamodule.setup)  # data that is not there is the user's to mend; later errors are bugs
     try:
         run.fit()
