@@ -6,11 +6,11 @@ STAMP  := $(VENV)/.installed
 QUIET  := $(if $(CI),--quiet --progress-bar off)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench bundled clean
+.PHONY: help demo test test-slow test-oldest lint bench bundled clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r name what; \
-		do printf '  make %-9s %s\n' "$$name" "$$what"; done
+		do printf '  make %-11s %s\n' "$$name" "$$what"; done
 
 demo: $(STAMP) ## train, save, reload and sample two small models (6 minutes on 2 CPU cores)
 	$(BIN)/python examples/demo.py
@@ -20,6 +20,11 @@ test: $(STAMP) ## run the tests
 
 test-slow: $(STAMP) ## run the tests that are slow and rarely break
 	$(BIN)/pytest -n auto --maxprocesses 8 -m slow
+
+test-oldest: ## run the tests with the oldest versions of what the zoo is built on, in an environment of their own
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install $(QUIET) -c constraints-oldest.txt -e '.[dev]'
+	.venv-oldest/bin/pytest -n auto --maxprocesses 8
 
 lint: $(STAMP) ## ruff check, ruff format --check, pyright
 	$(BIN)/ruff check
@@ -34,7 +39,7 @@ bundled: $(STAMP) ## train the nano models whose weights come with the package a
 	$(BIN)/python -m zoo.train.bundle
 
 clean: ## remove the environment, the caches and what runs left
-	rm -rf $(VENV) build dist *.egg-info runs lightning_logs .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info runs lightning_logs .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
