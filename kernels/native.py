@@ -13,10 +13,12 @@ import hashlib
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from zoo.kernels.dispatch import as_dtype
 CACHE_VARIABLE = "ZOO_CACHE"
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC", "-shared"]
 _TIMEOUT = 60  # seconds
+_one_at_a_time = threading.Lock()
 
 
 def cache_folder() -> Path:
@@ -39,16 +42,25 @@ def cache_folder() -> Path:
 
 @functools.cache
 def load(source: Path) -> ctypes.CDLL | str:
-    """The compiled library of ``source``, or a sentence that says why there is none."""
-    compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if compiler is None or sys.platform == "win32":
+    """The compiled library of ``source``, or a sentence that says why there is none.
+
+    ``$CC`` may hold arguments (``"ccache gcc"``), as in a shell. Warns, once a kernel and process, where there is none.
+    """
+    with _one_at_a_time:
+        return _load(source)
+
+
+def _load(source: Path) -> ctypes.CDLL | str:
+    given = os.environ.get("CC", "").strip() or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if given is None or sys.platform == "win32":
         return "no C compiler (cc, gcc, clang or $CC) was found"
     try:
-        return _build(compiler, source)
-    except (OSError, subprocess.SubprocessError) as error:
-        detail = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        reason = f"{source.name} did not compile with {compiler}: {detail[-1] if detail else error}"
-        warnings.warn(f"{reason}; the torch implementation is used instead", RuntimeWarning, stacklevel=2)
+        return _build(shlex.split(given), source)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        told = getattr(error, "stderr", None) or str(error)
+        detail = (told.decode(errors="replace") if isinstance(told, bytes) else told).strip().splitlines()
+        reason = f"{source.name} did not compile with {given}: {detail[-1] if detail else error}"
+        warnings.warn(f"{reason}; the torch implementation is used instead", RuntimeWarning, stacklevel=3)
         return reason
 
 
@@ -90,20 +102,44 @@ def _steps_apart(tensor: Tensor) -> bool:
     )
 
 
-def _build(compiler: str, source: Path) -> ctypes.CDLL:
-    made_of = [_code(source), *(text.encode() for text in (*_FLAGS, compiler, _processor()))]
-    key = hashlib.sha256(b"\0".join(made_of))
-    library = cache_folder() / "native" / f"{source.stem}-{key.hexdigest()[:16]}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            built = Path(folder) / library.name
-            try:
-                _run(compiler, "-fopenmp", source, built)
-            except subprocess.CalledProcessError:  # a compiler without OpenMP (Apple's clang): one thread
-                _run(compiler, "-Wno-unknown-pragmas", source, built)
-            os.replace(built, library)
+def _build(compiler: list[str], source: Path) -> ctypes.CDLL:
+    """From the cache, made first where it is not there; for this process alone where the cache cannot be used."""
+    made_of = [_code(source), *(text.encode() for text in (*_FLAGS, shlex.join(compiler), _processor()))]
+    key = hashlib.sha256(b"\0".join(made_of)).hexdigest()
+    name = f"{source.stem}-{key[:16]}"
+    try:
+        return _cached(cache_folder() / "native", name, compiler, source)
+    except (OSError, RuntimeError):  # read-only, no programs allowed, no home
+        with tempfile.TemporaryDirectory() as folder:
+            return _cached(Path(folder), name, compiler, source)
+
+
+def _cached(folder: Path, name: str, compiler: list[str], source: Path) -> ctypes.CDLL:
+    """A library's file is named by its own hash: one whose bytes have changed, which may kill the process, is replaced.
+
+    Files only ever come complete and by one renaming, so that processes need not wait for one another.
+    """
+    damaged = []
+    for library in folder.glob(f"{name}-*.so"):
+        if library.stem == f"{name}-{_digest(library)}":
+            return ctypes.CDLL(str(library))
+        damaged.append(library)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as workplace:
+        built = Path(workplace) / f"{name}.so"
+        try:
+            _run(compiler, "-fopenmp", source, built)
+        except subprocess.CalledProcessError:  # a compiler without OpenMP (Apple's clang): one thread
+            _run(compiler, "-Wno-unknown-pragmas", source, built)
+        for library in damaged:
+            library.unlink(missing_ok=True)
+        library = folder / f"{name}-{_digest(built)}.so"
+        os.replace(built, library)
     return ctypes.CDLL(str(library))
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:32]
 
 
 def _code(source: Path) -> bytes:
@@ -113,8 +149,8 @@ def _code(source: Path) -> bytes:
     return b"\0".join([code, *(_code(source.parent / os.fsdecode(name)) for name in included)])
 
 
-def _run(compiler: str, flag: str, source: Path, target: Path) -> None:
-    command = [compiler, *_FLAGS, flag, "-o", str(target), str(source), "-lm"]
+def _run(compiler: list[str], flag: str, source: Path, target: Path) -> None:
+    command = [*compiler, *_FLAGS, flag, "-o", str(target), str(source), "-lm"]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT)
 
 

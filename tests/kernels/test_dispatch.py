@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
 
-from zoo.kernels import available_implementations, implementation, native, ssd
+from zoo.kernels import available_implementations, implementation, ssd
 from zoo.kernels.dispatch import ENVIRONMENT_VARIABLE, Implementation, Operation
-from zoo.kernels.selective_scan.native import SOURCE
 from zoo.kernels.ssd.op import operation
 
 CPU = torch.device("cpu")
@@ -78,38 +74,3 @@ def test_an_implementation_that_cannot_run_here_lists_those_that_can():
         example.resolve("absent", CPU)
     with pytest.raises(ValueError, match="already registered"):
         Operation("test_dispatch_example", present)
-
-
-def test_compiled_kernels_are_cached_on_disk(tmp_path):
-    """A fresh process compiles into an empty cache; the next one uses the file without a compiler."""
-    program = (
-        "import torch, zoo.kernels as k; from zoo.kernels.selective_scan import native;"
-        "print(native.obstacle(torch.device('cpu')))"
-    )
-    environment = os.environ | {native.CACHE_VARIABLE: str(tmp_path), "PYTHONWARNINGS": "error"}
-    first = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert first.stdout.strip() == "None", first.stderr
-    (library,) = (tmp_path / "native").glob("*.so")
-    written = library.stat().st_mtime_ns
-    second = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert second.stdout.strip() == "None" and library.stat().st_mtime_ns == written
-
-
-def test_without_a_compiler_the_torch_implementation_is_used(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    native.load.cache_clear()
-    try:
-        assert "no C compiler" in str(native.obstacle(SOURCE, CPU))
-        assert available_implementations("selective_scan") == ["chunked", "reference"]
-    finally:
-        native.load.cache_clear()
-
-
-def test_a_kernel_that_does_not_compile_warns_and_is_unavailable(tmp_path, monkeypatch):
-    monkeypatch.setenv(native.CACHE_VARIABLE, str(tmp_path))
-    broken = tmp_path / "broken.c"
-    broken.write_text("int f( {")
-    with pytest.warns(RuntimeWarning, match="broken.c did not compile"):
-        assert "did not compile" in str(native.obstacle(broken, CPU))
