@@ -48,6 +48,24 @@ def fetch(weights: Weights, name: str) -> Path:
     return _verified(path, f"{weights.repo}/{weights.file}", weights, name)
 
 
+def fetch_config(weights: Weights, name: str) -> Path | None:
+    """The config.json beside a published set of weights, None where there is none.
+
+    Raises:
+        DownloadError: where the weights cannot be understood without it.
+    """
+    if weights.repo is None:
+        return None
+    path = _hub_file(weights.repo, CONFIG, weights.revision, name, optional=True)
+    if path is None and weights.described:
+        raise DownloadError(
+            f"{name}: the repository {weights.repo} has no {CONFIG}, without which its tensors can mean anything, or it "
+            f"is not in the cache and there is no connection: fetch it while online by `zoo download {name}`, or load a "
+            "file that you know by checkpoint_path"
+        )
+    return path
+
+
 def fetch_folder(repo: str, revision: str | None = None, name: str | None = None, config: bool = False) -> Path:
     """The folder with a repository's weights, whole or in shards, and with ``config`` its config.json.
 

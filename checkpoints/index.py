@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+from zoo.checkpoints.io import SINGLE
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -19,7 +21,8 @@ class Weights:
     what a folder of weights holds (model.safetensors, its shards, or pytorch_model.bin). revision: commit of the
     repository. sha256, or sha256_prefix (as release files carry it in their names), and size in bytes of the file.
     licence, data (trained on), metric (published), tokenizer (repository). fields: of the configuration, where the
-    weights differ from the name's defaults. converter: of ``checkpoints.convert``, for what is not in the zoo's names.
+    weights differ from the name's defaults and from the config.json beside them. converter: of ``checkpoints.convert``,
+    for what is not in the zoo's names.
 
     Raises:
         ValueError: for neither or both of repo and url, or a file name that leaves the repository.
@@ -43,6 +46,12 @@ class Weights:
         if (self.repo is None) == (self.url is None):
             raise ValueError(f"weights have a repo or a url, got repo {self.repo!r} and url {self.url!r}")
         check_inside(self.file or "")
+
+    @property
+    def described(self) -> bool:
+        """Whether a config.json must lie beside the weights: files that libraries write have one, which decides what
+        the tensors mean; files of the authors' own and of addresses are described by the name and ``fields``."""
+        return self.repo is not None and not self.fields and self.file in (None, *SINGLE)
 
 
 def check_inside(name: str) -> None:

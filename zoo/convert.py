@@ -44,12 +44,12 @@ def convert(
     if to not in LAYOUTS:
         raise ValueError(f"unknown layout {to!r}{nearest(to, LAYOUTS)}; layouts: {', '.join(LAYOUTS)}")
     if name is None:
-        entry, config = read_folder(Path(source), {})
+        entry, config = read_folder(Path(source))
     else:
         entry, config = lookup(name), lookup(name).configure()
     published = read_state_dict(source, ema)
     config = agreed(config, {}, implied(published), str(source))
-    model, tensors = plan(to_zoo(published), entry.model_class, config, str(source))
+    model, _, tensors = plan(to_zoo(published), entry.model_class, config, str(source))
     aliases = tied(model)
     tensors = {key: tensor for key, tensor in tensors.items() if key not in aliases}
     card = describe(entry, sum(parameter.numel() for parameter in model.parameters()))

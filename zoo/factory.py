@@ -6,18 +6,42 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints import bundled, fit_state_dict, read_config, read_state_dict, write_folder
 from zoo.checkpoints.convert import foreign_config, implied, to_zoo
-from zoo.checkpoints.index import INDEX, Weights
+from zoo.checkpoints.index import INDEX
 from zoo.checkpoints.io import CONFIG
 from zoo.config import agreed, from_json, override
 from zoo.loading import build_around, cast, tied
 from zoo.registry import ModelEntry, Paper, entries, lookup, nearest
+
+if TYPE_CHECKING:
+    from zoo.language import LanguageModel
+    from zoo.vision import FeatureNet, VisionModel
+
+
+@overload
+def create_model(
+    name: str, pretrained: bool = False, *, features_only: Literal[True], **options: Any
+) -> FeatureNet: ...
+
+
+@overload
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    *,
+    checkpoint_path: str | Path | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    deploy: bool = False,
+    features_only: Literal[False] = False,
+    **config_overrides: Any,
+) -> LanguageModel | VisionModel: ...
 
 
 def create_model(
@@ -38,8 +62,8 @@ def create_model(
         name: "family_size", "family_size.tag" for a set of weights, "local-dir:FOLDER" for a folder, or
             "hf-hub:owner/repo[@revision]" for a repository on the Hub; both as ``save_model``, transformers, timm or
             mamba-ssm write them.
-        pretrained: load the published weights, downloaded once, or the bundled ones. With another num_classes the
-            classifier is a fresh one.
+        pretrained: load the published weights, downloaded once, or the bundled ones. The config.json beside them
+            decides over the name's defaults. With another num_classes the classifier is a fresh one.
         checkpoint_path: load these weights: a safetensors or PyTorch file, or a folder.
         device: where to build it; "meta" builds without memory, and so without weights.
         dtype: floating dtype of the parameters; those a layer names in ``float32_parameters`` (A_log, D, dt_bias) stay
@@ -48,7 +72,7 @@ def create_model(
             CPU its convolutions keep a second copy of their weights, in the layout of oneDNN (``InferenceConv2d``).
         features_only: vision models only: the list of feature maps instead of logits, by ``zoo.vision.FeatureNet``.
         out_indices: which of them, by index (negative from the end), or the last so many for an int; all for None.
-        config_overrides: fields of the model's configuration.
+        config_overrides: fields of the model's configuration; they win over what a tag or a file says.
 
     Raises:
         ValueError: for an unknown name or tag, sizes that do not fit together, or a checkpoint that does not fit (the
@@ -57,39 +81,59 @@ def create_model(
     """
     if out_indices is not None and not features_only:
         raise ValueError(f"out_indices go with features_only=True, got out_indices {out_indices}")
-    source, _, place = name.partition(":")
-    if source in ("hf-hub", "local-dir"):
+    wanted = _resolve(name, pretrained, checkpoint_path, config_overrides)
+    model = _build(wanted, torch.device(device or torch.get_default_device()), dtype)
+    return _vision_form(model, deploy, features_only, out_indices) if deploy or features_only else model
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """A registered model, its configuration, and the weights it starts from.
+
+    weights: as the file has them. source: of them, for errors. known: the configuration they were made with, where
+    that is known. changed: the fields in which the caller wants the model to differ from them.
+    """
+
+    entry: ModelEntry
+    config: Any
+    weights: Mapping[str, Tensor] | None = None
+    source: str = ""
+    known: Any = None
+    changed: frozenset[str] = frozenset()
+
+
+def _resolve(name: str, pretrained: bool, checkpoint_path: str | Path | None, overrides: dict[str, Any]) -> _Wanted:
+    """What ``create_model`` is asked for.
+
+    Of a configuration, the name's defaults come first, then what lies beside the weights, then the fields of the tag,
+    then the caller's.
+    """
+    kind, _, place = name.partition(":")
+    if kind in ("hf-hub", "local-dir"):
         if pretrained or checkpoint_path is not None:
-            raise ValueError(f"{source}: already names the weights; leave out pretrained and checkpoint_path")
-        folder = Path(place) if source == "local-dir" else prefetch(name)
-        entry, config = read_folder(folder, config_overrides)
-        model = _build(entry, config, device, dtype, read_state_dict(folder), str(folder))
-        return _vision_form(model, deploy, features_only, out_indices)
-    base, _, tag = name.partition(".")
-    entry = lookup(base)
-    if tag and tag not in entry.tags:
-        raise ValueError(f"{base} has no weights {tag!r}{nearest(tag, entry.tags)}; its tags: {list(entry.tags)}")
-    if pretrained and checkpoint_path is not None:
-        raise ValueError("give either pretrained=True or checkpoint_path, not both")
-    config = entry.configure()
-    if pretrained:
-        tag = tag or _default_tag(entry)
-        config = override(config, base, dict(_published(base, tag).fields) if tag != "bundled" else {})
-    kept = getattr(config, "num_classes", None)
-    wanted = override(config, base, config_overrides)
-    if not pretrained:
-        weights = None if checkpoint_path is None else read_state_dict(checkpoint_path)
-        wanted = agreed(wanted, config_overrides, implied(weights or {}), str(checkpoint_path))
-        model = _build(entry, wanted, device, dtype, weights, str(checkpoint_path))
-        return _vision_form(model, deploy, features_only, out_indices)
-    fresh_head = kept is not None and wanted.num_classes != kept  # the weights are those of another classifier
-    config = dataclasses.replace(wanted, num_classes=kept) if fresh_head else wanted
-    weights = bundled.read(base) if tag == "bundled" else read_state_dict(prefetch(f"{base}.{tag}"))
-    config = agreed(config, config_overrides, implied(weights), f"{base}.{tag}")
-    model: Any = _build(entry, config, device, dtype, weights, f"{base}.{tag}")
-    if fresh_head:
-        model.reset_classifier(wanted.num_classes)
-    return _vision_form(model, deploy, features_only, out_indices)
+            raise ValueError(f"{kind}: already names the weights; leave out pretrained and checkpoint_path")
+        folder = Path(place) if kind == "local-dir" else prefetch(name)
+        entry, known = read_folder(folder)
+        weights, source = read_state_dict(folder), str(folder)
+    else:
+        entry, tag = _entry_and_tag(name, pretrained)
+        known, weights, source = entry.configure(), None, f"{entry.name}.{tag}"
+        if pretrained and checkpoint_path is not None:
+            raise ValueError("give either pretrained=True or checkpoint_path, not both")
+        if pretrained and tag == "bundled":
+            weights = bundled.read(entry.name)
+        elif pretrained:
+            path, described = _fetch(entry, tag)
+            known = known if described is None else read_folder(described.parent, entry)[1]
+            weights = read_state_dict(path)
+        elif checkpoint_path is not None:
+            weights, source = read_state_dict(checkpoint_path), str(checkpoint_path)
+        if tag in INDEX.get(entry.name, {}):
+            known = override(known, entry.name, dict(INDEX[entry.name][tag].fields))
+    config = override(known, entry.name, overrides)
+    if weights is not None:
+        config = agreed(config, overrides, implied(weights), source)
+    return _Wanted(entry, config, weights, source, None if checkpoint_path else known, frozenset(overrides))
 
 
 def prefetch(name: str) -> Path:
@@ -105,32 +149,38 @@ def prefetch(name: str) -> Path:
         ValueError: for an unknown name or tag, or one without published weights.
         OSError: ``zoo.checkpoints.download.DownloadError``, when they could not be had.
     """
-    from zoo.checkpoints.download import fetch, fetch_folder
+    from zoo.checkpoints.download import fetch_folder
 
     if name.startswith("hf-hub:"):
         repo, _, revision = name.removeprefix("hf-hub:").partition("@")
         return fetch_folder(repo, revision or None, name, config=True)
+    entry, tag = _entry_and_tag(name, pretrained=True)
+    return bundled.path(entry.name) if tag == "bundled" else _fetch(entry, tag)[0]  # type: ignore[return-value]
+
+
+def _entry_and_tag(name: str, pretrained: bool) -> tuple[ModelEntry, str]:
+    """The model and the tag of "family_size.tag"; of the name alone its first tag, if weights are wanted, or ""."""
     base, _, tag = name.partition(".")
-    tag = tag or _default_tag(lookup(base))
-    if tag == "bundled":
-        return bundled.path(base)  # type: ignore[return-value]
-    return fetch(_published(base, tag), f"{base}.{tag}")
-
-
-def _default_tag(entry: ModelEntry) -> str:
-    if not entry.tags:
+    entry = lookup(base)
+    if tag and tag not in entry.tags:
+        raise ValueError(f"{base} has no weights {tag!r}{nearest(tag, entry.tags)}; its tags: {list(entry.tags)}")
+    if pretrained and not entry.tags:
         raise ValueError(
-            f"there are no published weights of {entry.name}: use checkpoint_path=FILE, or train it; "
+            f"there are no published weights of {base}: use checkpoint_path=FILE, or train it; "
             "zoo.list_models(pretrained=True) lists the models that have some"
         )
-    return entry.tags[0]
+    return entry, tag or (entry.tags[0] if pretrained else "")
 
 
-def _published(base: str, tag: str) -> Weights:
-    if tag not in INDEX.get(base, {}):
-        known = lookup(base).tags
-        raise ValueError(f"{base} has no weights {tag!r}{nearest(tag, known)}; its tags: {list(known)}")
-    return INDEX[base][tag]
+def _fetch(entry: ModelEntry, tag: str) -> tuple[Path, Path | None]:
+    """The weights of a tag, and the config.json beside them."""
+    from zoo.checkpoints.download import fetch, fetch_config
+
+    if tag not in INDEX.get(entry.name, {}):
+        raise ValueError(f"nothing says where the weights {entry.name}.{tag} are: load them by checkpoint_path=FILE")
+    weights, name = INDEX[entry.name][tag], f"{entry.name}.{tag}"
+    described = fetch_config(weights, name)
+    return fetch(weights, name), described
 
 
 def save_model(model: nn.Module, folder: str | Path, *, notes: Mapping[str, str] | None = None) -> Path:
@@ -189,34 +239,38 @@ def model_info(name: str) -> ModelInfo:
         ValueError: for an unknown name, or a folder that holds no model of the zoo.
         FileNotFoundError: for a folder without a config.json.
     """
-    source, _, folder = name.partition(":")
-    if source == "local-dir":
-        entry, config = read_folder(Path(folder), {})
+    if name.startswith("local-dir:"):
+        wanted = _resolve(name, False, None, {})
+        model = without_memory(wanted.entry.model_class, wanted.config, wanted.weights or {}, wanted.source)
     else:
-        entry = lookup(name)
-        config = entry.configure()
-    count = sum(p.numel() for p in _build(entry, config, "meta", None, None, "").parameters())
-    return ModelInfo(entry.name, entry.task, entry.family, entry.paper, dataclasses.asdict(config), count, entry.tags)
+        wanted = _Wanted(lookup(name), lookup(name).configure())
+        with torch.device("meta"):
+            model = wanted.entry.model_class(wanted.config)
+    entry, count = wanted.entry, sum(parameter.numel() for parameter in model.parameters())
+    fields = dataclasses.asdict(wanted.config)
+    return ModelInfo(entry.name, entry.task, entry.family, entry.paper, fields, count, entry.tags)
 
 
-def _build(entry: ModelEntry, config: Any, device, dtype, weights: Mapping[str, Tensor] | None, source: str):
-    device = torch.device(device or torch.get_default_device())
-    if weights is not None and device.type != "meta":  # meta has no memory to load into
-        model = build_around(to_zoo(weights), entry.model_class, config, device, dtype, source)
+def _build(wanted: _Wanted, device: torch.device, dtype: torch.dtype | None) -> Any:
+    build, config = wanted.entry.model_class, wanted.config
+    model: Any
+    if wanted.weights is not None and device.type != "meta":  # which has no memory to load into
+        model = build_around(
+            to_zoo(wanted.weights), build, config, wanted.source,
+            device=device, dtype=dtype, known=wanted.known, changed=wanted.changed,
+        )  # fmt: skip
     else:
         with device:
-            model = entry.model_class(config)
+            model = build(config)
         if dtype is not None:
             cast(model, dtype)
-    model.config_name = entry.name  # type: ignore[assignment]
+    model.config_name = wanted.entry.name
     return model
 
 
 def _vision_form(model: nn.Module, deploy: bool, features_only: bool, out_indices: Any) -> nn.Module:
     from zoo.vision import FeatureNet, VisionModel
 
-    if not (deploy or features_only):
-        return model
     if not isinstance(model, VisionModel):
         raise ValueError(f"deploy and features_only are for vision models, got {type(model).__name__}")
     if deploy:
@@ -224,33 +278,40 @@ def _vision_form(model: nn.Module, deploy: bool, features_only: bool, out_indice
     return FeatureNet(model, out_indices) if features_only else model
 
 
-def read_folder(folder: Path, overrides: dict[str, Any]) -> tuple[ModelEntry, Any]:
+def read_folder(folder: Path, entry: ModelEntry | None = None) -> tuple[ModelEntry, Any]:
     """The registered model and the configuration that the ``config.json`` of a folder describes.
 
+    Args:
+        folder: with a ``config.json``.
+        entry: the model that it must describe, in some configuration.
+
     Raises:
-        FileNotFoundError: when there is none. ValueError: when it describes no model of the zoo.
-        TypeError: for an override that is no field of the configuration.
+        FileNotFoundError: when there is none.
+        ValueError: when it describes no model of the zoo, or one of another family.
     """
     content = read_config(folder)
     try:
-        entry, config = recognise(content)
+        return recognise(content, entry)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / CONFIG} describes no model of the zoo: {error}") from error
-    return entry, override(config, entry.name, overrides)
 
 
-def recognise(content: Mapping[str, Any]) -> tuple[ModelEntry, Any]:
+def recognise(content: Mapping[str, Any], entry: ModelEntry | None = None) -> tuple[ModelEntry, Any]:
     """The registered model and the configuration that the content of a ``config.json`` describes.
 
-    Where a layout says the family alone, the sizes are in the configuration and the entry is the family's first.
+    Where a layout says the family alone, the sizes are in the configuration and the model is ``entry``, or the family's
+    first.
 
     Raises:
-        LookupError, TypeError, ValueError, ...: for content that describes none.
+        LookupError, TypeError, ValueError, ...: for content that describes none, or another family than ``entry``'s.
     """
     base, fields = foreign_config(content)
-    families = {entry.family: entry for entry in reversed(entries().values())}
-    entry = families[base] if base in families else lookup(base)
-    return entry, from_json(entry.configure(), base, fields)
+    families = {known.family: known for known in reversed(entries().values())}
+    found = families[base] if base in families else lookup(base)
+    if entry is not None and found.family != entry.family:
+        raise ValueError(f"it is of the family {found.family!r}, and {entry.name} of {entry.family!r}")
+    start = entry if entry is not None and base in families else found
+    return entry or found, from_json(start.configure(), base, fields)
 
 
 def describe(entry: ModelEntry, count: int, notes: Mapping[str, str] = MappingProxyType({})) -> str:

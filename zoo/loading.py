@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from zoo.checkpoints import fit_state_dict
+from zoo.limits import check_sizes, each_parameter, few_parameters
 
-REPEATED = ("depth", "depths", "num_layers", "mtp_depth")  # fields that say how often something is built
-LONGEST = 1000
 ALIGNED, SMALL = 64, 1 << 20  # bytes; kernels may sum in another order where memory is not aligned: below, it is copied
+
+
+class Plan(NamedTuple):
+    """A model without memory, the configuration it was built with, and the tensors for exactly its keys."""
+
+    model: Any
+    config: Any
+    tensors: dict[str, Tensor]
 
 
 def build_around(
     tensors: Mapping[str, Tensor],
     build: Callable[[Any], nn.Module],
     config: Any,
-    device: torch.device,
-    dtype: torch.dtype | None,
     source: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    known: Any = None,
+    changed: Collection[str] = (),
 ) -> nn.Module:
     """``build(config)`` with the tensors of a checkpoint, under the model's names, as its parameters.
 
@@ -32,33 +40,63 @@ def build_around(
     and each parameter becomes the checkpoint's tensor itself where device and dtype agree (a memory-mapped file stays
     on the disk until it is used, and is never written to), and a copy where they do not.
 
+    Args:
+        tensors: of the checkpoint, under the model's names.
+        build: from a configuration to a model.
+        config: of the model that is wanted.
+        source: name of the checkpoint, for errors.
+        device: of the model.
+        dtype: of its parameters, see ``create_model``.
+        known: see ``plan``.
+        changed: see ``plan``; a classifier that differs from the checkpoint's is a fresh one.
+
     Raises:
         ValueError: naming ``source``, for a configuration that describes no model, or one the tensors do not fit.
     """
-    _, fitted = plan(tensors, build, config, source)
-    with device, _parameters_on_meta():
-        model = build(config)
+    made = plan(tensors, build, config, source, known=known, changed=changed)
+    with device, each_parameter(_without_memory):
+        model: Any = build(made.config)
     if dtype is not None:
         cast(model, dtype)
-    _assign(model, fitted, device)
+    _assign(model, made.tensors, device)
+    if made.config is not config:
+        model.reset_classifier(config.num_classes)
     return model
 
 
 def plan(
-    tensors: Mapping[str, Tensor], build: Callable[[Any], nn.Module], config: Any, source: str
-) -> tuple[nn.Module, dict[str, Tensor]]:
-    """``build(config)`` without memory, and the tensors for exactly the keys of its state dict.
+    tensors: Mapping[str, Tensor],
+    build: Callable[[Any], nn.Module],
+    config: Any,
+    source: str,
+    *,
+    known: Any = None,
+    changed: Collection[str] = (),
+) -> Plan:
+    """What ``build_around`` will do: nothing takes memory yet but tensors that are adapted.
+
+    Args:
+        known: the configuration that the tensors were made with, where that is known.
+        changed: fields in which the model may differ from the tensors, because the caller asked for it: for
+            "num_classes" the plan's configuration has the checkpoint's classes, for "in_chans" the first convolution is
+            adapted.
 
     Raises:
         ValueError: naming ``source``, for a configuration that describes no model, or one the tensors do not fit.
     """
-    _check_counts(config, len(tensors), source)
-    try:
-        with torch.device("meta"):
-            model = build(config)
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{source}: no model can be built: {error}") from error
-    return model, fit_state_dict(tensors, model.state_dict(), tied(model), source)
+    check_sizes(config, tensors, source)
+    model = _on_meta(build, config, tensors, source)
+    if "num_classes" in changed and hasattr(model, "reset_classifier"):
+        head = tensors.get(f"{model.classifier}.weight")
+        classes = 0 if head is None else len(head)
+        if classes != config.num_classes:
+            config = dataclasses.replace(config, num_classes=classes)
+            model = _on_meta(build, config, tensors, source)
+    if "in_chans" in changed and hasattr(model, "first_conv"):
+        tensors = adapt_channels(tensors, f"{model.first_conv}.weight", config.in_chans)
+    if hasattr(model, "adapt_tensors"):
+        tensors = model.adapt_tensors(tensors, known)
+    return Plan(model, config, fit_state_dict(tensors, model.state_dict(), tied(model), source))
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> None:
@@ -78,32 +116,33 @@ def tied(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _check_counts(config: Any, available: int, source: str) -> None:
-    for field in REPEATED:
-        value = getattr(config, field, 0)
-        count = sum(value) if isinstance(value, tuple) else value
-        if count > max(available, LONGEST):
-            raise ValueError(
-                f"{source} does not fit the model; nothing was loaded\n  {field} is {value}, the checkpoint holds only "
-                f"{available} tensors"
-            )
+def adapt_channels(tensors: Mapping[str, Tensor], name: str, channels: int) -> dict[str, Tensor]:
+    """The tensors of a model for images of as many ``channels``, from those for C_in.
+
+    One channel takes the sum of the filters ``name`` (C_out, C_in, ...): the response to a grey image. Otherwise they
+    are repeated in turn, times C_in / channels: the response to equal channels stays, as in timm.
+    """
+    weight = tensors.get(name)
+    if weight is None or weight.dim() < 2 or weight.shape[1] == channels:
+        return dict(tensors)
+    given = weight.shape[1]
+    if channels == 1:
+        adapted = weight.float().sum(1, keepdim=True)
+    else:
+        adapted = weight.float()[:, torch.arange(channels) % given] * (given / channels)
+    return {**tensors, name: adapted.to(weight.dtype)}
 
 
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Parameters made in this block, by this thread, lose their memory before it is touched; buffers keep theirs."""
-    builder = threading.get_ident()
-
-    def release(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        if parameter is None or parameter.is_meta or threading.get_ident() != builder:
-            return None
-        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-
-    hook = register_module_parameter_registration_hook(release)  # pyright: ignore[reportArgumentType] (it may return)
+def _on_meta(build: Callable[[Any], nn.Module], config: Any, tensors: Mapping[str, Tensor], source: str) -> Any:
     try:
-        yield
-    finally:
-        hook.remove()
+        with torch.device("meta"), few_parameters(tensors, source):
+            return build(config)
+    except (ArithmeticError, LookupError, MemoryError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{source}: no model can be built: {error}") from error
+
+
+def _without_memory(parameter: nn.Parameter) -> nn.Parameter | None:
+    return None if parameter.is_meta else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
 
 def _assign(model: nn.Module, fitted: Mapping[str, Tensor], device: torch.device) -> None:
