@@ -57,11 +57,11 @@ def fetch_config(weights: Weights, name: str) -> Path | None:
     if weights.repo is None:
         return None
     path = _hub_file(weights.repo, CONFIG, weights.revision, name, optional=True)
-    if path is None and weights.described:
+    if path is None and weights.in_layout and not weights.fields:
         raise DownloadError(
-            f"{name}: the repository {weights.repo} has no {CONFIG}, without which its tensors can mean anything, or it "
-            f"is not in the cache and there is no connection: fetch it while online by `zoo download {name}`, or load a "
-            "file that you know by checkpoint_path"
+            f"{name}: the repository {weights.repo} has no {CONFIG}, without which its tensors can mean anything, or "
+            f"it is not in the cache and there is no connection: fetch it while online by `zoo download {name}`, or "
+            "load a file that you know by checkpoint_path"
         )
     return path
 

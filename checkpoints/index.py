@@ -48,10 +48,10 @@ class Weights:
         check_inside(self.file or "")
 
     @property
-    def described(self) -> bool:
-        """Whether a config.json must lie beside the weights: files that libraries write have one, which decides what
-        the tensors mean; files of the authors' own and of addresses are described by the name and ``fields``."""
-        return self.repo is not None and not self.fields and self.file in (None, *SINGLE)
+    def in_layout(self) -> bool:
+        """Whether the file is one that libraries write beside a config.json, which decides what the tensors mean; a
+        file of the authors' own, or of an address, is described by the model's name and ``fields``."""
+        return self.repo is not None and self.file in (None, *SINGLE)
 
 
 def check_inside(name: str) -> None:

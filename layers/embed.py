@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 
@@ -27,10 +29,16 @@ class PatchEmbed(nn.Module):
                     f"patches of {patch_size} pixels at stride {stride} must cover the image exactly: "
                     f"img_size {self.img_size} leaves {max(side - patch_size, 0) % stride} pixels over; resize it"
                 )
-        self.grid_size = tuple((side - patch_size) // stride + 1 for side in self.img_size)
+        self.grid_size = patch_grid(self.img_size, patch_size, stride)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> (B, patches, dim)."""
         return self.proj(x).flatten(2).mT
+
+
+def patch_grid(image: Sequence[int], patch_size: int, stride: int | None = None) -> tuple[int, int]:
+    """(rows, columns) of the patches of an image (height, width) in pixels."""
+    height, width = ((side - patch_size) // (stride or patch_size) + 1 for side in image)
+    return height, width

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,11 +33,35 @@ def rotary_tables(
     return angle.cos(), angle.sin()
 
 
-def resize_grid(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Bicubic, antialiased resize of a square position table (1, h * h, D) to (1, grid[0] * grid[1], D)."""
-    side = round(table.shape[1] ** 0.5)
-    if (side, side) == tuple(grid):
+def resize_grid(table: Tensor, grid: tuple[int, int], source: tuple[int, int] | None = None) -> Tensor:
+    """Bicubic, antialiased resize of a table (1, h * w, D) in raster order to (1, grid[0] * grid[1], D), as in timm.
+
+    Args:
+        table: values at the positions of a grid.
+        grid: (rows, columns) wanted.
+        source: (h, w) of the table; where it is None or has another length the table must be of a square, and stays as
+            it is where it is of none.
+    """
+    side = math.isqrt(table.shape[1])
+    if source is None or source[0] * source[1] != table.shape[1]:
+        source = (side, side)
+    if source == tuple(grid) or source[0] * source[1] != table.shape[1]:
         return table
-    image = table.float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    image = table.float().unflatten(1, source).permute(0, 3, 1, 2)
     resized = F.interpolate(image, size=grid, mode="bicubic", antialias=True)
     return resized.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
+
+
+def resize_positions(
+    table: Tensor, grid: tuple[int, int], class_row: Callable[[int], int], source: tuple[int, int] | None = None
+) -> Tensor:
+    """``resize_grid`` of the N patches of a table (1, 1 + N, D), whose row ``class_row(N)`` is the class token's."""
+    if table.dim() != 3:
+        return table
+    row = class_row(table.shape[1] - 1)
+    token, patches = table[:, row : row + 1], torch.cat([table[:, :row], table[:, row + 1 :]], dim=1)
+    resized = resize_grid(patches, grid, source)
+    if resized is patches:
+        return table
+    row = class_row(resized.shape[1])
+    return torch.cat([resized[:, :row], token, resized[:, row:]], dim=1)

@@ -123,8 +123,7 @@ def _resolve(name: str, pretrained: bool, checkpoint_path: str | Path | None, ov
         if pretrained and tag == "bundled":
             weights = bundled.read(entry.name)
         elif pretrained:
-            path, described = _fetch(entry, tag)
-            known = known if described is None else read_folder(described.parent, entry)[1]
+            path, known = _fetch(entry, tag)
             weights = read_state_dict(path)
         elif checkpoint_path is not None:
             weights, source = read_state_dict(checkpoint_path), str(checkpoint_path)
@@ -172,15 +171,21 @@ def _entry_and_tag(name: str, pretrained: bool) -> tuple[ModelEntry, str]:
     return entry, tag or (entry.tags[0] if pretrained else "")
 
 
-def _fetch(entry: ModelEntry, tag: str) -> tuple[Path, Path | None]:
-    """The weights of a tag, and the config.json beside them."""
+def _fetch(entry: ModelEntry, tag: str) -> tuple[Path, Any]:
+    """The weights of a tag, and the configuration that the config.json beside them describes, or the name's."""
     from zoo.checkpoints.download import fetch, fetch_config
 
     if tag not in INDEX.get(entry.name, {}):
         raise ValueError(f"nothing says where the weights {entry.name}.{tag} are: load them by checkpoint_path=FILE")
-    weights, name = INDEX[entry.name][tag], f"{entry.name}.{tag}"
+    weights, name, config = INDEX[entry.name][tag], f"{entry.name}.{tag}", entry.configure()
     described = fetch_config(weights, name)
-    return fetch(weights, name), described
+    if described is not None:
+        try:
+            config = read_folder(described.parent, entry)[1]
+        except ValueError:
+            if weights.in_layout:
+                raise  # else it is another library's, and of no concern to a file of the authors' own
+    return fetch(weights, name), config
 
 
 def save_model(model: nn.Module, folder: str | Path, *, notes: Mapping[str, str] | None = None) -> Path:

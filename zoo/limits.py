@@ -20,7 +20,7 @@ MANY = 16  # times the tensors of a checkpoint: a model of more parameters is no
 def check_sizes(config: Any, tensors: Mapping[str, Tensor], source: str) -> None:
     """Raise a ValueError where a field asks for far more than the tensors of a checkpoint hold."""
     numbers = sum(tensor.numel() for tensor in tensors.values())
-    for field, value in dataclasses.asdict(config).items() if dataclasses.is_dataclass(config) else ():
+    for field, value in vars(config).items() if dataclasses.is_dataclass(config) else ():
         repeated = any(word in field for word in REPEATED)
         count = _sum(value) if repeated else max(_integers(value), default=0)
         if repeated and count > max(len(tensors), LONGEST):
@@ -71,6 +71,8 @@ def each_parameter(act: Callable[[nn.Parameter], nn.Parameter | None]) -> Iterat
 def _integers(value: Any) -> Iterator[int]:
     if isinstance(value, int):
         yield value
+    elif dataclasses.is_dataclass(value):
+        yield from _integers(vars(value))
     elif isinstance(value, (tuple, list, dict)):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _integers(item)

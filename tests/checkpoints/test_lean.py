@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.loading import _parameters_on_meta
+from zoo.limits import each_parameter
+from zoo.loading import _without_memory
 
 MEASURE = """
 import re, sys
@@ -95,7 +96,7 @@ def test_tensors_shared_in_the_file_alone_are_taken_apart(tmp_path):
 
 def test_other_threads_build_as_ever():
     built: list[nn.Module] = []
-    with _parameters_on_meta():
+    with each_parameter(_without_memory):
         thread = threading.Thread(target=lambda: built.append(nn.Linear(2, 2)))
         thread.start()
         thread.join()

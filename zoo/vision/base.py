@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -249,6 +249,16 @@ class VisionModel(nn.Module, ABC):
         nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
         return head
+
+    def adapt_tensors(self, tensors: Mapping[str, Tensor], known: Any = None) -> dict[str, Tensor]:
+        """Tensors of this model for images of another size, as they are for images of its own; a family with tables of
+        positions resizes them.
+
+        Args:
+            tensors: under the names of ``state_dict()``.
+            known: the configuration they were made with; None where only the tensors tell.
+        """
+        return dict(tensors)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must leave alone, besides biases and norms."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from zoo.config import require_positive
 from zoo.layers import CascadedGroupAttention, ConvMlp, Residual, depthwise
+from zoo.layers.positions import resize_grid
 from zoo.registry import Paper, register_model
 from zoo.vision.hierarchical import HierarchicalConfig, MergingModel
 
@@ -63,7 +66,7 @@ class EfficientViT(MergingModel):
 
     The tables of attention biases have the size of ``window``, or of the stage's map at ``img_size`` where that is
     smaller; images of other sizes are attended in windows of the same size, and weights whose tables have another size
-    do not load.
+    are resized when they are loaded.
     """
 
     fixed_input_size = True
@@ -75,6 +78,15 @@ class EfficientViT(MergingModel):
         side = math.ceil(min(c.image_shape) / math.prod(c.strides[: stage + 1]))
         attention = CascadedGroupAttention(dim, c.num_heads[stage], min(c.window, side), c.kernels, c.qk_dim)
         return EfficientViTBlock(dim, attention, drop_path)
+
+    def adapt_tensors(self, tensors: Mapping[str, Tensor], known: Any = None) -> dict[str, Tensor]:
+        """The attention biases (num_heads, window^2), by distance in rows and columns, resized to this model's."""
+        adapted = dict(tensors)
+        for name, module in self.named_modules():
+            table = adapted.get(key := f"{name}.attention_biases")
+            if isinstance(module, CascadedGroupAttention) and table is not None and table.dim() == 2:
+                adapted[key] = resize_grid(table.T[None], (module.window, module.window))[0].T
+        return adapted
 
     def no_weight_decay(self) -> set[str]:
         """The attention biases."""

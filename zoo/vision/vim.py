@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo.config import require_positive
 from zoo.layers import BiMamba, DropPath, PatchEmbed, RMSNorm
+from zoo.layers.embed import patch_grid
+from zoo.layers.positions import resize_positions
 from zoo.registry import Paper, register_model
 from zoo.vision.base import VisionConfig, VisionModel, drop_path_rates
 
@@ -109,6 +113,14 @@ class Vim(VisionModel):
     def forward_norm(self, x: Tensor) -> Tensor:
         """Final RMSNorm."""
         return self.norm_f(x)
+
+    def adapt_tensors(self, tensors: Mapping[str, Tensor], known: Any = None) -> dict[str, Tensor]:
+        """The position table resized to the grid of this model's patches, the row of the class token apart."""
+        if (table := tensors.get("pos_embed")) is None:
+            return dict(tensors)
+        source = None if known is None else patch_grid(known.image_shape, known.patch_size, known.stride)
+        table = resize_positions(table, self.patch_embed.grid_size, lambda patches: patches // 2, source)
+        return {**tensors, "pos_embed": table}
 
     def pool(self, x: Tensor) -> Tensor:
         """The class token."""

@@ -6,13 +6,17 @@ Paper: Dosovitskiy et al., "An Image is Worth 16x16 Words", arXiv 2010.11929. Pa
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo.config import require_positive
 from zoo.layers import Attention, DropPath, Mlp, PatchEmbed
+from zoo.layers.embed import patch_grid
+from zoo.layers.positions import resize_positions
 from zoo.registry import Paper, register_model
 from zoo.vision.base import VisionConfig, VisionModel, drop_path_rates
 
@@ -105,6 +109,14 @@ class ViT(VisionModel):
     def forward_norm(self, x: Tensor) -> Tensor:
         """Final layer norm."""
         return self.norm(x)
+
+    def adapt_tensors(self, tensors: Mapping[str, Tensor], known: Any = None) -> dict[str, Tensor]:
+        """The position table resized to the grid of this model's patches, the row of the class token apart."""
+        if (table := tensors.get("pos_embed")) is None:
+            return dict(tensors)
+        source = None if known is None else patch_grid(known.image_shape, known.patch_size)
+        table = resize_positions(table, self.patch_embed.grid_size, lambda patches: 0, source)
+        return {**tensors, "pos_embed": table}
 
     def pool(self, x: Tensor) -> Tensor:
         """The class token."""
