@@ -39,6 +39,11 @@ class Hub(ThreadingHTTPServer):
         self.requests: list[tuple[str, str | None]] = []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
+    def add(self, name: str, files: dict[str, bytes]) -> Repo:
+        """A repository with these files, by their paths in it."""
+        self.repos[name] = Repo(files)
+        return self.repos[name]
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import multiprocessing
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +20,6 @@ from zoo.checkpoints import download
 from zoo.checkpoints.download import DownloadError
 from zoo.checkpoints.index import INDEX, Weights
 from zoo.cli import main
-
-
-def _server() -> Any:
-    spec = importlib.util.spec_from_file_location("hub", Path(__file__).with_name("hub.py"))
-    assert spec is not None and spec.loader is not None
-    sys.modules["hub"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-SERVER = _server()
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    server = SERVER.Hub()
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(download, "BLOCK", 4096)
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture
@@ -68,7 +40,7 @@ def publish(hub, model, tmp_path, monkeypatch) -> Callable[..., bytes]:
             hub.plain["files/" + name] = content
             weights = Weights(url=f"{hub.url}/files/{name}", fields=(("depth", 1),), **known)
         else:
-            hub.repos["owner/vit"] = SERVER.Repo({name: content})
+            hub.add("owner/vit", {name: content})
             weights = Weights(repo="owner/vit", file=name, fields=(("depth", 1),), **known)
         monkeypatch.setitem(INDEX, "vit_nano", {"there": weights})
         return content
@@ -238,7 +210,7 @@ def test_names_that_lead_out_of_the_folder(hub):
         with pytest.raises(ValueError, match="leads out of its folder"):
             Weights(repo="owner/name", file=name)
         index = json.dumps({"weight_map": {"a": name}}).encode()
-        hub.repos["owner/evil"] = SERVER.Repo({"config.json": b"{}", "model.safetensors.index.json": index})
+        hub.add("owner/evil", {"config.json": b"{}", "model.safetensors.index.json": index})
         with pytest.raises(ValueError, match="leads out of its folder"):
             zoo.create_model("hf-hub:owner/evil")
         hub.repos["owner/evil"].commit = hashlib.sha1(name.encode()).hexdigest()
@@ -263,13 +235,13 @@ def test_repositories_on_the_hub(hub, model, tmp_path, layout, revision):
             save_file({name: tensors[name] for name in part}, tmp_path / file)
             files[file], where = (tmp_path / file).read_bytes(), where | dict.fromkeys(part, file)
         files["model.safetensors.index.json"] = json.dumps({"weight_map": where}).encode()
-    hub.repos["owner/mine"] = SERVER.Repo(files)
+    hub.add("owner/mine", files)
     assert same(zoo.create_model(f"hf-hub:owner/mine{revision}"), model)
     assert len(download.record()) == (2 if layout == "shards" else 1)
 
 
 def test_repositories_without_weights_and_wrong_names(hub):
-    hub.repos["owner/empty"] = SERVER.Repo({"config.json": b"{}"})
+    hub.add("owner/empty", {"config.json": b"{}"})
     with pytest.raises(DownloadError, match=r"owner/empty has none of model\.safetensors, pytorch_model\.bin"):
         zoo.create_model("hf-hub:owner/empty")
     with pytest.raises(DownloadError, match="no such repository"):
