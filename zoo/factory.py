@@ -16,7 +16,7 @@ from zoo.checkpoints.convert import foreign_config, implied, to_zoo
 from zoo.checkpoints.index import INDEX
 from zoo.checkpoints.io import CONFIG
 from zoo.config import agreed, from_json, override
-from zoo.loading import build_around, cast, tied
+from zoo.loading import build_around, cast, tied, without_memory
 from zoo.registry import ModelEntry, Paper, entries, lookup, nearest
 
 if TYPE_CHECKING:

@@ -54,7 +54,7 @@ def build_around(
         ValueError: naming ``source``, for a configuration that describes no model, or one the tensors do not fit.
     """
     made = plan(tensors, build, config, source, known=known, changed=changed)
-    with device, each_parameter(_without_memory):
+    with device, each_parameter(_release):
         model: Any = build(made.config)
     if dtype is not None:
         cast(model, dtype)
@@ -84,19 +84,32 @@ def plan(
     Raises:
         ValueError: naming ``source``, for a configuration that describes no model, or one the tensors do not fit.
     """
-    check_sizes(config, tensors, source)
-    model = _on_meta(build, config, tensors, source)
+    model = without_memory(build, config, tensors, source)
     if "num_classes" in changed and hasattr(model, "reset_classifier"):
         head = tensors.get(f"{model.classifier}.weight")
         classes = 0 if head is None else len(head)
         if classes != config.num_classes:
             config = dataclasses.replace(config, num_classes=classes)
-            model = _on_meta(build, config, tensors, source)
+            model = without_memory(build, config, tensors, source)
     if "in_chans" in changed and hasattr(model, "first_conv"):
         tensors = adapt_channels(tensors, f"{model.first_conv}.weight", config.in_chans)
     if hasattr(model, "adapt_tensors"):
         tensors = model.adapt_tensors(tensors, known)
     return Plan(model, config, fit_state_dict(tensors, model.state_dict(), tied(model), source))
+
+
+def without_memory(build: Callable[[Any], nn.Module], config: Any, tensors: Mapping[str, Tensor], source: str) -> Any:
+    """``build(config)`` on the meta device, if it describes a model of about the size of a checkpoint's tensors.
+
+    Raises:
+        ValueError: naming ``source``, for a configuration that describes none, or one that is far larger.
+    """
+    check_sizes(config, tensors, source)
+    try:
+        with torch.device("meta"), few_parameters(tensors, source):
+            return build(config)
+    except (ArithmeticError, LookupError, MemoryError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{source}: no model can be built: {error}") from error
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> None:
@@ -133,15 +146,7 @@ def adapt_channels(tensors: Mapping[str, Tensor], name: str, channels: int) -> d
     return {**tensors, name: adapted.to(weight.dtype)}
 
 
-def _on_meta(build: Callable[[Any], nn.Module], config: Any, tensors: Mapping[str, Tensor], source: str) -> Any:
-    try:
-        with torch.device("meta"), few_parameters(tensors, source):
-            return build(config)
-    except (ArithmeticError, LookupError, MemoryError, RecursionError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{source}: no model can be built: {error}") from error
-
-
-def _without_memory(parameter: nn.Parameter) -> nn.Parameter | None:
+def _release(parameter: nn.Parameter) -> nn.Parameter | None:
     return None if parameter.is_meta else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
 
