@@ -19,7 +19,7 @@ ConfigType = TypeVar("ConfigType")
 def describe_fields(config_class: type) -> dict[str, str]:
     """Field -> the string below its declaration in ``config_class``, or in the nearest of its bases that has one.
 
-    A class whose source cannot be found (one typed into a prompt) contributes none.
+    A class whose source cannot be found contributes none.
     """
     found: dict[str, str] = {}
     for declared in reversed(config_class.__mro__):
@@ -27,7 +27,7 @@ def describe_fields(config_class: type) -> dict[str, str]:
             continue
         try:
             (definition,) = ast.parse(textwrap.dedent(inspect.getsource(declared))).body
-        except OSError:
+        except (OSError, TypeError):  # typed into a prompt, or run from a string
             continue
         assert isinstance(definition, ast.ClassDef)
         for field, below in pairwise(definition.body):

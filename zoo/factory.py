@@ -15,7 +15,7 @@ from zoo.checkpoints import bundled, fit_state_dict, read_config, read_state_dic
 from zoo.checkpoints.convert import foreign_config, implied, to_zoo
 from zoo.checkpoints.index import INDEX
 from zoo.checkpoints.io import CONFIG
-from zoo.config import agreed, from_json, override
+from zoo.config import agreed, describe_fields, from_json, override
 from zoo.loading import build_around, cast, tied, without_memory
 from zoo.registry import ModelEntry, Paper, entries, lookup, nearest
 
@@ -223,7 +223,12 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a registered model; ``config`` holds its default configuration."""
+    """What is known of a registered model.
+
+    Attributes:
+        config: its default configuration, field -> value.
+        options: what the fields mean.
+    """
 
     name: str
     task: str
@@ -232,6 +237,7 @@ class ModelInfo:
     config: dict[str, Any]
     num_parameters: int
     tags: tuple[str, ...]
+    options: dict[str, str]
 
 
 def model_info(name: str) -> ModelInfo:
@@ -252,8 +258,8 @@ def model_info(name: str) -> ModelInfo:
         with torch.device("meta"):
             model = wanted.entry.model_class(wanted.config)
     entry, count = wanted.entry, sum(parameter.numel() for parameter in model.parameters())
-    fields = dataclasses.asdict(wanted.config)
-    return ModelInfo(entry.name, entry.task, entry.family, entry.paper, fields, count, entry.tags)
+    described = dataclasses.asdict(wanted.config), count, entry.tags, describe_fields(type(wanted.config))
+    return ModelInfo(entry.name, entry.task, entry.family, entry.paper, *described)
 
 
 def _build(wanted: _Wanted, device: torch.device, dtype: torch.dtype | None) -> Any:

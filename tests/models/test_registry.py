@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 import zoo
-from zoo.config import describe_fields
 
 # Counted on the authors' code or files, on timm's and transformers' models, or printed in the paper.
 PUBLISHED = {
@@ -84,7 +83,7 @@ def test_builds_without_memory_is_described_and_has_the_published_count(name):
         assert abs((count - embedding) / 1e6 - millions) <= digit / 2
     assert info.name == name and info.family in zoo.list_families()
     assert info.paper.title and info.paper.arxiv and 1990 < info.paper.year < 2100
-    assert info.config.keys() == vars(model.config).keys() == describe_fields(type(model.config)).keys()
+    assert info.config.keys() == vars(model.config).keys() == info.options.keys()
     assert set(model.no_weight_decay()) <= {key for key, _ in model.named_parameters()}
 
 

@@ -29,8 +29,8 @@ def run(known: Namespace) -> int:
         show_json(asdict(info))
         return 0
     table = Table(show_header=False, title=info.name)
-    table.add_column(overflow="fold")
-    table.add_column(overflow="fold")
+    for _ in ("field", "value", "meaning"):
+        table.add_column(overflow="fold")
     table.add_row("task", info.task)
     table.add_row("family", info.family)
     table.add_row("paper", f"{info.paper.title} (arXiv:{info.paper.arxiv}, {info.paper.year})")
@@ -38,6 +38,6 @@ def run(known: Namespace) -> int:
     table.add_row("weights", ", ".join(info.tags) or "none")
     table.add_section()
     for field, value in info.config.items():
-        table.add_row(field, str(value))
+        table.add_row(field, str(value), info.options.get(field, ""))
     show(table)
     return 0
