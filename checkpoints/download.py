@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from zoo.checkpoints.connection import endpoint, transport_errors, unreachable, without_connection
 from zoo.checkpoints.index import Weights, check_inside
 from zoo.checkpoints.io import CONFIG, INDICES, SINGLE
 
@@ -86,10 +86,9 @@ def fetch_folder(repo: str, revision: str | None = None, name: str | None = None
             _verified(path, f"{repo}/{whole}", Weights(repo=repo, revision=revision), name)
         if path is not None:
             return Path(path).parent
-    raise DownloadError(
-        f"{name}: the repository {repo} has none of {', '.join((*SINGLE, *INDICES))}, or they are not in the cache and "
-        f"there is no connection; fetch them while online: zoo download {name}"
-    )
+    if (reason := unreachable()) is not None:
+        raise DownloadError(f"{name}: no weights of {repo} are here, and {reason}; {without_connection(repo, name)}")
+    raise DownloadError(f"{name}: the repository {repo} has none of {', '.join((*SINGLE, *INDICES))}")
 
 
 def cache_folder() -> Path:
@@ -142,8 +141,10 @@ def _hub_file(repo: str, file: str, revision: str | None, name: str, optional: b
     )
 
     what = f"{name}: {file} of {repo}" + (f" at {revision}" if revision else "")
+    reason = unreachable()
     try:
-        return Path(hf_hub_download(repo, file, revision=revision, endpoint=os.environ.get("HF_ENDPOINT")))
+        path = hf_hub_download(repo, file, revision=revision, endpoint=endpoint(), local_files_only=reason is not None)
+        return Path(path)
     except GatedRepoError as error:
         raise DownloadError(
             f"{what} is gated: accept its terms on the Hub, then set HF_TOKEN or run `hf auth login`"
@@ -159,8 +160,7 @@ def _hub_file(repo: str, file: str, revision: str | None, name: str, optional: b
         if optional:
             return None
         raise DownloadError(
-            f"{what} is not in the cache and cannot be reached ({_reason(error)}): fetch it while online by "
-            f"`zoo download {name}`, or set HF_ENDPOINT to a mirror"
+            f"{what} is not here, and {reason or _reason(error)}; {without_connection(repo, name)}"
         ) from error
     except EntryNotFoundError as error:
         if optional:
@@ -170,13 +170,8 @@ def _hub_file(repo: str, file: str, revision: str | None, name: str, optional: b
         raise DownloadError(f"{what}: {error}") from error
     except HfHubHTTPError as error:
         raise DownloadError(f"{what}: the server refused ({error}); try again later, or set HF_TOKEN") from error
-    except (OSError, *_transport_errors()) as error:
+    except (OSError, *transport_errors()) as error:
         raise DownloadError(f"{what}: {error}; what arrived is kept for the next try, if there is room") from error
-
-
-def _transport_errors() -> tuple[type[Exception], ...]:
-    """What broken connections raise in the client that the installed huggingface_hub uses, and are no OSErrors."""
-    return tuple(sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules)
 
 
 def _fetch_url(weights: Weights, name: str) -> Path:
@@ -187,8 +182,9 @@ def _fetch_url(weights: Weights, name: str) -> Path:
         if not path.exists():
             if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
                 raise DownloadError(
-                    f"{name}: {weights.url} is not in {path.parent} and HF_HUB_OFFLINE is set: fetch it while online "
-                    f"by `zoo download {name}`"
+                    f"{name}: {weights.url} is not here, and HF_HUB_OFFLINE is set; run `zoo download {name}` where "
+                    f"there is a connection and copy {path} to the same place here, or load what you have by "
+                    "checkpoint_path=FILE"
                 )
             _download(weights.url, path, name)
         return _verified(path, weights.url, weights, name)

@@ -82,6 +82,7 @@ def fit_state_dict(
 
 def write_folder(folder: str | Path, state_dict: Mapping[str, Tensor], config: Mapping[str, Any], card: str) -> Path:
     """Write ``model.safetensors``, ``config.json`` and ``README.md``; each file appears whole or not at all."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder = Path(folder)
@@ -102,9 +103,14 @@ def write_folder(folder: str | Path, state_dict: Mapping[str, Tensor], config: M
     for name, write in writers.items():
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
             pass
-        write(file.name)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, folder / name)
+        try:
+            write(file.name)
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, folder / name)
+        except SafetensorError as error:
+            raise OSError(f"{folder / name} cannot be written: {error}") from error
+        finally:
+            Path(file.name).unlink(missing_ok=True)
     return folder
 
 

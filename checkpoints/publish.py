@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from zoo.checkpoints.connection import endpoint, transport_errors, unreachable
 from zoo.checkpoints.io import CONFIG, SINGLE, read_config
 
 CARD = "README.md"
@@ -18,7 +18,8 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
         The address of the commit.
 
     Raises:
-        FileNotFoundError: when the folder lacks a config.json, weights or a card. OSError: when the Hub refuses.
+        FileNotFoundError: when the folder lacks a config.json, weights or a card.
+        OSError: when the Hub refuses, or cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -28,7 +29,9 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
     weights = [name for name in SINGLE if (folder / name).exists()]
     if not weights or not (folder / CARD).exists():
         raise FileNotFoundError(f"{folder} lacks {CARD if weights else ' or '.join(SINGLE)}: save it by zoo.save_model")
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    if (reason := unreachable()) is not None:
+        raise OSError(f"{repo}: nothing was published, {reason}; HF_ENDPOINT names a mirror")
+    api = HfApi(endpoint=endpoint())
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         done = api.upload_folder(
@@ -40,4 +43,6 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
         raise OSError(
             f"{repo}: the Hub refused ({error}): set HF_TOKEN to a token that may write there, or run `hf auth login`"
         ) from error
+    except transport_errors() as error:
+        raise OSError(f"{repo}: the connection broke: {error}; try again later") from error
     return done.commit_url

@@ -71,10 +71,23 @@ def test_command(tmp_path, capsys):
     zoo.save_model(randomised("simplenet_nano"), tmp_path / "model")
     path = tmp_path / "model.onnx"
     assert main(["export", str(tmp_path / "model"), str(path), "--fuse"]) == 0
-    assert "model.onnx" in capsys.readouterr().out.replace("\n", "")
+    assert capsys.readouterr().out.splitlines()[-1] == f"written: {path}"
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["model.onnx"]
     images = torch.randn(4, 1, 8, 8)
     expected = zoo.create_model(f"local-dir:{tmp_path / 'model'}").eval()(images)
     torch.testing.assert_close(run(path, images), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_weights_beside_the_file_only_where_they_must_be(tmp_path, monkeypatch, capsys):
+    zoo.save_model(randomised("simplenet_nano"), tmp_path / "model")
+    path, images = tmp_path / "model.onnx", torch.randn(4, 1, 8, 8)
+    expected = zoo.create_model(f"local-dir:{tmp_path / 'model'}").eval()(images)
+    for largest, names in ((0, ["model.onnx", "model.onnx.data"]), (2**30, ["model.onnx"])):
+        monkeypatch.setattr("zoo.export.LARGEST", largest)
+        assert main(["export", str(tmp_path / "model"), str(path)]) == 0
+        assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == names
+        assert ("model.onnx.data" in capsys.readouterr().out) == (len(names) == 2)
+        torch.testing.assert_close(run(path, images), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_errors(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+LARGEST = 2**31 - 2**24  # bytes of weights beside the graph: a protobuf ends at 2 GB
 
 
 def export_onnx(model: nn.Module, path: str | Path, *, fixed_batch: int | None = None) -> Path:
@@ -20,13 +24,15 @@ def export_onnx(model: nn.Module, path: str | Path, *, fixed_batch: int | None =
     before for folded batch norms.
 
     Args:
-        path: file to write. fixed_batch: the batch size; None leaves it open.
+        path: file to write; where it would pass the 2 GB of a protobuf the weights are beside it in ``path.data``.
+        fixed_batch: the batch size; None leaves it open.
 
     Returns:
         The path.
 
     Raises:
         ValueError: for a model that is no vision model, or computes with complex numbers (``s4_pixel``).
+        FileNotFoundError: for a file in no folder.
         ImportError: without onnx and onnxscript: ``pip install 'efficient-zoo[export]'``.
     """
     from zoo.vision import VisionModel
@@ -39,6 +45,13 @@ def export_onnx(model: nn.Module, path: str | Path, *, fixed_batch: int | None =
         except ModuleNotFoundError as error:
             message = f"exporting to ONNX needs {package}: pip install 'efficient-zoo[export]'"
             raise ModuleNotFoundError(message, name=package) from error
+    path = Path(path)
+    if not path.parent.is_dir() or path.is_dir():
+        raise FileNotFoundError(
+            f"{path} is a folder: name a file in it"
+            if path.is_dir()
+            else f"there is no folder {path.parent} for {path.name}"
+        )
     parameter = next(model.eval().parameters())
     images = torch.randn(fixed_batch or 2, model.config.in_chans, *model.config.image_shape).to(parameter)
     shapes = None if fixed_batch else ({0: torch.export.Dim("batch")},)
@@ -48,8 +61,23 @@ def export_onnx(model: nn.Module, path: str | Path, *, fixed_batch: int | None =
     values = [node.meta.get("val") for node in program.graph.nodes]
     if any(isinstance(value, Tensor) and value.is_complex() for value in values):
         raise ValueError(f"{name} computes with complex numbers, which ONNX has not")
-    path = Path(path)
-    torch.onnx.export(program, (), path, input_names=["images"], output_names=["logits"], verbose=False)
+    tensors = [*program.state_dict.values(), *program.constants.values()]
+    beside = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor)) > LARGEST
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # both files in full, then in place
+        written = Path(folder) / path.name
+        torch.onnx.export(
+            program,
+            (),
+            written,
+            input_names=["images"],
+            output_names=["logits"],
+            external_data=beside,
+            verbose=False,
+        )
+        data = path.with_name(f"{path.name}.data")
+        data.unlink(missing_ok=True)  # of an earlier model
+        for file in sorted(Path(folder).iterdir(), reverse=True):
+            os.replace(file, path.with_name(file.name))
     return path
 
 

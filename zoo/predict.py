@@ -45,6 +45,8 @@ def predict(model: nn.Module, images: Sequence[str | Path], *, top_k: int = 5) -
         try:
             with Image.open(path) as image:
                 pixels = transform(image.convert(mode))
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{path}: {error}; shrink it first, or raise PIL.Image.MAX_IMAGE_PIXELS") from error
         except UnidentifiedImageError as error:
             raise ValueError(f"{path} is not an image that PIL can read") from error
         with torch.no_grad():

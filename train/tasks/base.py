@@ -44,7 +44,7 @@ class Task(LightningModule):
         unit: what the task counts ("images", "tokens"), for throughput.
 
     Raises:
-        ValueError, TypeError: an unknown model or override, at once, or a number out of range.
+        ValueError, TypeError: an unknown model or override, optimiser or argument of it, or a number out of range.
     """
 
     unit = "items"
@@ -73,6 +73,9 @@ class Task(LightningModule):
         self.build = _builder(model, model_args or {})
         self.optimizer_name, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.optimizer_args = {"betas": tuple(betas), **(optimizer_args or {})}
+        build_optimizer(
+            nn.Linear(1, 1), optimizer, lr=lr, weight_decay=weight_decay, **self.optimizer_args
+        )  # or an error
         self.warmup_steps, self.min_lr, self.schedule_steps = warmup_steps, min_lr, schedule_steps
         self.auxiliary_weight, self.grad_checkpointing = auxiliary_weight, grad_checkpointing
         self.model: nn.Module | None = None

@@ -28,5 +28,6 @@ def run(known: Namespace) -> int:
     if known.fuse and hasattr(model, "fuse"):  # what is no vision model is refused below
         model = model.fuse()
     path = checked(zoo.export_onnx, model, known.path, fixed_batch=known.batch)
-    say(f"written: {path}")
+    data = path.with_name(f"{path.name}.data")
+    say(f"written: {path}" + (f", and its weights, which are too large for one file: {data}" if data.exists() else ""))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from zoo.cli.errors import UsageError, checked
-from zoo.cli.options import add_import, add_model, model_with_weights
+from zoo.cli.options import add_import, add_model, model_with_weights, seed
 from zoo.cli.output import say
 
 HELP = "continue a text with a byte-level language model"
@@ -20,7 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token")
     parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens")
     parser.add_argument("--top-p", type=float, help="draw from the likeliest tokens of this joint probability")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     add_import(parser)
 
 
@@ -33,7 +33,7 @@ def run(known: Namespace) -> int:
     vocab_size = getattr(model.config, "vocab_size", None)
     if vocab_size != BYTES:
         raise UsageError(f"generating text needs a byte-level language model (vocab_size {BYTES}), got {vocab_size}")
-    prompt = torch.tensor([[DOCUMENT_START, *known.prompt.encode()]])
+    prompt = torch.tensor([[DOCUMENT_START, *checked(_bytes, known.prompt)]])
     tokens = checked(
         zoo.generate,
         model,
@@ -48,3 +48,10 @@ def run(known: Namespace) -> int:
     text = bytes(tokens[0, 1:].tolist()).split(bytes([DOCUMENT_START]))[0]
     say(text.decode("utf-8", errors="replace"))
     return 0
+
+
+def _bytes(prompt: str) -> bytes:
+    try:
+        return prompt.encode()
+    except UnicodeEncodeError as error:  # the shell passed other bytes on
+        raise ValueError(f"the prompt is not UTF-8 at character {error.start}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from argparse import Action, ArgumentParser
+from argparse import Action, ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,14 @@ def add_import(parser: ArgumentParser) -> None:
 def add_json(parser: ArgumentParser) -> None:
     """--json."""
     parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def seed(text: str) -> int:
+    """A seed that every generator takes."""
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise ArgumentTypeError(f"a seed must be at least 0 and below 2^63, got {text}")
+    return value
 
 
 def completed(action: Action, names: Callable[[], list[str]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from zoo.cli.output import fail, say
 from zoo.cli.recipes import add_recipe, import_key, overrides_help, recipe_path
 
 HELP = "train a model by a recipe"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 PARSER = {"epilog": overrides_help(), "allow_abbrev": False}
 
 
@@ -25,6 +27,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(known: Namespace) -> int:
     recipe = recipe_path(known.recipe)
     output = known.output or Path("runs") / recipe.stem
+    checked(_check_folder, output)
     from zoo.train.callbacks import NonFiniteError
     from zoo.train.command import TrainingRun
 
@@ -35,6 +38,24 @@ def run(known: Namespace) -> int:
         run.fit()
     except NonFiniteError as error:
         return fail(f"zoo train: {error}", 1)
+    except (OSError, RuntimeError) as error:
+        if not _is_full(error):
+            raise
+        message = f"zoo train: {output} cannot be written: {error}; make room, and go on by --resume"
+        return fail(message, 1)
     if run.trainer.is_global_zero:
         say(f"run folder {output}, model {output / 'model'}")
     return 0
+
+
+def _check_folder(output: Path) -> None:
+    for path in (output, *output.parents):
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(f"{path} is a file: --output {output} must be a folder")
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a write found no room: said by the system, or by torch's writer of files."""
+    return getattr(error, "errno", None) in FULL or (
+        type(error) is RuntimeError and "PytorchStreamWriter" in str(error)
+    )
