@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from zoo.layers.precision import KeepsFloat32
 from zoo.layers.state import State
+
+
+def skips_padding(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The ``forward`` of a recurrent mixer, from a state past padding: each row advances by its own tokens alone.
+
+    Rows with equally many tokens run together, without their padding, from their own part of the state.
+    """
+
+    @functools.wraps(forward)
+    def skipping(self: Mixer, x: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
+        if state is None:
+            return forward(self, x, None, seq_idx=seq_idx)
+        if seq_idx is None or _runs_at_once(seq_idx, fresh=state.seen == 0):
+            y = forward(self, x, state, seq_idx=seq_idx)
+        else:
+            y = _by_length(functools.partial(forward, self), x, state, seq_idx)
+        state.seen += x.shape[1]
+        return y
+
+    return skipping
+
+
+def _runs_at_once(seq_idx: Tensor, fresh: bool) -> bool:
+    """No padding, or only before the first tokens of a fresh state: a sequence which the next one forgets."""
+    real = seq_idx >= 0
+    leading = fresh and bool((real[:, 1:] >= real[:, :-1]).all() and real[:, -1].all())
+    return leading or bool(real.all())
+
+
+def _by_length(forward: Callable[..., Tensor], x: Tensor, state: State, seq_idx: Tensor) -> Tensor:
+    real = seq_idx >= 0
+    length, order = real.sum(1), (~real).to(torch.uint8).argsort(dim=1, stable=True)
+    y = torch.zeros_like(x)
+    for count in length.unique().tolist():
+        rows = (length == count).nonzero()[:, 0]
+        if count:
+            places, part = (rows[:, None], order[rows, :count]), state.select(rows)
+            found = forward(x[places], part, seq_idx=seq_idx[places])
+            y = y.to(found.dtype).index_put(places, found)
+            state.put(rows, part)
+    return y
 
 
 class Mixer(KeepsFloat32, ABC):
@@ -22,7 +65,15 @@ class Mixer(KeepsFloat32, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
-        """Mix along time. With a state, start from it and advance it; ``seq_idx`` (B, T) marks packed sequences."""
+        """Mix along time. With a state, start from it and advance it.
+
+        Args:
+            x: (B, T, dim).
+            state: from ``init_state``, or what a call has made of it.
+            seq_idx: (B, T) integers, packed sequences that do not see each other. Negative ids are padding, at the
+                beginning of a row; with a state it is skipped wherever it stands. The first sequence continues that of
+                the state when its id is that of the state's newest token, or when no id has been given before.
+        """
 
     @abstractmethod
     def init_state(

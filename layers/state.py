@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+
+StateType = TypeVar("StateType", bound="State")
+SeveralType = TypeVar("SeveralType", bound="Several")
 
 
 @dataclasses.dataclass
 class State:
     """Tensors of one mixer with the batch in dim 0, replaced by the mixer as it advances.
 
-    ``seq_idx`` (B,) is the packed-sequence id of the newest token, or None while no ids were given.
+    Attributes:
+        seq_idx: (B,) packed-sequence id of each row's newest token, negative where none was named yet; None while no
+            ids were given at all.
+        seen: steps given so far, padding included.
+        committed: the state that ``rollback`` returns to; None for the one before the first step.
+        wide: names of the tensors that ``to`` keeps in float32 or wider.
     """
 
+    wide: ClassVar[tuple[str, ...]] = ()
+
     seq_idx: Tensor | None = dataclasses.field(default=None, kw_only=True)
+    seen: int = dataclasses.field(default=0, kw_only=True)
+    committed: State | None = dataclasses.field(default=None, kw_only=True, repr=False)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Names and tensors of the fields that hold one."""
@@ -27,47 +42,201 @@ class State:
 
     @property
     def nbytes(self) -> int:
-        """Memory of all tensors, in bytes."""
+        """Memory of all tensors, in bytes; what ``commit`` keeps is not counted."""
         return sum(tensor.nbytes for _, tensor in self.tensors())
 
     def reset(self) -> None:
         """Back to the state before the first token."""
-        for name, tensor in self.tensors():
-            setattr(self, name, torch.zeros_like(tensor))
-        self.seq_idx = None
+        self.map(lambda _, tensor: torch.zeros_like(tensor))
+        self.seq_idx, self.seen, self.committed = None, 0, None
 
     def reorder(self, index: Tensor) -> None:
         """Row i becomes the old row ``index[i]`` (beam search, repeated prompts); index (new batch,) int64."""
-        for name, tensor in self.tensors():
-            setattr(self, name, tensor.index_select(0, index))
+        self.map(lambda _, tensor: tensor.index_select(0, index))
 
     def crop(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens.
+        """Forget all but the first ``length`` steps (negative: forget that many).
 
         Raises:
             ValueError: for a recurrent state, which has no memory of its past.
         """
         raise ValueError(
-            f"{type(self).__name__} is recurrent and cannot be cropped to {length} tokens: "
-            "start from init_state and run the tokens again"
+            f"{type(self).__name__} is recurrent and cannot be cropped to {length} tokens: start from init_state and "
+            "run the tokens again, or commit before what may be forgotten and roll all of it back"
         )
+
+    def commit(self, count: int | None = None) -> None:
+        """The first ``count`` steps since the last commit, or all, are final; the others are forgotten.
+
+        Raises:
+            ValueError: see ``rollback``.
+        """
+        if count is not None:
+            self.rollback(self.uncommitted - count)
+        self.committed = None
+        self.committed = self._copy()
+
+    def rollback(self, count: int | None = None) -> None:
+        """Forget the newest ``count`` steps, or all since the last ``commit`` (or the first step).
+
+        Raises:
+            ValueError: for more steps than there are since then; of a recurrent state for fewer, as it remembers the
+                committed one alone: roll all back, and run those again that stay.
+        """
+        count = self.uncommitted if count is None else count
+        if not 0 <= count <= self.uncommitted:
+            raise ValueError(
+                f"{count} steps cannot be forgotten: {self.uncommitted} of {self.seen} are newer than the last commit"
+            )
+        if 0 < count < self.uncommitted:
+            self.crop(self.seen - count)
+        elif count and self.committed is None:
+            self.reset()
+        elif count and self.committed is not None:
+            self.__dict__.update(self.committed._copy().__dict__, committed=self.committed)
+
+    @property
+    def uncommitted(self) -> int:
+        """Steps since the last ``commit``."""
+        return self.seen - (0 if self.committed is None else self.committed.seen)
+
+    def to(self: StateType, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> StateType:
+        """A state on another device or of another floating-point dtype; sums kept in float32 stay as wide."""
+
+        def moved(name: str, tensor: Tensor) -> Tensor:
+            wanted = dtype if tensor.is_floating_point() else None
+            if wanted is not None and name in self.wide:
+                wanted = torch.promote_types(wanted, torch.float32)
+            return tensor.to(device=device, dtype=wanted or tensor.dtype)
+
+        return self.mapped(moved)
+
+    def clone(self: StateType) -> StateType:
+        """A state with the same values that goes its own way."""
+        return self.mapped(lambda _, tensor: tensor.clone())
+
+    def detach(self: StateType) -> StateType:
+        """The same values without their history: what comes after sends no gradient into what came before (truncated
+        backpropagation). The memory is shared, so go on with one of the two."""
+        return self.mapped(lambda _, tensor: tensor.detach())
+
+    def select(self: StateType, rows: Tensor) -> StateType:
+        """A state of the rows (n,) of the batch alone."""
+        return self.mapped(lambda _, tensor: tensor.index_select(0, rows))
+
+    def put(self: StateType, rows: Tensor, part: StateType) -> None:
+        """The rows (n,) of the batch become those of ``part``, which ``select`` made and a mixer advanced."""
+        theirs = dict(part.tensors())
+        if self.seq_idx is None and part.seq_idx is not None:
+            batch = next(tensor.shape[0] for _, tensor in self.tensors())
+            self.seq_idx = part.seq_idx.new_full((batch,), -1)
+        self.map(lambda name, tensor: tensor.index_copy(0, rows, theirs[name].to(tensor.dtype)))
+
+    def map(self, function: Callable[[str, Tensor], Tensor]) -> None:
+        """Every tensor becomes ``function(name, tensor)``, those of the committed state too."""
+        for name, tensor in list(self.tensors()):
+            setattr(self, name, function(name, tensor))
+        if self.committed is not None:
+            self.committed = self.committed.mapped(function)
+
+    def mapped(self: StateType, function: Callable[[str, Tensor], Tensor]) -> StateType:
+        """A copy whose tensors became ``function(name, tensor)``."""
+        copied = self._copy()
+        copied.map(function)
+        return copied
+
+    def _copy(self: StateType) -> StateType:
+        """Another state with the same tensors."""
+        return copy.copy(self)
 
     def advance_sequence(self, seq_idx: Tensor | None) -> Tensor | None:
         """Note the ids of new tokens (B, T); returns a (B,) mask of the rows whose past belongs to the first of them.
 
-        None stands for all rows; without ids the tokens continue the present sequence.
+        None stands for all rows. Without ids the tokens continue the present sequence; so do those of the first
+        sequence that is ever named in a row. Negative ids are padding and name none.
         """
         if seq_idx is None:
             return None
-        before, self.seq_idx = self.seq_idx, seq_idx[:, -1]
-        return None if before is None else before == seq_idx[:, 0]
+        before, (first, last) = self.seq_idx, edges(seq_idx)
+        self.seq_idx = last if before is None else last.where(last >= 0, before)
+        return None if before is None else (before < 0) | (first < 0) | (before == first)
+
+
+class Several(ABC):
+    """What a user may do with a state is done with each of several."""
+
+    @property
+    @abstractmethod
+    def states(self) -> Sequence[State]:
+        """The states, in order."""
+
+    @abstractmethod
+    def of(self: SeveralType, states: Iterable[State]) -> SeveralType:
+        """The same with other states."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all states, in bytes."""
+        return sum(state.nbytes for state in self.states)
+
+    def reset(self) -> None:
+        """Every state back to before the first token."""
+        for state in self.states:
+            state.reset()
+
+    def reorder(self, index: Tensor) -> None:
+        """Reorder the batch of every state."""
+        for state in self.states:
+            state.reorder(index)
+
+    def crop(self, length: int) -> None:
+        """Crop every state; raises ValueError, changing nothing, where one of them is recurrent."""
+        for state in self._recurrent_first():
+            state.crop(length)
+
+    def commit(self, count: int | None = None) -> None:
+        """Commit every state; raises as ``rollback``."""
+        for state in self._recurrent_first():
+            state.commit(count)
+
+    def rollback(self, count: int | None = None) -> None:
+        """Roll every state back; raises ValueError, changing nothing, where one of them cannot."""
+        for state in self._recurrent_first():
+            state.rollback(count)
+
+    def to(
+        self: SeveralType, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> SeveralType:
+        """Every state on another device or of another dtype, see ``State.to``."""
+        return self.of(state.to(device, dtype) for state in self.states)
+
+    def clone(self: SeveralType) -> SeveralType:
+        """Every state with the same values, to go its own way."""
+        return self.of(state.clone() for state in self.states)
+
+    def detach(self: SeveralType) -> SeveralType:
+        """Every state without its history, see ``State.detach``."""
+        return self.of(state.detach() for state in self.states)
+
+    def _recurrent_first(self) -> list[State]:
+        return sorted(self.states, key=lambda state: type(state).crop is not State.crop)
 
 
 @dataclasses.dataclass
-class JointState(State):
+class JointState(Several, State):
     """The states of several mixers that work side by side on the same tokens."""
 
     parts: tuple[State, ...]
+    crop = State.crop
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """The parts."""
+        return self.parts
+
+    def of(self, states: Iterable[State]) -> JointState:
+        """A joint state of other parts."""
+        return JointState(tuple(states))
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Tensors of all parts, "index.name"."""
@@ -75,39 +244,30 @@ class JointState(State):
             for name, tensor in part.tensors():
                 yield f"{index}.{name}", tensor
 
-    def reset(self) -> None:
-        """Every part back to before the first token."""
-        for part in self.parts:
-            part.reset()
 
-    def reorder(self, index: Tensor) -> None:
-        """Reorder the batch of every part."""
-        for part in self.parts:
-            part.reorder(index)
-
-
-class ModelState(list[State]):
+class ModelState(Several, list[State]):
     """The states of a model's mixers, in order."""
 
     @property
-    def nbytes(self) -> int:
-        """Memory of all states, in bytes."""
-        return sum(state.nbytes for state in self)
+    def states(self) -> list[State]:
+        """The mixers' states."""
+        return self
 
-    def reset(self) -> None:
-        """Every state back to before the first token."""
-        for state in self:
-            state.reset()
+    def of(self, states: Iterable[State]) -> ModelState:
+        """A model's state of other states."""
+        return ModelState(states)
 
-    def reorder(self, index: Tensor) -> None:
-        """Reorder the batch of every state."""
-        for state in self:
-            state.reorder(index)
 
-    def crop(self, length: int) -> None:
-        """Crop every state; raises ValueError, changing nothing, where one of them is recurrent."""
-        for state in sorted(self, key=lambda state: type(state).crop is not State.crop):
-            state.crop(length)
+def edges(seq_idx: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last id (B,) of each row of (B, T) that is not padding; a negative one where all is padding."""
+    real = (seq_idx >= 0).to(torch.uint8)
+    first, last = real.argmax(1, keepdim=True), seq_idx.shape[1] - 1 - real.flip(1).argmax(1, keepdim=True)
+    return seq_idx.gather(1, first)[:, 0], seq_idx.gather(1, last)[:, 0]
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Whether the values of ``tensor`` cannot be known now: a program is being traced, or it has none ("meta")."""
+    return torch.compiler.is_compiling() or tensor.is_meta
 
 
 def keep_rows(tensor: Tensor, rows: Tensor | None) -> Tensor:

@@ -6,12 +6,11 @@ from zoo.layers.attention.causal import CausalAttention
 from zoo.layers.attention.full import Attention
 from zoo.layers.attention.kmeans import OnlineKMeans
 from zoo.layers.attention.latent import LatentAttention
-from zoo.layers.attention.ragged import RaggedAttention, RaggedState
 from zoo.layers.attention.routing import RoutingAttention, RoutingState
 from zoo.layers.attention.scatterbrain import ScatterbrainAttention, ScatterbrainState
 from zoo.layers.attention.single_head import SingleHeadAttention
 from zoo.layers.attention.sliding_window import SlidingWindowAttention, SlidingWindowState
-from zoo.layers.attention.state import KeyValueState
+from zoo.layers.attention.state import Keys, KeyValueState
 from zoo.layers.attention.taylor import TaylorAttention, TaylorAttentionState
 from zoo.layers.attention.yarn import Yarn
 
@@ -21,10 +20,9 @@ __all__ = [
     "CascadedGroupAttention",
     "CausalAttention",
     "KeyValueState",
+    "Keys",
     "LatentAttention",
     "OnlineKMeans",
-    "RaggedAttention",
-    "RaggedState",
     "RoutingAttention",
     "RoutingState",
     "ScatterbrainAttention",

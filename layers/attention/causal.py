@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.layers.attention.state import KeyValueState, attention_mask
+from zoo.layers.attention.state import KeyValueState, Place, attended
 from zoo.layers.mixer import Mixer
 from zoo.layers.positions import rotary_embedding
 
@@ -51,25 +51,22 @@ class CausalAttention(Mixer):
 
     def forward(self, x: Tensor, state: KeyValueState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
-        length, past = x.shape[1], 0 if state is None else state.length
-        positions = torch.arange(past, past + length, device=x.device)
-        q, k, v = (
-            proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )  # (B, T, H, d)
-        q, k = self.rotated(q, positions), self.rotated(k, positions)
-        q, k, v, ids = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), seq_idx
-        if state is not None:
-            k, v, ids = state.append(k, v, seq_idx)
-        if past == 0 and ids is None:
-            mask, causal = None, length > 1
-        else:
-            query_ids = None if ids is None else ids[:, -length:]
-            mask, causal = attention_mask(length, k.shape[2], query_ids, ids, x.device), False
-        grouped = self.num_heads != self.num_kv_heads
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=grouped
-        )
+        place = Place.of(x, state, seq_idx)
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = self.rotated(q, place.position), self.rotated(k, place.position)  # (B, T, H, d)
+        y = self.mix(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), place, state)
         return self.out_proj(y.transpose(1, 2).flatten(2))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, place: Place, state: KeyValueState | None) -> Tensor:
+        """Queries, keys and values (B, H, T, d) of the tokens at ``place`` to their outputs (B, H, T, d)."""
+        return self.attend(q, *attended(k, v, place, state))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """q (B, H, T, d) over k and v (B, num_kv_heads, S, d) with a mask as in ``Attended`` -> (B, H, T, d)."""
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None and 1 < q.shape[2] == k.shape[2], scale=self.scale,
+            enable_gqa=self.num_heads != self.num_kv_heads,
+        )  # fmt: skip
 
     def rotated(self, heads: Tensor, positions: Tensor) -> Tensor:
         """Queries or keys (B, T, H, d) turned by their positions (T,) or (B, T), if positions count here."""
@@ -77,10 +74,17 @@ class CausalAttention(Mixer):
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> KeyValueState:
         """An empty cache of capacity ``max_length``, or one that grows."""
-        device, dtype = self.placement(device, dtype)
-        shape = (batch_size, self.num_kv_heads, max_length or 16, self.head_dim)
-        key, value = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+        key, value = self.empty(batch_size, max_length or 16, device, dtype)
         return KeyValueState(key, value, max_length=max_length)
+
+    def empty(self, batch_size: int, capacity: int, device=None, dtype=None) -> tuple[Tensor, Tensor]:
+        """Zeros for keys and for values, (B, num_kv_heads, capacity, d)."""
+        device, dtype = self.placement(device, dtype)
+        key, value = (
+            torch.zeros(batch_size, self.num_kv_heads, capacity, self.head_dim, device=device, dtype=dtype)
+            for _ in range(2)
+        )
+        return key, value
 
     def state_size(self, length: int) -> int:
         """Grows with ``length``: one key and one value a step and key-value head."""

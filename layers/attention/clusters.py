@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels.block_sparse_attention import block_sparse_attention
-from zoo.layers.attention.state import attention_mask
 
 BLOCK_SIZE = 64  # of the sorted form
 SORTED_FROM = 16 * BLOCK_SIZE  # steps; below, a mask over all pairs costs less than sorting
@@ -52,23 +51,24 @@ def nearest_attention(
     query_cluster: Tensor,
     key_cluster: Tensor,
     scale: float,
-    ids: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Each of the newest T of S positions attends to itself and to the earlier positions of its own cluster.
+    """Each of T queries attends to those of S keys that it may see and that are of its own cluster.
 
     By a mask over the pairs, of ``PIECE`` queries at a time. q (B, H, T, d), k and v (B, H, S, d), clusters (B, H, T)
-    and (B, H, S), ids (B, S) of packed sequences -> (B, H, T, d).
+    and (B, H, S), mask as in ``Attended`` -> (B, H, T, d).
     """
-    length, past, pieces = q.shape[2], k.shape[2] - q.shape[2], []
+    length, pieces = q.shape[2], []
     for first in range(0, length, PIECE):
         last = min(first + PIECE, length)
-        end = past + last
-        mask = query_cluster[:, :, first:last, None] == key_cluster[:, :, None, :end]
-        query_ids, key_ids = (None, None) if ids is None else (ids[:, past + first : end], ids[:, :end])
-        seen = attention_mask(last - first, end, query_ids, key_ids, q.device)
-        mask = mask if seen is None else mask & seen
+        end = last if mask is None and length > 1 else k.shape[2]
+        same = query_cluster[:, :, first:last, None] == key_cluster[:, :, None, :end]
+        if mask is not None:
+            same = same & mask[..., first:last, :]
+        elif length > 1:
+            same = same.tril(first)
         queries, keys, values = q[:, :, first:last], k[:, :, :end], v[:, :, :end]
-        pieces.append(F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale))
+        pieces.append(F.scaled_dot_product_attention(queries, keys, values, attn_mask=same, scale=scale))
     return torch.cat(pieces, dim=2)
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels.rope import rope
-from zoo.layers.attention.state import KeyValueState, attention_mask
+from zoo.layers.attention.state import KeyValueState, Place, attended
 from zoo.layers.attention.yarn import Yarn
 from zoo.layers.mixer import Mixer
 from zoo.layers.norm import RMSNorm
@@ -81,21 +81,17 @@ class LatentAttention(Mixer):
 
     def forward(self, x: Tensor, state: KeyValueState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
-        length, past = x.shape[1], 0 if state is None else state.length
+        place, past = Place.of(x, state, seq_idx), 0 if state is None else state.filled
         q = self.q_proj(x) if self.q_lora_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
         q_nope, q_rope = q.unflatten(-1, (self.num_heads, -1)).split((self.qk_nope_head_dim, self.qk_rope_head_dim), -1)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.kv_lora_rank, self.qk_rope_head_dim), -1)
-        cos, sin = self._rotation(past, length, x)
+        cos, sin = self._rotation(place.position, x.dtype)
         q_nope = q_nope.transpose(1, 2)  # (B, H, T, nope)
         q_rope = rope(q_rope, cos, sin, interleaved=self.rope_interleaved).transpose(1, 2)  # (B, H, T, rope)
         k_rope = rope(k_rope[:, :, None], cos, sin, interleaved=self.rope_interleaved).transpose(1, 2)
-        latent, ids = self.kv_a_layernorm(latent)[:, None], seq_idx  # (B, 1, T, rank)
-        if state is not None:
-            k_rope, latent, ids = state.append(k_rope, latent, seq_idx)
-        plain = past == 0 and ids is None
-        query_ids = None if ids is None else ids[:, -length:]
-        mask = None if plain else attention_mask(length, latent.shape[2], query_ids, ids, x.device)
-        attend = self.absorbed if past and self._absorbs(length) else self.expanded
+        latent = self.kv_a_layernorm(latent)[:, None]  # (B, 1, T, rank)
+        k_rope, latent, mask = attended(k_rope, latent, place, state)
+        attend = self.absorbed if past and self._absorbs(x.shape[1]) else self.expanded
         return self.out_proj(attend(q_nope, q_rope, latent, k_rope, mask).transpose(1, 2).flatten(2))
 
     def expanded(
@@ -105,7 +101,7 @@ class LatentAttention(Mixer):
 
         Args:
             q_nope: (B, H, T, nope). q_rope: (B, H, T, rope). latent: (B, 1, L, rank). k_rope: (B, 1, L, rope).
-            mask: boolean, (T, L) or (B, 1, T, L); None: causal where L = T, else everything.
+            mask: see ``Attended``.
 
         Returns:
             (B, H, T, v).
@@ -159,11 +155,11 @@ class LatentAttention(Mixer):
         expand = self.kv_lora_rank * (self.qk_nope_head_dim + self.v_head_dim)
         return length * 2 * self.kv_lora_rank <= expand + length * (self.qk_nope_head_dim + self.v_head_dim)
 
-    def _rotation(self, past: int, length: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (T, rope / 2) of the angles at the positions from ``past`` on."""
-        pairs, wide = self.qk_rope_head_dim // 2, torch.promote_types(x.dtype, torch.float32)
-        frequency = self.rope_base ** (-torch.arange(pairs, device=x.device, dtype=wide) / pairs)
+    def _rotation(self, position: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (..., T, rope / 2) of the angles at the positions (..., T)."""
+        pairs, wide = self.qk_rope_head_dim // 2, torch.promote_types(dtype, torch.float32)
+        frequency = self.rope_base ** (-torch.arange(pairs, device=position.device, dtype=wide) / pairs)
         frequency = self.yarn.frequencies(frequency, self.rope_base) if self.yarn else frequency
-        angle = torch.arange(past, past + length, device=x.device, dtype=wide)[:, None] * frequency
+        angle = position[..., None].to(wide) * frequency
         scale = self.yarn.rotation_scale if self.yarn else 1.0
         return angle.cos() * scale, angle.sin() * scale

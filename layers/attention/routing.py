@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from zoo.layers.attention.clusters import (
     sorted_nearest_attention,
 )
 from zoo.layers.attention.kmeans import OnlineKMeans
-from zoo.layers.attention.state import KeyValueState
+from zoo.layers.attention.state import KeyValueState, Place, attended
 from zoo.layers.mixer import Mixer
 from zoo.layers.positions import rotary_embedding
 
@@ -26,20 +26,11 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass
 class RoutingState(KeyValueState):
-    """Keys, values and ``cluster`` (B, H, capacity), the nearest centroid of each step."""
+    """Keys, values and ``cluster`` (B, H, capacity), the nearest centroid of each slot's token."""
+
+    slots: ClassVar[dict[str, int]] = {**KeyValueState.slots, "cluster": 2}
 
     cluster: Tensor = dataclasses.field(kw_only=True)
-
-    def append_clusters(self, cluster: Tensor) -> Tensor:
-        """Add the clusters (B, H, T) of the steps just appended; returns those of all steps."""
-        self.cluster[:, :, self.length - cluster.shape[2] : self.length] = cluster
-        return self.cluster[:, :, : self.length]
-
-    def _reserve(self, length: int) -> None:
-        super()._reserve(length)
-        extra = self.key.shape[2] - self.cluster.shape[2]
-        if extra:
-            self.cluster = F.pad(self.cluster, (0, extra))
 
 
 class RoutingAttention(Mixer):
@@ -124,14 +115,13 @@ class RoutingAttention(Mixer):
 
     def forward(self, x: Tensor, state: RoutingState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
-        balanced, past = self.training and state is None, 0 if state is None else state.length
+        balanced, place = self.training and state is None, Place.of(x, state, seq_idx)
         if balanced:
             self.kmeans.update(when=self._projection_changed())
         qk, v = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.qk_proj, self.v_proj))  # (B, T, H, d)
         qk = F.layer_norm(qk, (self.head_dim,), eps=1e-6)
         points, v = qk.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, d)
-        positions = torch.arange(past, past + x.shape[1], device=x.device)
-        qk = rotary_embedding(qk, positions, self.rope_base).transpose(1, 2).to(v.dtype)
+        qk = rotary_embedding(qk, place.position, self.rope_base).transpose(1, 2).to(v.dtype)
         affinity = self.kmeans(points.detach())  # (B, H, T, K)
         cluster = affinity.argmax(-1)
         losses, activity = {}, {}
@@ -139,7 +129,7 @@ class RoutingAttention(Mixer):
             y, members = balanced_attention(qk, v, affinity, self.cluster_size, self.scale, seq_idx)
             losses, activity = self._learn(points, cluster, members, seq_idx)
         else:
-            y = self._nearest(qk, v, cluster, state, seq_idx)
+            y = self._nearest(qk, v, cluster, place, state)
         if not torch.compiler.is_exporting():
             self.auxiliary_losses, self.activity = losses, activity
         return self.out_proj(y.transpose(1, 2).flatten(2))
@@ -156,17 +146,16 @@ class RoutingAttention(Mixer):
         """Grows with ``length``: a key, a value and a cluster a step and head."""
         return (2 * self.head_dim + 1) * self.num_heads * length
 
-    def _nearest(
-        self, qk: Tensor, v: Tensor, cluster: Tensor, state: RoutingState | None, seq_idx: Tensor | None
-    ) -> Tensor:
+    def _nearest(self, qk: Tensor, v: Tensor, cluster: Tensor, place: Place, state: RoutingState | None) -> Tensor:
         """The evaluation form, (B, H, T, d)."""
-        k, keys_of, ids = qk, cluster, seq_idx
-        if state is not None:
-            k, v, ids = state.append(qk, v, seq_idx)
-            keys_of = state.append_clusters(cluster)
-        if qk.shape[2] == k.shape[2] >= SORTED_FROM and ids is None:
+        if state is None:
+            (k, v, mask), keys_of = attended(qk, v, place, None), cluster
+        else:
+            k, v, mask = state.append(qk, v, place, cluster=cluster)
+            keys_of = state.cluster[:, :, : k.shape[2]]
+        if mask is None and qk.shape[2] == k.shape[2] >= SORTED_FROM:
             return sorted_nearest_attention(qk, v, cluster, self.num_clusters, self.scale)
-        return nearest_attention(qk, k, v, cluster, keys_of, self.scale, ids)
+        return nearest_attention(qk, k, v, cluster, keys_of, self.scale, mask)
 
     @torch.no_grad()
     def _projection_changed(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from zoo.layers.attention.lsh import lsh_buckets, random_directions
 from zoo.layers.attention.random_features import orthogonal_gaussian
 from zoo.layers.attention.sparse_low_rank import sparse_low_rank_attention
-from zoo.layers.mixer import Mixer
+from zoo.layers.mixer import Mixer, skips_padding
 from zoo.layers.positions import rotary_embedding
 from zoo.layers.state import State, keep_rows
 
@@ -20,6 +21,8 @@ from zoo.layers.state import State, keep_rows
 class ScatterbrainState(State):
     """The newest keys and values (B, window, H, d), oldest first; ``memory`` (B, H, M, d + 1), float32: the sums of
     phi(k) (v, 1) over the keys before them; ``position`` (B,) int64: steps since the sequence began."""
+
+    wide: ClassVar[tuple[str, ...]] = ("memory",)
 
     key: Tensor
     value: Tensor
@@ -100,6 +103,7 @@ class ScatterbrainAttention(Mixer):
         self.register_buffer("projection", orthogonal_gaussian(num_features // 2, self.head_dim))
         self.register_buffer("directions", random_directions(num_hashes, self.head_dim))
 
+    @skips_padding
     def forward(self, x: Tensor, state: ScatterbrainState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
         memory, positions = self._past(x, state, seq_idx)

@@ -1,79 +1,268 @@
-"""The key-value cache."""
+"""The key-value cache, and the one place that says which key a query sees."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.layers.state import State
+from zoo.layers.cache import Dense, Policy
+from zoo.layers.state import State, edges, is_traced
+
+EMPTY = 2**31 - 1  # the position of no token: later than all, so that no query sees it
+FILLERS = {"position": EMPTY, "ids": -1}  # of free slots
 
 
-@dataclass
-class KeyValueState(State):
-    """Keys and values (B, H, capacity, d) of which the first ``length`` steps are filled.
+class Placed(Protocol):
+    """Tokens that know their position (T,) or (B, T), ``EMPTY`` at padding, and their sequence ids (B, T) or None."""
 
-    ``ids`` (B, capacity) holds the packed-sequence id of each step once ids were given. The capacity grows by doubling
-    unless ``max_length`` fixed it.
+    @property
+    def position(self) -> Tensor: ...
+    @property
+    def ids(self) -> Tensor | None: ...
+
+
+class Place(NamedTuple):
+    """Where the new tokens of a call stand; ``named``: the ids were given in this call."""
+
+    position: Tensor
+    ids: Tensor | None = None
+    named: bool = False
+
+    @classmethod
+    def of(cls, x: Tensor, state: KeyValueState | None, seq_idx: Tensor | None) -> Place:
+        """Of the tokens x (B, T, ...), which come after those of the state."""
+        if state is not None:
+            return state.place(x.shape[1], seq_idx)
+        return cls(torch.arange(x.shape[1], device=x.device), seq_idx, seq_idx is not None)
+
+
+class Attended(NamedTuple):
+    """Keys and values (B, H, S, d), and the boolean mask, (T, S) or (B, 1, T, S), of those that each query may see.
+
+    None as a mask: the keys of the T queries alone, each to see those up to its own; or one query, to see all.
     """
 
     key: Tensor
     value: Tensor
-    ids: Tensor | None = None
-    length: int = 0
-    max_length: int | None = None
+    mask: Tensor | None
 
-    def append(self, key: Tensor, value: Tensor, seq_idx: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Add (B, H, T, d) keys and values; returns all keys, all values and their ids (B, length) or None.
+
+class Keys(NamedTuple):
+    """Keys and values (B, H, S, d) at positions (S,) or (B, S), with the sequence ids (B, S) of their tokens."""
+
+    key: Tensor
+    value: Tensor
+    position: Tensor
+    ids: Tensor | None = None
+
+    def mask(self, tokens: Placed, window: int | None = None) -> Tensor | None:
+        """Which keys each of ``tokens`` sees: no later one, none of another sequence, none ``window`` or more back.
+
+        What stands for no token sees everything, lest a softmax be over nothing. None: see ``Attended``.
+        """
+        key, query = self.position[..., None, :], tokens.position[..., :, None]
+        if self.ids is None and (window is None or self.position.shape[-1] <= window):
+            one = tokens.position.shape[-1] == 1 and self.position.dim() == 1
+            if one or self.position is tokens.position:
+                return None
+        mask = key <= query
+        if window is not None:
+            mask = mask & (query - key < window)
+        if self.ids is not None and tokens.ids is not None:
+            mask = mask & (self.ids[:, None, :] == tokens.ids[:, :, None])
+        if tokens.position.dim() == 2:
+            mask = mask | (query == EMPTY)
+        return mask if mask.dim() == 2 else mask[:, None]
+
+
+def attended(key: Tensor, value: Tensor, place: Place, state: KeyValueState | None) -> Attended:
+    """What queries at ``place`` attend to, given their own keys and values (B, H, T, d); a state keeps these."""
+    if state is not None:
+        return state.append(key, value, place)
+    return Attended(key, value, Keys(key, value, place.position, place.ids).mask(place))
+
+
+@dataclass
+class KeyValueState(State):
+    """Keys and values (B, H, capacity, d) of which the first ``filled`` slots are in use, in the order of time.
+
+    Four clocks are kept apart: ``seen`` counts the steps given, ``filled`` the slots held, ``place`` tells the next
+    position of each row, and ``committed`` what a rollback returns to. The capacity grows by doubling up to
+    ``max_length``. Where gradients flow nothing is written in place.
+
+    Attributes:
+        position: (B, capacity), of each slot's token; ``EMPTY`` where a row has none. None while the slots hold the
+            newest tokens of every row, without a gap.
+        ids: (B, capacity), packed-sequence id of each slot's token, once ids were given; negative before the first.
+        padding: (B, P), which of the first P steps were padding; later ones were not. None for none.
+        policy: what is evicted after a call.
+    """
+
+    slots: ClassVar[dict[str, int]] = {"key": 2, "value": 2, "position": 1, "ids": 1}  # name -> dimension of the slots
+
+    key: Tensor
+    value: Tensor
+    position: Tensor | None = None
+    ids: Tensor | None = None
+    padding: Tensor | None = None
+    filled: int = 0
+    max_length: int | None = None
+    policy: Policy = dataclasses.field(default_factory=Dense)
+
+    def place(self, length: int, seq_idx: Tensor | None = None) -> Place:
+        """Where the next ``length`` tokens stand; padding, negative ids, takes no position."""
+        position = torch.arange(self.seen, self.seen + length, device=self.key.device)
+        if self.padding is not None:
+            position = position - self.padding.sum(1, keepdim=True)
+        if seq_idx is None:
+            return Place(position, None if self.seq_idx is None else self.seq_idx[:, None].expand(-1, length))
+        padding = seq_idx < 0
+        if is_traced(padding) or bool(padding.any()):
+            position = (position - padding.cumsum(1)).masked_fill(padding, EMPTY)
+        return Place(position, seq_idx, named=True)
+
+    def append(self, key: Tensor, value: Tensor, place: Place | None = None, **more: Tensor) -> Attended:
+        """Add the keys and values (B, H, T, d) of the next tokens; returns all that they may attend to.
+
+        Args:
+            place: from ``place``, of which None is the one without ids.
+            more: further tensors a slot, of a state that has them.
 
         Raises:
-            ValueError: when the steps do not fit into ``max_length``.
+            ValueError: when the tokens do not fit into ``max_length``.
         """
-        end = self.length + key.shape[2]
+        place = self.place(key.shape[2]) if place is None else place
+        keys = self.remember(Keys(key, value, place.position, place.ids), place, **more)
+        found = Attended(keys.key, keys.value, keys.mask(place))
+        (self.policy.after_step if key.shape[2] == 1 else self.policy.after_prefill)(self)
+        return found
+
+    def remember(self, new: Keys, place: Place, **more: Tensor) -> Keys:
+        """Note the tokens at ``place`` and remember the keys of all of them; returns all that are held."""
+        self.make_room(new.key.shape[2])
+        self.advance(place)
+        return self.write(new, **more)
+
+    def advance(self, place: Place) -> None:
+        """Note that the tokens at ``place`` have passed, remembered or not."""
+        if place.ids is not None and place.named:
+            ids, shape = self.ids, (len(self.key), self.key.shape[2])
+            if ids is None:
+                ids = place.ids.new_full(shape, -1) if self.seq_idx is None else self.seq_idx[:, None].expand(shape)
+            self.ids = ids.where(ids >= 0, edges(place.ids)[0][:, None])  # what had no name is of the first sequence
+            self.advance_sequence(place.ids)
+            if place.position.dim() == 2:
+                self.with_positions()
+                padding = place.position == EMPTY
+                before = padding[:, :0] if self.padding is None else self.padding
+                self.padding = torch.cat([F.pad(before, (0, self.seen - before.shape[1])), padding], dim=1)
+        self.seen += place.position.shape[-1]
+
+    def write(self, new: Keys, **more: Tensor) -> Keys:
+        """Remember keys of tokens that have been noted; returns all that are held."""
+        self.make_room(new.key.shape[2])
+        start, self.filled = self.filled, self.filled + new.key.shape[2]
+        if new.position.dim() == 2:
+            self.with_positions()
+        position = None if self.position is None else new.position.expand(len(new.key), -1)
+        for name, tensor in {"key": new.key, "value": new.value, "position": position, "ids": new.ids, **more}.items():
+            if tensor is not None:
+                setattr(self, name, written(getattr(self, name), tensor, start, self.slots[name]))
+        return new if start == 0 else self.keys()
+
+    def keys(self) -> Keys:
+        """All that is held."""
+        position = self._contiguous()[0] if self.position is None else self.position
+        ids = None if self.ids is None else self.ids[:, : self.filled]
+        held = self.key[:, :, : self.filled], self.value[:, :, : self.filled]
+        return Keys(*held, position[..., : self.filled], ids)
+
+    def keep(self, slots: Tensor) -> None:
+        """Evict all but the ``slots`` (n,) or (B, n), ascending; the tokens keep their positions."""
+        self.with_positions()
+        slots = slots.expand(len(self.key), -1)
+        for name, dim in self.slots.items():
+            tensor = getattr(self, name)
+            if tensor is not None:
+                kept = gathered(tensor, slots, dim)
+                setattr(self, name, widened(kept, tensor.shape[dim], dim, FILLERS.get(name, 0)))
+        self.filled = slots.shape[1]
+
+    def with_positions(self) -> KeyValueState:
+        """This state, keeping the position of every slot from the beginning."""
+        self.position = self._contiguous() if self.position is None else self.position
+        return self
+
+    def make_room(self, count: int) -> None:
+        """Reserve ``count`` more slots, those without a token in any row first."""
+        capacity = self.key.shape[2]
+        if self.filled + count > capacity and self.position is not None and not is_traced(self.position):
+            real = self.position[:, : self.filled] != EMPTY
+            self.keep(real.to(torch.uint8).argsort(dim=1, stable=True)[:, self.filled - int(real.sum(1).max()) :])
+        end = self.filled + count
         if self.max_length is not None and end > self.max_length:
             raise ValueError(
-                f"the state holds at most {self.max_length} tokens, {self.length} are in it and {key.shape[2]} more "
-                "were given: call init_state with a larger max_length, or without one"
+                f"the state holds at most {self.max_length} tokens, {self.filled} are in it and {count} more were "
+                "given: call init_state with a larger max_length, or without one"
             )
-        self._reserve(end)
-        new = slice(self.length, end)
-        self.key[:, :, new], self.value[:, :, new] = key, value
-        if self.ids is None and seq_idx is not None:  # what came before is one sequence, continued by the first token
-            self.ids = seq_idx[:, :1].repeat(1, self.key.shape[2])
-        if self.ids is not None:
-            self.ids[:, new] = self.ids[:, self.length - 1 : self.length] if seq_idx is None else seq_idx
-        self.length = end
-        return self.key[:, :, :end], self.value[:, :, :end], None if self.ids is None else self.ids[:, :end]
+        if end > capacity:
+            capacity = min(max(end, 2 * capacity), self.max_length or 2 * end)
+            for name, dim in self.slots.items():
+                if getattr(self, name) is not None:
+                    setattr(self, name, widened(getattr(self, name), capacity, dim, FILLERS.get(name, 0)))
 
     def reset(self) -> None:
-        """Forget all steps, keep the memory."""
-        self.length, self.ids, self.seq_idx = 0, None, None
+        """Forget all tokens, keep the memory."""
+        self.position = self.ids = self.padding = self.seq_idx = self.committed = None
+        self.filled = self.seen = 0
 
     def crop(self, length: int) -> None:
-        """Keep the first ``length`` steps (negative: drop that many)."""
-        self.length = max(0, min(self.length, length if length >= 0 else self.length + length))
-        if self.length == 0:
-            self.ids = None
+        """Keep what belongs to the first ``length`` steps (negative: drop that many)."""
+        length = max(0, min(self.seen, length if length >= 0 else self.seen + length))
+        if length == 0:
+            return self.reset()
+        if self.position is None:
+            self.filled = max(0, self.filled - (self.seen - length))
+        else:
+            self.padding = None if self.padding is None else self.padding[:, :length]
+            after = length - (0 if self.padding is None else self.padding.sum(1, keepdim=True))
+            self.position = self.position.masked_fill(self.position >= after, EMPTY)
+            self.filled = min(self.filled, length)
+        self.seen = length
+        if self.committed is not None and self.committed.seen > length:
+            self.committed = None
+        if self.ids is not None and self.filled:
+            position, ids = self._contiguous() if self.position is None else self.position, self.ids
+            self.seq_idx = edges(ids.masked_fill(position == EMPTY, -1)[:, : self.filled])[1]
 
-    def _reserve(self, length: int) -> None:
-        capacity = self.key.shape[2]
-        if length > capacity:
-            extra = max(length, 2 * capacity) - capacity
-            self.key, self.value = (F.pad(t, (0, 0, 0, extra)) for t in (self.key, self.value))
-            if self.ids is not None:
-                self.ids = F.pad(self.ids, (0, extra))
+    def _contiguous(self) -> Tensor:
+        """Positions (B, capacity) of slots that hold the newest tokens without a gap."""
+        first = self.seen - self.filled
+        position = torch.arange(first, first + self.key.shape[2], device=self.key.device).repeat(len(self.key), 1)
+        return position if self.padding is None else position - self.padding.sum(1, keepdim=True)
 
 
-def attention_mask(length: int, total: int, query_ids: Tensor | None, key_ids: Tensor | None, device) -> Tensor | None:
-    """Boolean mask of the ``length`` newest of ``total`` steps: causal and, with ids, within a sequence.
+def written(buffer: Tensor, new: Tensor, start: int, dim: int) -> Tensor:
+    """``buffer`` with ``new`` at ``start`` of a dimension: in place, or a copy where autograd may need the old one."""
+    new, end = new.to(buffer.dtype), start + new.shape[dim]
+    if buffer.is_floating_point() and (torch.is_grad_enabled() or buffer.requires_grad):
+        after = buffer.narrow(dim, end, buffer.shape[dim] - end)
+        return torch.cat([buffer.narrow(dim, 0, start), new, after], dim)
+    buffer.narrow(dim, start, new.shape[dim]).copy_(new)
+    return buffer
 
-    None where every key may be seen: one new step, no ids.
-    """
-    if length == 1 and key_ids is None:
-        return None
-    mask = torch.ones(length, total, dtype=torch.bool, device=device).tril(total - length)
-    if key_ids is None or query_ids is None:
-        return mask
-    return (mask & (query_ids[:, :, None] == key_ids[:, None, :]))[:, None]
+
+def gathered(tensor: Tensor, slots: Tensor, dim: int) -> Tensor:
+    """The slots (B, n) of a tensor (B, ..., capacity, ...) that has them in a dimension."""
+    return tensor.take_along_dim(slots.view(len(slots), *[1] * (dim - 1), -1, *[1] * (tensor.dim() - 1 - dim)), dim)
+
+
+def widened(buffer: Tensor, capacity: int, dim: int, filler: float = 0) -> Tensor:
+    """``buffer`` with free slots at the end of a dimension."""
+    free = [0, 0] * (buffer.dim() - 1 - dim) + [0, capacity - buffer.shape[dim]]
+    return F.pad(buffer, free, value=filler)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from zoo.kernels.taylor_attention import taylor_attention
-from zoo.layers.mixer import Mixer
+from zoo.layers.mixer import Mixer, skips_padding
 from zoo.layers.state import State, keep_rows
 
 
 @dataclass
 class TaylorAttentionState(State):
     """memory (B, H, D, V + 1), float32: the sums of phi(k) (v, 1) over the past."""
+
+    wide: ClassVar[tuple[str, ...]] = ("memory",)
 
     memory: Tensor
 
@@ -56,6 +59,7 @@ class TaylorAttention(Mixer):
         self.v_proj = nn.Linear(dim, dim, bias=False)
         self.out_proj = nn.Linear(dim, dim, bias=False)
 
+    @skips_padding
     def forward(self, x: Tensor, state: TaylorAttentionState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
         q, k, v = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.layers.conv.causal_conv1d import CausalConv1d
-from zoo.layers.mixer import Mixer
+from zoo.layers.mixer import Mixer, skips_padding
 from zoo.layers.state import State, keep_rows
 
 
@@ -46,6 +46,7 @@ class GatedConv(Mixer):
         self.conv = CausalConv1d(expand * dim, kernel_size, bias=False, activation="silu")
         self.out_proj = nn.Linear(expand * dim, dim, bias=bias)
 
+    @skips_padding
     def forward(self, x: Tensor, state: GatedConvState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
         u, gate = self.in_proj(x).chunk(2, dim=-1)

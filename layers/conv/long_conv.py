@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels import ConvOutput, long_conv, packed_long_conv
-from zoo.layers.mixer import Mixer
+from zoo.layers.mixer import Mixer, skips_padding
 from zoo.layers.precision import KeepsFloat32
 from zoo.layers.state import State, keep_rows
 
@@ -109,6 +109,14 @@ class H3ConvState(State):
     key: Tensor
     product: Tensor
 
+    def put(self, rows: Tensor, part: State) -> None:
+        """As of any state; zeros stand before the newest steps of rows that have seen fewer."""
+        assert isinstance(part, H3ConvState)
+        longest = max(self.key.shape[1], part.key.shape[1])
+        for state in (self, part):
+            state.key, state.product = (F.pad(t, (0, 0, longest - t.shape[1], 0)) for t in (state.key, state.product))
+        super().put(rows, part)
+
 
 class H3Conv(Mixer):
     r"""The gated block of H3 with two learned long convolutions in place of its state spaces.
@@ -149,6 +157,7 @@ class H3Conv(Mixer):
             for _ in range(2)
         )
 
+    @skips_padding
     def forward(self, x: Tensor, state: H3ConvState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)

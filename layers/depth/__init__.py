@@ -1,18 +1,16 @@
 """Adaptive depth: which tokens a layer computes, and how often."""
 
 from zoo.layers.depth.active import ActiveTokens
-from zoo.layers.depth.mod import Route, TokenRouter, top_share
+from zoo.layers.depth.active_attention import ActiveAttention
+from zoo.layers.depth.mod import TokenRouter, top_share
 from zoo.layers.depth.recursion import EveryToken, ExpertChoice, Recursion, TokenChoice
-from zoo.layers.depth.recursion_attention import ActiveKeyValueState, RecursionAttention
 
 __all__ = [
-    "ActiveKeyValueState",
+    "ActiveAttention",
     "ActiveTokens",
     "EveryToken",
     "ExpertChoice",
     "Recursion",
-    "RecursionAttention",
-    "Route",
     "TokenChoice",
     "TokenRouter",
     "top_share",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-EMPTY = 2**31 - 1  # the position of no token: later than all, so that no query sees it
+from zoo.layers.attention.state import EMPTY, KeyValueState, Place
+from zoo.layers.state import is_traced
+
 TILE = 16  # tokens are gathered in multiples of it: the sums over them then round alike, however many others there are
 
 
@@ -15,8 +18,10 @@ TILE = 16  # tokens are gathered in multiples of it: the sums over them then rou
 class ActiveTokens:
     """N of the T tokens of each row, in order of time; a row with fewer has empty places at the end.
 
-    index: (B, N) place in the sequence of T, also at an empty place. position: (B, N) position in time, ``EMPTY`` at an
-    empty place. ids: (B, N) packed-sequence ids, or None.
+    Attributes:
+        index: (B, N) place in the sequence of T, also at an empty place.
+        position: (B, N) position in time, ``EMPTY`` at an empty place and at padding.
+        ids: (B, N) packed-sequence ids, or None.
     """
 
     index: Tensor
@@ -24,20 +29,20 @@ class ActiveTokens:
     ids: Tensor | None = None
 
     @classmethod
-    def all_of(cls, x: Tensor, past: int = 0, ids: Tensor | None = None) -> ActiveTokens:
-        """All tokens of x (B, T, ...), the first at position ``past``."""
+    def of(cls, x: Tensor, states: Sequence[KeyValueState | None] = (), seq_idx: Tensor | None = None) -> ActiveTokens:
+        """All tokens of x (B, T, ...), which come after those that the states have seen; the states note them."""
+        kept = [state for state in states if state is not None]
+        place = Place.of(x, kept[0] if kept else None, seq_idx)
+        for state in kept:
+            state.advance(place)
         index = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
-        return cls(index, index + past, ids)
+        position = place.position.expand(x.shape[:2])
+        return cls(index, position if seq_idx is None else position.masked_fill(seq_idx < 0, EMPTY), place.ids)
 
     @property
     def valid(self) -> Tensor:
-        """(B, N), False at an empty place."""
+        """(B, N), False at an empty place and at padding."""
         return self.position != EMPTY
-
-    @property
-    def real(self) -> Tensor:
-        """(B, N), False at an empty place and at padding, whose ids are negative."""
-        return self.valid if self.ids is None else self.valid & (self.ids >= 0)
 
     def keep(self, mask: Tensor, *tensors: Tensor, width: int | None = None) -> tuple[ActiveTokens, tuple[Tensor, ...]]:
         """Those of the tokens where ``mask`` (B, N) is True, and what belongs to them of ``tensors`` (B, N, ...).
@@ -59,14 +64,6 @@ class ActiveTokens:
         update = update.to(x.dtype).masked_fill(~self.valid[..., None], 0)
         return x.scatter_add(1, self.index[..., None].expand_as(update), update)
 
-    def visible(self, position: Tensor, ids: Tensor | None) -> Tensor:
-        """(B, 1, N, S): which keys of position (B, S) and ids (B, S) each token sees: no later one, none of another
-        sequence. An empty place sees those of its sequence, lest a softmax be over nothing."""
-        mask = position[:, None] <= self.position[:, :, None]
-        if ids is not None and self.ids is not None:
-            mask = mask & (ids[:, None] == self.ids[:, :, None])
-        return mask[:, None]
-
     def sequence_length(self) -> Tensor:
         """(B, N): tokens here of the packed sequence each token belongs to."""
         if self.ids is None:
@@ -82,8 +79,3 @@ class ActiveTokens:
         ordered = ids.gather(1, order)
         rank = torch.arange(order.shape[1], device=order.device) - torch.searchsorted(ordered, ordered)
         return torch.empty_like(order).scatter(1, order, rank)
-
-
-def is_traced(tensor: Tensor) -> bool:
-    """Whether the values of ``tensor`` cannot be known now: a program is being traced, or it has none ("meta")."""
-    return torch.compiler.is_compiling() or tensor.is_meta

@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class Route(NamedTuple):
-    """The chosen tokens of each row.
-
-    Attributes:
-        index: (B, K) int64, their places in the row, ascending. Rows with fewer than K are filled up with others.
-        valid: (B, K) bool, False on the filling.
-        weight: (B, K), float32 or wider: what the router multiplies the block's output by.
-    """
-
-    index: Tensor
-    valid: Tensor
-    weight: Tensor
-
-    def gather(self, x: Tensor) -> Tensor:
-        """x (B, T, D) -> the chosen tokens (B, K, D)."""
-        return x.gather(1, self.index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-
-    def scatter(self, x: Tensor, rows: Tensor, output: Tensor) -> Tensor:
-        """x (B, T, D) with weight * output (B, K, D) added to its chosen tokens ``rows``, the others bit for bit."""
-        updated = (rows + self.weight.unsqueeze(-1) * output).to(x.dtype)
-        updated = torch.where(self.valid.unsqueeze(-1), updated, rows)
-        return x.scatter(1, self.index.unsqueeze(-1).expand_as(rows), updated)
+from zoo.layers.depth.active import ActiveTokens
+from zoo.layers.state import is_traced
 
 
 class TokenRouter(nn.Module):
@@ -86,20 +65,25 @@ class TokenRouter(nn.Module):
         self.auxiliary_losses: dict[str, Tensor] = {}
         self.activity: dict[str, Tensor] = {}
 
-    def forward(self, x: Tensor, *, seq_idx: Tensor | None = None, decoding: bool = False) -> Route:
-        """Choose among x (B, T, D), within each sequence of ``seq_idx`` (B, T); padding, negative ids, never."""
-        score = self._score(x)
-        real = torch.ones_like(score, dtype=torch.bool) if seq_idx is None else seq_idx >= 0
+    def forward(
+        self, x: Tensor, tokens: ActiveTokens, *, decoding: bool = False
+    ) -> tuple[ActiveTokens, Tensor, Tensor]:
+        """Choose among the tokens x (B, T, D), within each sequence; padding never.
+
+        Returns:
+            The chosen tokens, their x (B, K, D), and their weights r (B, K) in float32 or wider.
+        """
+        score, real = self._score(x), tokens.valid
         if self.predictor is None:
             chosen = real
             self._publish(chosen, real)
         else:
             logit = self.predictor(x.detach().to(self.router.weight.dtype)).squeeze(-1)
-            best = None if decoding else top_share(score, self.capacity, seq_idx)
+            best = None if decoding else top_share(score, self.capacity, tokens.ids)
             chosen = best if self.training and best is not None else (logit > 0) & real
             self._publish(chosen, real, logit, best)
-        index = chosen.logical_not().byte().argsort(dim=1, stable=True)[:, : self._most(chosen, seq_idx, decoding)]
-        return Route(index, chosen.gather(1, index), score.gather(1, index))
+        chosen_tokens, (rows, weight) = tokens.keep(chosen, x, score, width=self._most(chosen, tokens, decoding))
+        return chosen_tokens, rows, weight
 
     def _score(self, x: Tensor) -> Tensor:
         """(B, T), in float32 or wider also under autocast, which leaves products and sums alone."""
@@ -107,12 +91,12 @@ class TokenRouter(nn.Module):
         score = (x.to(wide) * self.router.weight.to(wide)).sum(-1)
         return score if self.router.bias is None else score + self.router.bias.to(wide)
 
-    def _most(self, chosen: Tensor, seq_idx: Tensor | None, decoding: bool) -> int:
+    def _most(self, chosen: Tensor, tokens: ActiveTokens, decoding: bool) -> int:
         """K: tokens that the row with most of them has, known without looking at them where shapes must be fixed."""
         length = chosen.shape[1]
-        if self.training and seq_idx is None and not decoding:
+        if self.training and tokens.ids is None and not decoding:
             return math.ceil(self.capacity * length)
-        return length if torch.compiler.is_compiling() else int(chosen.sum(1).amax())
+        return length if is_traced(chosen) else int(chosen.sum(1).amax())
 
     def _publish(self, chosen: Tensor, real: Tensor, logit: Tensor | None = None, best: Tensor | None = None) -> None:
         if torch.compiler.is_exporting():

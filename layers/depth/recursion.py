@@ -121,7 +121,7 @@ class ExpertChoice(Recursion):
     def forward(self, x: Tensor, tokens: ActiveTokens, step: Step, *, sampling: bool = True) -> Tensor:
         """See ``Recursion``."""
         length = None if sampling else tokens.sequence_length()
-        tokens, (h,) = tokens.keep(tokens.real, x)
+        tokens, (h,) = tokens.keep(tokens.valid, x)
         active, losses, agreement = [], [], []
         for r in range(self.num_recursions):
             logits = wide_linear(h, self.router.weight[r])  # (B, N)
@@ -184,9 +184,9 @@ class TokenChoice(Recursion):
         logits = wide_linear(x, self.router.weight)  # (B, T, R)
         scores = logits.softmax(-1)
         depth = scores.argmax(-1)
-        losses = self._losses(logits, scores, depth, tokens.real) if self.training else {}
+        losses = self._losses(logits, scores, depth, tokens.valid) if self.training else {}
         gate = self.scale * scores.gather(-1, depth[..., None])[..., 0]
-        tokens, (h, depth, gate) = tokens.keep(tokens.real, x, depth, gate)
+        tokens, (h, depth, gate) = tokens.keep(tokens.valid, x, depth, gate)
         active = []
         for r in range(self.num_recursions):
             tokens, (h, depth, gate) = tokens.keep(depth >= r, h, depth, gate)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from zoo.kernels import selective_scan
 from zoo.layers.conv import CausalConv1d
-from zoo.layers.mixer import Mixer
+from zoo.layers.mixer import Mixer, skips_padding
 from zoo.layers.ssm.init import dt_bias_init, s4d_real_init
 from zoo.layers.state import State, keep_rows
 
@@ -18,6 +19,8 @@ from zoo.layers.state import State, keep_rows
 @dataclass
 class MambaState(State):
     """conv (B, d_conv - 1, d_inner): the newest inputs of the convolution; ssm (B, d_inner, d_state), float32."""
+
+    wide: ClassVar[tuple[str, ...]] = ("ssm",)
 
     conv: Tensor
     ssm: Tensor
@@ -75,6 +78,7 @@ class Mamba(Mixer):
             if projection.bias is not None:
                 nn.init.zeros_(projection.bias)
 
+    @skips_padding
     def forward(self, x: Tensor, state: MambaState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
         x, z = self.in_proj(x).chunk(2, dim=-1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from zoo.kernels import ssd
 from zoo.layers.conv import CausalConv1d
-from zoo.layers.mixer import Mixer
+from zoo.layers.mixer import Mixer, skips_padding
 from zoo.layers.norm import GatedRMSNorm
 from zoo.layers.ssm.init import dt_bias_init
 from zoo.layers.state import State, keep_rows
@@ -18,6 +19,8 @@ from zoo.layers.state import State, keep_rows
 @dataclass
 class Mamba2State(State):
     """conv (B, d_conv - 1, d_inner + 2 G N): newest inputs of the convolution; ssm (B, H, P, N), float32."""
+
+    wide: ClassVar[tuple[str, ...]] = ("ssm",)
 
     conv: Tensor
     ssm: Tensor
@@ -104,6 +107,7 @@ class Mamba2(Mixer):
             if projection.bias is not None:
                 nn.init.zeros_(projection.bias)
 
+    @skips_padding
     def forward(self, x: Tensor, state: Mamba2State | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
         grouped = self.num_groups * self.d_state

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.layers.mixer import Mixer
+from zoo.layers.mixer import Mixer, skips_padding
 from zoo.layers.precision import KeepsFloat32
 from zoo.layers.ssm.convolution import convolve, sequence_starts
 from zoo.layers.ssm.hippo import Diagonal, DiagonalPlusLowRank
@@ -118,6 +118,8 @@ class StateSpaceKernel(KeepsFloat32, ABC):
 class StateSpaceState(State):
     """x (B, D, N), float32: the modes' real and imaginary parts in turn."""
 
+    wide: ClassVar[tuple[str, ...]] = ("x",)
+
     x: Tensor
 
 
@@ -142,6 +144,7 @@ class StateSpaceMixer(Mixer):
         self.drop = nn.Dropout(drop_rate)
         self.output_linear = nn.Linear(kernel.dim, 2 * kernel.dim)
 
+    @skips_padding
     def forward(self, x: Tensor, state: StateSpaceState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
         y = self.convolution(x, seq_idx) if state is None else self.recurrence(x, state, seq_idx)
@@ -160,8 +163,11 @@ class StateSpaceMixer(Mixer):
         ids = [None] * len(chunks) if seq_idx is None else seq_idx.split(lengths, dim=1)
         spans = {length: self.kernel.span(length) for length in set(lengths) - {1}}
         outputs = []
-        for chunk, chunk_ids in zip(chunks, ids, strict=True):
-            x = keep_rows(state.x, state.advance_sequence(chunk_ids))
+        rows = state.advance_sequence(seq_idx)
+        for index, (chunk, chunk_ids) in enumerate(zip(chunks, ids, strict=True)):
+            if index and chunk_ids is not None:
+                rows = ids[index - 1][:, -1] == chunk_ids[:, 0]
+            x = keep_rows(state.x, rows)
             if chunk.shape[1] == 1:
                 y, state.x = self.kernel.step(chunk[:, 0], x)
                 outputs.append(y[:, None])

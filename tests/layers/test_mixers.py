@@ -8,73 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.layers import CausalAttention, Mamba, Mamba2, Mixer, ParallelMixers
-from zoo.layers.attention import (
-    LatentAttention,
-    RaggedAttention,
-    RoutingAttention,
-    ScatterbrainAttention,
-    SlidingWindowAttention,
-    TaylorAttention,
-)
-from zoo.layers.conv import GatedConv, H3Conv, decaying_kernel
-from zoo.layers.depth import RecursionAttention
-from zoo.layers.ssm import S4, S4D
-from zoo.layers.ssm.hippo import diagonal_inv, diagonal_real
-from zoo.layers.ssm.s4d import bilinear
+from cases.mixers import DIM, LENGTH, MIXERS, build
+from zoo.layers import CausalAttention, Mamba2, Mixer
 from zoo.layers.state import State
 
-DIM = 24
-MIXERS = {
-    "mamba": lambda: Mamba(DIM, d_state=4),
-    "mamba-narrow": lambda: Mamba(DIM, d_state=3, d_conv=2, dt_rank=5, bias=True, conv_bias=False),
-    "mamba2": lambda: Mamba2(DIM, d_state=8, head_dim=8, chunk_size=8),
-    "mamba2-groups": lambda: Mamba2(DIM, d_state=4, head_dim=8, num_groups=3, chunk_size=5, dt_limit=(0.01, 0.05)),
-    "attention": lambda: CausalAttention(DIM, num_heads=4),
-    "attention-grouped": lambda: CausalAttention(DIM, num_heads=6, num_kv_heads=2),
-    "attention-no-positions": lambda: CausalAttention(DIM, num_heads=4, rope_base=None),
-    "attention-wide": lambda: CausalAttention(DIM, num_heads=3, head_dim=10, scale=0.1),
-    "recursion-attention": lambda: RecursionAttention(DIM, num_heads=6, num_kv_heads=2),
-    "attention-ragged": lambda: RaggedAttention(DIM, num_heads=6, num_kv_heads=2),
-    "latent": lambda: LatentAttention(DIM, 4, kv_lora_rank=12, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6),
-    "taylor": lambda: TaylorAttention(DIM, num_heads=3, feature_dim=5, chunk_size=8),
-    "taylor-narrow": lambda: TaylorAttention(DIM, num_heads=1, feature_dim=1, chunk_size=5),
-    "sliding-window": lambda: SlidingWindowAttention(DIM, num_heads=3, window=6),
-    "sliding-window-grouped": lambda: SlidingWindowAttention(DIM, num_heads=6, window=50, num_kv_heads=2),
-    "sliding-window-narrow": lambda: SlidingWindowAttention(DIM, num_heads=3, window=2),
-    "sliding-window-wide": lambda: SlidingWindowAttention(DIM, num_heads=3, window=6, head_dim=10),
-    "routing-one-cluster": lambda: RoutingAttention(DIM, 4, num_clusters=1, cluster_size=8).eval(),
-    "routing-and-local": lambda: ParallelMixers(
-        {
-            "local": SlidingWindowAttention(DIM, num_heads=2, window=50),
-            "routing": RoutingAttention(DIM, 2, num_clusters=2, cluster_size=8, head_dim=10),
-        },
-        (1.0, 1.0),
-        (1.0, 1.0),
-    ).eval(),
-    "scatterbrain": lambda: ScatterbrainAttention(DIM, num_heads=3, window=6, num_features=12).eval(),
-    "scatterbrain-narrow": lambda: ScatterbrainAttention(DIM, 2, window=1, num_features=8, num_hashes=0),
-    "scatterbrain-wide": lambda: ScatterbrainAttention(DIM, 3, window=50, num_features=2, head_dim=4),
-    "gated-conv": lambda: GatedConv(DIM),
-    "gated-conv-narrow": lambda: GatedConv(DIM, kernel_size=2, expand=1, bias=False),
-    "h3-conv": lambda: H3Conv(DIM, kernel_length=LENGTH + 3),
-    "h3-conv-short": lambda: H3Conv(DIM, kernel_length=6, lam=0.01, smooth_window=3, init=decaying_kernel),
-    "h3-conv-one-tap": lambda: H3Conv(DIM, kernel_length=1),
-    "s4": lambda: S4(DIM, d_state=8, chunk_size=8),
-    "s4-untied": lambda: S4(DIM, d_state=4, num_ssm=DIM, chunk_size=5),
-    "s4d": lambda: S4D(DIM, d_state=8, chunk_size=8),
-    "s4d-bilinear": lambda: S4D(DIM, d_state=2, init=diagonal_inv, discretisation=bilinear, num_ssm=3, chunk_size=5),
-    "s4d-real": lambda: S4D(DIM, d_state=6, init=diagonal_real),
-    "parallel": lambda: ParallelMixers(
-        {
-            "ssm": Mamba2(DIM, 4, d_inner=16, head_dim=8, gated_norm=False, multipliers=(0.5, 0.7, 2.0, 0.3, 1.1)),
-            "attention": CausalAttention(DIM, num_heads=4),
-        },
-        (0.5, 2.0),
-        (1.5, 0.7),
-    ),
-}
-LENGTH = 29
 REACH = {  # steps seen
     "sliding-window": 6, "sliding-window-narrow": 2, "sliding-window-wide": 6, "gated-conv": 3, "gated-conv-narrow": 2,
     "h3-conv-short": 11, "h3-conv-one-tap": 1,
@@ -85,12 +22,7 @@ ROUNDING = dict.fromkeys(("h3-conv", "h3-conv-short", "h3-conv-one-tap"), 1e-12)
 
 @pytest.fixture(params=MIXERS, ids=str)
 def mixer(request) -> Mixer:
-    torch.manual_seed(0)
-    built = MIXERS[request.param]().double()
-    with torch.no_grad():
-        for parameter in built.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return built
+    return build(request.param)
 
 
 def tokens(batch: int = 2, length: int = LENGTH) -> Tensor:

@@ -95,7 +95,8 @@ def test_balanced_clusters_take_their_nearest_positions(size):
 def test_nearest_clusters_hold_the_past_of_the_same_centroid():
     q, k, v = points(2, 3, 5, 6), points(2, 3, 13, 6), torch.randn(2, 3, 13, 6).double()
     cluster, ids = torch.randint(0, 3, (2, 3, 13)), torch.tensor([[-1] * 2 + [4] * 11, [0] * 9 + [7] * 4])
-    y = nearest_attention(q, k, v, cluster[..., 8:], cluster, SCALE, ids)
+    mask = torch.ones(5, 13, dtype=torch.bool).tril(8) & (ids[:, 8:, None] == ids[:, None, :])
+    y = nearest_attention(q, k, v, cluster[..., 8:], cluster, SCALE, mask[:, None])
     for b, h, i in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(5)).tolist():
         t = 8 + i
         past = [s for s in range(t + 1) if cluster[b, h, s] == cluster[b, h, t] and ids[b, s] == ids[b, t]]

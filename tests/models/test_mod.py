@@ -14,8 +14,8 @@ from torch import Tensor
 
 import zoo
 from zoo.kernels.flops import flop_counter
-from zoo.layers.attention import RaggedState
-from zoo.layers.depth import TokenRouter, top_share
+from zoo.layers.attention.state import EMPTY
+from zoo.layers.depth import ActiveTokens, TokenRouter, top_share
 
 DIM, KEYS, HIDDEN, PREDICTOR = 128, 64, 384, 64
 nano = partial(zoo.create_model, "mod_nano")
@@ -35,6 +35,10 @@ def routed(**changes: Any) -> Any:
     model(text())
     assert all(0.2 < share < 0.8 for name, share in zoo.activity(model).items() if name.endswith("processed"))
     return model
+
+
+def choose(router: TokenRouter, x: Tensor, seq_idx: Tensor | None = None) -> tuple[ActiveTokens, Tensor, Tensor]:
+    return router(x, ActiveTokens.of(x, seq_idx=seq_idx))
 
 
 def published_block(block: Any, x: Tensor, chosen: list[int]) -> Tensor:
@@ -145,7 +149,7 @@ def test_cost_in_evaluation_and_decoding_follows_the_tokens_chosen():
     assert found == dense - sum(block_cost(128) - block_cost(k) - predictor for k in chosen)
     state, costs = model.init_state(1), {0: set(), 1: set(), 2: set()}
     for t in range(20):
-        attention = 4 * DIM * sum(int(s.count) if isinstance(s, RaggedState) else s.length for s in state)
+        attention = 4 * DIM * sum(s.filled for s in state)
         found = cost(partial(model, state=state), tokens[:, t : t + 1])
         blocks = sum(int(block.router.activity["processed"]) for block in model.blocks[1::2])
         costs[blocks].add(blocks)
@@ -156,7 +160,7 @@ def test_cost_in_evaluation_and_decoding_follows_the_tokens_chosen():
 def test_state_holds_the_chosen_tokens_only():
     model, tokens = routed(), text(3, 30)
     state = model.init_state(3, max_length=1000)
-    assert [s.key.shape[1] if isinstance(s, RaggedState) else s.key.shape[2] for s in state] == [1000, 125] * 2
+    assert [s.key.shape[2] for s in state] == [1000, 125] * 2
     whole, logits = model(tokens), []
     for part in tokens.split([11, 1, 1, 17], dim=1):
         logits.append(model(part, state))
@@ -167,9 +171,10 @@ def test_state_holds_the_chosen_tokens_only():
     model(tokens)
     for block, cache, x in zip(model.blocks[1::2], state[1::2], streams, strict=True):
         chosen = block.router.predictor(x)[..., 0] > 0
-        assert torch.equal(cache.count, chosen.sum(1)) and len(set(cache.count.tolist())) > 1
+        held = cache.keys().position
+        assert torch.equal((held != EMPTY).sum(1), chosen.sum(1)) and len(set(chosen.sum(1).tolist())) > 1
         for row in range(3):
-            assert torch.equal(cache.positions[row, : cache.count[row]], chosen[row].nonzero()[:, 0])
+            assert torch.equal(held[row][held[row] != EMPTY], chosen[row].nonzero()[:, 0])
 
 
 def test_packed_and_padded_sequences_split_anywhere_crop_and_continue():
@@ -191,8 +196,8 @@ def test_packed_and_padded_sequences_split_anywhere_crop_and_continue():
 def test_training_chooses_within_each_packed_sequence_and_never_padding():
     router = TokenRouter(8, 0.25)
     seq_idx = torch.tensor([[-1] * 5 + [7] * 8 + [2] * 3 + [-3] * 4])
-    route = router(torch.randn(1, 20, 8), seq_idx=seq_idx)
-    chosen = route.index[route.valid]
+    tokens, _, _ = choose(router, torch.randn(1, 20, 8), seq_idx)
+    chosen = tokens.index[tokens.valid]
     assert ((chosen >= 5) & (chosen < 13)).sum() == 2 and ((chosen >= 13) & (chosen < 16)).sum() == 1
     assert len(chosen) == 3 and router.activity["processed"] == pytest.approx(3 / 11)
 
@@ -216,11 +221,11 @@ def test_predictor_learns_the_choice():
     router = TokenRouter(8, 0.25)
     optimizer = torch.optim.Adam(router.parameters(), 1e-2)
     for _ in range(150):
-        router(torch.randn(4, 512, 8))
+        choose(router, torch.randn(4, 512, 8))
         optimizer.zero_grad()
         router.auxiliary_losses["depth_predictor"].backward()
         optimizer.step()
-    router.eval()(torch.randn(4, 512, 8))
+    choose(router.eval(), torch.randn(4, 512, 8))
     assert router.activity["agreement"] > 0.95  # to choose none agrees in 0.75
     assert abs(router.activity["processed"] - 0.25) < 0.03
 
@@ -236,21 +241,21 @@ def test_predictor_teaches_the_model_nothing():
 
 def test_router_learns_through_the_weight_of_its_tokens_alone():
     router, x = TokenRouter(8, 0.25).double(), torch.randn(2, 12, 8, dtype=torch.float64, requires_grad=True)
-    route, output = router(x), torch.randn(2, 3, 8, dtype=torch.float64)
+    (tokens, rows, weight), output = choose(router, x), torch.randn(2, 3, 8, dtype=torch.float64)
     direction = torch.randn(2, 12, 8, dtype=torch.float64)
-    (route.scatter(x.detach(), route.gather(x.detach()), output) * direction).sum().backward()
-    rows = route.gather(x.detach())
-    expected = torch.einsum("bk,bkd->d", (output * route.gather(direction)).sum(-1), rows)
+    (tokens.add(x.detach(), weight[..., None] * output) * direction).sum().backward()
+    chosen = direction.take_along_dim(tokens.index[..., None], 1)
+    expected = torch.einsum("bk,bkd->d", (output * chosen).sum(-1), rows.detach())
     assert router.router.weight.grad is not None
     close(router.router.weight.grad[0], expected)
 
 
 def test_weights_stay_wide_under_autocast():
     router, x = TokenRouter(DIM, 0.5), torch.randn(1, 300, DIM)
-    exact = router(x)
+    tokens, _, weight = choose(router, x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = router(x)
-    assert torch.equal(found.index, exact.index) and torch.equal(found.weight, exact.weight)
+        found, _, found_weight = choose(router, x)
+    assert torch.equal(found.index, tokens.index) and torch.equal(found_weight, weight)
 
 
 def test_compiled_training_computes_the_chosen_tokens_and_export_any_choice():
@@ -268,7 +273,7 @@ def test_compiled_training_computes_the_chosen_tokens_and_export_any_choice():
 
 def test_copies_do_not_hold_the_latest_pass():
     router = TokenRouter(8, 0.25)
-    router(torch.randn(1, 9, 8))
+    choose(router, torch.randn(1, 9, 8))
     for again in (copy.deepcopy(router), pickle.loads(pickle.dumps(router))):
         assert again.activity == again.auxiliary_losses == {} != router.activity
 

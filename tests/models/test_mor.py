@@ -254,8 +254,7 @@ def test_cache_of_a_batch_is_that_of_its_fullest_row():
     mixer = small().mixers[1]
     state, x = mixer.init_state(8), torch.randn(8, 1, 32, dtype=torch.float64)
     for t in range(64):
-        state.advance(1, None)
-        tokens, (h,) = ActiveTokens.all_of(x, t).keep(torch.arange(8)[:, None] == t % 8, x)
+        tokens, (h,) = ActiveTokens.of(x, [state]).keep(torch.arange(8)[:, None] == t % 8, x)
         mixer.write(h, tokens, state)
     assert state.key.shape[2] == 16 and ((state.position < 64).sum(1) == 8).all()
 
@@ -269,7 +268,7 @@ def test_a_token_that_exits_stays_as_it_is_and_the_choice_is_nested():
         return torch.ones_like(h)
 
     model.train()
-    y = model.recursion(whole, ActiveTokens.all_of(whole), step, sampling=False)
+    y = model.recursion(whole, ActiveTokens.of(whole), step, sampling=False)
     assert [len(s) for s in seen] == [60, 40, 20] and seen[2] < seen[1] < seen[0]
     once = whole + 0.1 * (whole @ model.recursion.router.weight[0]).sigmoid()[..., None]
     for b, i in seen[0] - seen[1]:
@@ -288,7 +287,7 @@ def test_only_the_training_choice_looks_ahead():
 def test_side_losses_are_the_formulas():
     tokens, x = text(), torch.randn(2, LENGTH, 32, dtype=torch.float64)
     router = ExpertChoice(32, 2, auxiliary_weight=0.7).double().train()
-    router(x, ActiveTokens.all_of(x), lambda r, h, active: torch.zeros_like(h), sampling=False)
+    router(x, ActiveTokens.of(x), lambda r, h, active: torch.zeros_like(h), sampling=False)
     first, second = (x @ router.router.weight.T).unbind(-1)
     best = torch.zeros_like(second).scatter(1, second.topk(LENGTH // 2).indices, 1.0)
     expected = F.softplus(-first).mean() + F.binary_cross_entropy(second.sigmoid(), best)

@@ -14,9 +14,8 @@ from torch import Tensor
 from zoo.config import require_positive
 from zoo.language.base import Block
 from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
-from zoo.layers import SwiGLU
-from zoo.layers.attention import RaggedAttention, RaggedState
-from zoo.layers.depth import TokenRouter
+from zoo.layers import KeyValueState, SwiGLU
+from zoo.layers.depth import ActiveAttention, ActiveTokens, TokenRouter
 from zoo.registry import Paper, register_model
 
 
@@ -48,26 +47,25 @@ class MoDConfig(TransformerConfig):
 class MoDBlock(Block):
     """A block whose attention and feed-forward layer see the chosen tokens alone, with one weight for both."""
 
-    mixer: RaggedAttention
+    mixer: ActiveAttention
     mlp: SwiGLU
 
     def __init__(self, config: MoDConfig):
         c = config
-        mixer = RaggedAttention(c.dim, c.num_heads, c.num_kv_heads, c.rope_base, c.capacity)
+        mixer = ActiveAttention(c.dim, c.num_heads, c.num_kv_heads, c.rope_base, c.capacity)
         super().__init__(c, mixer, SwiGLU(c.dim, c.mlp_dim))
         self.router = TokenRouter(
             c.dim, c.capacity, bias=c.router_bias, predictor_dim=c.predictor_dim, predictor_weight=c.predictor_weight
         )
 
-    def forward(self, x: Tensor, state: RaggedState | None = None, seq_idx: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, state: KeyValueState | None = None, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim), in the dtype of the residual stream, -> the same."""
-        past, ids = (0, seq_idx) if state is None else state.advance(x.shape[1], seq_idx)
-        route = self.router(x, seq_idx=ids, decoding=state is not None)
-        rows = route.gather(x)  # (B, K, dim)
-        ids = None if ids is None else ids.gather(1, route.index)
-        mixed = self.mixer(self.norm(rows), state, seq_idx=ids, positions=past + route.index, valid=route.valid)
+        tokens = ActiveTokens.of(x, [state], seq_idx)
+        tokens, rows, weight = self.router(x, tokens, decoding=state is not None)  # (B, K, dim), (B, K)
+        normal = self.norm(rows)
+        mixed = self.mixer.read(normal, tokens, self.mixer.write(normal, tokens, state))
         output = mixed + self.mlp(self.mlp_norm(rows + mixed))  # pyright: ignore[reportOptionalCall]
-        return route.scatter(x, rows, output)
+        return tokens.add(x, weight[..., None] * output)
 
 
 class MoDLanguageModel(TransformerLanguageModel):

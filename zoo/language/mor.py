@@ -18,17 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from zoo.config import require_positive
 from zoo.language.base import Block, LanguageModel
 from zoo.language.transformer import TransformerConfig
-from zoo.layers import CausalAttention, Mixer, ModelState, SwiGLU
-from zoo.layers.depth import (
-    ActiveKeyValueState,
-    ActiveTokens,
-    EveryToken,
-    ExpertChoice,
-    Recursion,
-    RecursionAttention,
-    TokenChoice,
-)
-from zoo.layers.depth.recursion_attention import Keys
+from zoo.layers import CausalAttention, KeyValueState, Mixer, ModelState, SwiGLU
+from zoo.layers.attention import Keys
+from zoo.layers.depth import ActiveAttention, ActiveTokens, EveryToken, ExpertChoice, Recursion, TokenChoice
 from zoo.registry import Paper, nearest, register_model
 
 Plan = list[list[int]]  # the shared blocks, by number, that each recursion runs
@@ -120,10 +112,10 @@ ROUTERS: dict[str, Callable[[MoRConfig], Recursion]] = {
 class SharedBlock(Block):
     """A block of the recursions: it runs on the active tokens alone."""
 
-    mixer: RecursionAttention
+    mixer: ActiveAttention
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, state: ActiveKeyValueState | None, tokens: ActiveTokens, keys: Keys | None = None
+        self, x: Tensor, state: KeyValueState | None, tokens: ActiveTokens, keys: Keys | None = None
     ) -> tuple[Tensor, Keys]:
         """x (B, N, dim) of the active tokens -> the same, and the keys seen: ``keys``, or None to make its own."""
         normal = self.norm(x)
@@ -152,7 +144,7 @@ class MoRLanguageModel(LanguageModel):
         """Norm and causal attention, norm and SwiGLU."""
         c = self.config
         shared = self.ends <= index < c.depth - self.ends
-        kinds = (SharedBlock, RecursionAttention) if shared else (Block, CausalAttention)
+        kinds = (SharedBlock, ActiveAttention) if shared else (Block, CausalAttention)
         return kinds[0](c, kinds[1](c.dim, c.num_heads, c.num_kv_heads, c.rope_base), SwiGLU(c.dim, c.mlp_dim))
 
     @property
@@ -169,10 +161,7 @@ class MoRLanguageModel(LanguageModel):
         states = self._split([None] * len(self.mixers) if state is None else state)
         for block, own in zip(first, states[0], strict=True):
             x = self._run(block, x, own, seq_idx)
-        past, ids = 0, seq_idx
-        for own in states[1]:
-            if own is not None:  # the first has cached every token, so it knows whose sequence goes on
-                past, ids = own.advance(x.shape[1], ids)
+        tokens = ActiveTokens.of(x, states[1], seq_idx)
         keys: dict[int, Keys] = {}
 
         def step(r: int, h: Tensor, tokens: ActiveTokens) -> Tensor:
@@ -185,7 +174,7 @@ class MoRLanguageModel(LanguageModel):
             return h
 
         sampling = state is not None or not self.training
-        x = self.recursion(x, ActiveTokens.all_of(x, past, ids), step, sampling=sampling)
+        x = self.recursion(x, tokens, step, sampling=sampling)
         for block, own in zip(last, states[2], strict=True):
             x = self._run(block, x, own, seq_idx)
         return x

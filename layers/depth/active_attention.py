@@ -1,0 +1,67 @@
+"""Causal attention among the tokens that a layer computes, with a cache of these alone."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from zoo.layers.attention.causal import CausalAttention
+from zoo.layers.attention.state import Keys, KeyValueState
+from zoo.layers.depth.active import ActiveTokens
+
+
+class ActiveAttention(CausalAttention):
+    r"""softmax(q k^T / sqrt(d)) v over the present and past tokens that are active, at their positions in the sequence.
+
+    ``forward`` is that of ``CausalAttention``, all tokens being active. A layer that computes some of them calls its
+    two halves: ``write`` makes the keys and values of the active tokens and caches them (what is not active has none
+    here), ``read`` attends from the active tokens to any keys, so also to those that another layer wrote.
+
+    Args:
+        dim, num_heads, num_kv_heads, rope_base: of ``CausalAttention``.
+        share: of the tokens that are expected to be active, which ``init_state`` reserves memory for and
+            ``state_size`` counts; None where that is not known: memory is taken as tokens become active.
+
+    Papers: Bae et al., "Mixture-of-Recursions", arXiv 2507.10524, section 2.2; Raposo et al., "Mixture-of-Depths",
+    arXiv 2404.02258.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        rope_base: float | None = 10000.0,
+        share: float | None = None,
+    ):
+        super().__init__(dim, num_heads, num_kv_heads, rope_base)
+        self.share = share
+
+    def forward(self, x: Tensor, state: KeyValueState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
+        """x (B, T, dim) -> (B, T, dim)."""
+        tokens = ActiveTokens.of(x, [] if state is None else [state], seq_idx)
+        return self.read(x, tokens, self.write(x, tokens, state))
+
+    def write(self, x: Tensor, tokens: ActiveTokens, state: KeyValueState | None = None) -> Keys:
+        """Keys of the active tokens x (B, N, dim), after those in ``state``, which keeps them."""
+        k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))  # (B, N, H, d)
+        k = self.rotated(k, tokens.position)
+        keys = Keys(k.transpose(1, 2), v.transpose(1, 2), tokens.position, tokens.ids)
+        return keys if state is None else state.write(keys)
+
+    def read(self, x: Tensor, tokens: ActiveTokens, keys: Keys) -> Tensor:
+        """The active tokens x (B, N, dim) attend to ``keys`` -> (B, N, dim)."""
+        q = self.rotated(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), tokens.position)
+        y = self.attend(q.transpose(1, 2), keys.key, keys.value, keys.mask(tokens))
+        return self.out_proj(y.transpose(1, 2).flatten(2))
+
+    def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> KeyValueState:
+        """An empty cache of at most ``max_length`` tokens, with room for the share that is expected of them."""
+        expected = min(16, max_length or 16) if self.share is None else math.ceil(self.share * (max_length or 16))
+        key, value = self.empty(batch_size, expected, device, dtype)
+        return KeyValueState(key, value, max_length=max_length).with_positions()
+
+    def state_size(self, length: int) -> int:
+        """For the expected share of ``length`` tokens their position, one key and one value a key-value head."""
+        return super().state_size(math.ceil((self.share or 1.0) * length)) + math.ceil((self.share or 1.0) * length)
