@@ -222,12 +222,18 @@ class Several(ABC):
         return sorted(self.states, key=lambda state: type(state).crop is not State.crop)
 
 
-@dataclasses.dataclass
 class JointState(Several, State):
     """The states of several mixers that work side by side on the same tokens."""
 
-    parts: tuple[State, ...]
-    crop = State.crop
+    crop = State.crop  # pyright: ignore[reportAssignmentType]
+
+    def __init__(self, parts: tuple[State, ...]):
+        self.parts = parts
+
+    @property
+    def seen(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Steps given so far, padding included."""
+        return self.parts[0].seen
 
     @property
     def states(self) -> tuple[State, ...]:

@@ -139,7 +139,8 @@ class KeyValueState(State):
         place = self.place(key.shape[2]) if place is None else place
         keys = self.remember(Keys(key, value, place.position, place.ids), place, **more)
         found = Attended(keys.key, keys.value, keys.mask(place))
-        (self.policy.after_step if key.shape[2] == 1 else self.policy.after_prefill)(self)
+        after = self.policy.after_step if key.shape[2] == 1 else self.policy.after_prefill
+        after(self)  # pyright: ignore[reportArgumentType]
         return found
 
     def remember(self, new: Keys, place: Place, **more: Tensor) -> Keys:

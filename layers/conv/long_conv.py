@@ -109,13 +109,12 @@ class H3ConvState(State):
     key: Tensor
     product: Tensor
 
-    def put(self, rows: Tensor, part: State) -> None:
+    def put(self, rows: Tensor, part: H3ConvState) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As of any state; zeros stand before the newest steps of rows that have seen fewer."""
-        assert isinstance(part, H3ConvState)
         longest = max(self.key.shape[1], part.key.shape[1])
         for state in (self, part):
             state.key, state.product = (F.pad(t, (0, 0, longest - t.shape[1], 0)) for t in (state.key, state.product))
-        super().put(rows, part)
+        super().put(rows, part)  # pyright: ignore[reportArgumentType]
 
 
 class H3Conv(Mixer):

@@ -163,11 +163,11 @@ class StateSpaceMixer(Mixer):
         ids = [None] * len(chunks) if seq_idx is None else seq_idx.split(lengths, dim=1)
         spans = {length: self.kernel.span(length) for length in set(lengths) - {1}}
         outputs = []
-        rows = state.advance_sequence(seq_idx)
-        for index, (chunk, chunk_ids) in enumerate(zip(chunks, ids, strict=True)):
-            if index and chunk_ids is not None:
-                rows = ids[index - 1][:, -1] == chunk_ids[:, 0]
-            x = keep_rows(state.x, rows)
+        rows, before = state.advance_sequence(seq_idx), None
+        for chunk, chunk_ids in zip(chunks, ids, strict=True):
+            if before is not None and chunk_ids is not None:
+                rows = before[:, -1] == chunk_ids[:, 0]
+            x, before = keep_rows(state.x, rows), chunk_ids
             if chunk.shape[1] == 1:
                 y, state.x = self.kernel.step(chunk[:, 0], x)
                 outputs.append(y[:, None])
