@@ -10,23 +10,35 @@ from torch import Tensor
 
 
 def recomputed_gradients(
-    forward: Callable, inputs: Sequence[Tensor | None], output_gradients: Sequence[Tensor]
+    forward: Callable, inputs: Sequence[Tensor | None], arriving: Sequence[Tensor]
 ) -> list[Tensor]:
     """Gradients of ``forward(*inputs)`` for its floating inputs, in order; nothing is kept between the two passes.
 
-    ``forward`` returns a tuple of tensors, one for each of ``output_gradients``; None and integer or boolean inputs
-    are passed on and have no gradient.
+    ``forward`` returns a tuple of tensors, the first of which ``arriving`` are the gradients of; None and integer or
+    boolean inputs are passed on and have no gradient.
     """
     with _autograd_recording():
         leaves = [x.detach().requires_grad_() if x is not None and x.is_floating_point() else x for x in inputs]
-        outputs = forward(*leaves)
         wanted = [x for x in leaves if x is not None and x.requires_grad]
-        gradients = torch.autograd.grad(outputs, wanted, output_gradients, allow_unused=True)
-    # a gradient may be a part of a larger tensor, and the outputs of an operator may not
-    return [
-        torch.zeros_like(x) if g is None else g.clone() if g.storage_offset() else g
-        for x, g in zip(wanted, gradients, strict=True)
-    ]
+        gradients = torch.autograd.grad(*_pairs(forward(*leaves), wanted, arriving), allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, gradients, strict=True)]
+
+
+def recorded_gradients(
+    forward: Callable, inputs: Sequence[Tensor | None], arriving: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """The same as functions of the inputs, for second derivatives: one for each input, None where none is recorded."""
+    leaves = [x.view_as(x) if x is not None and x.requires_grad else x for x in inputs]  # apart, if one came twice
+    wanted = [x for x in leaves if x is not None and x.requires_grad]
+    pairs = _pairs(forward(*leaves), wanted, arriving)
+    found = iter(torch.autograd.grad(*pairs, create_graph=True, allow_unused=True))
+    return [next(found) if x is not None and x.requires_grad else None for x in leaves]
+
+
+def _pairs(outputs: Sequence[Tensor], wanted: list[Tensor], arriving: Sequence[Tensor]) -> tuple:
+    """The arguments of ``torch.autograd.grad``: the outputs that depend on an input, and their gradients."""
+    pairs = [(o, g.to(o.dtype)) for o, g in zip(outputs, arriving, strict=False) if o.requires_grad]
+    return [o for o, _ in pairs], wanted, [g for _, g in pairs]
 
 
 @contextmanager

@@ -60,21 +60,22 @@ class Implementation:
     """One way to compute an operation.
 
     ``forward`` and ``backward`` are plain functions over tensors that have gone through ``prepare(dtype, *tensors)``:
-    by default contiguous and of one floating dtype (float32 or float64); they run without autocast.
-    ``obstacle(device)`` says why it cannot run on that device, or returns None when it can; ``automatic(device)``
-    whether "auto" may take it there, or only its name.
+    by default contiguous and of one floating dtype (float32 or float64); they run without autocast. Without a
+    ``backward``, autograd differentiates ``forward``, run again. ``obstacle(device)`` says why it cannot run on that
+    device, or returns None when it can; ``automatic(device)`` whether "auto" may take it there, or only its name.
     """
 
     name: str
     forward: Callable
-    backward: Callable
+    backward: Callable | None = None
     obstacle: Callable[[torch.device], str | None] = lambda device: None
     automatic: Callable[[torch.device], bool] = lambda device: True
     prepare: Callable[..., tuple[Tensor | None, ...]] = cast
 
     def __post_init__(self):
         object.__setattr__(self, "forward", _without_autocast(self.forward))
-        object.__setattr__(self, "backward", _without_autocast(self.backward))
+        if self.backward is not None:
+            object.__setattr__(self, "backward", _without_autocast(self.backward))
 
 
 class Operation:
@@ -121,6 +122,11 @@ class Operation:
                 f"these can: {self.available(device)}"
             )
         return chosen
+
+    def plain(self, name: str, device: torch.device) -> Implementation | None:
+        """The implementation ``name`` stands for, where autograd itself differentiates it, as often as wanted."""
+        chosen = self.resolve(name, device)
+        return chosen if chosen.backward is None else None
 
 
 def available_implementations(operation: str, device: str | torch.device = "cpu") -> list[str]:

@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from zoo.kernels.autograd import recomputed_gradients
 from zoo.kernels.block_sparse_attention import gathered, reference
 from zoo.kernels.dispatch import Implementation, Operation, check_floating, check_shape, compute_dtype
+from zoo.kernels.operator import Like, define
 from zoo.kernels.triton_support import triton_implementation
 
 
@@ -62,69 +62,24 @@ operation = Operation(
     "block_sparse_attention",
     triton_implementation("zoo.kernels.block_sparse_attention.triton"),
     Implementation("gathered", gathered.forward, gathered.backward),
-    Implementation(
-        "reference",
-        reference.forward,
-        lambda doutput, output, total, q, k, v, *options: recomputed_gradients(
-            lambda *tensors: reference.forward(*tensors, *options)[:1], (q, k, v), (doutput,)
-        ),
-    ),
+    Implementation("reference", reference.forward),
 )
 
 
-@torch.library.custom_op("zoo::block_sparse_attention", mutates_args=())
-def _block_sparse_attention(
-    q: Tensor, k: Tensor, v: Tensor, block_mask: Tensor, block_size: int, causal: bool, scale: float, impl: str
-) -> tuple[Tensor, Tensor]:
-    chosen, dtype = operation.resolve(impl, q.device), compute_dtype(q, k, v)
-    output, total = chosen.forward(*chosen.prepare(dtype, q, k, v, block_mask), block_size, causal, scale)
-    return output.to(q.dtype).contiguous(), total.contiguous()
-
-
-@torch.library.custom_op("zoo::block_sparse_attention_backward", mutates_args=())
-def _block_sparse_attention_backward(
-    doutput: Tensor,
-    output: Tensor,
-    total: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    block_mask: Tensor,
-    block_size: int,
-    causal: bool,
-    scale: float,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    chosen = operation.resolve(impl, q.device)
-    prepared = chosen.prepare(total.dtype, doutput, output, total, q, k, v, block_mask)
-    gradients = chosen.backward(*prepared, block_size, causal, scale)
-    return tuple(g.to(i.dtype).contiguous() for g, i in zip(gradients, (q, k, v), strict=True))  # type: ignore[return-value]
-
-
-@_block_sparse_attention.register_fake
-def _(q, k, v, block_mask, block_size, causal, scale, impl):
+def _shapes(
+    q: Tensor, k: Tensor, v: Tensor, block_mask: Tensor, block_size: int, causal: bool, scale: float
+) -> tuple[Like, Like]:
+    """The output, and the logarithms of the softmaxes' sums for the backward."""
     batch, length, heads, _ = q.shape
-    total = q.new_empty(batch, heads, length, dtype=compute_dtype(q, k, v))
-    return q.new_empty(batch, length, heads, v.shape[-1]), total
+    return Like(q, (batch, length, heads, v.shape[-1])), Like(q, (batch, heads, length), compute_dtype(q, k, v))
 
 
-@_block_sparse_attention_backward.register_fake
-def _(doutput, output, total, q, k, v, block_mask, block_size, causal, scale, impl):
-    return tuple(t.new_empty(t.shape) for t in (q, k, v))
+def _flops(q, k, v, *_) -> int:
+    """Two products for every query and key: the share of active blocks is data, which shapes do not tell."""
+    return 2 * q[0] * q[1] * q[2] * k[1] * (q[3] + v[3])
 
 
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.block_size, ctx.causal, ctx.scale, ctx.impl = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*output, *tensors)
-
-
-def _backward(ctx, doutput, _):
-    options = ctx.block_size, ctx.causal, ctx.scale, ctx.impl
-    return *_block_sparse_attention_backward(doutput, *ctx.saved_tensors, *options), None, None, None, None, None
-
-
-_block_sparse_attention.register_autograd(_backward, setup_context=_setup_context)
+_block_sparse_attention = define(operation, "q k v", _shapes, flops=_flops, extras=1)
 
 
 def _check(q, k, v, block_mask, block_size, causal) -> None:

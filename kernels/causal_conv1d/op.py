@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernels.autograd import recomputed_gradients
 from zoo.kernels.causal_conv1d import native, reference, shifted
 from zoo.kernels.dispatch import (
     Implementation,
@@ -21,6 +21,7 @@ from zoo.kernels.dispatch import (
 )
 from zoo.kernels.mamba_ssm_support import causal_conv1d_implementation
 from zoo.kernels.native import in_rows
+from zoo.kernels.operator import Like, define
 from zoo.kernels.triton_support import triton_implementation
 
 
@@ -74,77 +75,27 @@ def causal_conv1d(
     return ConvOutput(y, state)
 
 
-def _reference_backward(dy, dstate, x, weight, bias, state, starts, silu) -> list[Tensor]:
-    bias = weight.new_zeros(x.shape[2]) if bias is None else bias
-    return recomputed_gradients(partial(reference.forward, silu=silu), (x, weight, bias, state, starts), (dy, dstate))
-
-
 operation = Operation(
     "causal_conv1d",
     triton_implementation("zoo.kernels.causal_conv1d.triton"),
     Implementation("native", native.forward, native.backward, native.obstacle, prepare=in_rows),
     Implementation("shifted", shifted.forward, shifted.backward),
-    Implementation("reference", reference.forward, _reference_backward),
+    Implementation("reference", reference.forward),
     causal_conv1d_implementation(),
 )
 
 
-@torch.library.custom_op("zoo::causal_conv1d", mutates_args=())
-def _conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, starts: Tensor | None, silu: bool, impl: str
-) -> tuple[Tensor, Tensor]:
-    chosen = operation.resolve(impl, x.device)
-    y, final = chosen.forward(*chosen.prepare(compute_dtype(x, weight), x, weight, bias, state, starts), silu)
-    return y.to(x.dtype).contiguous(), final.to(x.dtype).clone(memory_format=torch.contiguous_format)
+def _shapes(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, starts: Tensor | None, silu: bool
+) -> tuple[Like, Like]:
+    return Like(x), Like(state)
 
 
-@torch.library.custom_op("zoo::causal_conv1d_backward", mutates_args=())
-def _conv_backward(
-    dy: Tensor,
-    dstate: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: Tensor,
-    starts: Tensor | None,
-    silu: bool,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    chosen = operation.resolve(impl, x.device)
-    tensors = chosen.prepare(compute_dtype(x, weight), dy, dstate, x, weight, bias, state, starts)
-    dx, dweight, dbias, dinitial = chosen.backward(*tensors, silu)
-    bias_dtype = weight.dtype if bias is None else bias.dtype
-    return (
-        dx.to(x.dtype).contiguous(),
-        dweight.to(weight.dtype),
-        dbias.to(bias_dtype),
-        dinitial.to(state.dtype).clone(memory_format=torch.contiguous_format),
-    )
+def _flops(x, weight, *_) -> int:
+    return 2 * x[0] * x[1] * prod(weight)
 
 
-@_conv.register_fake
-def _(x, weight, bias, state, starts, silu, impl):
-    return x.new_empty(x.shape), state.new_empty(state.shape)
-
-
-@_conv_backward.register_fake
-def _(dy, dstate, x, weight, bias, state, starts, silu, impl):
-    dbias = (weight if bias is None else bias).new_empty(x.shape[2])
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), dbias, state.new_empty(state.shape)
-
-
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.silu, ctx.impl = inputs
-    ctx.has_bias = tensors[2] is not None
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, dy, dstate):
-    dx, dweight, dbias, dinitial = _conv_backward(dy, dstate, *ctx.saved_tensors, ctx.silu, ctx.impl)
-    return dx, dweight, dbias if ctx.has_bias else None, dinitial, None, None, None
-
-
-_conv.register_autograd(_backward, setup_context=_setup_context)
+_conv = define(operation, "x weight bias state", _shapes, flops=_flops)
 
 
 def _check(x, weight, bias, activation, initial_state, seq_idx) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from math import prod
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from zoo.kernels.autograd import recomputed_gradients, recorded_gradients
 from zoo.kernels.cross_entropy import chunked, reference
 from zoo.kernels.dispatch import Implementation, Operation, check_floating, check_shape, compute_dtype
+from zoo.kernels.operator import Like, first_derivatives_only, register, schema, under_transforms
 from zoo.kernels.triton_support import triton_implementation
 
 
@@ -55,10 +60,8 @@ def linear_cross_entropy(
     smoothing: Szegedy et al., arXiv 1512.00567; logits by tiles: Wijmans et al., "Cut Your Losses", arXiv 2411.09009.
     """
     _check(hidden, weight, labels, bias, softcap, label_smoothing, chunk_size)
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (hidden, weight, bias))
-    loss, *_ = _loss(
-        hidden, weight, bias, labels.long(), ignore_index, z_loss, softcap, label_smoothing, chunk_size, wanted, impl
-    )
+    options = ignore_index, z_loss, softcap, label_smoothing, chunk_size
+    loss = _loss(hidden, weight, bias, labels.long(), *options, impl)
     return loss / (labels != ignore_index).sum().clamp(min=1)
 
 
@@ -66,12 +69,11 @@ operation = Operation(
     "linear_cross_entropy",
     triton_implementation("zoo.kernels.cross_entropy.triton"),
     Implementation("chunked", chunked.forward, chunked.backward),
-    Implementation("reference", reference.forward, reference.backward),
+    Implementation("reference", reference.forward),
 )
 
 
-@torch.library.custom_op("zoo::linear_cross_entropy", mutates_args=())
-def _loss(
+def _shapes(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -82,56 +84,89 @@ def _loss(
     label_smoothing: float,
     chunk_size: int,
     gradients: bool,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Like, Like, Like, Like]:
     """Summed loss and, with ``gradients``, its gradients of hidden, weight and bias; what is not there is empty."""
-    chosen, dtype = operation.resolve(impl, hidden.device), compute_dtype(hidden, weight, bias)
-    tensors = chosen.prepare(dtype, hidden, weight, bias, labels)
-    options = ignore_index, z_loss, softcap, label_smoothing, chunk_size
-    if not gradients:
-        none = (hidden.new_empty(0, dtype=dtype) for _ in range(3))
-        return chosen.forward(*tensors, *options), *none  # type: ignore[return-value]
-    loss, dhidden, dweight, dbias = chosen.backward(*tensors, *options)
-    return loss, dhidden, dweight, hidden.new_empty(0, dtype=dtype) if dbias is None else dbias
-
-
-@torch.library.custom_op("zoo::linear_cross_entropy_backward", mutates_args=())
-def _loss_backward(dloss: Tensor, dhidden: Tensor, dweight: Tensor, dbias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the summed loss, times the gradient that arrives at it."""
-    return dhidden * dloss, dweight * dloss, dbias * dloss
-
-
-@_loss.register_fake
-def _(hidden, weight, bias, labels, ignore_index, z_loss, softcap, label_smoothing, chunk_size, gradients, impl):
     dtype = compute_dtype(hidden, weight, bias)
-    inputs = (hidden, weight, bias) if gradients else (None, None, None)
-    like = (hidden.new_empty(0 if t is None else t.shape, dtype=dtype) for t in inputs)
-    return hidden.new_empty((), dtype=dtype), *like
+    sizes = ((0,) if t is None or not gradients else t.shape for t in (hidden, weight, bias))
+    return Like(hidden, (), dtype), *(Like(hidden, size, dtype) for size in sizes)  # type: ignore[return-value]
 
 
-@_loss_backward.register_fake
-def _(dloss, dhidden, dweight, dbias):
-    return torch.empty_like(dhidden), torch.empty_like(dweight), torch.empty_like(dbias)
+def _run(*inputs: Any) -> tuple[Tensor, ...]:
+    *inputs, gradients, impl = inputs
+    chosen, dtype = operation.resolve(impl, inputs[0].device), compute_dtype(*inputs[:3])
+    tensors, options = chosen.prepare(dtype, *inputs[:4]), inputs[4:]
+    if not gradients:
+        found = [chosen.forward(*tensors, *options)]
+    elif chosen.backward is None:
+        one = inputs[0].new_ones((), dtype=dtype)
+        found = [
+            chosen.forward(*tensors, *options),
+            *recomputed_gradients(lambda *t: (chosen.forward(*t, *options),), tensors, (one,)),
+        ]
+    else:
+        found = [t for t in chosen.backward(*tensors, *options) if t is not None]
+    return *found, *(inputs[0].new_empty(0, dtype=dtype) for _ in range(4 - len(found)))
 
 
-def _setup_context(ctx, inputs, output):
-    ctx.gradients, ctx.dtypes = inputs[-2], [None if t is None else t.dtype for t in inputs[:3]]
+def _fake(*inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(like.make() for like in _shapes(*inputs[:-1]))
+
+
+def _save(ctx, inputs, output) -> None:
+    """The gradients; the inputs only where second derivatives can be asked for."""
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # no zeros as large as the weight for what has no gradient
-    ctx.save_for_backward(*output[1:])
+    ctx.plain = operation.plain(inputs[-1], inputs[0].device)
+    ctx.save_for_backward(*output[1:], *(inputs[:4] if ctx.plain else ()))
+    ctx.options, ctx.dtypes = inputs[4:], [None if t is None else t.dtype for t in inputs[:3]]
 
 
-def _backward(ctx, dloss, *_):
+def _gradients(ctx, dloss, *_) -> tuple[Tensor | None, ...]:
+    *options, gradients, _ = ctx.options
     if dloss is None:
         return (None,) * 11
-    if not ctx.gradients:
+    if not gradients:
         raise RuntimeError("zoo::linear_cross_entropy was called with gradients=False: there is nothing to go back by")
-    found = _loss_backward(dloss, *ctx.saved_tensors)
-    cast = (None if dtype is None else g.to(dtype) for g, dtype in zip(found, ctx.dtypes, strict=True))
-    return *cast, *[None] * 8
+    dhidden, dweight, dbias, *inputs = ctx.saved_tensors
+    if torch.is_grad_enabled() and inputs:
+        found = recorded_gradients(lambda *t: (_plain_loss(ctx.plain, *t, *options),), inputs, (dloss,))
+        return *found, *[None] * 7
+    found = _scaled(dloss, dhidden, dweight, dbias)
+    return *(None if dtype is None else g.to(dtype) for g, dtype in zip(found, ctx.dtypes, strict=True)), *[None] * 8
 
 
-_loss.register_autograd(_backward, setup_context=_setup_context)
+def _plain_loss(chosen: Implementation, *inputs: Any) -> Tensor:
+    return chosen.forward(*chosen.prepare(compute_dtype(*inputs[:3]), *inputs[:4]), *inputs[4:])
+
+
+def _flops(hidden, weight, *inputs) -> int:
+    """The logits, and with them the two products of the gradients where those are asked for."""
+    return (6 if inputs[-2] else 2) * hidden[0] * prod(weight)
+
+
+_fused = register("linear_cross_entropy", *schema(_shapes), _run, _fake, _save, _gradients, _flops)
+_scaled = register(
+    "linear_cross_entropy_backward",
+    ["Tensor dloss", "Tensor dhidden", "Tensor dweight", "Tensor dbias"],
+    3,
+    lambda dloss, *gradients: tuple(g * dloss for g in gradients),
+    lambda dloss, *gradients: tuple(map(torch.empty_like, gradients)),
+    *first_derivatives_only(operation),
+    lambda *_: 0,
+)
+
+
+def _loss(*inputs: Any) -> Tensor:
+    """The summed loss for the arguments of ``_shapes`` but the last, and the name of an implementation."""
+    *inputs, impl = inputs
+    if not torch.compiler.is_compiling():
+        impl = operation.choice(impl)
+    if under_transforms() and (plain := operation.plain(impl, inputs[0].device)):
+        return _plain_loss(plain, *inputs)
+    wanted = under_transforms() or (
+        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs[:3])
+    )
+    return _fused(*inputs, wanted, impl)[0]
 
 
 def _check(hidden, weight, labels, bias, softcap, label_smoothing, chunk_size) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.kernels.autograd import recomputed_gradients
-
 
 def forward(
     hidden: Tensor,
@@ -32,15 +30,3 @@ def forward(
     if label_smoothing:
         target = target + label_smoothing * logits.mean(-1)
     return (normaliser - target + z_loss * normaliser.square()).where(counted, 0).sum()
-
-
-def backward(hidden, weight, bias, labels, *options) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The loss, and its gradients of hidden, weight and bias."""
-
-    def loss(*tensors: Tensor | None) -> tuple[Tensor]:
-        return (forward(*tensors, *options),)  # type: ignore[arg-type]
-
-    inputs = (hidden, weight, bias, labels)
-    gradients = recomputed_gradients(loss, inputs, (hidden.new_ones(()),))
-    dhidden, dweight, dbias = (*gradients, None)[:3]
-    return forward(*inputs, *options), dhidden, dweight, dbias  # type: ignore[return-value]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from zoo.kernels.autograd import recomputed_gradients
 from zoo.kernels.delta_rule import chunked, reference
 from zoo.kernels.dispatch import (
     Implementation,
@@ -19,6 +18,7 @@ from zoo.kernels.dispatch import (
     full_precision,
     sequence_starts,
 )
+from zoo.kernels.operator import Like, define
 from zoo.kernels.triton_support import triton_implementation
 
 
@@ -95,21 +95,15 @@ def delta_rule(
     return DeltaRuleOutput(*_delta_rule(q, k, v, beta, log_decay, state, starts, scale, chunk_size, impl))
 
 
-def _reference_backward(dy, dstate, *inputs) -> list[Tensor]:
-    *tensors, scale, chunk_size = inputs
-    return recomputed_gradients(partial(reference.forward, scale=scale, chunk_size=chunk_size), tensors, (dy, dstate))
-
-
 operation = Operation(
     "delta_rule",
     triton_implementation("zoo.kernels.delta_rule.triton"),
     Implementation("chunked", chunked.forward, chunked.backward),
-    Implementation("reference", reference.forward, _reference_backward),
+    Implementation("reference", reference.forward),
 )
 
 
-@torch.library.custom_op("zoo::delta_rule", mutates_args=())
-def _delta_rule(
+def _shapes(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -119,62 +113,16 @@ def _delta_rule(
     starts: Tensor | None,
     scale: float,
     chunk_size: int,
-    impl: str,
-) -> tuple[Tensor, Tensor]:
-    chosen = operation.resolve(impl, q.device)
-    tensors = chosen.prepare(state.dtype, q, k, v, beta, log_decay, state, starts)
-    y, final = chosen.forward(*tensors, scale, chunk_size)
-    return y.to(v.dtype).contiguous(), final.contiguous()
+) -> tuple[Like, Like]:
+    return Like(v), Like(state)
 
 
-@torch.library.custom_op("zoo::delta_rule_backward", mutates_args=())
-def _delta_rule_backward(
-    dy: Tensor,
-    dstate: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    log_decay: Tensor | None,
-    state: Tensor,
-    starts: Tensor | None,
-    scale: float,
-    chunk_size: int,
-    impl: str,
-) -> list[Tensor]:
-    chosen = operation.resolve(impl, q.device)
-    tensors = chosen.prepare(state.dtype, dy, dstate, q, k, v, beta, log_decay, state, starts)
-    gradients = chosen.backward(*tensors, scale, chunk_size)
-    inputs = _differentiable(q, k, v, beta, log_decay, state)
-    return [g.to(i.dtype).contiguous() for g, i in zip(gradients, inputs, strict=True)]
+def _flops(q, k, v, *_) -> int:
+    """Of the recurrence: what the key reads (2), update (2) and output (2) for each state and step."""
+    return 6 * prod(q) * v[3]
 
 
-@_delta_rule.register_fake
-def _(q, k, v, beta, log_decay, state, starts, scale, chunk_size, impl):
-    return v.new_empty(v.shape), state.new_empty(state.shape)
-
-
-@_delta_rule_backward.register_fake
-def _(dy, dstate, q, k, v, beta, log_decay, state, starts, scale, chunk_size, impl):
-    return [t.new_empty(t.shape) for t in _differentiable(q, k, v, beta, log_decay, state)]
-
-
-def _differentiable(*tensors: Tensor | None) -> list[Tensor]:
-    return [t for t in tensors if t is not None]
-
-
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.scale, ctx.chunk_size, ctx.impl = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, dy, dstate):
-    gradients = _delta_rule_backward(dy, dstate, *ctx.saved_tensors, ctx.scale, ctx.chunk_size, ctx.impl)
-    dq, dk, dv, dbeta, *ddecay, dinitial = gradients
-    return dq, dk, dv, dbeta, ddecay[0] if ddecay else None, dinitial, None, None, None, None
-
-
-_delta_rule.register_autograd(_backward, setup_context=_setup_context)
+_delta_rule = define(operation, "q k v beta log_decay state", _shapes, flops=_flops)
 
 
 def _check(q, k, v, beta, log_decay, initial_state, seq_idx, chunk_size) -> None:

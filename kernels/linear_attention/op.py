@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from zoo.kernels.autograd import recomputed_gradients
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
@@ -19,6 +18,7 @@ from zoo.kernels.dispatch import (
     sequence_starts,
 )
 from zoo.kernels.linear_attention import chunked, reference
+from zoo.kernels.operator import Like, define
 from zoo.kernels.triton_support import triton_implementation
 
 
@@ -93,21 +93,15 @@ def linear_attention(
     return LinearAttentionOutput(*_linear_attention(q, k, v, log_decay, state, starts, scale, chunk_size, impl))
 
 
-def _reference_backward(dy, dstate, *inputs) -> list[Tensor]:
-    *tensors, scale, chunk_size = inputs
-    return recomputed_gradients(partial(reference.forward, scale=scale, chunk_size=chunk_size), tensors, (dy, dstate))
-
-
 operation = Operation(
     "linear_attention",
     triton_implementation("zoo.kernels.linear_attention.triton"),
     Implementation("chunked", chunked.forward, chunked.backward),
-    Implementation("reference", reference.forward, _reference_backward),
+    Implementation("reference", reference.forward),
 )
 
 
-@torch.library.custom_op("zoo::linear_attention", mutates_args=())
-def _linear_attention(
+def _shapes(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -116,61 +110,16 @@ def _linear_attention(
     starts: Tensor | None,
     scale: float,
     chunk_size: int,
-    impl: str,
-) -> tuple[Tensor, Tensor]:
-    chosen = operation.resolve(impl, q.device)
-    tensors = chosen.prepare(state.dtype, q, k, v, log_decay, state, starts)
-    y, final = chosen.forward(*tensors, scale, chunk_size)
-    return y.to(v.dtype).contiguous(), final.contiguous()
+) -> tuple[Like, Like]:
+    return Like(v), Like(state)
 
 
-@torch.library.custom_op("zoo::linear_attention_backward", mutates_args=())
-def _linear_attention_backward(
-    dy: Tensor,
-    dstate: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    state: Tensor,
-    starts: Tensor | None,
-    scale: float,
-    chunk_size: int,
-    impl: str,
-) -> list[Tensor]:
-    chosen = operation.resolve(impl, q.device)
-    tensors = chosen.prepare(state.dtype, dy, dstate, q, k, v, log_decay, state, starts)
-    gradients = chosen.backward(*tensors, scale, chunk_size)
-    inputs = _differentiable(q, k, v, log_decay, state)
-    return [g.to(i.dtype).contiguous() for g, i in zip(gradients, inputs, strict=True)]
+def _flops(q, k, v, *_) -> int:
+    """Of the recurrence: update (2) and output (2) for each state and step."""
+    return 4 * prod(q) * v[3]
 
 
-@_linear_attention.register_fake
-def _(q, k, v, log_decay, state, starts, scale, chunk_size, impl):
-    return v.new_empty(v.shape), state.new_empty(state.shape)
-
-
-@_linear_attention_backward.register_fake
-def _(dy, dstate, q, k, v, log_decay, state, starts, scale, chunk_size, impl):
-    return [t.new_empty(t.shape) for t in _differentiable(q, k, v, log_decay, state)]
-
-
-def _differentiable(*tensors: Tensor | None) -> list[Tensor]:
-    return [t for t in tensors if t is not None]
-
-
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.scale, ctx.chunk_size, ctx.impl = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, dy, dstate):
-    gradients = _linear_attention_backward(dy, dstate, *ctx.saved_tensors, ctx.scale, ctx.chunk_size, ctx.impl)
-    dq, dk, dv, *ddecay, dinitial = gradients
-    return dq, dk, dv, ddecay[0] if ddecay else None, dinitial, None, None, None, None
-
-
-_linear_attention.register_autograd(_backward, setup_context=_setup_context)
+_linear_attention = define(operation, "q k v log_decay state", _shapes, flops=_flops)
 
 
 def _check(q, k, v, log_decay, initial_state, seq_idx, chunk_size) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from math import log2
 
-import torch
 from torch import Tensor
 
-from zoo.kernels.autograd import recomputed_gradients
 from zoo.kernels.dispatch import Implementation, Operation, as_dtype, check_floating, check_shape, compute_dtype
 from zoo.kernels.long_conv import fft, monarch, native, reference, spectral
+from zoo.kernels.operator import Like, define
 from zoo.kernels.triton_support import triton_implementation
 
 
@@ -65,70 +65,22 @@ operation = Operation(
     Implementation("native", native.forward, native.backward, native.obstacle, prepare=native.prepare),
     Implementation("fft", fft.forward, fft.backward, prepare=as_dtype),
     Implementation("monarch", monarch.forward, monarch.backward),
-    Implementation(
-        "reference",
-        reference.forward,
-        lambda dy, *inputs: _with_nones(
-            inputs,
-            recomputed_gradients(
-                lambda *tensors: (reference.forward(*tensors, circular=inputs[-1]),), inputs[:-1], (dy,)
-            ),
-        ),
-    ),
+    Implementation("reference", reference.forward),
 )
 
 
-@torch.library.custom_op("zoo::long_conv", mutates_args=())
-def _long_conv(u: Tensor, kernel: Tensor, D: Tensor | None, gate: Tensor | None, circular: bool, impl: str) -> Tensor:
-    chosen = operation.resolve(impl, u.device)
-    if u.numel() == 0:
-        return u.new_empty(u.shape)
-    tensors = chosen.prepare(compute_dtype(u, kernel, D, gate), u, kernel, D, gate)
-    return chosen.forward(*tensors, circular).to(u.dtype).contiguous()
+def _shapes(u: Tensor, kernel: Tensor, D: Tensor | None, gate: Tensor | None, circular: bool) -> Like:
+    return Like(u)
 
 
-@torch.library.custom_op("zoo::long_conv_backward", mutates_args=())
-def _long_conv_backward(
-    dy: Tensor, u: Tensor, kernel: Tensor, D: Tensor | None, gate: Tensor | None, circular: bool, impl: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    chosen = operation.resolve(impl, u.device)
-    inputs = (u, kernel, D, gate)
-    if u.numel() == 0:
-        return tuple(u.new_zeros(0) if t is None else torch.zeros_like(t) for t in inputs)  # type: ignore[return-value]
-    gradients = chosen.backward(*chosen.prepare(compute_dtype(u, kernel, D, gate), dy, *inputs), circular)
-    return tuple(  # type: ignore[return-value]
-        u.new_zeros(0) if t is None else g.to(t.dtype).contiguous() for g, t in zip(gradients, inputs, strict=True)
-    )
+def _flops(u, kernel, D, gate, circular, *_) -> int:
+    """Three real FFTs of n steps (kernel once a channel, input and output once a row) and the spectra's product."""
+    batch, length, dim = u
+    n = length if circular else length + kernel[1] - 1
+    return int(dim * ((2 * batch + 1) * 2.5 * n * log2(max(n, 2)) + 3 * batch * n))
 
 
-@_long_conv.register_fake
-def _(u, kernel, D, gate, circular, impl):
-    return u.new_empty(u.shape)
-
-
-@_long_conv_backward.register_fake
-def _(dy, u, kernel, D, gate, circular, impl):
-    return tuple(u.new_empty(0) if t is None else t.new_empty(t.shape) for t in (u, kernel, D, gate))
-
-
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.circular, ctx.impl = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, dy):
-    tensors = ctx.saved_tensors
-    gradients = _long_conv_backward(dy, *tensors, ctx.circular, ctx.impl)
-    return *(None if t is None else g for t, g in zip(tensors, gradients, strict=True)), None, None
-
-
-_long_conv.register_autograd(_backward, setup_context=_setup_context)
-
-
-def _with_nones(inputs, gradients: list[Tensor]) -> tuple[Tensor | None, ...]:
-    """One gradient for each of the four tensors, None where there is no tensor."""
-    left = iter(gradients)
-    return tuple(None if tensor is None else next(left) for tensor in inputs[:4])
+_long_conv = define(operation, "u kernel D gate", _shapes, flops=_flops)
 
 
 def _check(u, kernel, D, gate, circular) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
-from zoo.kernels.autograd import recomputed_gradients
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
     as_given,
     check_floating,
     check_shape,
-    compute_dtype,
     full_precision,
 )
 from zoo.kernels.moe import grouped, reference
+from zoo.kernels.operator import Like, define
 from zoo.kernels.triton_support import triton_implementation
 
 
@@ -60,50 +61,19 @@ operation = Operation(
     "grouped_matmul",
     triton_implementation("zoo.kernels.moe.triton"),
     Implementation("grouped", grouped.forward, grouped.backward, prepare=as_given),
-    Implementation(
-        "reference",
-        reference.forward,
-        lambda dy, *inputs: recomputed_gradients(lambda *i: (reference.forward(*i),), inputs, (dy,)),
-    ),
+    Implementation("reference", reference.forward),
 )
 
 
-@torch.library.custom_op("zoo::grouped_matmul", mutates_args=())
-def _grouped_matmul(x: Tensor, weight: Tensor, offsets: Tensor, impl: str) -> Tensor:
-    chosen = operation.resolve(impl, x.device)
-    output = chosen.forward(*chosen.prepare(compute_dtype(x, weight), x, weight, offsets))
-    return output.to(x.dtype).contiguous()
+def _shapes(x: Tensor, weight: Tensor, offsets: Tensor) -> Like:
+    return Like(x, (x.shape[0], weight.shape[2]))
 
 
-@torch.library.custom_op("zoo::grouped_matmul_backward", mutates_args=())
-def _grouped_matmul_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, offsets: Tensor, impl: str
-) -> tuple[Tensor, Tensor]:
-    chosen = operation.resolve(impl, x.device)
-    dx, dweight = chosen.backward(*chosen.prepare(compute_dtype(x, weight), dy, x, weight, offsets))
-    return dx.to(x.dtype).contiguous(), dweight.to(weight.dtype).contiguous()
+def _flops(x, weight, *_) -> int:
+    return 2 * x[0] * prod(weight[1:])
 
 
-@_grouped_matmul.register_fake
-def _(x, weight, offsets, impl):
-    return x.new_empty(x.shape[0], weight.shape[2])
-
-
-@_grouped_matmul_backward.register_fake
-def _(dy, x, weight, offsets, impl):
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
-
-
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.impl = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, dy):
-    return *_grouped_matmul_backward(dy, *ctx.saved_tensors, ctx.impl), None, None
-
-
-_grouped_matmul.register_autograd(_backward, setup_context=_setup_context)
+_grouped_matmul = define(operation, "x weight", _shapes, flops=_flops)
 
 
 def _check(x, weight, offsets, bias) -> None:

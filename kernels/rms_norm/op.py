@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
 
-from zoo.kernels.autograd import recomputed_gradients
 from zoo.kernels.dispatch import Implementation, Operation, check_floating, check_shape, compute_dtype
 from zoo.kernels.native import in_rows
+from zoo.kernels.operator import Like, define
 from zoo.kernels.rms_norm import fused, native, reference
 from zoo.kernels.triton_support import triton_implementation
 
@@ -53,22 +53,13 @@ def rms_norm(
     "Transformers are SSMs", arXiv 2405.21060.
     """
     _check(x, weight, z, num_groups)
+    dtype = (x if weight is None else weight).dtype
     small = not torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() < SMALL
     if small and operation.choice(impl) == "auto":
-        wide, dtype = compute_dtype(x, weight, z), (x if weight is None else weight).dtype
+        wide = compute_dtype(x, weight, z)
         z = z if z is None else z.to(wide)
         return fused.forward(x.to(wide), weight, z, num_groups, norm_before_gate, eps, dtype).to(dtype)
-    return _rms_norm(x, weight, z, num_groups, norm_before_gate, eps, impl)
-
-
-def _reference_backward(dy, x, weight, z, *options) -> tuple[Tensor | None, ...]:
-    forward = partial(_reference_of_three, options=options)
-    found = iter(recomputed_gradients(forward, (x, weight, z), (dy,)))
-    return tuple(None if t is None else next(found) for t in (x, weight, z))
-
-
-def _reference_of_three(x, weight, z, options) -> tuple[Tensor]:
-    return (reference.forward(x, weight, z, *options).to(x.dtype),)
+    return _rms_norm(_rows(x), weight, _rows(z), num_groups, norm_before_gate, eps, dtype, impl).view(x.shape)
 
 
 operation = Operation(
@@ -76,70 +67,29 @@ operation = Operation(
     triton_implementation("zoo.kernels.rms_norm.triton"),
     Implementation("native", native.forward, native.backward, native.obstacle, prepare=in_rows),
     Implementation("fused", fused.forward, fused.backward),
-    Implementation("reference", reference.forward, _reference_backward),
+    Implementation("reference", reference.forward),
 )
 
 
-@torch.library.custom_op("zoo::rms_norm", mutates_args=())
-def _rms_norm(
-    x: Tensor, weight: Tensor | None, z: Tensor | None, num_groups: int, norm_before_gate: bool, eps: float, impl: str
-) -> Tensor:
-    chosen, dtype = operation.resolve(impl, x.device), (x if weight is None else weight).dtype
-    if x.numel() == 0:
-        return x.new_empty(x.shape, dtype=dtype)
-    tensors = chosen.prepare(compute_dtype(x, weight, z), _rows(x), weight, _rows(z))
-    y = chosen.forward(*tensors, num_groups, norm_before_gate, eps, dtype)
-    return y.to(dtype).reshape(x.shape).contiguous()
-
-
-@torch.library.custom_op("zoo::rms_norm_backward", mutates_args=())
-def _rms_norm_backward(
-    dy: Tensor,
+def _shapes(
     x: Tensor,
     weight: Tensor | None,
     z: Tensor | None,
     num_groups: int,
     norm_before_gate: bool,
     eps: float,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and z; of what is None, an empty tensor."""
-    chosen, dtype = operation.resolve(impl, x.device), (x if weight is None else weight).dtype
-    inputs = (x, weight, z)
-    if x.numel() == 0:
-        return tuple(x.new_zeros(0) if t is None else torch.zeros_like(t) for t in inputs)  # type: ignore[return-value]
-    tensors = chosen.prepare(compute_dtype(x, weight, z), _rows(dy), _rows(x), weight, _rows(z))
-    gradients = chosen.backward(*tensors, num_groups, norm_before_gate, eps, dtype)
-    return tuple(  # type: ignore[return-value]
-        x.new_empty(0) if t is None else g.to(t.dtype).reshape(t.shape).contiguous()
-        for t, g in zip(inputs, gradients, strict=True)
-    )
+    dtype: torch.dtype,
+) -> Like:
+    """x and z in rows: (1, M, D)."""
+    return Like(x, dtype=dtype)
 
 
-@_rms_norm.register_fake
-def _(x, weight, z, num_groups, norm_before_gate, eps, impl):
-    return x.new_empty(x.shape, dtype=(x if weight is None else weight).dtype)
+def _flops(x, *_) -> int:
+    """Square, sum and two factors for each element; the gate is not counted."""
+    return 4 * prod(x)
 
 
-@_rms_norm_backward.register_fake
-def _(dy, x, weight, z, num_groups, norm_before_gate, eps, impl):
-    return tuple(x.new_empty(0) if t is None else t.new_empty(t.shape) for t in (x, weight, z))
-
-
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.num_groups, ctx.norm_before_gate, ctx.eps, ctx.impl = inputs
-    ctx.given = [t is not None for t in tensors]
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, dy):
-    gradients = _rms_norm_backward(
-        dy, *ctx.saved_tensors, ctx.num_groups, ctx.norm_before_gate, ctx.eps, ctx.impl
-    )  # fmt: skip
-    return *(g if given else None for g, given in zip(gradients, ctx.given, strict=True)), None, None, None, None
-
-
-_rms_norm.register_autograd(_backward, setup_context=_setup_context)
+_rms_norm = define(operation, "x weight z", _shapes, flops=_flops)
 
 
 def _rows(tensor: Tensor | None) -> Tensor | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
 from zoo.kernels.dispatch import Implementation, Operation, check_floating, check_shape, compute_dtype
 from zoo.kernels.native import in_rows
+from zoo.kernels.operator import Like, define
 from zoo.kernels.rope import halves, native, reference
 from zoo.kernels.triton_support import triton_implementation
 
@@ -50,34 +53,22 @@ operation = Operation(
     triton_implementation("zoo.kernels.rope.triton"),
     Implementation("native", native.forward, native.forward, native.obstacle, prepare=in_rows),
     Implementation("halves", halves.forward, halves.forward),
-    Implementation("reference", reference.forward, reference.forward),
+    Implementation("reference", reference.forward),
 )
 
 
-@torch.library.custom_op("zoo::rope", mutates_args=())
-def _rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, impl: str) -> Tensor:
-    chosen = operation.resolve(impl, x.device)
-    if x.numel() == 0:
-        return x.new_empty(x.shape)
-    return chosen.forward(*chosen.prepare(compute_dtype(x, cos, sin), x, cos, sin), interleaved).to(x.dtype)
+def _shapes(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Like:
+    return Like(x)
 
 
-@_rope.register_fake
-def _(x, cos, sin, interleaved, impl):
-    return x.new_empty(x.shape)
+def _flops(x, cos, *_) -> int:
+    """Four products and two sums for each pair."""
+    return 6 * prod(x[:3]) * cos[-1]
 
 
-def _setup_context(ctx, inputs, output):
-    _, cos, sin, ctx.interleaved, ctx.impl = inputs
-    ctx.save_for_backward(cos, sin)
-
-
-def _backward(ctx, dy):
-    cos, sin = ctx.saved_tensors
-    return _rope(dy, cos, -sin, ctx.interleaved, ctx.impl), None, None, None, None
-
-
-_rope.register_autograd(_backward, setup_context=_setup_context)
+_rope = define(
+    operation, "x", _shapes, flops=_flops, adjoint=lambda dy, cos, sin, interleaved: (dy, cos, -sin, interleaved)
+)
 
 
 def _check(x, cos, sin) -> None:

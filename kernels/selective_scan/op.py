@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from zoo.kernels.autograd import recomputed_gradients
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
@@ -19,6 +18,7 @@ from zoo.kernels.dispatch import (
     sequence_starts,
 )
 from zoo.kernels.mamba_ssm_support import selective_scan_implementation
+from zoo.kernels.operator import Like, define
 from zoo.kernels.selective_scan import chunked, native, reference
 from zoo.kernels.triton_support import triton_implementation
 
@@ -91,19 +91,12 @@ operation = Operation(
     triton_implementation("zoo.kernels.selective_scan.triton"),
     Implementation("native", native.forward, native.backward, native.obstacle),
     Implementation("chunked", chunked.forward, chunked.backward),
-    Implementation(
-        "reference",
-        reference.forward,
-        lambda dy, dstate, *inputs: recomputed_gradients(
-            partial(reference.forward, softplus=inputs[-1]), inputs[:-1], (dy, dstate)
-        ),
-    ),
+    Implementation("reference", reference.forward),
     selective_scan_implementation(),
 )
 
 
-@torch.library.custom_op("zoo::selective_scan", mutates_args=())
-def _scan(
+def _shapes(
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -115,62 +108,16 @@ def _scan(
     state: Tensor,
     starts: Tensor | None,
     softplus: bool,
-    impl: str,
-) -> tuple[Tensor, Tensor]:
-    chosen = operation.resolve(impl, x.device)
-    y, final = chosen.forward(*chosen.prepare(state.dtype, x, dt, A, B, C, D, z, dt_bias, state, starts), softplus)
-    return y.to(x.dtype), final
+) -> tuple[Like, Like]:
+    return Like(x), Like(state)
 
 
-@torch.library.custom_op("zoo::selective_scan_backward", mutates_args=())
-def _scan_backward(
-    dy: Tensor,
-    dstate: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    state: Tensor,
-    starts: Tensor | None,
-    softplus: bool,
-    impl: str,
-) -> list[Tensor]:
-    """Gradients of the floating tensors that are there."""
-    chosen, inputs = operation.resolve(impl, x.device), (x, dt, A, B, C, D, z, dt_bias, state)
-    gradients = chosen.backward(*chosen.prepare(state.dtype, dy, dstate, *inputs, starts), softplus)
-    return [g.to(i.dtype).contiguous() for g, i in zip(gradients, _given(*inputs), strict=True)]
+def _flops(x, dt, A, *_) -> int:
+    """Of the recurrence: decay (2), input (1), update (2) and output (2) for each state and step."""
+    return 7 * x[0] * x[1] * prod(A)
 
 
-@_scan.register_fake
-def _(x, dt, A, B, C, D, z, dt_bias, state, starts, softplus, impl):
-    return x.new_empty(x.shape), state.new_empty(state.shape)
-
-
-@_scan_backward.register_fake
-def _(dy, dstate, x, dt, A, B, C, D, z, dt_bias, state, starts, softplus, impl):
-    return [t.new_empty(t.shape) for t in _given(x, dt, A, B, C, D, z, dt_bias, state)]
-
-
-def _given(*tensors: Tensor | None) -> list[Tensor]:
-    return [t for t in tensors if t is not None]
-
-
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.softplus, ctx.impl = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, dy, dstate):
-    inputs = ctx.saved_tensors
-    gradients = iter(_scan_backward(dy, dstate, *inputs, ctx.softplus, ctx.impl))
-    return *(None if t is None else next(gradients) for t in inputs[:-1]), None, None, None
-
-
-_scan.register_autograd(_backward, setup_context=_setup_context)
+_scan = define(operation, "x dt A B C D z dt_bias state", _shapes, flops=_flops)
 
 
 def _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx) -> None:

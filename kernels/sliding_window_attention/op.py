@@ -7,7 +7,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from zoo.kernels.autograd import recomputed_gradients
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
@@ -17,6 +16,7 @@ from zoo.kernels.dispatch import (
     full_precision,
     sequence_starts,
 )
+from zoo.kernels.operator import Like, define
 from zoo.kernels.sliding_window_attention import blocked, reference
 from zoo.kernels.triton_support import triton_implementation
 
@@ -81,69 +81,26 @@ operation = Operation(
     "sliding_window_attention",
     triton_implementation("zoo.kernels.sliding_window_attention.triton"),
     Implementation("blocked", blocked.forward, blocked.backward),
-    Implementation(
-        "reference",
-        reference.forward,
-        lambda doutput, output, total, q, k, v, *options: recomputed_gradients(
-            lambda *tensors: reference.forward(*tensors, *options)[:1], (q, k, v), (doutput,)
-        ),
-    ),
+    Implementation("reference", reference.forward),
 )
 
 
-@torch.library.custom_op("zoo::sliding_window_attention", mutates_args=())
-def _sliding_window_attention(
-    q: Tensor, k: Tensor, v: Tensor, first: Tensor | None, window: int, sinks: int, scale: float, impl: str
-) -> tuple[Tensor, Tensor]:
-    chosen, dtype = operation.resolve(impl, q.device), compute_dtype(q, k, v)
-    output, total = chosen.forward(*chosen.prepare(dtype, q, k, v, first), window, sinks, scale)
-    return output.to(q.dtype).contiguous(), total.contiguous()
-
-
-@torch.library.custom_op("zoo::sliding_window_attention_backward", mutates_args=())
-def _sliding_window_attention_backward(
-    doutput: Tensor,
-    output: Tensor,
-    total: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    first: Tensor | None,
-    window: int,
-    sinks: int,
-    scale: float,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    chosen = operation.resolve(impl, q.device)
-    prepared = chosen.prepare(total.dtype, doutput, output, total, q, k, v, first)
-    gradients = chosen.backward(*prepared, window, sinks, scale)
-    return tuple(g.to(i.dtype).contiguous() for g, i in zip(gradients, (q, k, v), strict=True))  # type: ignore[return-value]
-
-
-@_sliding_window_attention.register_fake
-def _(q, k, v, first, window, sinks, scale, impl):
+def _shapes(
+    q: Tensor, k: Tensor, v: Tensor, first: Tensor | None, window: int, sinks: int, scale: float
+) -> tuple[Like, Like]:
+    """The output, and the logarithms of the softmaxes' sums for the backward."""
     batch, length, heads, _ = q.shape
-    total = q.new_empty(batch, heads, length, dtype=compute_dtype(q, k, v))
-    return q.new_empty(batch, length, heads, v.shape[-1]), total
+    return Like(q, (batch, length, heads, v.shape[-1])), Like(q, (batch, heads, length), compute_dtype(q, k, v))
 
 
-@_sliding_window_attention_backward.register_fake
-def _(doutput, output, total, q, k, v, first, window, sinks, scale, impl):
-    return tuple(t.new_empty(t.shape) for t in (q, k, v))
+def _flops(q, k, v, first, window, sinks, *_) -> int:
+    """Two products for each query and the keys it sees."""
+    (batch, length, heads, dim), (keys, value_dim) = q, (k[1], v[3])
+    pairs = sum(min(i, window + min(sinks, max(i - window, 0))) for i in range(keys - length + 1, keys + 1))
+    return 2 * batch * heads * pairs * (dim + value_dim)
 
 
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.window, ctx.sinks, ctx.scale, ctx.impl = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*output, *tensors)
-
-
-def _backward(ctx, doutput, _):
-    options = ctx.window, ctx.sinks, ctx.scale, ctx.impl
-    return *_sliding_window_attention_backward(doutput, *ctx.saved_tensors, *options), None, None, None, None, None
-
-
-_sliding_window_attention.register_autograd(_backward, setup_context=_setup_context)
+_sliding_window_attention = define(operation, "q k v", _shapes, flops=_flops, extras=1)
 
 
 def _first_keys(seq_idx: Tensor | None, length: int) -> Tensor | None:

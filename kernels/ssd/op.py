@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernels.autograd import recomputed_gradients
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
@@ -20,6 +20,7 @@ from zoo.kernels.dispatch import (
 )
 from zoo.kernels.mamba_ssm_support import ssd_implementation
 from zoo.kernels.native import in_rows
+from zoo.kernels.operator import Like, define
 from zoo.kernels.ssd import chunked, native, reference
 from zoo.kernels.triton_support import triton_implementation
 
@@ -107,19 +108,12 @@ operation = Operation(
     triton_implementation("zoo.kernels.ssd.triton"),
     Implementation("native", native.forward, native.backward, native.obstacle, prepare=in_rows),
     Implementation("chunked", chunked.forward, chunked.backward),
-    Implementation(
-        "reference",
-        reference.forward,
-        lambda dy, dstate, *inputs: recomputed_gradients(
-            partial(reference.forward, chunk_size=inputs[-1]), inputs[:-1], (dy, dstate)
-        ),
-    ),
+    Implementation("reference", reference.forward),
     ssd_implementation(),
 )
 
 
-@torch.library.custom_op("zoo::ssd", mutates_args=())
-def _ssd(
+def _shapes(
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -128,53 +122,16 @@ def _ssd(
     state: Tensor,
     starts: Tensor | None,
     chunk_size: int,
-    impl: str,
-) -> tuple[Tensor, Tensor]:
-    chosen = operation.resolve(impl, x.device)
-    y, final = chosen.forward(*chosen.prepare(state.dtype, x, dt, A, B, C, state, starts), chunk_size)
-    return y.to(x.dtype).contiguous(), final.contiguous()
+) -> tuple[Like, Like]:
+    return Like(x), Like(state)
 
 
-@torch.library.custom_op("zoo::ssd_backward", mutates_args=())
-def _ssd_backward(
-    dy: Tensor,
-    dstate: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    state: Tensor,
-    starts: Tensor | None,
-    chunk_size: int,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    chosen = operation.resolve(impl, x.device)
-    gradients = chosen.backward(*chosen.prepare(state.dtype, dy, dstate, x, dt, A, B, C, state, starts), chunk_size)
-    inputs = (x, dt, A, B, C, state)
-    return tuple(g.to(i.dtype).contiguous() for g, i in zip(gradients, inputs, strict=True))  # type: ignore[return-value]
+def _flops(x, dt, A, B, *_) -> int:
+    """Of the recurrence, whatever the chunk size: input (1), update (2) and output (2) for each state and step."""
+    return 5 * prod(x) * B[3]
 
 
-@_ssd.register_fake
-def _(x, dt, A, B, C, state, starts, chunk_size, impl):
-    return x.new_empty(x.shape), state.new_empty(state.shape)
-
-
-@_ssd_backward.register_fake
-def _(dy, dstate, x, dt, A, B, C, state, starts, chunk_size, impl):
-    return tuple(t.new_empty(t.shape) for t in (x, dt, A, B, C, state))
-
-
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.chunk_size, ctx.impl = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, dy, dstate):
-    return *_ssd_backward(dy, dstate, *ctx.saved_tensors, ctx.chunk_size, ctx.impl), None, None, None
-
-
-_ssd.register_autograd(_backward, setup_context=_setup_context)
+_ssd = define(operation, "x dt A B C state", _shapes, flops=_flops)
 
 
 def _check(x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, chunk_size) -> None:

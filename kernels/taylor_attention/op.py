@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from zoo.kernels.autograd import recomputed_gradients
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
@@ -18,6 +17,7 @@ from zoo.kernels.dispatch import (
     full_precision,
     sequence_starts,
 )
+from zoo.kernels.operator import Like, define
 from zoo.kernels.taylor_attention import chunked, reference
 from zoo.kernels.triton_support import triton_implementation
 
@@ -94,65 +94,23 @@ operation = Operation(
     "taylor_attention",
     triton_implementation("zoo.kernels.taylor_attention.triton"),
     Implementation("chunked", chunked.forward, chunked.backward),
-    Implementation(
-        "reference",
-        reference.forward,
-        lambda dnumerator, dtotal, dstate, *inputs: recomputed_gradients(
-            partial(reference.forward, chunk_size=inputs[-1]), inputs[:-1], (dnumerator, dtotal, dstate)
-        ),
-    ),
+    Implementation("reference", reference.forward),
 )
 
 
-@torch.library.custom_op("zoo::taylor_attention", mutates_args=())
-def _taylor_attention(
-    q: Tensor, k: Tensor, v: Tensor, state: Tensor, starts: Tensor | None, chunk_size: int, impl: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    chosen = operation.resolve(impl, q.device)
-    found = chosen.forward(*chosen.prepare(state.dtype, q, k, v, state, starts), chunk_size)
-    return tuple(t.contiguous() for t in found)  # type: ignore[return-value]
+def _shapes(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, starts: Tensor | None, chunk_size: int
+) -> tuple[Like, Like, Like]:
+    """Numerator and sum of the weights, of which the output is the quotient, and the state."""
+    return Like(v, dtype=state.dtype), Like(state, v.shape[:3]), Like(state)
 
 
-@torch.library.custom_op("zoo::taylor_attention_backward", mutates_args=())
-def _taylor_attention_backward(
-    dnumerator: Tensor,
-    dtotal: Tensor,
-    dstate: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    state: Tensor,
-    starts: Tensor | None,
-    chunk_size: int,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    chosen = operation.resolve(impl, q.device)
-    tensors = chosen.prepare(state.dtype, dnumerator, dtotal, dstate, q, k, v, state, starts)
-    gradients = chosen.backward(*tensors, chunk_size)
-    return tuple(g.to(i.dtype).contiguous() for g, i in zip(gradients, (q, k, v, state), strict=True))  # type: ignore[return-value]
+def _flops(q, k, v, state, *_) -> int:
+    """Of the recurrence: update (2) and output (2) for each state and step."""
+    return 4 * v[0] * v[1] * prod(state[1:])
 
 
-@_taylor_attention.register_fake
-def _(q, k, v, state, starts, chunk_size, impl):
-    return state.new_empty(v.shape), state.new_empty(v.shape[:3]), state.new_empty(state.shape)
-
-
-@_taylor_attention_backward.register_fake
-def _(dnumerator, dtotal, dstate, q, k, v, state, starts, chunk_size, impl):
-    return tuple(t.new_empty(t.shape) for t in (q, k, v, state))
-
-
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.chunk_size, ctx.impl = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, dnumerator, dtotal, dstate):
-    gradients = _taylor_attention_backward(dnumerator, dtotal, dstate, *ctx.saved_tensors, ctx.chunk_size, ctx.impl)
-    return *gradients, None, None, None
-
-
-_taylor_attention.register_autograd(_backward, setup_context=_setup_context)
+_taylor_attention = define(operation, "q k v state", _shapes, flops=_flops)
 
 
 def _features(key_dim: int) -> int:
