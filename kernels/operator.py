@@ -102,8 +102,7 @@ class Operator:
         """The results for the arguments of ``shapes`` and the name of an implementation."""
         if torch.compiler.is_compiling():
             return self.forward(*inputs)
-        *inputs, impl = inputs
-        impl = self.operation.choice(impl)
+        inputs, impl = inputs[:-1], self.operation.choice(inputs[-1])
         if under_transforms() and (plain := self.operation.plain(impl, inputs[0].device)):
             return _one_or_all(self._compute(plain, inputs))
         return self.forward(*inputs, impl)
@@ -118,7 +117,7 @@ class Operator:
         return (likes,) if isinstance(likes, Like) else likes
 
     def _run(self, *inputs: Any) -> Any:
-        *inputs, impl = inputs
+        inputs, impl = inputs[:-1], inputs[-1]
         chosen, likes = self.operation.resolve(impl, inputs[0].device), self._likes(inputs)
         if all(0 in like.size for like in likes):
             return _one_or_all(tuple(like.make() for like in likes))

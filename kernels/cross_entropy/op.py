@@ -92,7 +92,7 @@ def _shapes(
 
 
 def _run(*inputs: Any) -> tuple[Tensor, ...]:
-    *inputs, gradients, impl = inputs
+    inputs, (gradients, impl) = inputs[:-2], inputs[-2:]
     chosen, dtype = operation.resolve(impl, inputs[0].device), compute_dtype(*inputs[:3])
     tensors, options = chosen.prepare(dtype, *inputs[:4]), inputs[4:]
     if not gradients:
@@ -158,7 +158,7 @@ _scaled = register(
 
 def _loss(*inputs: Any) -> Tensor:
     """The summed loss for the arguments of ``_shapes`` but the last, and the name of an implementation."""
-    *inputs, impl = inputs
+    inputs, impl = inputs[:-1], inputs[-1]
     if not torch.compiler.is_compiling():
         impl = operation.choice(impl)
     if under_transforms() and (plain := operation.plain(impl, inputs[0].device)):
