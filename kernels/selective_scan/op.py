@@ -6,6 +6,7 @@ from functools import partial
 from math import prod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from zoo.kernels.dispatch import (
