@@ -58,11 +58,8 @@ def fetch_config(weights: Weights, name: str) -> Path | None:
         return None
     path = _hub_file(weights.repo, CONFIG, weights.revision, name, optional=True)
     if path is None and weights.in_layout and not weights.fields:
-        raise DownloadError(
-            f"{name}: the repository {weights.repo} has no {CONFIG}, without which its tensors can mean anything, or "
-            f"it is not in the cache and there is no connection: fetch it while online by `zoo download {name}`, or "
-            "load a file that you know by checkpoint_path"
-        )
+        unknown = f"has no {CONFIG}, without which its tensors can mean anything; load a file that you know by"
+        raise _lacking(weights.repo, name, f"no {CONFIG}", f"{unknown} checkpoint_path")
     return path
 
 
@@ -86,9 +83,7 @@ def fetch_folder(repo: str, revision: str | None = None, name: str | None = None
             _verified(path, f"{repo}/{whole}", Weights(repo=repo, revision=revision), name)
         if path is not None:
             return Path(path).parent
-    if (reason := unreachable()) is not None:
-        raise DownloadError(f"{name}: no weights of {repo} are here, and {reason}; {without_connection(repo, name)}")
-    raise DownloadError(f"{name}: the repository {repo} has none of {', '.join((*SINGLE, *INDICES))}")
+    raise _lacking(repo, name, "no weights", f"has none of {', '.join((*SINGLE, *INDICES))}")
 
 
 def cache_folder() -> Path:
@@ -125,6 +120,13 @@ def forget(origin: str) -> None:
         entry = known.pop(origin)
         _remove(Path(entry["path"]))
         _write(cache_folder() / "weights.json", (json.dumps(known, indent=1) + "\n").encode())
+
+
+def _lacking(repo: str, name: str, what: str, but: str) -> DownloadError:
+    """What is not here of a repository: because there is no connection, or because the repository lacks it."""
+    if (reason := unreachable()) is None:
+        return DownloadError(f"{name}: the repository {repo} {but}")
+    return DownloadError(f"{name}: {what} of {repo} here, and {reason}; {without_connection(repo, name)}")
 
 
 def _hub_file(repo: str, file: str, revision: str | None, name: str, optional: bool = False) -> Any:
