@@ -7,13 +7,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar as Bar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
-from zoo.train.callbacks import EMA, ExportModel, LastCheckpoint, NaNGuard, RNGState, Throughput, newest_checkpoint
+from zoo.train.callbacks import (
+    EMA,
+    ExportModel,
+    LastCheckpoint,
+    NaNGuard,
+    ProgressBar,
+    RNGState,
+    StopOnSignal,
+    Throughput,
+    ValidateAtEnd,
+    newest_checkpoint,
+)
 from zoo.train.callbacks.checkpoint import is_complete
 from zoo.train.history import History
 from zoo.train.parallel import register_strategies
+from zoo.train.quiet import quiet
 from zoo.train.tasks import Task
 from zoo.train.trust import read_checkpoint
 
@@ -38,19 +51,20 @@ class Run(LightningCLI):
     def __init__(self, recipe: Path, overrides: Sequence[str], folder: Path, **kwargs: Any) -> None:
         self.folder = folder
         register_strategies()
-        super().__init__(
-            Task,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            parser_kwargs={"exit_on_error": False, "prog": "zoo"},
-            args=["--config", str(recipe), *overrides],
-            run=False,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            **kwargs,
-        )
+        with quiet():
+            super().__init__(
+                Task,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                seed_everything_default=0,
+                parser_kwargs={"exit_on_error": False, "prog": "zoo"},
+                args=["--config", str(recipe), *overrides],
+                run=False,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                **kwargs,
+            )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)  # as the base class does, but for its warning about sys.argv
@@ -85,23 +99,37 @@ class TrainingRun(Run):
             raise FileExistsError(f"{output} holds a run: add --resume to continue it, or choose another --output")
         if self.checkpoint is not None:
             read_checkpoint(self.checkpoint)
-        always = {"callbacks": [RNGState(), ExportModel()]}
-        super().__init__(recipe, overrides, output, trainer_defaults=always, save_config_kwargs={"overwrite": True})
+        always = [RNGState(), ValidateAtEnd(), ExportModel(), StopOnSignal()]
+        super().__init__(
+            recipe, overrides, output, trainer_defaults={"callbacks": always}, save_config_kwargs={"overwrite": True}
+        )
         if resume:
             found = self.checkpoint is not None
             rank_zero_info(f"resuming from {self.checkpoint}" if found else f"no checkpoint in {output}: starting anew")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        logger = self.config_init["trainer"]["logger"]
+        chosen = self.config_init["trainer"]
+        logger = chosen["logger"]
+        if chosen["enable_progress_bar"] is not False and not any(
+            isinstance(callback, Bar) for callback in chosen["callbacks"] or ()
+        ):
+            self.trainer_defaults["callbacks"].append(ProgressBar())
+        if chosen["enable_checkpointing"] is False:
+            self.parser.callback_keys.remove("checkpoint")
         return super().instantiate_trainer(logger=History(self.folder) if logger is None else logger, **kwargs)
 
     def fit(self) -> None:
         """Train to the end.
 
         Raises:
-            NonFiniteError: see `NaNGuard`.
+            NonFiniteError: see `NaNGuard`. Stopped: see `StopOnSignal`.
         """
-        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
+        with quiet():
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
+
+    def scores(self) -> dict[str, float]:
+        """The latest metrics on held-out data."""
+        return {name: float(value) for name, value in self.trainer.callback_metrics.items() if name.startswith("val/")}
 
 
 class EvaluationRun(Run):
@@ -139,9 +167,9 @@ class EvaluationRun(Run):
     def evaluate(self, split: Literal["val", "test"]) -> dict[str, float]:
         """The metrics on held-out data."""
         run = self.trainer.validate if split == "val" else self.trainer.test
-        return dict(
-            run(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, verbose=False, weights_only=True)[0]
-        )
+        options = {"ckpt_path": self.checkpoint, "verbose": False, "weights_only": True}
+        with quiet():
+            return dict(run(self.model, datamodule=self.datamodule, **options)[0])
 
 
 def evaluate_images(model: Any, folder: Path, split: str) -> dict[str, float]:
@@ -163,5 +191,6 @@ def evaluate_images(model: Any, folder: Path, split: str) -> dict[str, float]:
     )
     if data.num_classes != model.num_classes:
         raise ValueError(f"the model has {model.num_classes} classes, {root / name} {data.num_classes} class folders")
-    trainer = Trainer(logger=False, enable_checkpointing=False)
-    return dict(trainer.validate(ImageClassification(model), data, verbose=False)[0])
+    with quiet():
+        trainer = Trainer(logger=False, enable_checkpointing=False)
+        return dict(trainer.validate(ImageClassification(model), data, verbose=False)[0])

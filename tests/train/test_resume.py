@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from zoo.cli import main
-from zoo.train.callbacks import EMA, LastCheckpoint, RNGState, newest_checkpoint
+from zoo.train.callbacks import EMA, LastCheckpoint, RNGState, StopOnSignal, Stopped, newest_checkpoint
 from zoo.train.data import DigitsDataModule
 from zoo.train.history import History, read_history
 from zoo.train.tasks import ImageClassification
@@ -40,6 +42,17 @@ class CrashAt(Callback):
     def _check(self, trainer: Trainer) -> None:
         if trainer.global_step == self.step and not trainer.sanity_checking:
             raise Crash
+
+
+class SignalAt(CrashAt):
+    def __init__(self, hook: str, step: int, number: int) -> None:
+        super().__init__(hook, step)
+        self.number: int | None = number
+
+    def _check(self, trainer: Trainer) -> None:
+        if trainer.global_step == self.step and not trainer.sanity_checking and self.number is not None:
+            os.kill(os.getpid(), self.number)
+            self.number = None
 
 
 @pytest.fixture
@@ -84,6 +97,29 @@ def test_resumed_equals_unbroken(fit: Callable[..., dict[str, Tensor]], tmp_path
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
     assert training_losses(tmp_path) == losses
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "accumulate", "number"),
+    [
+        ("on_train_batch_start", 5, 1, signal.SIGTERM),
+        ("on_before_backward", 6, 2, signal.SIGINT),  # its first half: the checkpoint is that of the whole step
+        ("on_validation_batch_start", 2 * BATCHES, 1, signal.SIGTERM),
+        ("on_train_batch_start", 2 * BATCHES - 1, 1, signal.SIGTERM),  # the last of an epoch
+    ],
+)
+def test_stopped_by_a_signal_resumes(fit, tmp_path: Path, hook: str, step: int, accumulate: int, number: int) -> None:
+    whole, losses = fit(accumulate=accumulate, every_n_steps=0), training_losses(tmp_path, accumulate)
+    start_over(tmp_path)
+    with pytest.raises(Stopped, match="add --resume to continue from") as stopped:
+        fit(StopOnSignal(), SignalAt(hook, step, number), accumulate=accumulate, every_n_steps=0)
+    assert stopped.value.status == stopped.value.code == 128 + number
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler), "the handlers are put back"
+    saved = torch.load(newest_checkpoint(tmp_path) or "")["global_step"]
+    assert saved == step + (hook != "on_validation_batch_start"), "the step under way is finished"
+    resumed = fit(accumulate=accumulate, every_n_steps=0)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    assert training_losses(tmp_path, accumulate) == losses
 
 
 def test_accumulated_gradients_resume(fit: Callable[..., dict[str, Tensor]], tmp_path: Path) -> None:
@@ -132,10 +168,10 @@ def test_history_drops_a_cut_line_and_what_is_repeated(tmp_path: Path) -> None:
     assert [(row["step"], row["train/loss"]) for row in rows] == [(0, 0.0), (1, 0.5), (2, 7.0)]
 
 
-def training_losses(folder: Path) -> dict[float, float]:
+def training_losses(folder: Path, accumulate: int = 1) -> dict[float, float]:
     rows = [row for row in read_history(folder) if "train/loss" in row]
     steps = {row["step"]: row["train/loss"] for row in rows}
-    assert len(steps) == len(rows) == 3 * BATCHES
+    assert len(steps) == len(rows) == 3 * BATCHES // accumulate
     return steps
 
 

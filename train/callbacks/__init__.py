@@ -1,10 +1,12 @@
-"""Callbacks: averaging, checkpoints, exact resuming, throughput, a guard against NaNs, export, unfreezing."""
+"""Callbacks: averaging, checkpoints, exact resuming, throughput, a guard against NaNs, stopping, export."""
 
 from zoo.train.callbacks.checkpoint import LastCheckpoint, newest_checkpoint
 from zoo.train.callbacks.ema import EMA
 from zoo.train.callbacks.export import ExportModel
 from zoo.train.callbacks.nan_guard import NaNGuard, NonFiniteError
+from zoo.train.callbacks.progress import ProgressBar, ValidateAtEnd
 from zoo.train.callbacks.rng import RNGState
+from zoo.train.callbacks.stop import StopOnSignal, Stopped
 from zoo.train.callbacks.throughput import Throughput, measure_peak_flops
 from zoo.train.callbacks.unfreezing import ProgressiveUnfreezing
 
@@ -14,9 +16,13 @@ __all__ = [
     "LastCheckpoint",
     "NaNGuard",
     "NonFiniteError",
+    "ProgressBar",
     "ProgressiveUnfreezing",
     "RNGState",
+    "StopOnSignal",
+    "Stopped",
     "Throughput",
+    "ValidateAtEnd",
     "measure_peak_flops",
     "newest_checkpoint",
 ]

@@ -28,7 +28,7 @@ def run(known: Namespace) -> int:
     recipe = recipe_path(known.recipe)
     output = known.output or Path("runs") / recipe.stem
     checked(_check_folder, output)
-    from zoo.train.callbacks import NonFiniteError
+    from zoo.train.callbacks import NonFiniteError, Stopped
     from zoo.train.command import TrainingRun
 
     overrides = [*import_key(recipe, known.imports), *known.overrides]
@@ -38,13 +38,16 @@ def run(known: Namespace) -> int:
         run.fit()
     except NonFiniteError as error:
         return fail(f"zoo train: {error}", 1)
+    except Stopped as stopped:
+        return fail(f"zoo train: {stopped}", stopped.status)
     except (OSError, RuntimeError) as error:
         if not _is_full(error):
             raise
         message = f"zoo train: {output} cannot be written: {error}; make room, and go on by --resume"
         return fail(message, 1)
     if run.trainer.is_global_zero:
-        say(f"run folder {output}, model {output / 'model'}")
+        scores = (f"; {name} {value:.4g}" for name, value in run.scores().items())
+        say(f"run folder {output}, model {output / 'model'}{''.join(scores)}")
     return 0
 
 
