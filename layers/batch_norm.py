@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from zoo.layers.linear import is_plain
 from zoo.layers.precision import KeepsFloat32
 
 
@@ -44,8 +45,10 @@ class NormLinear(nn.Module):
         """x (B, dim) -> (B, num_classes)."""
         return self.linear(self.bn(x))
 
-    def fuse(self) -> nn.Linear:
-        """W (s x + t) + b = (W s) x + (W t + b), as one linear layer."""
+    def fuse(self) -> nn.Module:
+        """W (s x + t) + b = (W s) x + (W t + b), as one linear layer; as it is where the linear layer is another."""
+        if not is_plain(self.linear):
+            return self
         scale, shift = affine(self.bn)
         linear = nn.Linear(self.linear.in_features, self.linear.out_features).to(self.linear.weight)
         wide = self.linear.weight.to(scale.dtype)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from zoo.kernels.rope import rope
 from zoo.layers.attention.state import KeyValueState, Place, attended
 from zoo.layers.attention.yarn import Yarn
+from zoo.layers.linear import is_plain, is_watched, read_matrix
 from zoo.layers.mixer import Mixer
 from zoo.layers.norm import RMSNorm
 
@@ -91,7 +92,7 @@ class LatentAttention(Mixer):
         k_rope = rope(k_rope[:, :, None], cos, sin, interleaved=self.rope_interleaved).transpose(1, 2)
         latent = self.kv_a_layernorm(latent)[:, None]  # (B, 1, T, rank)
         k_rope, latent, mask = attended(k_rope, latent, place, state)
-        attend = self.absorbed if past and self._absorbs(x.shape[1]) else self.expanded
+        attend = self.absorbed if past and self._absorbs(x.shape[1], latent.shape[2]) else self.expanded
         return self.out_proj(attend(q_nope, q_rope, latent, k_rope, mask).transpose(1, 2).flatten(2))
 
     def expanded(
@@ -118,9 +119,8 @@ class LatentAttention(Mixer):
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: Tensor | None = None
     ) -> Tensor:
         """The same from the latent vectors themselves; None as a mask lets every query see everything."""
-        up_k, up_v = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1)).split(
-            (self.qk_nope_head_dim, self.v_head_dim), dim=1
-        )  # (H, nope, rank), (H, v, rank)
+        up = read_matrix(self.kv_b_proj, latent).unflatten(0, (self.num_heads, -1))
+        up_k, up_v = up.split((self.qk_nope_head_dim, self.v_head_dim), dim=1)  # (H, nope, rank), (H, v, rank)
         q = (q_nope * self.scale) @ up_k  # (B, H, T, rank)
         latent, k_rope = latent[:, 0], k_rope[:, 0]
         heads = (self.num_heads, q.shape[2])  # one matrix for all heads, which share the latent vectors
@@ -150,8 +150,14 @@ class LatentAttention(Mixer):
         k_nope, v = both.split((self.qk_nope_head_dim, self.v_head_dim), dim=-1)
         return k_nope, v
 
-    def _absorbs(self, length: int) -> bool:
-        """Whether ``length`` queries cost less in the latent space: multiplications of a past token and head."""
+    def _absorbs(self, length: int, total: int) -> bool:
+        """Whether ``length`` queries cost less in the latent space: multiplications of a past token and head.
+
+        To read the matrix of a ``kv_b_proj`` that was replaced costs what expanding kv_lora_rank tokens does; hooks
+        are to see tokens.
+        """
+        if is_watched(self.kv_b_proj) or (total <= self.kv_lora_rank and not is_plain(self.kv_b_proj)):
+            return False
         expand = self.kv_lora_rank * (self.qk_nope_head_dim + self.v_head_dim)
         return length * 2 * self.kv_lora_rank <= expand + length * (self.qk_nope_head_dim + self.v_head_dim)
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.depth.active import ActiveTokens
+from zoo.layers.linear import WideLinear
 from zoo.layers.state import is_traced
 
 
@@ -57,10 +58,10 @@ class TokenRouter(nn.Module):
         if not 0 < capacity <= 1:
             raise ValueError(f"capacity, a share of the tokens, must lie in (0, 1], got {capacity}")
         self.capacity, self.predictor_weight = capacity, predictor_weight
-        self.router = nn.Linear(dim, 1, bias=bias)
+        self.router = WideLinear(dim, 1, bias=bias)
         if bias:
             nn.init.ones_(self.router.bias)
-        predictor = nn.Sequential(nn.Linear(dim, predictor_dim), nn.SiLU(), nn.Linear(predictor_dim, 1))
+        predictor = nn.Sequential(WideLinear(dim, predictor_dim), nn.SiLU(), WideLinear(predictor_dim, 1))
         self.predictor = predictor if capacity < 1 else None
         self.auxiliary_losses: dict[str, Tensor] = {}
         self.activity: dict[str, Tensor] = {}
@@ -73,23 +74,17 @@ class TokenRouter(nn.Module):
         Returns:
             The chosen tokens, their x (B, K, D), and their weights r (B, K) in float32 or wider.
         """
-        score, real = self._score(x), tokens.valid
+        score, real = self.router(x).squeeze(-1), tokens.valid
         if self.predictor is None:
             chosen = real
             self._publish(chosen, real)
         else:
-            logit = self.predictor(x.detach().to(self.router.weight.dtype)).squeeze(-1)
+            logit = self.predictor(x.detach()).squeeze(-1)
             best = None if decoding else top_share(score, self.capacity, tokens.ids)
             chosen = best if self.training and best is not None else (logit > 0) & real
             self._publish(chosen, real, logit, best)
         chosen_tokens, (rows, weight) = tokens.keep(chosen, x, score, width=self._most(chosen, tokens, decoding))
         return chosen_tokens, rows, weight
-
-    def _score(self, x: Tensor) -> Tensor:
-        """(B, T), in float32 or wider also under autocast, which leaves products and sums alone."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        score = (x.to(wide) * self.router.weight.to(wide)).sum(-1)
-        return score if self.router.bias is None else score + self.router.bias.to(wide)
 
     def _most(self, chosen: Tensor, tokens: ActiveTokens, decoding: bool) -> int:
         """K: tokens that the row with most of them has, known without looking at them where shapes must be fixed."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zoo.kernels.moe import load_balance_loss, router_z_loss
 from zoo.layers.depth.active import ActiveTokens
+from zoo.layers.linear import WideLinear
 
 Step = Callable[[int, Tensor, ActiveTokens], Tensor]
 
@@ -112,8 +113,8 @@ class ExpertChoice(Recursion):
     ):
         super().__init__(num_recursions)
         self.scale, self.auxiliary_weight = scale, auxiliary_weight
-        self.router = nn.Linear(dim, num_recursions, bias=False)
-        self.sampler = nn.Linear(dim, num_recursions, bias=False) if auxiliary_router else None
+        self.router = WideLinear(dim, num_recursions, bias=False)
+        self.sampler = WideLinear(dim, num_recursions, bias=False) if auxiliary_router else None
         for linear in (self.router, self.sampler):
             if linear is not None:
                 nn.init.normal_(linear.weight, std=0.02)
@@ -124,8 +125,8 @@ class ExpertChoice(Recursion):
         tokens, (h,) = tokens.keep(tokens.valid, x)
         active, losses, agreement = [], [], []
         for r in range(self.num_recursions):
-            logits = wide_linear(h, self.router.weight[r])  # (B, N)
-            votes = logits if self.sampler is None else wide_linear(h.detach(), self.sampler.weight[r])
+            logits = self.router(h)[..., r]  # (B, N)
+            votes = logits if self.sampler is None else self.sampler(h.detach())[..., r]
             sampled = votes > 0 if r else torch.ones_like(votes, dtype=torch.bool)
             chosen, width = sampled, None
             if length is not None:
@@ -176,12 +177,12 @@ class TokenChoice(Recursion):
     ):
         super().__init__(num_recursions)
         self.scale, self.balance_weight, self.z_weight = scale, balance_weight, z_weight
-        self.router = nn.Linear(dim, num_recursions, bias=False)
+        self.router = WideLinear(dim, num_recursions, bias=False)
         nn.init.normal_(self.router.weight, std=0.02)
 
     def forward(self, x: Tensor, tokens: ActiveTokens, step: Step, *, sampling: bool = True) -> Tensor:
         """See ``Recursion``."""
-        logits = wide_linear(x, self.router.weight)  # (B, T, R)
+        logits = self.router(x)  # (B, T, R)
         scores = logits.softmax(-1)
         depth = scores.argmax(-1)
         losses = self._losses(logits, scores, depth, tokens.valid) if self.training else {}
@@ -202,12 +203,6 @@ class TokenChoice(Recursion):
             "depth_balance": self.balance_weight * load_balance_loss(flat, depth.view(-1, 1), mask=mask),
             "router_z": self.z_weight * router_z_loss(logits.flatten(0, 1), mask=mask),
         }
-
-
-def wide_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x (..., D) times weight (D,) or (E, D), in float32 or wider also in a low-precision model."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return F.linear(x.to(wide), weight.to(wide))
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels.moe import Routing, expert_utilisation, load_balance_loss, moe, top_k_routing
+from zoo.layers.linear import WideLinear
 from zoo.layers.mlp import SwiGLU
 from zoo.layers.precision import KeepsFloat32
 
@@ -87,7 +87,7 @@ class DeepSeekMoE(KeepsFloat32):
             "group_top": group_top,
         }  # fmt: skip
         top_k_routing(torch.zeros(0, num_experts, device="cpu"), top_k, **self.routing)  # raises where sizes do not fit
-        self.router = nn.Linear(dim, num_experts, bias=False)
+        self.router = WideLinear(dim, num_experts, bias=False)
         self.w1 = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
         self.w3 = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
         self.w2 = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
@@ -105,11 +105,10 @@ class DeepSeekMoE(KeepsFloat32):
         if self.training and self.bias_speed:
             self._move_bias()
         tokens, device = x.flatten(0, -2), x.device.type
+        logits = self.router(tokens)  # (M, E)
         low = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if low else x.dtype
         with torch.autocast(device, enabled=False):
-            wide = torch.promote_types(x.dtype, torch.float32)
-            logits = F.linear(tokens.to(wide), self.router.weight.to(wide))  # (M, E)
             routing = top_k_routing(logits, self.top_k, bias=self.selection_bias, **self.routing)
             visited = routing.experts
             if mask is not None:

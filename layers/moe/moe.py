@@ -7,11 +7,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels.dispatch import AUTOCAST_DEVICES
 from zoo.kernels.moe import Routing, expert_utilisation, load_balance_loss, moe, router_z_loss, top_k_routing
+from zoo.layers.linear import WideLinear
 
 
 class MoE(nn.Module):
@@ -72,7 +72,7 @@ class MoE(nn.Module):
         self.num_experts, self.top_k, self.capacity_factor = num_experts, top_k, capacity_factor
         self.normalize = top_k > 1 if normalize is None else normalize
         self.balance_weight, self.z_weight = balance_weight, z_weight
-        self.router = nn.Linear(dim, num_experts, bias=False)
+        self.router = WideLinear(dim, num_experts, bias=False)
         self.w1 = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
         self.w3 = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
         self.w2 = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
@@ -91,9 +91,8 @@ class MoE(nn.Module):
         """x (..., D) -> (..., D); where ``mask`` (...) is False, as for padding, no expert is visited: y = 0."""
         tokens, kept = x.flatten(0, -2), None if mask is None else mask.flatten()
         low, capacity = autocast_dtype(x.device.type), self.capacity(tokens.shape[0])
+        logits = self.router(tokens)  # (M, E)
         with nullcontext() if low is None else torch.autocast(x.device.type, enabled=False):
-            wide = torch.promote_types(x.dtype, torch.float32)
-            logits = F.linear(tokens.to(wide), self.router.weight.to(wide))  # (M, E)
             routing = top_k_routing(logits, self.top_k, normalize=self.normalize)
             visited = routing
             if kept is not None:

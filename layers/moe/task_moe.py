@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels.moe import Routing, moe, top_k_routing
+from zoo.layers.linear import WideLinear
 from zoo.layers.moe.moe import autocast_dtype
 
 
@@ -18,11 +19,11 @@ class TaskGates(nn.Module):
 
     def __init__(self, dim: int, num_experts: int, num_tasks: int):
         super().__init__()
-        self.gates = nn.ModuleList(nn.Linear(dim, num_experts, bias=False) for _ in range(num_tasks))
+        self.gates = nn.ModuleList(WideLinear(dim, num_experts, bias=False) for _ in range(num_tasks))
 
     def forward(self, x: Tensor, task: int) -> Tensor:
-        """x (M, D) and the number of the task -> logits (M, E) in the dtype of x."""
-        return F.linear(x, self.gates[task].weight.to(x.dtype))  # type: ignore[operator]
+        """x (M, D) and the number of the task -> logits (M, E)."""
+        return self.gates[task](x)  # type: ignore[operator]
 
 
 class ConditionedGate(nn.Module):
@@ -30,26 +31,31 @@ class ConditionedGate(nn.Module):
 
     def __init__(self, dim: int, num_experts: int, task_dim: int):
         super().__init__()
-        self.gate = nn.Linear(dim + task_dim, num_experts, bias=False)
+        self.gate = WideLinear(dim + task_dim, num_experts, bias=False)
 
     def forward(self, x: Tensor, task: Tensor) -> Tensor:
-        """x (M, D) and the embedding (task_dim,) of a ``TaskEmbedding`` -> logits (M, E) in the dtype of x."""
-        of_token, of_task = self.gate.weight.to(x.dtype).split([x.shape[1], task.shape[0]], dim=1)
-        return F.linear(x, of_token, of_task @ task.to(x.dtype))
+        """x (M, D) and the embedding (task_dim,) of a ``TaskEmbedding`` -> logits (M, E)."""
+        return self.gate(torch.cat([x, task.expand(len(x), -1)], dim=1))
 
 
 class TaskEmbedding(nn.Module):
     """t = norm(W2 gelu(W1 onehot(task))), the vector (task_dim,) by which a ``ConditionedGate`` knows the task."""
 
+    compute: Tensor  # empty, of the device and dtype to compute in
+
     def __init__(self, num_tasks: int, task_dim: int):
         super().__init__()
+        self.num_tasks = num_tasks
+        self.register_buffer("compute", torch.empty(0), persistent=False)
         self.fc1 = nn.Linear(num_tasks, task_dim)
         self.fc2 = nn.Linear(task_dim, task_dim)
         self.norm = nn.LayerNorm(task_dim, 1e-6)
 
     def forward(self, task: int) -> Tensor:
         """Number of a task -> (task_dim,)."""
-        return self.norm(self.fc2(F.gelu(self.fc1.weight[:, task] + self.fc1.bias)))
+        one_hot = self.compute.new_zeros(self.num_tasks)
+        one_hot[task] = 1
+        return self.norm(self.fc2(F.gelu(self.fc1(one_hot))))
 
 
 class TaskMoE(nn.Module):
@@ -119,7 +125,7 @@ class TaskMoE(nn.Module):
 
     def route(self, tokens: Tensor, task: int | Tensor) -> Routing:
         """The experts of each of the tokens (M, D), with their weights."""
-        logits = self.router(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), task)  # (M, E)
+        logits = self.router(tokens, task)  # (M, E)
         if self.training and self.noise_std:
             logits = logits + torch.randn_like(logits) * (self.noise_std / self.num_experts)
         return top_k_routing(logits, self.top_k)
@@ -127,8 +133,8 @@ class TaskMoE(nn.Module):
     def forward(self, x: Tensor, task: int | Tensor) -> Tensor:
         """x (..., D) -> (..., D); ``task`` is what the router takes: a number or an embedding."""
         tokens, low = x.flatten(0, -2), autocast_dtype(x.device.type)
+        routing = self.route(tokens, task)
         with nullcontext() if low is None else torch.autocast(x.device.type, enabled=False):
-            routing = self.route(tokens, task)
             operands = (tokens, self.w1, self.w2, self.b1, self.b2)
             rows, w1, w2, b1, b2 = (t if low is None else t.to(low) for t in operands)
             y = moe(rows, routing, w1, w2, up_bias=b1, down_bias=b2, activation=F.gelu).output

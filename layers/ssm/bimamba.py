@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from zoo.kernels import selective_scan
 from zoo.layers.conv import CausalConv1d
+from zoo.layers.linear import WideBias
 from zoo.layers.precision import KeepsFloat32
 from zoo.layers.ssm.init import dt_bias_init, s4d_real_init
 
@@ -35,8 +36,8 @@ class BiMamba(KeepsFloat32):
     conv1d_b: CausalConv1d
     x_proj: nn.Linear
     x_proj_b: nn.Linear
-    dt_proj: nn.Linear
-    dt_proj_b: nn.Linear
+    dt_proj: WideBias
+    dt_proj_b: WideBias
     A_log: nn.Parameter
     A_b_log: nn.Parameter
     D: nn.Parameter
@@ -50,7 +51,7 @@ class BiMamba(KeepsFloat32):
         for suffix in ("", "_b"):
             self.register_module(f"conv1d{suffix}", CausalConv1d(d_inner, d_conv, activation="silu"))
             self.register_module(f"x_proj{suffix}", nn.Linear(d_inner, self.dt_rank + 2 * d_state, bias=False))
-            self.register_module(f"dt_proj{suffix}", nn.Linear(self.dt_rank, d_inner))
+            self.register_module(f"dt_proj{suffix}", WideBias(self.dt_rank, d_inner))
             self.register_parameter(f"A{suffix}_log", nn.Parameter(torch.empty(d_inner, d_state)))
             self.register_parameter(f"D{suffix}", nn.Parameter(torch.empty(d_inner)))
         self.out_proj = nn.Linear(d_inner, dim, bias=False)
@@ -78,11 +79,10 @@ class BiMamba(KeepsFloat32):
         dt, B, C = x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         return selective_scan(
             x,
-            nn.functional.linear(dt, dt_proj.weight),
+            dt_proj(dt),
             -A_log.to(torch.promote_types(A_log.dtype, torch.float32)).exp(),
             B.unsqueeze(2),
             C.unsqueeze(2),
             D=D,
-            dt_bias=dt_proj.bias,
             dt_softplus=True,
         ).output

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.kernels import selective_scan
 from zoo.layers.conv import CausalConv1d
+from zoo.layers.linear import WideBias
 from zoo.layers.mixer import Mixer, skips_padding
 from zoo.layers.ssm.init import dt_bias_init, s4d_real_init
 from zoo.layers.state import State, keep_rows
@@ -61,7 +62,7 @@ class Mamba(Mixer):
         self.in_proj = nn.Linear(dim, 2 * d_inner, bias=bias)
         self.conv1d = CausalConv1d(d_inner, d_conv, bias=conv_bias, activation="silu")
         self.x_proj = nn.Linear(d_inner, self.dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, d_inner)
+        self.dt_proj = WideBias(self.dt_rank, d_inner)
         self.A_log = nn.Parameter(torch.empty(d_inner, d_state))
         self.D = nn.Parameter(torch.empty(d_inner))
         self.out_proj = nn.Linear(d_inner, dim, bias=bias)
@@ -87,13 +88,12 @@ class Mamba(Mixer):
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         y, ssm = selective_scan(
             x,
-            nn.functional.linear(dt, self.dt_proj.weight),
+            self.dt_proj(dt),
             -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp(),
             B.unsqueeze(2),
             C.unsqueeze(2),
             D=self.D,
             z=z,
-            dt_bias=self.dt_proj.bias,
             dt_softplus=True,
             initial_state=None if state is None else keep_rows(state.ssm, rows),
             seq_idx=seq_idx,

@@ -135,25 +135,25 @@ def block_cost(tokens: int) -> int:
 @pytest.mark.parametrize("capacity", [0.0625, 0.125, 0.5, 0.75])
 def test_cost_follows_the_capacity(capacity):
     tokens, k = text(1, 128), int(capacity * 128)
-    predictor = 2 * 128 * (DIM * PREDICTOR + PREDICTOR)
+    choosing = 2 * 128 * (DIM + DIM * PREDICTOR + PREDICTOR)  # router and predictor
     dense = cost(zoo.create_model("transformer_nano", depth=4), tokens)
-    assert cost(nano(capacity=capacity), tokens) == dense - 2 * (block_cost(128) - block_cost(k) - predictor)
+    assert cost(nano(capacity=capacity), tokens) == dense - 2 * (block_cost(128) - block_cost(k) - choosing)
 
 
 def test_cost_in_evaluation_and_decoding_follows_the_tokens_chosen():
     model, tokens = routed(), text(1, 128)
-    predictor = 2 * 128 * (DIM * PREDICTOR + PREDICTOR)
+    choosing = 2 * 128 * (DIM + DIM * PREDICTOR + PREDICTOR)
     found = cost(model, tokens)
     chosen = [round(128 * float(block.router.activity["processed"])) for block in model.blocks[1::2]]
     dense = cost(zoo.create_model("transformer_nano", depth=4, dtype=torch.float64), tokens)
-    assert found == dense - sum(block_cost(128) - block_cost(k) - predictor for k in chosen)
+    assert found == dense - sum(block_cost(128) - block_cost(k) - choosing for k in chosen)
     state, costs = model.init_state(1), {0: set(), 1: set(), 2: set()}
     for t in range(20):
         attention = 4 * DIM * sum(s.filled for s in state)
         found = cost(partial(model, state=state), tokens[:, t : t + 1])
         blocks = sum(int(block.router.activity["processed"]) for block in model.blocks[1::2])
         costs[blocks].add(blocks)
-        assert found <= attention + (2 + blocks) * block_cost(1) + 2 * predictor // 128 + 2 * DIM * 256
+        assert found <= attention + (2 + blocks) * block_cost(1) + 2 * choosing // 128 + 2 * DIM * 256
     assert all(costs.values())
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.config import require_positive
-from zoo.kernels import linear_cross_entropy
 from zoo.layers import Mixer, ModelState, RMSNorm, State
+from zoo.layers.linear import head_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,7 +184,7 @@ class LanguageModel(nn.Module, ABC):
             starts = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
             labels = labels.masked_fill(starts | (seq_idx < 0), -100)
         shifted = F.pad(labels[:, 1:], (0, 1), value=-100)
-        return linear_cross_entropy(hidden.flatten(0, 1), self.head.weight, shifted.flatten())
+        return head_loss(self.head, hidden.flatten(0, 1), shifted.flatten())
 
     def _check(self, tokens, state, labels, seq_idx, logits_to_keep) -> None:
         if tokens.dim() != 2 or tokens.shape[1] == 0:

@@ -159,9 +159,8 @@ class PCDARTS(HierarchicalModel):
         """A fresh classifier, and auxiliary classifier, for ``num_classes``; neither for 0."""
         super().reset_classifier(num_classes, global_pool)
         if self.auxiliary_head is not None:
-            old = self.auxiliary_head.classifier
-            fresh = nn.Linear(old.in_features, num_classes, device=old.weight.device, dtype=old.weight.dtype)
-            self.auxiliary_head.classifier = fresh
+            old, like = self.auxiliary_head.classifier, next(self.parameters())
+            self.auxiliary_head.classifier = nn.Linear(old.in_features, num_classes).to(like.device, like.dtype)
             self.auxiliary_head = self.auxiliary_head if num_classes else None
 
     def fuse(self) -> PCDARTS:

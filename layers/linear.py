@@ -1,0 +1,94 @@
+"""Linear layers with a rule of precision, and what may be assumed of a linear layer that somebody may have replaced.
+
+Layers call their linear layers and never read the weights of them, so that adapters, compressed weights and hooks in
+their place are in effect everywhere. Where a fused form needs the matrix itself, ``is_plain`` says whether it is all
+that there is.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from zoo.kernels import linear_cross_entropy
+from zoo.kernels.dispatch import AUTOCAST_DEVICES, full_precision
+
+ROWS = 512  # whose logits exist at a time where the head has to be called
+
+
+class WideLinear(nn.Linear):
+    """y = W x + b in float32 or wider, also in a low-precision model and under autocast: for routers.
+
+    Paper: Fedus et al., "Switch Transformers", arXiv 2101.03961, section 2.4 (selective precision).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in_features) -> (..., out_features), float32 or wider."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        with full_precision(x.device):
+            return F.linear(x.to(wide), self.weight.to(wide), None if self.bias is None else self.bias.to(wide))
+
+
+class WideBias(nn.Linear):
+    """y = W x + b, the product in the precision of the model and the sum with a bias that outweighs it in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in_features) -> (..., out_features), float32 or wider."""
+        kind = x.device.type
+        low = kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind)
+        if not low and torch.promote_types(x.dtype, torch.float32) == x.dtype:
+            return super().forward(x)
+        product = F.linear(x, self.weight)
+        return product.to(torch.promote_types(product.dtype, torch.float32)) + self.bias
+
+
+def is_plain(linear: nn.Module) -> bool:
+    """Whether ``linear`` is nothing but x W^T + b: no adapter, compressed or distributed weight, or hook is in it."""
+    return type(linear) is nn.Linear and type(linear.weight) in (Tensor, nn.Parameter) and not is_watched(linear)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether hooks see what ``module`` is called with, or change it."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return any(map(bool, hooks))
+
+
+def read_matrix(linear: nn.Module, like: Tensor) -> Tensor:
+    """The matrix W (out, in) of a linear layer without bias: where it is not plain, what it makes of the unit vectors.
+
+    Args:
+        linear: the layer. like: (..., in), an input.
+    """
+    if is_plain(linear):
+        return linear.weight  # type: ignore[return-value]
+    return linear(torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)).mT
+
+
+def head_loss(head: nn.Module, hidden: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
+    r"""Mean cross-entropy in nats of a linear head's logits over the counted rows; they are never all stored.
+
+    A plain head is fused with the loss (``linear_cross_entropy``). Any other is called on some rows after another, and
+    once more in the backward pass.
+
+    Args:
+        head: (..., D) -> (..., V). hidden: (M, D). labels: (M,) int64 in [0, V), or ``ignore_index``.
+
+    Returns:
+        Scalar, float32 or wider; 0 where no row counts.
+    """
+    if is_plain(head):
+        return linear_cross_entropy(hidden, head.weight, labels, bias=head.bias, ignore_index=ignore_index)  # type: ignore[arg-type]
+
+    def summed(rows: Tensor, target: Tensor) -> Tensor:
+        logits = head(rows)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        return F.cross_entropy(logits.to(wide), target, ignore_index=ignore_index, reduction="sum")
+
+    pairs = zip(hidden.split(ROWS), labels.split(ROWS), strict=True)
+    if torch.is_grad_enabled():
+        parts = [checkpoint(summed, *pair, use_reentrant=False) for pair in pairs]
+    else:
+        parts = [summed(*pair) for pair in pairs]
+    return torch.stack(parts).sum() / (labels != ignore_index).sum().clamp(min=1)  # type: ignore[arg-type]
