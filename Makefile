@@ -1,4 +1,4 @@
-# Every target sets itself up: the environment is made once, and again when its two inputs change.
+# Every target sets itself up: the environment is made once, and again when its inputs change.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -42,7 +42,7 @@ clean: ## remove the environment, the caches and what runs left
 	rm -rf $(VENV) .venv-oldest build dist *.egg-info runs lightning_logs .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "efficient-zoo needs Python >= 3.10; $(PYTHON) is $$($(PYTHON) --version). Choose one: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -23,29 +24,63 @@ DATA = {
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist, the wheel made from the tree and the one made from the sdist; no index, no isolation."""
-    root = Path(__file__).resolve().parent.parent
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what a distribution is made from."""
+    root, source = Path(__file__).resolve().parent.parent, tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(root / name, source)
     for name in ROOTS:
         shutil.copytree(root / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return source
 
+
+def without_links(source: Path, target: Path, kind: str) -> Path:
+    """The copy as a clone with core.symlinks=false has it (text files), or an archive whose links were dropped."""
+    shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    for link in [path for path in (target / "zoo").iterdir() if path.is_symlink()]:
+        place = str(link.readlink())
+        link.unlink()
+        if kind == "text":
+            link.write_text(place)
+    return target
+
+
+@pytest.fixture(scope="module")
+def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist and the wheels of the tree, of the sdist and of trees without links, built offline."""
+    out = tmp_path_factory.mktemp("dist")
     build_backend(source, "build_sdist", out)
     build_backend(source, "build_wheel", out / "tree")
     with tarfile.open(next(out.glob("*.tar.gz"))) as archive:
         archive.extractall(out / "unpacked", filter="data")
     build_backend(next((out / "unpacked").iterdir()), "build_wheel", out / "sdist")
+    for kind in ("text", "nothing"):
+        tree = without_links(source, out / f"tree-{kind}", kind)
+        build_backend(tree, "build_wheel", out / kind)
+    build_backend(out / "tree-text", "build_sdist", out / "sdist-text")
     return out
 
 
 def build_backend(source: Path, hook: str, out: Path) -> None:
     """One PEP 517 hook of setuptools, in its own process as pip runs it."""
+    done = run_backend(source, hook, out)
+    assert done.returncode == 0, done.stderr
+
+
+def run_backend(source: Path, hook: str, out: Path) -> subprocess.CompletedProcess[str]:
     out.mkdir(parents=True, exist_ok=True)
     code = f"from setuptools import build_meta; build_meta.{hook}({str(out)!r})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    return subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=240)
+
+
+def members(folder: Path) -> set[str]:
+    """Names in the sdist of a folder, without the folder around them."""
+    with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+        found = archive.getmembers()
+    assert not [m.name for m in found if m.issym() or m.islnk()]
+    names = [m.name.partition("/")[2] for m in found if m.isfile()]
+    assert len(names) == len(set(names))
+    return set(names)
 
 
 def wheel(folder: Path) -> zipfile.ZipFile:
@@ -65,7 +100,7 @@ def expected(root: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("origin", ["tree", "sdist"])
+@pytest.mark.parametrize("origin", ["tree", "sdist", "text", "nothing"])
 def test_wheel_holds_every_module_and_data_file_once(built: Path, root: Path, origin: str) -> None:
     names = [n for n in wheel(built / origin).namelist() if ".dist-info/" not in n]
     assert len(names) == len(set(names))
@@ -97,11 +132,43 @@ def test_metadata(built: Path) -> None:
     assert files["entry_points.txt"].split() == ["[console_scripts]", "zoo", "=", "zoo.cli:main"]
 
 
-def test_sdist_holds_no_second_copy(built: Path) -> None:
-    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
-        members = archive.getmembers()
-    assert not [m.name for m in members if m.issym() or m.islnk()]
-    assert not [m.name for m in members if len(m.name.split("/")) > 1 and m.name.split("/")[1] in ROOTS[1:]]
+def test_sdist_holds_every_file_once(built: Path, root: Path) -> None:
+    """At the top level, where the repository has them; with or without links the same."""
+    code = {name for name in members(built) if name.split("/")[0] in ROOTS}
+    inside = {name.removeprefix("zoo/") if name.split("/")[1] in ROOTS else name for name in expected(root)}
+    assert code == inside
+    assert members(built) == members(built / "sdist-text")
+
+
+def test_a_wheel_from_a_tree_without_links_imports(built: Path, tmp_path: Path) -> None:
+    wheel(built / "text").extractall(tmp_path)
+    code = """
+import zoo
+assert zoo.__file__.startswith({place!r}), zoo.__file__
+import zoo.benchmarks, zoo.cli
+model = zoo.create_model("mamba2_nano", pretrained=True)
+assert zoo.cli.recipe_path("digits_vim_nano").is_file()
+"""
+    place = str(tmp_path)
+    command = [sys.executable, "-c", code.format(place=place)]
+    environment = {**os.environ, "PYTHONPATH": place}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["text", "nothing"])
+def test_an_editable_install_without_links_stops_with_a_sentence(built: Path, kind: str, tmp_path: Path) -> None:
+    done = run_backend(built / f"tree-{kind}", "build_editable", tmp_path)
+    assert done.returncode != 0 and not list(tmp_path.iterdir())
+    assert done.stderr.splitlines()[-1].startswith("error: an editable install needs the symbolic links zoo/kernels, ")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_editable_install_leads_to_the_checkout(source: Path, built: Path, tmp_path: Path) -> None:
+    build_backend(source, "build_editable", tmp_path)
+    archive = wheel(tmp_path)
+    (finder,) = [name for name in archive.namelist() if name.endswith("_finder.py")]
+    assert f"= {{'zoo': {str(source / 'zoo')!r}}}\n" in archive.read(finder).decode()
 
 
 def test_constraints_pin_versions_only(root: Path) -> None:
