@@ -10,7 +10,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ ENVIRONMENT_VARIABLE = "ZOO_IMPLEMENTATION"
 AUTOCAST_DEVICES = {d for d in ("cpu", "cuda", "mps", "xpu", "hpu") if torch.amp.is_autocast_available(d)}
 
 _operations: dict[str, Operation] = {}
-_chosen: list[dict[str, str]] = []
+_chosen: tuple[dict[str, str], ...] = ()  # of the open blocks, innermost last; replaced, never changed, under the lock
+_lock = Lock()
 
 
 def as_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -123,6 +125,20 @@ class Operation:
             )
         return chosen
 
+    def check(self, impl: str, others: dict[str, Tensor | None] | None = None, **floating: Tensor | None) -> None:
+        """Raise what a call's tensors or its ``impl`` cannot be, whichever way the result is then computed.
+
+        Raises:
+            ValueError: for a tensor of ``floating`` that is not of a real floating dtype, tensors on different devices,
+                or an ``impl`` that is unknown.
+            RuntimeError: for an ``impl`` that cannot run on the device of the tensors.
+        """
+        check_floating(self.name, **floating)
+        check_device(self.name, **floating, **(others or {}))
+        if not torch.compiler.is_compiling() and (name := self.choice(impl)) != "auto":
+            device = next(t.device for t in floating.values() if t is not None)
+            self.resolve(name, torch.device("cpu") if device.type == "meta" else device)
+
     def plain(self, name: str, device: torch.device) -> Implementation | None:
         """The implementation ``name`` stands for, where autograd itself differentiates it, as often as wanted."""
         chosen = self.resolve(name, device)
@@ -142,31 +158,44 @@ def implementation(*name: str, **by_operation: str) -> Iterator[None]:
 
     ``implementation("reference")`` chooses for every operation, ``implementation(ssd="chunked")`` for one. The
     environment variable ``ZOO_IMPLEMENTATION`` does the same for a program: ``reference`` or ``ssd=chunked,...``.
-    An ``impl`` argument other than ``"auto"`` wins over both, the innermost block over the outer ones.
+    An ``impl`` argument other than ``"auto"`` wins over both, a block over those that were open when it began.
     """
+    global _chosen
     unknown = set(by_operation) - set(_operations)
     if len(name) > 1 or unknown:
         raise ValueError(f"give one name, or name=... for the operations {sorted(_operations)}, not {unknown or name}")
     choice = dict(by_operation) | ({"*": name[0]} if name else {})
-    _chosen.append(choice)
+    with _lock:
+        _chosen = (*_chosen, choice)
     try:
         yield
     finally:
-        _chosen.remove(choice)
+        with _lock:
+            _chosen = tuple(other for other in _chosen if other is not choice)
 
 
 def _program_choice(operation: str) -> str:
-    for choice in (*reversed(_chosen), _environment_choice()):
+    for choice in reversed(_chosen):
         if found := choice.get(operation, choice.get("*")):
             return found
-    return "auto"
+    setting = os.environ.get(ENVIRONMENT_VARIABLE)
+    choice = _parsed(setting) if setting else {}
+    return choice.get(operation, choice.get("*", "auto"))
 
 
-def _environment_choice() -> dict[str, str]:
+@cache
+def _parsed(setting: str) -> dict[str, str]:
+    """Of ``ssd=chunked,reference``: {"ssd": "chunked", "*": "reference"}."""
     choice = {}
-    for item in filter(None, map(str.strip, os.environ.get(ENVIRONMENT_VARIABLE, "").split(","))):
-        first, equals, second = item.partition("=")
-        choice |= {first: second} if equals else {"*": first}
+    for item in filter(None, map(str.strip, setting.split(","))):
+        first, equals, second = (part.strip() for part in item.partition("="))
+        operation, name = (first, second) if equals else ("*", first)
+        if operation not in ("*", *_operations) or not name:
+            raise ValueError(
+                f"{ENVIRONMENT_VARIABLE} must be a name, or operation=name for the operations {sorted(_operations)}, "
+                f"separated by commas, got {item!r}"
+            )
+        choice[operation] = name
     return choice
 
 
@@ -192,6 +221,14 @@ def check_floating(operation: str, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is not None and not tensor.is_floating_point():
             raise ValueError(f"{operation}: {name} must be a floating-point tensor, got {tensor.dtype}")
+
+
+def check_device(operation: str, **tensors: Tensor | None) -> None:
+    """Raise a ValueError for tensors on more than one device."""
+    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    if len(set(devices.values())) > 1:
+        where = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"{operation}: all tensors must be on one device, got {where}")
 
 
 def sequence_starts(seq_idx: Tensor | None) -> Tensor | None:

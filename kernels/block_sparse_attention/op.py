@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.block_sparse_attention import gathered, reference
-from zoo.kernels.dispatch import Implementation, Operation, check_floating, check_shape, compute_dtype
+from zoo.kernels.dispatch import Implementation, Operation, check_shape, compute_dtype
 from zoo.kernels.operator import Like, define
 from zoo.kernels.triton_support import triton_implementation
 
@@ -53,7 +53,7 @@ def block_sparse_attention(
     Paper: Child et al., "Generating Long Sequences with Sparse Transformers", arXiv 1904.10509; blocks as in Zaheer
     et al., "Big Bird", arXiv 2007.14062.
     """
-    _check(q, k, v, block_mask, block_size, causal)
+    _check(q, k, v, block_mask, block_size, causal, impl)
     scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
     return _block_sparse_attention(q, k, v, block_mask, block_size, causal, scale, impl)[0]
 
@@ -82,14 +82,14 @@ def _flops(q, k, v, *_) -> int:
 _block_sparse_attention = define(operation, "q k v", _shapes, flops=_flops, extras=1)
 
 
-def _check(q, k, v, block_mask, block_size, causal) -> None:
+def _check(q, k, v, block_mask, block_size, causal, impl) -> None:
     check = partial(check_shape, "block_sparse_attention")
     check("q", q, "(B, T, H, K)", None, None, None, None)
     batch, length, heads, dim = q.shape
     check("k", k, "(B, S, G, K)", batch, None, None, dim)
     keys, groups = k.shape[1:3]
     check("v", v, "(B, S, G, V)", batch, keys, groups, None)
-    check_floating("block_sparse_attention", q=q, k=k, v=v)
+    operation.check(impl, {"block_mask": block_mask}, q=q, k=k, v=v)
     if min(length, keys, block_size) < 1 or groups == 0 or heads % groups or (causal and keys < length):
         raise ValueError(
             "block_sparse_attention: T, S and block_size must be at least 1, the heads of k must divide those of q, "

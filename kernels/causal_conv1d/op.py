@@ -14,7 +14,6 @@ from zoo.kernels.causal_conv1d import native, reference, shifted
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
-    check_floating,
     check_shape,
     compute_dtype,
     sequence_starts,
@@ -62,7 +61,7 @@ def causal_conv1d(
         ValueError: for tensors whose shapes or dtypes do not fit together, or an unknown activation.
         RuntimeError: when the named implementation cannot run on the device of x.
     """
-    _check(x, weight, bias, activation, initial_state, seq_idx)
+    _check(x, weight, bias, activation, initial_state, seq_idx, impl)
     state = x.new_zeros(x.shape[0], weight.shape[1] - 1, x.shape[2]) if initial_state is None else initial_state
     if x.shape[1] == 1:
         history = torch.cat([state.to(x.dtype), x], dim=1)
@@ -98,7 +97,7 @@ def _flops(x, weight, *_) -> int:
 _conv = define(operation, "x weight bias state", _shapes, flops=_flops)
 
 
-def _check(x, weight, bias, activation, initial_state, seq_idx) -> None:
+def _check(x, weight, bias, activation, initial_state, seq_idx, impl) -> None:
     check = partial(check_shape, "causal_conv1d")
     check("x", x, "(B, T, D)", None, None, None)
     batch, length, dim = x.shape
@@ -106,7 +105,7 @@ def _check(x, weight, bias, activation, initial_state, seq_idx) -> None:
     check("bias", bias, "(D,)", dim)
     check("initial_state", initial_state, "(B, W - 1, D)", batch, weight.shape[1] - 1, dim)
     check("seq_idx", seq_idx, "(B, T)", batch, length)
-    check_floating("causal_conv1d", x=x, weight=weight, bias=bias, initial_state=initial_state)
+    operation.check(impl, {"seq_idx": seq_idx}, x=x, weight=weight, bias=bias, initial_state=initial_state)
     if length == 0 or weight.shape[1] < 2:
         raise ValueError(
             f"causal_conv1d: T must be at least 1 and the width at least 2, got T {length}, width {weight.shape[1]}"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.kernels.autograd import recomputed_gradients, recorded_gradients
 from zoo.kernels.cross_entropy import chunked, reference
-from zoo.kernels.dispatch import Implementation, Operation, check_floating, check_shape, compute_dtype
+from zoo.kernels.dispatch import Implementation, Operation, check_shape, compute_dtype
 from zoo.kernels.operator import Like, first_derivatives_only, register, schema, under_transforms
 from zoo.kernels.triton_support import triton_implementation
 
@@ -59,7 +59,7 @@ def linear_cross_entropy(
     Papers: the z-loss: Chowdhery et al., "PaLM", arXiv 2204.02311; the softcap: "Gemma 2", arXiv 2408.00118; label
     smoothing: Szegedy et al., arXiv 1512.00567; logits by tiles: Wijmans et al., "Cut Your Losses", arXiv 2411.09009.
     """
-    _check(hidden, weight, labels, bias, softcap, label_smoothing, chunk_size)
+    _check(hidden, weight, labels, bias, softcap, label_smoothing, chunk_size, impl)
     options = ignore_index, z_loss, softcap, label_smoothing, chunk_size
     loss = _loss(hidden, weight, bias, labels.long(), *options, impl)
     return loss / (labels != ignore_index).sum().clamp(min=1)
@@ -169,13 +169,13 @@ def _loss(*inputs: Any) -> Tensor:
     return _fused(*inputs, wanted, impl)[0]
 
 
-def _check(hidden, weight, labels, bias, softcap, label_smoothing, chunk_size) -> None:
+def _check(hidden, weight, labels, bias, softcap, label_smoothing, chunk_size, impl) -> None:
     name = "linear_cross_entropy"
     check_shape(name, "hidden", hidden, "(M, D)", None, None)
     check_shape(name, "weight", weight, "(V, D)", None, hidden.shape[1])
     check_shape(name, "bias", bias, "(V,)", weight.shape[0])
     check_shape(name, "labels", labels, "(M,)", hidden.shape[0])
-    check_floating(name, hidden=hidden, weight=weight, bias=bias)
+    operation.check(impl, {"labels": labels}, hidden=hidden, weight=weight, bias=bias)
     if labels.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name}: labels must be int64 token ids, got {labels.dtype}")
     if softcap is not None and softcap <= 0:

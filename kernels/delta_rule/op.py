@@ -12,7 +12,6 @@ from zoo.kernels.delta_rule import chunked, reference
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
-    check_floating,
     check_shape,
     compute_dtype,
     full_precision,
@@ -76,7 +75,7 @@ def delta_rule(
     Papers: Yang et al., "Parallelizing Linear Transformers with the Delta Rule over Sequence Length", arXiv 2406.06484;
     Yang, Kautz and Hatamizadeh, "Gated Delta Networks", arXiv 2412.06464 (with log_decay).
     """
-    _check(q, k, v, beta, log_decay, initial_state, seq_idx, chunk_size)
+    _check(q, k, v, beta, log_decay, initial_state, seq_idx, chunk_size, impl)
     dtype = compute_dtype(q, k, v, beta, log_decay)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     batch, length, heads, key_dim = q.shape
@@ -125,7 +124,7 @@ def _flops(q, k, v, *_) -> int:
 _delta_rule = define(operation, "q k v beta log_decay state", _shapes, flops=_flops)
 
 
-def _check(q, k, v, beta, log_decay, initial_state, seq_idx, chunk_size) -> None:
+def _check(q, k, v, beta, log_decay, initial_state, seq_idx, chunk_size, impl) -> None:
     check = partial(check_shape, "delta_rule")
     check("q", q, "(B, T, H, K)", None, None, None, None)
     batch, length, heads, key_dim = q.shape
@@ -135,6 +134,8 @@ def _check(q, k, v, beta, log_decay, initial_state, seq_idx, chunk_size) -> None
     check("log_decay", log_decay, "(B, T, H)", batch, length, heads)
     check("initial_state", initial_state, "(B, H, K, V)", batch, heads, key_dim, v.shape[-1])
     check("seq_idx", seq_idx, "(B, T)", batch, length)
-    check_floating("delta_rule", q=q, k=k, v=v, beta=beta, log_decay=log_decay, initial_state=initial_state)
+    operation.check(
+        impl, {"seq_idx": seq_idx}, q=q, k=k, v=v, beta=beta, log_decay=log_decay, initial_state=initial_state
+    )
     if length == 0 or chunk_size < 1:
         raise ValueError(f"delta_rule: T and chunk_size must be at least 1, got T {length}, chunk_size {chunk_size}")

@@ -11,7 +11,6 @@ from torch import Tensor
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
-    check_floating,
     check_shape,
     compute_dtype,
     full_precision,
@@ -74,7 +73,7 @@ def linear_attention(
     2307.08621 (scalar decay); Yang et al., "Gated Linear Attention Transformers with Hardware-Efficient Training",
     arXiv 2312.06635 (vector decay, chunked form).
     """
-    _check(q, k, v, log_decay, initial_state, seq_idx, chunk_size)
+    _check(q, k, v, log_decay, initial_state, seq_idx, chunk_size, impl)
     dtype = compute_dtype(q, k, v, log_decay)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     batch, length, heads, key_dim = q.shape
@@ -122,7 +121,7 @@ def _flops(q, k, v, *_) -> int:
 _linear_attention = define(operation, "q k v log_decay state", _shapes, flops=_flops)
 
 
-def _check(q, k, v, log_decay, initial_state, seq_idx, chunk_size) -> None:
+def _check(q, k, v, log_decay, initial_state, seq_idx, chunk_size, impl) -> None:
     check = partial(check_shape, "linear_attention")
     check("q", q, "(B, T, H, K)", None, None, None, None)
     batch, length, heads, key_dim = q.shape
@@ -134,7 +133,7 @@ def _check(q, k, v, log_decay, initial_state, seq_idx, chunk_size) -> None:
         check("log_decay", log_decay, "(B, T, H)", batch, length, heads)
     check("initial_state", initial_state, "(B, H, K, V)", batch, heads, key_dim, v.shape[-1])
     check("seq_idx", seq_idx, "(B, T)", batch, length)
-    check_floating("linear_attention", q=q, k=k, v=v, log_decay=log_decay, initial_state=initial_state)
+    operation.check(impl, {"seq_idx": seq_idx}, q=q, k=k, v=v, log_decay=log_decay, initial_state=initial_state)
     if length == 0 or chunk_size < 1:
         raise ValueError(
             f"linear_attention: T and chunk_size must be at least 1, got T {length}, chunk_size {chunk_size}"

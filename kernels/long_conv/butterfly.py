@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernels.dispatch import as_dtype, check_floating, check_shape, compute_dtype
+from zoo.kernels.dispatch import as_dtype, check_device, check_floating, check_shape, compute_dtype
 from zoo.kernels.long_conv.spectral import with_skip_and_gate
 
 
@@ -58,6 +58,7 @@ def butterfly_conv(
     check_shape("butterfly_conv", "D", D, "(D,)", dim)
     check_shape("butterfly_conv", "gate", gate, "(B, T, D)", batch, length, dim)
     check_floating("butterfly_conv", u=u, kernel=kernel, D=D, gate=gate)
+    check_device("butterfly_conv", u=u, kernel=kernel, D=D, gate=gate)
     if inverse_factors is None:
         inverse_factors = [f.mH / f.shape[-1] for f in factors]
     kernel_factors = factors if kernel_factors is None else kernel_factors

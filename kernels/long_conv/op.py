@@ -7,7 +7,7 @@ from math import log2
 
 from torch import Tensor
 
-from zoo.kernels.dispatch import Implementation, Operation, as_dtype, check_floating, check_shape, compute_dtype
+from zoo.kernels.dispatch import Implementation, Operation, as_dtype, check_shape, compute_dtype
 from zoo.kernels.long_conv import fft, monarch, native, reference, spectral
 from zoo.kernels.operator import Like, define
 from zoo.kernels.triton_support import triton_implementation
@@ -51,7 +51,7 @@ def long_conv(
     Papers: Fu et al., "Simple Hardware-Efficient Long Convolutions for Sequence Modeling", arXiv 2302.06646; Fu et
     al., "FlashFFTConv", arXiv 2311.05908.
     """
-    _check(u, kernel, D, gate, circular)
+    _check(u, kernel, D, gate, circular, impl)
     if u.shape[1] == 1:
         dtype = compute_dtype(u, kernel, D, gate)
         x, k, skip, g = as_dtype(dtype, u, kernel[:, 0], D, gate)
@@ -83,14 +83,14 @@ def _flops(u, kernel, D, gate, circular, *_) -> int:
 _long_conv = define(operation, "u kernel D gate", _shapes, flops=_flops)
 
 
-def _check(u, kernel, D, gate, circular) -> None:
+def _check(u, kernel, D, gate, circular, impl) -> None:
     check = partial(check_shape, "long_conv")
     check("u", u, "(B, T, D)", None, None, None)
     batch, length, dim = u.shape
     check("kernel", kernel, "(D, L)", dim, None)
     check("D", D, "(D,)", dim)
     check("gate", gate, "(B, T, D)", batch, length, dim)
-    check_floating("long_conv", u=u, kernel=kernel, D=D, gate=gate)
+    operation.check(impl, u=u, kernel=kernel, D=D, gate=gate)
     taps = kernel.shape[1]
     if length == 0 or taps == 0:
         raise ValueError(f"long_conv: T and L must be at least 1, got T {length}, L {taps}")

@@ -7,7 +7,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernels.dispatch import check_floating, check_shape, compute_dtype
+from zoo.kernels.dispatch import check_device, check_floating, check_shape, compute_dtype
 from zoo.kernels.long_conv.op import long_conv
 
 
@@ -38,6 +38,7 @@ def packed_long_conv(u: Tensor, kernel: Tensor, seq_idx: Tensor, *, D: Tensor | 
     check("seq_idx", seq_idx, "(B, T)", batch, length)
     check("D", D, "(D,)", dim)
     check_floating("packed_long_conv", u=u, kernel=kernel, D=D)
+    check_device("packed_long_conv", u=u, kernel=kernel, seq_idx=seq_idx, D=D)
     if length == 0 or kernel.shape[1] == 0:
         raise ValueError(f"packed_long_conv: T and L must be at least 1, got T {length}, L {kernel.shape[1]}")
 

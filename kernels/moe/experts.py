@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernels.dispatch import check_shape, compute_dtype
+from zoo.kernels.dispatch import check_device, check_shape, compute_dtype
 from zoo.kernels.moe.op import grouped_matmul, operation
 from zoo.kernels.moe.routing import Routing
 
@@ -177,3 +177,4 @@ def _check(x, routing, up, down, gate) -> None:
     check_shape("moe", "up", up, "(E, D, F)", None, x.shape[1], None)
     check_shape("moe", "gate", gate, "(E, D, F)", *up.shape)
     check_shape("moe", "down", down, "(E, F, D)", up.shape[0], up.shape[2], None)
+    check_device("moe", x=x, weights=routing.weights, experts=routing.experts, up=up, gate=gate, down=down)

@@ -11,7 +11,6 @@ from zoo.kernels.dispatch import (
     Implementation,
     Operation,
     as_given,
-    check_floating,
     check_shape,
     full_precision,
 )
@@ -47,7 +46,7 @@ def grouped_matmul(
 
     Paper: Gale et al., "MegaBlocks", arXiv 2211.15841 (dropless experts).
     """
-    _check(x, weight, offsets, bias)
+    _check(x, weight, offsets, bias, impl)
     output = _grouped_matmul(x, weight, offsets, impl)
     if bias is None:
         return output
@@ -76,13 +75,13 @@ def _flops(x, weight, *_) -> int:
 _grouped_matmul = define(operation, "x weight", _shapes, flops=_flops)
 
 
-def _check(x, weight, offsets, bias) -> None:
+def _check(x, weight, offsets, bias, impl) -> None:
     check_shape("grouped_matmul", "weight", weight, "(E, D, F)", None, None, None)
     experts, depth, columns = weight.shape
     check_shape("grouped_matmul", "x", x, "(M, D)", None, depth)
     check_shape("grouped_matmul", "offsets", offsets, "(E + 1,)", experts + 1)
     check_shape("grouped_matmul", "bias", bias, "(E, F)", experts, columns)
-    check_floating("grouped_matmul", x=x, weight=weight, bias=bias)
+    operation.check(impl, {"offsets": offsets}, x=x, weight=weight, bias=bias)
     if offsets.dtype != torch.int64 or offsets.device != x.device:
         raise ValueError(
             f"grouped_matmul: offsets must be int64 on {x.device}, got {offsets.dtype} on {offsets.device}"

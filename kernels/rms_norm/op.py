@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from zoo.kernels.dispatch import Implementation, Operation, check_floating, check_shape, compute_dtype
+from zoo.kernels.dispatch import Implementation, Operation, check_shape, compute_dtype
 from zoo.kernels.native import in_rows
 from zoo.kernels.operator import Like, define
 from zoo.kernels.rms_norm import fused, native, reference
@@ -52,7 +52,7 @@ def rms_norm(
     Papers: Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467; the gate: Dao and Gu,
     "Transformers are SSMs", arXiv 2405.21060.
     """
-    _check(x, weight, z, num_groups)
+    _check(x, weight, z, num_groups, impl)
     dtype = (x if weight is None else weight).dtype
     small = not torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() < SMALL
     if small and operation.choice(impl) == "auto":
@@ -97,13 +97,13 @@ def _rows(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is None else tensor.reshape(1, -1, tensor.shape[-1])
 
 
-def _check(x, weight, z, num_groups) -> None:
+def _check(x, weight, z, num_groups, impl) -> None:
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"rms_norm: x must have shape (..., D) with D at least 1, got {tuple(x.shape)}")
     if weight is not None and weight.shape != x.shape[-1:]:
         check_shape("rms_norm", "weight", weight, "(D,)", x.shape[-1])
     if z is not None and z.shape != x.shape:
         check_shape("rms_norm", "z", z, "(..., D) of x", *x.shape)
-    check_floating("rms_norm", x=x, weight=weight, z=z)
+    operation.check(impl, x=x, weight=weight, z=z)
     if num_groups < 1 or x.shape[-1] % num_groups:
         raise ValueError(f"rms_norm: num_groups must divide D, got {num_groups} groups for D {x.shape[-1]}")

@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from zoo.kernels.dispatch import Implementation, Operation, check_floating, check_shape, compute_dtype
+from zoo.kernels.dispatch import Implementation, Operation, check_shape, compute_dtype
 from zoo.kernels.native import in_rows
 from zoo.kernels.operator import Like, define
 from zoo.kernels.rope import halves, native, reference
@@ -38,7 +38,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, impl
 
     Paper: Su et al., "RoFormer", arXiv 2104.09864.
     """
-    _check(x, cos, sin)
+    _check(x, cos, sin, impl)
     small = not torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() < SMALL
     if small and operation.choice(impl) == "auto":
         if x.dtype == cos.dtype == sin.dtype and x.dtype.itemsize >= 4:
@@ -71,7 +71,7 @@ _rope = define(
 )
 
 
-def _check(x, cos, sin) -> None:
+def _check(x, cos, sin, impl) -> None:
     shape, table = x.shape, cos.shape
     if len(shape) != 4 or (table[:-1] != shape[1:2] and table[:-1] != shape[:2]):
         check_shape("rope", "x", x, "(B, T, H, K)", None, None, None, None)
@@ -79,7 +79,7 @@ def _check(x, cos, sin) -> None:
         check_shape("rope", "cos", cos, "(B, T, P)" if cos.dim() == 3 else "(T, P)", *steps, None)
     if sin.shape != table:
         check_shape("rope", "sin", sin, "that of cos", *cos.shape)
-    check_floating("rope", x=x, cos=cos, sin=sin)
+    operation.check(impl, x=x, cos=cos, sin=sin)
     if not 0 < 2 * table[-1] <= shape[-1]:
         raise ValueError(f"rope: cos and sin must have from 1 to K / 2 pairs, got {table[-1]} for K {shape[-1]}")
     if cos.requires_grad or sin.requires_grad:

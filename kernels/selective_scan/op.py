@@ -13,7 +13,6 @@ from zoo.kernels.dispatch import (
     Implementation,
     Operation,
     as_dtype,
-    check_floating,
     check_shape,
     compute_dtype,
     sequence_starts,
@@ -75,7 +74,7 @@ def selective_scan(
 
     Paper: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752.
     """
-    _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx)
+    _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, impl)
     dtype = compute_dtype(x, dt, A, B, C, D, z, dt_bias)
     state = x.new_zeros(x.shape[0], *A.shape, dtype=dtype) if initial_state is None else initial_state.to(dtype)
     A = A.to(dtype).clamp(min=1e-8 * torch.finfo(dtype).min)  # -inf 0 is no number
@@ -121,7 +120,7 @@ def _flops(x, dt, A, *_) -> int:
 _scan = define(operation, "x dt A B C D z dt_bias state", _shapes, flops=_flops)
 
 
-def _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx) -> None:
+def _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, impl) -> None:
     check = partial(check_shape, "selective_scan")
     check("x", x, "(B, T, D)", None, None, None)
     batch, length, dim = x.shape
@@ -135,7 +134,9 @@ def _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx) -> None:
     check("dt_bias", dt_bias, "(D,)", dim)
     check("initial_state", initial_state, "(B, D, N)", batch, dim, state)
     check("seq_idx", seq_idx, "(B, T)", batch, length)
-    check_floating("selective_scan", x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias, initial_state=initial_state)
+    operation.check(
+        impl, {"seq_idx": seq_idx}, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias, initial_state=initial_state
+    )
     if length == 0 or dim % B.shape[2]:
         raise ValueError(
             f"selective_scan: T must be at least 1 and the groups must divide the channels, got T {length}, "

@@ -10,7 +10,6 @@ from torch import Tensor
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
-    check_floating,
     check_shape,
     compute_dtype,
     full_precision,
@@ -63,7 +62,7 @@ def sliding_window_attention(
     Papers: Beltagy et al., "Longformer", arXiv 2004.05150; sinks: Xiao et al., "Efficient Streaming Language Models
     with Attention Sinks", arXiv 2309.17453.
     """
-    _check(q, k, v, window, sinks, seq_idx)
+    _check(q, k, v, window, sinks, seq_idx, impl)
     length, seen = q.shape[1], q.shape[1] + window - 1
     scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
     if sinks == 0 and k.shape[1] > seen:
@@ -112,7 +111,7 @@ def _first_keys(seq_idx: Tensor | None, length: int) -> Tensor | None:
     return (starts * position).cummax(1).values[:, starts.shape[1] - length :].contiguous()
 
 
-def _check(q, k, v, window, sinks, seq_idx) -> None:
+def _check(q, k, v, window, sinks, seq_idx, impl) -> None:
     check = partial(check_shape, "sliding_window_attention")
     check("q", q, "(B, T, H, K)", None, None, None, None)
     batch, length, heads, dim = q.shape
@@ -120,7 +119,7 @@ def _check(q, k, v, window, sinks, seq_idx) -> None:
     keys, groups = k.shape[1:3]
     check("v", v, "(B, S, G, V)", batch, keys, groups, None)
     check("seq_idx", seq_idx, "(B, S)", batch, keys)
-    check_floating("sliding_window_attention", q=q, k=k, v=v)
+    operation.check(impl, {"seq_idx": seq_idx}, q=q, k=k, v=v)
     if length == 0 or keys < length or groups == 0 or heads % groups:
         raise ValueError(
             "sliding_window_attention: T must be at least 1 and at most S, and the heads of k must divide those of q, "

@@ -13,7 +13,6 @@ from torch import Tensor
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
-    check_floating,
     check_shape,
     compute_dtype,
     sequence_starts,
@@ -73,12 +72,12 @@ def ssd(
         SSDOutput(output (B, T, H, P), final_state (B, H, P, N)), both differentiable.
 
     Raises:
-        ValueError: for tensors whose shapes or dtypes do not fit together, or a chunk size below 1.
+        ValueError: for tensors whose shapes or dtypes do not fit together, a chunk size below 1 or a swapped dt_limit.
         RuntimeError: when the named implementation cannot run on the device of x.
 
     Paper: Dao and Gu, "Transformers are SSMs", arXiv 2405.21060.
     """
-    _check(x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, chunk_size)
+    _check(x, dt, A, B, C, D, dt_bias, dt_limit, initial_state, seq_idx, chunk_size, impl)
     dtype = compute_dtype(x, dt, A, B, C)
     dt, A = dt.to(dtype), A.to(dtype).clamp(min=1e-8 * torch.finfo(dtype).min)  # -inf 0 is no number
     if dt_bias is not None:
@@ -134,7 +133,7 @@ def _flops(x, dt, A, B, *_) -> int:
 _ssd = define(operation, "x dt A B C state", _shapes, flops=_flops)
 
 
-def _check(x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, chunk_size) -> None:
+def _check(x, dt, A, B, C, D, dt_bias, dt_limit, initial_state, seq_idx, chunk_size, impl) -> None:
     check = partial(check_shape, "ssd")
     check("x", x, "(B, T, H, P)", None, None, None, None)
     batch, length, heads, head_dim = x.shape
@@ -150,9 +149,13 @@ def _check(x, dt, A, B, C, D, dt_bias, initial_state, seq_idx, chunk_size) -> No
     check("dt_bias", dt_bias, "(H,)", heads)
     check("initial_state", initial_state, "(B, H, P, N)", batch, heads, head_dim, state)
     check("seq_idx", seq_idx, "(B, T)", batch, length)
-    check_floating("ssd", x=x, dt=dt, A=A, B=B, C=C, D=D, dt_bias=dt_bias, initial_state=initial_state)
+    operation.check(
+        impl, {"seq_idx": seq_idx}, x=x, dt=dt, A=A, B=B, C=C, D=D, dt_bias=dt_bias, initial_state=initial_state
+    )
     if length == 0 or heads % groups or chunk_size < 1:
         raise ValueError(
             "ssd: T and chunk_size must be at least 1 and the groups must divide the heads, got "
             f"T {length}, chunk_size {chunk_size}, {groups} groups, {heads} heads"
         )
+    if not dt_limit[0] <= dt_limit[1]:
+        raise ValueError(f"ssd: dt_limit must be (smallest, largest), got {dt_limit}")

@@ -11,7 +11,6 @@ from torch import Tensor
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
-    check_floating,
     check_shape,
     compute_dtype,
     full_precision,
@@ -72,7 +71,7 @@ def taylor_attention(
     Paper: Arora et al., "Simple linear attention language models balance the recall-throughput tradeoff", arXiv
     2402.18668.
     """
-    _check(q, k, v, eps, initial_state, seq_idx, chunk_size)
+    _check(q, k, v, eps, initial_state, seq_idx, chunk_size, impl)
     dtype = compute_dtype(q, k, v)
     batch, length, heads, key_dim = q.shape
     state = (
@@ -117,7 +116,7 @@ def _features(key_dim: int) -> int:
     return (key_dim + 1) * (key_dim + 2) // 2
 
 
-def _check(q, k, v, eps, initial_state, seq_idx, chunk_size) -> None:
+def _check(q, k, v, eps, initial_state, seq_idx, chunk_size, impl) -> None:
     check = partial(check_shape, "taylor_attention")
     check("q", q, "(B, T, H, K)", None, None, None, None)
     batch, length, heads, key_dim = q.shape
@@ -126,7 +125,7 @@ def _check(q, k, v, eps, initial_state, seq_idx, chunk_size) -> None:
     state = batch, heads, _features(key_dim), v.shape[-1] + 1
     check("initial_state", initial_state, "(B, H, (K + 1)(K + 2) / 2, V + 1)", *state)
     check("seq_idx", seq_idx, "(B, T)", batch, length)
-    check_floating("taylor_attention", q=q, k=k, v=v, initial_state=initial_state)
+    operation.check(impl, {"seq_idx": seq_idx}, q=q, k=k, v=v, initial_state=initial_state)
     if length == 0 or chunk_size < 1 or eps < 0:
         raise ValueError(
             "taylor_attention: T and chunk_size must be at least 1 and eps at least 0, got "

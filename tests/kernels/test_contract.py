@@ -189,10 +189,68 @@ def test_operators_are_well_formed(case, impl):
         torch.library.opcheck(operator, fresh, test_utils=checks)
 
 
+@pytest.mark.parametrize(("batch", "length"), [(1, 19), (1, 1), (0, 19)])
 @pytest.mark.parametrize("case", CASES)
-def test_an_unknown_implementation_lists_the_known(case):
+def test_an_unknown_implementation_lists_the_known(case, batch, length):
     with pytest.raises(ValueError, match=r"no implementation 'absent'; choose 'auto' or one of \["):
-        case.call(impl="absent", **case.inputs(1, 19, torch.float32))
+        case.call(impl="absent", **case.inputs(batch, length, torch.float32))
+
+
+@pytest.mark.parametrize("length", [1, 19])
+@pytest.mark.parametrize("case", CASES)
+def test_tensors_on_two_devices_are_an_error(case, length):
+    """Whichever of them is elsewhere, named in the message."""
+    inputs = case.inputs(1, length, torch.float32)
+    for name in inputs:
+        with pytest.raises(ValueError, match=rf"all tensors must be on one device, got .*{name} on meta"):
+            case.call(**inputs | {name: inputs[name].to("meta")})
+
+
+@pytest.mark.parametrize(("case", "impl"), FAST)
+def test_gradients_under_functional_transforms(case, impl):
+    """torch.func.grad is autograd's gradient, by itself and under vmap; a second derivative says where it is."""
+    inputs = _double(case.inputs(1, 6, torch.float64))
+    loss, leaves = _loss(case, impl, inputs)
+    expected = everything(case, impl, inputs)[-len(leaves) :]
+    for found, value in zip(torch.func.grad(loss)(leaves).values(), expected, strict=True):
+        torch.testing.assert_close(found, value)
+    stacked = {name: torch.stack([t, 0.9 * t]) for name, t in leaves.items()}
+    other = torch.func.grad(loss)({name: 0.9 * t for name, t in leaves.items()})
+    for name, found in torch.func.vmap(torch.func.grad(loss))(stacked).items():
+        torch.testing.assert_close(found[1], other[name])
+    if case.operation != "rope":  # its gradient is itself
+        recorded = {name: t.clone().requires_grad_() for name, t in leaves.items()}
+        (gradient, *_) = torch.autograd.grad(loss(recorded), list(recorded.values()), create_graph=True)
+        for second in (
+            gradient.sum().backward,
+            lambda: torch.func.grad(lambda t: _squares(torch.func.grad(loss)(t)))(leaves),
+        ):
+            with pytest.raises(
+                RuntimeError,
+                match=f"{case.operation}: this implementation has first derivatives only; .*impl='reference'",
+            ):
+                second()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_second_derivatives_of_the_reference(case):
+    """By autograd, by nested torch.func.grad and by central differences along one direction."""
+    inputs = _double(case.inputs(1, 4, torch.float64))
+    loss, leaves = _loss(case, "reference", inputs)
+
+    def curved(tensors: dict[str, Tensor]) -> Tensor:
+        return _squares(torch.func.grad(loss)(tensors))
+
+    recorded = {name: t.clone().requires_grad_() for name, t in leaves.items()}
+    gradients = torch.autograd.grad(loss(recorded), list(recorded.values()), create_graph=True)
+    second = torch.autograd.grad(_squares(dict(zip(recorded, gradients, strict=True))), list(recorded.values()))
+    nested = torch.func.grad(curved)(leaves)
+    direction = {name: torch.randn_like(t) for name, t in leaves.items()}
+    ahead, behind = ({n: t + sign * 1e-6 * direction[n] for n, t in leaves.items()} for sign in (1, -1))
+    slope = sum((d * direction[name]).sum() for name, d in nested.items())
+    torch.testing.assert_close(slope, (curved(ahead) - curved(behind)) / 2e-6, rtol=1e-5, atol=1e-5)
+    for found, value in zip(second, nested.values(), strict=True):
+        torch.testing.assert_close(found, value)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -243,6 +301,25 @@ class _Recorded(TorchDispatchMode):
             copies = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)
             self.calls.setdefault(func, copies)
         return func(*args, **(kwargs or {}))
+
+
+def _double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
+
+
+def _squares(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.stack([t.square().sum() for t in tensors.values()]).sum()
+
+
+def _loss(case: Case, impl: str, inputs: dict[str, Tensor]):
+    """The sum of squares of the outputs as a function of the floating inputs, and these."""
+    leaves = {name: t for name, t in inputs.items() if t.is_floating_point()}
+
+    def loss(tensors: dict[str, Tensor]) -> Tensor:
+        found = outputs(case.call, impl, inputs | tensors)
+        return torch.stack([o.square().sum() for o in found if o.is_floating_point()]).sum()
+
+    return loss, leaves
 
 
 def _leaf(tensor: Tensor, differentiable: bool) -> Tensor:

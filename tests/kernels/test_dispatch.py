@@ -32,6 +32,41 @@ def test_block_and_environment_choose_and_the_innermost_wins(monkeypatch):
     assert chosen() == "chunked"
 
 
+def test_blocks_that_repeat_a_name_or_end_in_another_order_leave_the_others():
+    with implementation("reference"), implementation("chunked"):
+        with implementation("reference"):
+            pass
+        assert chosen() == "chunked"
+    first, second = implementation("reference"), implementation("chunked")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert chosen() == "chunked"
+    second.__exit__(None, None, None)
+    assert chosen() == "native"
+
+
+def test_blocks_of_many_threads_all_end():
+    def open_and_close():
+        for _ in range(300):
+            with implementation("reference"), implementation(ssd="chunked"):
+                assert chosen() in ("reference", "chunked")
+
+    threads = [threading.Thread(target=open_and_close) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert chosen() == "native"
+
+
+@pytest.mark.parametrize("setting", ["sdd=chunked", "ssd=", "=chunked", "reference, sdd=chunked"])
+def test_a_setting_that_chooses_nothing_is_an_error(monkeypatch, setting):
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, setting)
+    with pytest.raises(ValueError, match=r"ZOO_IMPLEMENTATION must be .*'ssd'.* got '(sdd=chunked|ssd=|=chunked)'"):
+        chosen()
+
+
 def test_block_holds_in_other_threads():
     names = []
     with implementation("reference"):
