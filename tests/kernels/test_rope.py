@@ -109,11 +109,12 @@ def test_native_is_preferred():
         ({"cos": torch.randn(4, 2)}, "rope: cos must have shape"),
         ({"cos": torch.randn(1, 3, 2)}, "rope: cos must have shape"),
         ({"sin": torch.randn(3, 1)}, "rope: sin must have shape"),
+        ({"sin": torch.randn(3, 2, device="meta")}, "rope: all tensors must be on one device, got .*sin on meta"),
         ({"cos": torch.randn(3, 5), "sin": torch.randn(3, 5)}, "from 1 to K / 2 pairs, got 5 for K 8"),
         ({"cos": torch.randn(3, 0), "sin": torch.randn(3, 0)}, "from 1 to K / 2 pairs"),
         ({"sin": torch.randn(3, 2, requires_grad=True)}, "cos and sin must be constants"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_wrong_input_names_the_argument(change, message):
     inputs = {"x": torch.randn(2, 3, 4, 8), "cos": torch.randn(3, 2), "sin": torch.randn(3, 2)} | change
