@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from zoo.kernels.rope import rope
@@ -47,9 +48,9 @@ def resize_grid(table: Tensor, grid: tuple[int, int], source: tuple[int, int] | 
         source = (side, side)
     if source == tuple(grid) or source[0] * source[1] != table.shape[1]:
         return table
-    image = table.float().unflatten(1, source).permute(0, 3, 1, 2)
+    image = rearrange(table.float(), "b (h w) d -> b d h w", h=source[0])
     resized = F.interpolate(image, size=grid, mode="bicubic", antialias=True)
-    return resized.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
+    return rearrange(resized, "b d h w -> b (h w) d").to(table.dtype)
 
 
 def resize_positions(

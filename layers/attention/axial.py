@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from zoo.layers.attention.state import KeyValueState
@@ -54,12 +55,11 @@ class AxialAttention(nn.Module):
                 f"masked {self.masked} and {x.shape[self.axis]} positions"
             )
         lines = x.movedim(self.axis, -2)
-        heads = self.qkv(lines).unflatten(-1, (3, self.num_heads, -1)).flatten(0, -5)
-        q, k, v = heads.permute(2, 0, 3, 1, 4)  # (B * lines, H, T, d)
+        q, k, v = rearrange(self.qkv(lines), "... t (three h d) -> three (...) h t d", three=3, h=self.num_heads)
         if state is not None:
             k, v, _ = state.append(k, v, None)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.masked and state is None)
-        return self.proj(y.transpose(1, 2).reshape(lines.shape)).movedim(-2, self.axis)
+        return self.proj(rearrange(y, "n h t d -> n t (h d)").view_as(lines)).movedim(-2, self.axis)
 
     def init_state(self, num_lines: int, length: int, like: Tensor) -> KeyValueState:
         """An empty cache.

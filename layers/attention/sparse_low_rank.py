@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from zoo.kernels import linear_attention
@@ -95,14 +96,15 @@ def _window_sum(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> WeightedS
     window = k.shape[1] - length
     block = min(window, length)
     missing = -length % block
-    q = F.pad(q, (0, 0, 0, 0, 0, missing)).unflatten(1, (-1, block)).transpose(2, 3)  # (B, n, H, block, d)
+    q = rearrange(F.pad(q, (0, 0, 0, 0, 0, missing)), "b (n block) h d -> b n h block d", block=block)
     k, v = (F.pad(t, (0, 0, 0, 0, 0, missing)).unfold(1, block + window, block) for t in (k, v))  # (B, n, H, d, span)
     since = F.pad(positions, (0, missing)).unflatten(1, (-1, block))[:, :, None, :, None]
     query, key = (torch.arange(n, device=q.device) for n in (block, block + window))
     distance = query[:, None] + window - key
     seen = (distance >= 0) & (distance < window) & (distance <= since)
     total, log_scale = _exponential_sum(q @ k, seen, v.mT)
-    return WeightedSum(*(t.transpose(2, 3).flatten(1, 2)[:, :length] for t in (total, log_scale)))
+    sums = (rearrange(t, "b n h block d -> b (n block) h d")[:, :length] for t in (total, log_scale))
+    return WeightedSum(*sums)
 
 
 def _bucket_sum(
