@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import subprocess
 import sys
 
@@ -168,8 +169,13 @@ def test_bad_generation():
     model, tokens = zoo.create_model("mamba_nano"), torch.zeros(2, 5, dtype=torch.long)
     for options, message in [
         ({"temperature": -1.0}, "temperature must be at least 0"),
+        ({"temperature": math.nan}, "temperature must be at least 0 and finite, got nan"),
+        ({"temperature": math.inf}, "temperature must be at least 0 and finite, got inf"),
         ({"top_k": 0}, "top_k must be at least 1"),
+        ({"top_k": 2.5}, "top_k must be an integer, got 2.5"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\]"),
+        ({"top_p": math.nan}, r"top_p must be in \(0, 1\], got nan"),
+        ({"eos_token": 256}, r"eos_token must be in \[0, vocab_size = 256\), got 256"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 1, 0]] * 2)}, "pad prompts on the left"),
         ({"attention_mask": torch.ones(2, 4)}, "attention_mask must have the shape"),
     ]:
@@ -190,6 +196,8 @@ def test_sampling_options():
     assert torch.equal(sample(), sample())
     greedy = zoo.generate(model, prompt, 20, temperature=0)
     assert torch.equal(sample(top_k=1), greedy) and torch.equal(sample(top_p=1e-6), greedy)
+    assert torch.equal(sample(temperature=1e-40), greedy) and torch.equal(sample(temperature=5e-324), greedy)
+    assert torch.equal(sample(top_k=10**9, top_p=1.0), sample())
     assert not torch.equal(sample(), greedy)
     stop = greedy[0, 3].item()
     ended = zoo.generate(model, prompt, 20, temperature=0, eos_token=stop)

@@ -110,6 +110,7 @@ class LanguageModel(nn.Module, ABC):
         labels: Tensor | None = None,
         logits_to_keep: int = 0,
         seq_idx: Tensor | None = None,
+        num_scored: int | Tensor | None = None,
     ) -> Tensor:
         """Logits, or the loss when labels are given.
 
@@ -119,7 +120,11 @@ class LanguageModel(nn.Module, ABC):
             labels: (B, T) int64, the tokens themselves: position t is scored against labels[:, t + 1]; -100 is
                 not scored, nor is the first token of a packed sequence.
             logits_to_keep: logits of the last so many positions only; 0 for all.
-            seq_idx: (B, T) integers: packed sequences that do not see each other; negative ids are padding.
+            seq_idx: (B, T) integers: packed sequences that do not see each other. Negative ids are padding, which is
+                skipped wherever it stands: its logits mean nothing and it is not scored. The first sequence continues
+                that of the state when its id is that of the state's newest token, or when no id was given before.
+            num_scored: what the sum of the losses is divided by, in place of the tokens scored in this call: the
+                tokens scored in all calls whose gradients are added up, so that each token counts the same.
 
         Returns:
             Logits (B, T or logits_to_keep, vocab_size), or the mean loss in nats a scored token.
@@ -127,14 +132,33 @@ class LanguageModel(nn.Module, ABC):
         Raises:
             ValueError: for tokens, labels, seq_idx or a state of the wrong shape, dtype or range.
         """
-        self._check(tokens, state, labels, seq_idx, logits_to_keep)
+        self._check(tokens, state, labels, seq_idx, logits_to_keep, num_scored)
+        order = None
+        if seq_idx is not None:  # padding to the beginning of each row
+            order = (seq_idx >= 0).to(torch.uint8).argsort(dim=1, stable=True)
+            tokens, seq_idx = tokens.gather(1, order), seq_idx.gather(1, order)
+            labels = None if labels is None else labels.gather(1, order)
         x = self.embed(tokens)
         if self.config.residual_in_fp32:
             x = x.to(torch.promote_types(x.dtype, torch.float32))
         x = self.forward_blocks(x, state, seq_idx)
         if labels is not None:
-            return self._loss(self.forward_norm(x), labels, seq_idx)
+            return self.loss(self.forward_norm(x), tokens, labels, seq_idx, num_scored)
+        if order is not None:
+            x = x.take_along_dim(order.argsort(dim=1)[..., None], 1)
         return self.head(self.forward_norm(x[:, -logits_to_keep:]))
+
+    def loss(
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        labels: Tensor,
+        seq_idx: Tensor | None = None,
+        num_scored: int | Tensor | None = None,
+    ) -> Tensor:
+        """What is minimised, of hidden (B, T, dim) as the head reads it; the other arguments are those of ``forward``,
+        with padding at the beginning of the rows."""
+        return self.cross_entropy(hidden, labels, seq_idx, num_scored)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) -> (B, T, dim)."""
@@ -175,18 +199,46 @@ class LanguageModel(nn.Module, ABC):
             for name in getattr(module, "float32_parameters", ())
         }
 
+    def resize_token_embeddings(self, vocab_size: int) -> None:
+        """Give the model another number of tokens: the first ones keep their rows of embedding and head.
+
+        Rows of new tokens are the mean of all old ones. The parameters are new: build an optimiser afterwards.
+
+        Raises:
+            ValueError: for a vocab_size below 1, or an embedding or head that is no plain table of weights.
+        """
+        tables = {"embedding": self.embedding, "head": self.head}
+        for name, module in tables.items():
+            if not isinstance(getattr(module, "weight", None), nn.Parameter):
+                raise ValueError(
+                    f"{name} has no weights to resize, it is {type(module).__name__}: resize before replacing it"
+                )
+        self.config = dataclasses.replace(self.config, vocab_size=vocab_size)
+        tied = self.head.weight is self.embedding.weight
+        self.embedding.weight = _resized(self.embedding.weight, vocab_size)
+        self.head.weight = self.embedding.weight if tied else _resized(self.head.weight, vocab_size)
+        self.embedding.num_embeddings = self.head.out_features = vocab_size
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of storing its activations."""
         self.grad_checkpointing = enable
 
-    def _loss(self, hidden: Tensor, labels: Tensor, seq_idx: Tensor | None) -> Tensor:
+    def cross_entropy(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        seq_idx: Tensor | None = None,
+        num_scored: int | Tensor | None = None,
+    ) -> Tensor:
+        """Mean loss in nats of hidden (B, T, dim) as the head reads it, each step against the label of the next."""
         if seq_idx is not None:
             starts = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
             labels = labels.masked_fill(starts | (seq_idx < 0), -100)
         shifted = F.pad(labels[:, 1:], (0, 1), value=-100)
-        return head_loss(self.head, hidden.flatten(0, 1), shifted.flatten())
+        mean = head_loss(self.head, hidden.flatten(0, 1), shifted.flatten())
+        return mean if num_scored is None else mean * (shifted != -100).sum() / num_scored
 
-    def _check(self, tokens, state, labels, seq_idx, logits_to_keep) -> None:
+    def _check(self, tokens, state, labels, seq_idx, logits_to_keep, num_scored) -> None:
         if tokens.dim() != 2 or tokens.shape[1] == 0:
             raise ValueError(f"tokens must have shape (batch, length >= 1), got {tuple(tokens.shape)}")
         check_ids("tokens", tokens, 0, self.config.vocab_size)
@@ -201,6 +253,10 @@ class LanguageModel(nn.Module, ABC):
             raise ValueError(f"seq_idx must be an integer tensor of sequence ids, got {seq_idx.dtype}")
         if not 0 <= logits_to_keep <= tokens.shape[1]:
             raise ValueError(f"logits_to_keep must be in [0, {tokens.shape[1]}], got {logits_to_keep}")
+        if isinstance(num_scored, int) and num_scored < 1:
+            raise ValueError(
+                f"num_scored, the tokens that the loss is divided by, must be at least 1, got {num_scored}"
+            )
         if state is not None:
             if len(state) != len(self.mixers):
                 raise ValueError(
@@ -209,6 +265,13 @@ class LanguageModel(nn.Module, ABC):
             batch = next(tensor.shape[0] for _, tensor in state[0].tensors())
             if batch != tokens.shape[0]:
                 raise ValueError(f"the state is for a batch of {batch}, the tokens are a batch of {tokens.shape[0]}")
+
+
+def _resized(weight: Tensor, rows: int) -> nn.Parameter:
+    """The first of the rows, and the mean of all in place of missing ones."""
+    with torch.no_grad():
+        new = weight.mean(0, keepdim=True).expand(max(0, rows - len(weight)), -1)
+        return nn.Parameter(torch.cat([weight[:rows], new]), requires_grad=weight.requires_grad)
 
 
 def check_ids(name: str, ids: Tensor, low: int, high: int, ignore: int | None = None) -> None:

@@ -166,28 +166,25 @@ class DeepSeekLanguageModel(LanguageModel):
         """Every matrix normal, as in both papers (section on hyper-parameters: 0.006)."""
         _init_matrices(self, self.config.initializer_range)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        state: ModelState | None = None,
-        *,
-        labels: Tensor | None = None,
-        logits_to_keep: int = 0,
-        seq_idx: Tensor | None = None,
-    ) -> Tensor:
-        """Logits, or the loss, as every language model; a training loss also leaves the side loss "mtp"."""
+    def forward_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor:
+        """The residual stream (B, T, dim) through all blocks; the latest side losses are forgotten."""
         self.auxiliary_losses = {}
-        if labels is None or not self.training or not self.mtp:
-            return super().forward(tokens, state, labels=labels, logits_to_keep=logits_to_keep, seq_idx=seq_idx)
-        self._check(tokens, state, labels, seq_idx, logits_to_keep)
-        x = self.embed(tokens)
-        if self.config.residual_in_fp32:
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
-        hidden = self.forward_norm(self.forward_blocks(x, state, seq_idx))
-        losses = [self._loss(h, shifted, None) for h, shifted in self.further_tokens(hidden, tokens, labels, seq_idx)]
+        return super().forward_blocks(x, state, seq_idx)
+
+    def loss(
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        labels: Tensor,
+        seq_idx: Tensor | None = None,
+        num_scored: int | Tensor | None = None,
+    ) -> Tensor:
+        """That of every language model; in training it also leaves the side loss "mtp"."""
+        further = self.further_tokens(hidden, tokens, labels, seq_idx) if self.training else []
+        losses = [self.cross_entropy(h, shifted, None, num_scored) for h, shifted in further]
         if losses:
             self.auxiliary_losses = {"mtp": self.config.mtp_weight * torch.stack(losses).mean()}
-        return self._loss(hidden, labels, seq_idx)
+        return self.cross_entropy(hidden, labels, seq_idx, num_scored)
 
     def further_tokens(
         self, hidden: Tensor, tokens: Tensor, labels: Tensor | None = None, seq_idx: Tensor | None = None
