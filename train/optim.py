@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
+
+from zoo.registry import nearest
+
+ADAM_BETAS = (0.9, 0.999)  # what an optimiser with another number of them does not get
 
 
 def build_optimizer(model: nn.Module, name: str, *, lr: float, weight_decay: float, **kwargs: Any) -> Optimizer:
@@ -17,16 +22,39 @@ def build_optimizer(model: nn.Module, name: str, *, lr: float, weight_decay: flo
     `no_weight_decay()` names.
 
     Args:
-        model: what to train; parameters that need no gradient are left out.
+        model: what to train, plain or wrapped by torch.compile or DDP; parameters that need no gradient are left out.
         name: see `timm.optim.list_optimizers()`.
         lr: peak learning rate.
         weight_decay: decoupled where the optimiser is (AdamW).
-        kwargs: of the optimiser, such as `betas` and `eps`.
+        kwargs: of the optimiser, such as `betas` and `eps`. An optimiser of three betas takes three, or its own
+            where `betas` is Adam's default.
 
     Raises:
-        ValueError: timm has no optimiser of that name.
+        ValueError: timm has no optimiser of that name, or it does not take these arguments.
     """
-    return create_optimizer_v2(model, opt=name, lr=lr, weight_decay=weight_decay, **kwargs)
+    names, kind = list_optimizers(), name.lower().split("_")[-1]  # "lookahead_adamw" is adamw with something around it
+    if kind not in names:
+        raise ValueError(f"timm has no optimizer {name!r}{nearest(name, names)}; timm.optim.list_optimizers() has all")
+    info = get_optimizer_info(kind)
+    if info.has_betas and "betas" in kwargs and len(kwargs["betas"]) != info.num_betas:
+        if tuple(kwargs["betas"]) != ADAM_BETAS:
+            raise ValueError(f"optimizer {name!r} takes {info.num_betas} betas, got {tuple(kwargs['betas'])}")
+        kwargs = {key: value for key, value in kwargs.items() if key != "betas"}
+    try:
+        return create_optimizer_v2(unwrapped(model), opt=name, lr=lr, weight_decay=weight_decay, **kwargs)
+    except (TypeError, ValueError, AssertionError, ImportError) as error:
+        raise ValueError(f"optimizer {name!r} cannot be made with {kwargs}: {error or type(error).__name__}") from error
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile, DDP and DataParallel, whose parameters bear the names it knows them by."""
+    while True:
+        if isinstance(model, (DistributedDataParallel, DataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: float, min_ratio: float = 0.0) -> float:

@@ -243,3 +243,39 @@ def test_export_is_the_average(trainer: MakeTrainer, tmp_path: Path) -> None:
     for name, tensor in task.average.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
     assert not torch.equal(task.trained.state_dict()["head.weight"], loaded.state_dict()["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16-true", None), ("32-true", torch.bfloat16)], ids=["trainer", "model"]
+)
+def test_average_of_a_bfloat16_model_is_exact(
+    toy: type[nn.Module], trainer: MakeTrainer, precision: str, dtype: torch.dtype | None
+) -> None:
+    """Against the same average of the same weights in float64: errors are those of float32."""
+
+    class Exact(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+            weights = {name: p.detach().double() for name, p in pl_module.trained.named_parameters()}
+            self.average = {name: 0.999 * self.average[name] + 0.001 * p for name, p in weights.items()}
+
+        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+            self.average = {name: p.detach().double() for name, p in pl_module.average.named_parameters()}
+            self.start = self.average
+
+    class Rounded(Callback):
+        def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+            assert {p.dtype for p in pl_module.evaluated.parameters()} == {torch.bfloat16}
+
+    model = toy(dropout=0.0).to(dtype or torch.float32)
+    forward = model.forward
+    model.forward = lambda images: forward(images.bfloat16())
+    task, exact = ImageClassification(model, lr=3e-3), Exact()
+    options = {"max_epochs": 2, "precision": precision, "limit_val_batches": 1}
+    run = trainer(exact, EMA(0.999, ramp=False), Rounded(), **options)
+    run.fit(task, datamodule=DigitsDataModule(batch_size=16))
+    assert {p.dtype for p in task.trained.parameters()} == {torch.bfloat16} and not task.rounded
+    assert task.average is not None
+    for name, average in task.average.named_parameters():
+        assert average.dtype == torch.float32
+        moved = (exact.average[name] - exact.start[name]).norm()
+        assert (average.double() - exact.average[name]).norm() < 1e-3 * moved, name

@@ -137,6 +137,42 @@ def test_decay_spares_vectors_biases_and_what_the_model_names() -> None:
     assert all(group["betas"] == (0.9, 0.95) for group in optimizer.param_groups)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+@pytest.mark.parametrize(
+    "wrap", [torch.compile, lambda m: nn.DataParallel(torch.compile(m))], ids=["compile", "parallel"]
+)
+def test_wrapped_models_have_the_same_groups(wrap: Callable[..., nn.Module]) -> None:
+    for name in ("mamba2_nano", "vim_nano"):
+        model = zoo.create_model(name)
+        plain, wrapped = (
+            build_optimizer(m, "adamw", lr=1e-3, weight_decay=0.1).param_groups for m in (model, wrap(model))
+        )
+        for one, other in zip(plain, wrapped, strict=True):
+            assert one["weight_decay"] == other["weight_decay"]
+            assert [id(p) for p in one["params"]] == [id(p) for p in other["params"]]
+
+
+@pytest.mark.parametrize("name", ["adan", "adanw", "cadan", "cadanw"])
+def test_optimizers_of_three_betas(name: str) -> None:
+    for betas, expected in (((0.9, 0.999), (0.98, 0.92, 0.99)), ((0.8, 0.9, 0.95), (0.8, 0.9, 0.95))):
+        task = ImageClassification("vit_nano", optimizer=name, betas=betas)
+        assert task._optimizer(nn.Linear(2, 2)).param_groups[0]["betas"] == expected
+    with pytest.raises(ValueError, match=rf"'{name}' takes 3 betas, got \(0.9, 0.95\)"):
+        ImageClassification("vit_nano", optimizer=name, betas=(0.9, 0.95))
+
+
+def test_predict_reads_our_loaders(trainer: MakeTrainer) -> None:
+    task, data = ImageClassification("vit_nano", {"depth": 1}), DigitsDataModule(eval_batch_size=200)
+    logits = torch.cat(trainer().predict(task, datamodule=data))
+    assert logits.shape == (359, 10)
+    data.setup()
+    with torch.no_grad():
+        torch.testing.assert_close(logits[:3], task.trained(data.sources["test"].fetch(torch.arange(3), 0)[0]))
+    text = DocumentationDataModule(seq_len=32, test_fraction=0.001)
+    outputs = trainer(limit_predict_batches=1).predict(LanguageModeling("mamba2_nano", {"depth": 1}), datamodule=text)
+    assert outputs[0].shape[1:] == (32, 256)
+
+
 def test_schedule() -> None:
     factors = [warmup_cosine(step, 4, 12, 0.1) for step in range(15)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
@@ -162,6 +198,9 @@ def test_schedule_spans_the_run(toy: type[nn.Module], trainer: MakeTrainer) -> N
         ({"model": "vim_nano", "model_args": {"dimm": 3}}, TypeError, "did you mean 'dim'"),
         ({"model": nn.Identity(), "model_args": {"dim": 3}}, TypeError, "Identity"),
         ({"model": "vim_nano", "lr": -1.0}, ValueError, "lr=-1.0"),
+        ({"model": "vim_nano", "optimizer": "adamx"}, ValueError, "no optimizer 'adamx', did you mean"),
+        ({"model": "vim_nano", "optimizer_args": {"betta": 1}}, ValueError, "'adamw' cannot be made with .*'betta'"),
+        ({"model": "vim_nano", "betas": (0.9, 2.0)}, ValueError, "'adamw' cannot be made with .*2.0"),
         ({"model": "vim_nano", "warmup_steps": -1}, ValueError, "warmup_steps"),
         ({"model": "vim_nano", "label_smoothing": 1.0}, ValueError, "label_smoothing"),
     ],

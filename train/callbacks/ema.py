@@ -20,7 +20,8 @@ class EMA(Callback):
 
         average = d average + (1 - d) weight,    d = min(decay, (1 + t) / (10 + t))
 
-    with the ramp keeping the first weights from dominating; buffers are copied. The average is a part of the task
+    with the ramp keeping the first weights from dominating; buffers are copied. The average of a bfloat16 or float16
+    model is float32, unless it is sharded: small steps would be rounded away. It is a part of the task
     (`task.average`), so that checkpoints, resuming, DDP and sharding treat it as they treat the model. Lightning's
     `EMAWeightAveraging` cannot be sharded, which is why it is not used here.
 
@@ -55,7 +56,9 @@ class EMA(Callback):
         assert task.average is not None, "a task whose model was built before EMA was set up keeps no average"
         decay = min(self.decay, (1 + step) / (10 + step)) if self.ramp else self.decay
         averages = [_local(p) for p in task.average.parameters()]
-        torch._foreach_lerp_(averages, [_local(p) for p in task.trained.parameters()], 1 - decay)
+        weights = [_local(p) for p in task.trained.parameters()]
+        weights = [weight.to(average.dtype) for weight, average in zip(weights, averages, strict=True)]
+        torch._foreach_lerp_(averages, weights, 1 - decay)
         for average, buffer in zip(task.average.buffers(), task.trained.buffers(), strict=True):
             average.copy_(buffer)
 

@@ -23,12 +23,20 @@ class DataModule(LightningDataModule, ABC):
         eval_batch_size: validation and test samples per step and process; `batch_size` when left out.
         num_workers: processes that prepare batches ahead.
         seed: of the training order, augmentation and generated samples; splits never depend on it.
+
+    Raises:
+        ValueError: a size out of range.
     """
 
     def __init__(self, *, batch_size: int, eval_batch_size: int | None, num_workers: int, seed: int) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        if min(self.batch_size, self.eval_batch_size) < 1 or num_workers < 0:
+            raise ValueError(
+                f"batch_size and eval_batch_size must be >= 1 and num_workers >= 0, got batch_size={batch_size}, "
+                f"eval_batch_size={self.eval_batch_size}, num_workers={num_workers}"
+            )
         self.num_workers = num_workers
         self.seed = seed
         self.sources: dict[str, Source] = {}
@@ -56,6 +64,10 @@ class DataModule(LightningDataModule, ABC):
 
     def test_dataloader(self) -> BatchLoader:
         return self._loader("test", self.eval_batch_size)
+
+    def predict_dataloader(self) -> BatchLoader:
+        """What is held out for tests; outputs come in its order."""
+        return self.test_dataloader()
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{split}={len(source)}" for split, source in self.sources.items())

@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 import zoo
-from zoo.train.optim import build_optimizer, warmup_cosine
+from zoo.layers.precision import is_narrow
+from zoo.train.optim import ADAM_BETAS, build_optimizer, unwrapped, warmup_cosine
 from zoo.train.parallel import shard
 
 
@@ -30,7 +33,7 @@ class Task(LightningModule):
         optimizer: timm's name of an optimiser.
         lr: peak learning rate.
         weight_decay: see `build_optimizer` for what is exempt.
-        betas: of the Adam family; others ignore it.
+        betas: of the Adam family, two or for Adan three; others ignore it.
         optimizer_args: further arguments of the optimiser.
         warmup_steps: optimiser steps of linear warm-up.
         min_lr: where the cosine ends; it is as long as the trainer runs.
@@ -40,7 +43,8 @@ class Task(LightningModule):
 
     Attributes:
         model: the module being trained; None before `configure_model`.
-        average: its averaged copy where the `EMA` callback asked for one; evaluation uses it, checkpoints hold it.
+        average: its averaged copy where the `EMA` callback asked for one, of at least float32 unless it is sharded;
+            evaluation uses it, checkpoints hold it.
         unit: what the task counts ("images", "tokens"), for throughput.
 
     Raises:
@@ -57,7 +61,7 @@ class Task(LightningModule):
         optimizer: str = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 0.05,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float, ...] = ADAM_BETAS,
         optimizer_args: dict[str, Any] | None = None,
         warmup_steps: int = 0,
         min_lr: float = 0.0,
@@ -73,6 +77,7 @@ class Task(LightningModule):
         self.build = _builder(model, model_args or {})
         self.optimizer_name, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.optimizer_args = {"betas": tuple(betas), **(optimizer_args or {})}
+        self._optimizer(nn.Linear(1, 1))  # a wrong argument fails here, not when training starts
         build_optimizer(
             nn.Linear(1, 1), optimizer, lr=lr, weight_decay=weight_decay, **self.optimizer_args
         )  # or an error
@@ -80,6 +85,9 @@ class Task(LightningModule):
         self.auxiliary_weight, self.grad_checkpointing = auxiliary_weight, grad_checkpointing
         self.model: nn.Module | None = None
         self.average: nn.Module | None = None
+        self.rounded: list[
+            nn.Module
+        ] = []  # the average in the model's dtypes, during an evaluation (no part of a state)
         self.keep_average = False  # the EMA callback sets it before configure_model
 
     def configure_model(self) -> None:
@@ -90,6 +98,8 @@ class Task(LightningModule):
             self.model.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
         if self.keep_average:
             self.average = copy.deepcopy(self.model).requires_grad_(False)
+            for parameter in self.average.parameters() if self.device_mesh is None else ():
+                parameter.data = parameter.data.float() if is_narrow(parameter) else parameter.data
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh)
             if self.average is not None:
@@ -99,7 +109,7 @@ class Task(LightningModule):
         """The model remembers how its training data are prepared: `zoo.save_model` writes it with the weights."""
         preparation = getattr(getattr(self.trainer, "datamodule", None), "preparation", {})
         for model in filter(None, (self.model, self.average)):
-            remember(model, preparation)
+            remember(unwrapped(model), preparation)
 
     @property
     def trained(self) -> nn.Module:
@@ -110,11 +120,46 @@ class Task(LightningModule):
 
     @property
     def evaluated(self) -> nn.Module:
-        """The averaged model where there is one, else the model itself."""
-        return self.trained if self.average is None else self.average
+        """The averaged model where there is one, in an evaluation with the model's dtypes; else the model itself."""
+        return next(filter(None, (*self.rounded, self.average, self.trained)))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Task:
+        """Casts (bf16-true) leave the average as it is: in bfloat16 its steps would be rounded away."""
+        average, self.average = self.average, None
+        super()._apply(fn, recurse)
+        self.average = average
+
+        def apply(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            return tensor.to(converted.device) if is_narrow(converted) else converted
+
+        if average is not None:
+            average._apply(apply)
+        return self
+
+    def on_evaluation_start(self) -> None:
+        """Evaluate with the average rounded as the model is, which its inputs fit."""
+        if self.average is not None and self.device_mesh is None:
+            pairs = list(zip(self.average.parameters(), self.trained.parameters(), strict=True))
+            if any(average.dtype != weight.dtype for average, weight in pairs):
+                self.rounded = [copy.deepcopy(self.average).eval()]
+                for rounded, weight in zip(self.rounded[0].parameters(), self.trained.parameters(), strict=True):
+                    rounded.data = rounded.data.to(weight.dtype)
+
+    on_validation_start = on_test_start = on_predict_start = on_evaluation_start
+
+    def on_evaluation_end(self) -> None:
+        """Let go of that."""
+        self.rounded = []
+
+    on_validation_end = on_test_end = on_predict_end = on_evaluation_end
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.evaluated(*args, **kwargs)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """The outputs for a batch's inputs, its targets left out."""
+        return self(batch[0] if isinstance(batch, (tuple, list)) else batch)
 
     def count(self, batch: Any) -> int:
         """How many `unit`s a batch holds."""
@@ -134,11 +179,13 @@ class Task(LightningModule):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = build_optimizer(
-            self.trained, self.optimizer_name, lr=self.lr, weight_decay=self.weight_decay, **self.optimizer_args
-        )
+        optimizer = self._optimizer(self.trained)
         scheduler = LambdaLR(optimizer, lambda step: self._lr_factor(step))  # a function: its state is the step alone
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _optimizer(self, model: nn.Module) -> Optimizer:
+        options = {"lr": self.lr, "weight_decay": self.weight_decay, **self.optimizer_args}
+        return build_optimizer(model, self.optimizer_name, **options)
 
     def _lr_factor(self, step: int) -> float:
         total = self.schedule_steps
