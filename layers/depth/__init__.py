@@ -1,7 +1,7 @@
 """Adaptive depth: which tokens a layer computes, and how often."""
 
 from zoo.layers.depth.active import ActiveTokens
-from zoo.layers.depth.active_attention import ActiveAttention
+from zoo.layers.depth.active_attention import ActiveAttention, refreshed
 from zoo.layers.depth.mod import TokenRouter, top_share
 from zoo.layers.depth.recursion import EveryToken, ExpertChoice, Recursion, TokenChoice
 
@@ -13,5 +13,6 @@ __all__ = [
     "Recursion",
     "TokenChoice",
     "TokenRouter",
+    "refreshed",
     "top_share",
 ]

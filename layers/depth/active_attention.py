@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from zoo.layers.attention.causal import CausalAttention
-from zoo.layers.attention.state import Keys, KeyValueState
+from zoo.layers.attention.state import EMPTY, Keys, KeyValueState
 from zoo.layers.depth.active import ActiveTokens
+
+
+def refreshed(shared: Keys, own: Keys) -> Keys:
+    """``shared`` keys, in which those of a token that also has ``own`` ones give way to these; (B, S + N) in all."""
+    places = own.position.sort(dim=1).values
+    nearest = torch.searchsorted(places, shared.position.contiguous()).clamp(max=places.shape[1] - 1)
+    stale = places.gather(1, nearest) == shared.position
+    shared = shared._replace(position=shared.position.masked_fill(stale, EMPTY))
+    ids = None if shared.ids is None or own.ids is None else torch.cat([shared.ids, own.ids], dim=1)
+    key, value = (torch.cat(pair, dim=2) for pair in zip(shared[:2], own[:2], strict=True))
+    return Keys(key, value, torch.cat([shared.position, own.position], dim=1), ids)
 
 
 class ActiveAttention(CausalAttention):

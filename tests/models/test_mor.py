@@ -25,6 +25,8 @@ ROUTED = {
     "token": {"router": "token_choice"},
     "token-shared": {"router": "token_choice", "share_kv": True, "sharing": "cycle", "num_recursions": 4},
     "every": {"router": "every_token", "share_kv": True},
+    "expert-hybrid": {"share_kv": True, "refresh_kv": True},
+    "token-hybrid": {"router": "token_choice", "share_kv": True, "refresh_kv": True, "num_recursions": 4},
 }
 
 
@@ -108,7 +110,10 @@ def dense_recursions(model: Any, x: Tensor, best: bool) -> tuple[Tensor, Tensor]
             block, normal = blocks[number], blocks[number].norm(f)
             if r == 0 or not c.share_kv:
                 sources[index] = normal
-            f = f + attend(block.mixer, normal, sources[index], causal & keys_of[:, None])
+            source = sources[index]
+            if c.refresh_kv and r > 0:
+                source = torch.where(active[..., None], normal, source)
+            f = f + attend(block.mixer, normal, source, causal & keys_of[:, None])
             f = f + block.mlp(block.mlp_norm(f))
         if isinstance(router, ExpertChoice):
             new = h + router.scale * logits.sigmoid()[..., None] * f
@@ -199,6 +204,43 @@ def test_the_three_orders_of_sharing():
     assert plans["cycle"] == [[0, 1, 2, 3, 4, 5]] * 3
     assert plans["sequence"] == [[0, 0, 0, 1, 1, 1], [2, 2, 2, 3, 3, 3], [4, 4, 4, 5, 5, 5]]
     assert plans["middle_sequence"] == [[0, 0, 0, 1], [1, 1, 2, 2], [2, 3, 3, 3]]
+
+
+@pytest.mark.parametrize(
+    ("how", "sharing", "layers"),
+    [
+        ("stepwise", "middle_cycle", [[0], [1], [7], [8]]),  # one of the 7 inner layers is left out
+        ("lower", "middle_cycle", [[0], [1], [2], [8]]),
+        ("upper", "middle_sequence", [[0], [6], [7], [8]]),
+        ("average", "middle_cycle", [[0], [1, 3, 6], [2, 5, 7], [8]]),
+        ("average", "middle_sequence", [[0], [1, 2, 3], [5, 6, 7], [8]]),
+        ("average", "cycle", [[0, 5], [1, 6], [2, 7], [3, 8]]),
+    ],
+)
+def test_shared_blocks_begin_with_the_layers_of_a_transformer(how, sharing, layers):
+    recursions = 2 if sharing == "cycle" else 3
+    source: Any = zoo.create_model("transformer_nano", **{**SMALL, "depth": 9})
+    model = small(sharing=sharing, num_recursions=recursions)
+    router = model.recursion.router.weight.clone()
+    model.init_from(source, how)
+    for block, group in zip(model.blocks, layers, strict=True):
+        close(block.mlp.w1.weight, torch.stack([source.blocks[i].mlp.w1.weight for i in group]).mean(0))
+    close(model.head.weight, source.head.weight)
+    assert torch.equal(model.recursion.router.weight, router)
+    if how != "average":
+        assert torch.equal(model.blocks[1].mixer.q_proj.weight, source.blocks[layers[1][0]].mixer.q_proj.weight)
+
+
+def test_a_source_that_does_not_fit_says_the_rule():
+    model, source = small(), zoo.create_model("transformer_nano", **{**SMALL, "depth": 8})
+    model.init_from(source, "random")
+    for other, how, message in (
+        (source, "stepwize", "how must be one of .*did you mean 'stepwise'"),
+        (zoo.create_model("transformer_nano", **{**SMALL, "depth": 7}), "lower", "needs at least 8 blocks.*got 7"),
+        (zoo.create_model("transformer_nano", **{**SMALL, "depth": 8, "dim": 64}), "lower", "the widths of the model"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.init_from(other, how)
 
 
 def flops(model: Any, tokens: Tensor) -> int:
@@ -359,6 +401,7 @@ def test_published_counts_of_360m():
         ({"sharing": "middle"}, "sharing must be one of .*got 'middle'"),
         ({"depth": 2}, "keeps 2 blocks unshared, so depth must be larger: got 2"),
         ({"share_kv": True, "sharing": "sequence"}, "share_kv needs a block to meet the keys it made itself"),
+        ({"refresh_kv": True}, "refresh_kv replaces shared keys and values, so it goes with share_kv=True"),
         ({"num_recursions": 0}, "num_recursions must be a positive integer, got 0"),
     ],
 )

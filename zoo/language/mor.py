@@ -17,10 +17,19 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.config import require_positive
 from zoo.language.base import Block, LanguageModel
+from zoo.language.mor_init import init_recursions
 from zoo.language.transformer import TransformerConfig
 from zoo.layers import CausalAttention, KeyValueState, Mixer, ModelState, SwiGLU
 from zoo.layers.attention import Keys
-from zoo.layers.depth import ActiveAttention, ActiveTokens, EveryToken, ExpertChoice, Recursion, TokenChoice
+from zoo.layers.depth import (
+    ActiveAttention,
+    ActiveTokens,
+    EveryToken,
+    ExpertChoice,
+    Recursion,
+    TokenChoice,
+    refreshed,
+)
 from zoo.registry import Paper, nearest, register_model
 
 Plan = list[list[int]]  # the shared blocks, by number, that each recursion runs
@@ -60,6 +69,9 @@ class MoRConfig(TransformerConfig):
     share_kv: bool = False
     """The recursions after the first attend to its keys and values and make none, in place of recursion-wise
     caching."""
+    refresh_kv: bool = False
+    """With ``share_kv``: a token that is active in a later recursion has keys and values of its own there, which stand
+    for its shared ones (hybrid caching); all that every recursion made is then cached."""
     gate_scale: float | None = None
     """Factor alpha of the router; None for the authors' (0.1 expert-choice, 1 token-choice)."""
     auxiliary_weight: float = 1e-3
@@ -83,6 +95,8 @@ class MoRConfig(TransformerConfig):
             raise ValueError(
                 f"sharing {self.sharing!r} keeps {2 * ends} blocks unshared, so depth must be larger: got {self.depth}"
             )
+        if self.refresh_kv and not self.share_kv:
+            raise ValueError("refresh_kv replaces shared keys and values, so it goes with share_kv=True")
         if self.share_kv and order is not cycle:
             raise ValueError(
                 "share_kv needs a block to meet the keys it made itself in the first recursion, as under sharing "
@@ -115,14 +129,25 @@ class SharedBlock(Block):
     mixer: ActiveAttention
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, state: KeyValueState | None, tokens: ActiveTokens, keys: Keys | None = None
+        self,
+        x: Tensor,
+        state: KeyValueState | None,
+        tokens: ActiveTokens,
+        shared: Keys | None = None,
+        refresh: bool = False,
     ) -> tuple[Tensor, Keys]:
-        """x (B, N, dim) of the active tokens -> the same, and the keys seen: ``keys``, or None to make its own."""
+        """x (B, N, dim) of the active tokens -> the same, and the keys that later recursions may share.
+
+        Args:
+            shared: the keys to attend to, None to make them. refresh: make those of the active tokens all the same.
+        """
         normal = self.norm(x)
-        if keys is None:
-            keys = self.mixer.write(normal, tokens, state)
-        x = x + self.mixer.read(normal, tokens, keys)
-        return x + self.mlp(self.mlp_norm(x)), keys  # pyright: ignore[reportOptionalCall]
+        seen = shared
+        if shared is None or refresh:
+            own = self.mixer.write(normal, tokens, state)
+            seen = own if shared is None else refreshed(shared, own)
+        x = x + self.mixer.read(normal, tokens, seen)
+        return x + self.mlp(self.mlp_norm(x)), seen if shared is None else shared  # pyright: ignore[reportOptionalCall]
 
 
 class MoRLanguageModel(LanguageModel):
@@ -152,12 +177,12 @@ class MoRLanguageModel(LanguageModel):
         """The mixers that keep keys, in order: a shared one once a recursion, or with ``share_kv`` once in all."""
         mixers: list[Any] = [block.mixer for block in self.blocks]
         first, shared, last = self._split(mixers)
-        caching = self.plan[:1] if self.config.share_kv else self.plan
+        caching = self.plan[:1] if self.config.share_kv and not self.config.refresh_kv else self.plan
         return [*first, *(shared[block] for blocks in caching for block in blocks), *last]
 
     def forward_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor:
         """The residual stream (B, T, dim) through the first block, the recursions and the last block."""
-        first, shared, last = self._split(list(self.blocks))
+        c, (first, shared, last) = self.config, self._split(list(self.blocks))
         states = self._split([None] * len(self.mixers) if state is None else state)
         for block, own in zip(first, states[0], strict=True):
             x = self._run(block, x, own, seq_idx)
@@ -168,9 +193,9 @@ class MoRLanguageModel(LanguageModel):
             if h.shape[1] == 0:
                 return h
             for index, block in enumerate(self.plan[r]):
-                shares = self.config.share_kv and r > 0
-                own = None if shares else states[1][r * len(shared) + index]
-                h, keys[index] = self._run(shared[block], h, own, tokens, keys[index] if shares else None)
+                shares, refresh = c.share_kv and r > 0, c.refresh_kv and r > 0
+                own = None if shares and not refresh else states[1][r * len(shared) + index]
+                h, keys[index] = self._run(shared[block], h, own, tokens, keys[index] if shares else None, refresh)
             return h
 
         sampling = state is not None or not self.training
@@ -188,6 +213,18 @@ class MoRLanguageModel(LanguageModel):
         return sum(mixer.state_size(length) for mixer in [*first, *last]) + sum(
             mixer.state_size(active) for mixer, active in zip(inner, lengths, strict=True)
         )
+
+    def init_from(self, source: LanguageModel, how: str = "stepwise") -> None:
+        """Begin with the weights of a pretrained transformer, whose inner layers give the shared blocks.
+
+        Args:
+            source: a transformer of the same widths, with at least as many blocks as the recursions run.
+            how: "stepwise" layers, the "average" of those a block stands for, the "lower" or "upper" ones, or "random".
+
+        Raises:
+            ValueError: for another ``how``, or a source that does not fit.
+        """
+        init_recursions(self, source, self.ends, self.plan, how)
 
     def num_unrolled_blocks(self) -> int:
         """Blocks that a token of full depth passes."""
