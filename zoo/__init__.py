@@ -8,7 +8,7 @@ from zoo.convert import convert
 from zoo.export import export_onnx
 from zoo.factory import ModelInfo, create_model, load_weights, model_info, prefetch, save_model
 from zoo.generate import generate
-from zoo.losses import activity, auxiliary_losses
+from zoo.layers.report import activity, after_step, auxiliary_losses
 from zoo.predict import predict, read_labels
 from zoo.registry import Paper, list_families, list_models, register_model
 from zoo.timm_registry import register_with_timm
@@ -21,6 +21,7 @@ __all__ = [
     "Paper",
     "__version__",
     "activity",
+    "after_step",
     "auxiliary_losses",
     "convert",
     "create_model",

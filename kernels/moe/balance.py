@@ -42,7 +42,7 @@ def load_balance_loss(scores: Tensor, experts: Tensor, *, mask: Tensor | None = 
     check_shape("load_balance_loss", "experts", experts, "(M, k)", scores.shape[0], None)
     check_shape("load_balance_loss", "mask", mask, "(M,)", scores.shape[0])
     probability = _token_mean(scores.to(compute_dtype(scores)), mask)
-    counts = _counts(experts, scores.shape[1], mask)
+    counts = _counts(experts, scores.shape[1], mask).to(probability.dtype)
     frequency = counts / _tokens(scores, mask)
     return scores.shape[1] * (frequency * probability).sum()
 

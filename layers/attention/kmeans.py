@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.layers.precision import KeepsFloat32
+from zoo.layers.report import over_processes
 
 
 class OnlineKMeans(KeepsFloat32):
@@ -18,9 +19,8 @@ class OnlineKMeans(KeepsFloat32):
 
     Points and LN(mu) lie on one sphere, so the largest product is the smallest distance. ``observe`` adds up points,
     ``update`` moves the centroids by what was observed since the last update: to observe the same points twice, as
-    recomputed activations do, changes no mean. A centroid without points stays where it is. Only the points of this
-    process are seen; where ``DistributedDataParallel`` broadcasts its buffers, as by default, all processes use rank
-    0's centroids.
+    recomputed activations do, changes no mean. A centroid without points stays where it is. The points of all
+    processes are added up.
 
     Attributes:
         centroids: buffer mu (H, K, d), saved with the model. sums (H, K, d), counts (H, K): of the observed points.
@@ -32,8 +32,8 @@ class OnlineKMeans(KeepsFloat32):
         ValueError: for a decay outside [0, 1).
 
     Paper: Roy et al., "Efficient Content-Based Sparse Attention with Routing Transformers", arXiv 2003.05997, section
-    4.1. The authors' code routes by x . mu, whose longer centroids attract more; averages sums and counts apart, which
-    weights a step by its points; and adds up over all processes.
+    4.1. The authors' code routes by x . mu, whose longer centroids attract more, and averages sums and counts apart,
+    which weights a step by its points.
     """
 
     float32_buffers = ("centroids", "sums", "counts")
@@ -74,11 +74,11 @@ class OnlineKMeans(KeepsFloat32):
         self.counts += members.sum((0, 2))
 
     @torch.no_grad()
-    def update(self, when: Tensor | bool = True) -> None:
-        """Move the centroids towards the means of the observed points and forget these; nothing unless ``when``."""
+    def update(self) -> None:
+        """Move the centroids towards the means of the points observed by all processes, and forget these."""
+        over_processes(self.sums, self.counts)
         mean = self.sums / self.counts.clamp(min=1)[..., None]
-        moved = (self.counts > 0) & torch.as_tensor(when, device=self.counts.device)
-        rate = (1 - self.decay) * moved.to(self.centroids.dtype)
+        rate = (1 - self.decay) * (self.counts > 0).to(self.centroids.dtype)
         self.centroids.lerp_(mean.to(self.centroids.dtype), rate[..., None])
-        self.sums *= ~moved[..., None]
-        self.counts *= ~moved
+        self.sums.zero_()
+        self.counts.zero_()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,7 @@ from zoo.layers.attention.kmeans import OnlineKMeans
 from zoo.layers.attention.state import KeyValueState, Place, attended
 from zoo.layers.mixer import Mixer
 from zoo.layers.positions import rotary_embedding
-
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+from zoo.layers.report import Reports
 
 
 @dataclass
@@ -33,7 +32,7 @@ class RoutingState(KeyValueState):
     cluster: Tensor = dataclasses.field(kw_only=True)
 
 
-class RoutingAttention(Mixer):
+class RoutingAttention(Reports, Mixer):
     r"""Softmax attention within clusters of the positions, found by online k-means on the shared queries and keys.
 
     .. math::
@@ -53,9 +52,8 @@ class RoutingAttention(Mixer):
       sorted by cluster; short or packed ones, and those that go on from a state, are masked, which costs O(T^2).
 
     Both are full causal attention where one cluster holds everything. How well they agree depends on the training;
-    ``activity`` tells. In training mode the centroids follow the points: they move in the first pass after the
-    optimiser changed W_qk, by what was seen since it last did, so that accumulated and recomputed passes see the same
-    centroids. Where W_qk is frozen they stay.
+    ``activity`` tells. The centroids follow the points of the training passes: they move in ``after_step``, called by
+    ``zoo.after_step(model)`` once the optimiser has stepped; accumulated and recomputed passes see the same ones.
 
     Attributes:
         auxiliary_losses: in training mode "commitment" (already weighted), the mean of (q - mu_c)^2 over the entries.
@@ -74,8 +72,6 @@ class RoutingAttention(Mixer):
 
     Paper: Roy et al., "Efficient Content-Based Sparse Attention with Routing Transformers", arXiv 2003.05997.
     """
-
-    stamp: Tensor
 
     def __init__(
         self,
@@ -109,15 +105,10 @@ class RoutingAttention(Mixer):
         self.v_proj = nn.Linear(dim, num_heads * self.head_dim, bias=False)
         self.out_proj = nn.Linear(num_heads * self.head_dim, dim, bias=False)
         self.kmeans = OnlineKMeans(num_heads, num_clusters, self.head_dim, decay)
-        self.register_buffer("stamp", torch.zeros((), dtype=torch.int64), persistent=False)
-        self.auxiliary_losses: dict[str, Tensor] = {}
-        self.activity: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor, state: RoutingState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
         balanced, place = self.training and state is None, Place.of(x, state, seq_idx)
-        if balanced:
-            self.kmeans.update(when=self._projection_changed())
         qk, v = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.qk_proj, self.v_proj))  # (B, T, H, d)
         qk = F.layer_norm(qk, (self.head_dim,), eps=1e-6)
         points, v = qk.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, d)
@@ -130,9 +121,12 @@ class RoutingAttention(Mixer):
             losses, activity = self._learn(points, cluster, members, seq_idx)
         else:
             y = self._nearest(qk, v, cluster, place, state)
-        if not torch.compiler.is_exporting():
-            self.auxiliary_losses, self.activity = losses, activity
+        self.report(losses, activity)
         return self.out_proj(y.transpose(1, 2).flatten(2))
+
+    def after_step(self) -> None:
+        """Move the centroids by the training passes since the last call; see ``zoo.after_step``."""
+        self.kmeans.update()
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> RoutingState:
         """An empty cache of capacity ``max_length``, or one that grows."""
@@ -157,15 +151,6 @@ class RoutingAttention(Mixer):
             return sorted_nearest_attention(qk, v, cluster, self.num_clusters, self.scale)
         return nearest_attention(qk, k, v, cluster, keys_of, self.scale, mask)
 
-    @torch.no_grad()
-    def _projection_changed(self) -> Tensor:
-        """Whether the weights that place the points are others than in the last training pass."""
-        weight = self.qk_proj.weight.detach()
-        stamp = weight.view(_BITS[weight.element_size()]).sum()
-        changed = stamp != self.stamp
-        self.stamp.copy_(stamp)
-        return changed
-
     def _learn(
         self, points: Tensor, cluster: Tensor, members: Tensor, seq_idx: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -185,10 +170,6 @@ class RoutingAttention(Mixer):
         covered = torch.zeros_like(real).scatter(2, index, True)
         agreement = _mean(agree.flatten(2), real.gather(2, index))
         return losses, {"covered": _mean(covered, real), "agreement": agreement}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles of the layer do without the latest forward pass, whose tensors may hold a graph."""
-        return self.__dict__ | {"auxiliary_losses": {}, "activity": {}}
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

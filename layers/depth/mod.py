@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +10,11 @@ from torch import Tensor, nn
 
 from zoo.layers.depth.active import ActiveTokens
 from zoo.layers.linear import WideLinear
+from zoo.layers.report import Reports
 from zoo.layers.state import is_traced
 
 
-class TokenRouter(nn.Module):
+class TokenRouter(Reports):
     r"""Mixture-of-Depths: a share of the tokens passes through a block f, the others keep their value.
 
     .. math::
@@ -63,8 +63,6 @@ class TokenRouter(nn.Module):
             nn.init.ones_(self.router.bias)
         predictor = nn.Sequential(WideLinear(dim, predictor_dim), nn.SiLU(), WideLinear(predictor_dim, 1))
         self.predictor = predictor if capacity < 1 else None
-        self.auxiliary_losses: dict[str, Tensor] = {}
-        self.activity: dict[str, Tensor] = {}
 
     def forward(
         self, x: Tensor, tokens: ActiveTokens, *, decoding: bool = False
@@ -94,18 +92,13 @@ class TokenRouter(nn.Module):
         return length if is_traced(chosen) else int(chosen.sum(1).amax())
 
     def _publish(self, chosen: Tensor, real: Tensor, logit: Tensor | None = None, best: Tensor | None = None) -> None:
-        if torch.compiler.is_exporting():
-            return
         weight = real / real.sum().clamp(min=1)
-        self.auxiliary_losses, self.activity = {}, {"processed": (chosen * weight).sum()}
+        losses, activity = {}, {"processed": (chosen * weight).sum()}
         if logit is not None and best is not None:
             loss = F.binary_cross_entropy_with_logits(logit, best.to(logit.dtype), reduction="none")
-            self.auxiliary_losses["depth_predictor"] = self.predictor_weight * (loss * weight).sum()
-            self.activity["agreement"] = (((logit > 0) == best) * weight).sum()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles of the layer do without the latest forward pass, whose tensors may hold a graph."""
-        return self.__dict__ | {"auxiliary_losses": {}, "activity": {}}
+            losses["depth_predictor"] = self.predictor_weight * (loss * weight).sum()
+            activity["agreement"] = (((logit > 0) == best) * weight).sum()
+        self.report(losses, activity)
 
 
 def top_share(score: Tensor, share: float, groups: Tensor | None = None) -> Tensor:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from zoo.kernels.moe import load_balance_loss, router_z_loss
 from zoo.layers.depth.active import ActiveTokens
 from zoo.layers.linear import WideLinear
+from zoo.layers.report import Reports
 
 Step = Callable[[int, Tensor, ActiveTokens], Tensor]
 
 
-class Recursion(nn.Module, ABC):
+class Recursion(Reports, ABC):
     """Which tokens pass recursion r = 0, 1, ... of a shared stack f, and what becomes of its output.
 
     Args:
@@ -34,8 +35,6 @@ class Recursion(nn.Module, ABC):
         if num_recursions < 1:
             raise ValueError(f"num_recursions must be at least 1, got {num_recursions}")
         self.num_recursions = num_recursions
-        self.auxiliary_losses: dict[str, Tensor] = {}
-        self.activity: dict[str, Tensor] = {}
 
     def capacity(self, r: int, length: Any) -> Any:
         """Tokens of ``length`` that recursion r is meant to compute, (R - r) / R of them rounded down."""
@@ -53,16 +52,10 @@ class Recursion(nn.Module, ABC):
 
     def publish(self, active: list[ActiveTokens], losses: dict[str, Tensor], **measures: Tensor) -> None:
         """Leave side losses and measures of this forward pass, ``active`` being the tokens of each recursion."""
-        if torch.compiler.is_exporting():
-            return
         counts = torch.stack([tokens.valid.sum() for tokens in active])
         depth = counts.sum() / counts[0].clamp(min=1)
-        self.activity = {"tokens_per_recursion": counts, "mean_depth": depth, **measures}
-        self.auxiliary_losses = losses if self.training else {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles of the layer do without the latest forward pass, whose tensors may hold a graph."""
-        return self.__dict__ | {"auxiliary_losses": {}, "activity": {}}
+        activity = {"tokens_per_recursion": counts, "mean_depth": depth, **measures}
+        self.report(losses if self.training else {}, activity)
 
 
 class EveryToken(Recursion):

@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from zoo.kernels.moe import Routing, expert_utilisation, load_balance_loss, moe, top_k_routing
+from zoo.kernels.moe import Routing, load_balance_loss, top_k_routing
 from zoo.layers.linear import WideLinear
 from zoo.layers.mlp import SwiGLU
-from zoo.layers.precision import KeepsFloat32
+from zoo.layers.moe.experts import RoutedExperts
+from zoo.layers.report import over_processes
 
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-
-class DeepSeekMoE(KeepsFloat32):
+class DeepSeekMoE(RoutedExperts):
     r"""Shared experts plus the weighted sum of the ``top_k`` best of ``num_experts`` routed SwiGLU experts.
 
     .. math::
@@ -27,10 +25,9 @@ class DeepSeekMoE(KeepsFloat32):
     With ``num_groups`` > 1 the experts come from the ``top_groups`` best groups only, a group ranked by the sum of its
     ``group_top`` largest :math:`s + b`. Every token reaches all its experts; its output depends on no other token.
 
-    The bias b balances the load without a loss: once a training step, an expert with less than the mean load gains
-    ``bias_speed`` and one with more loses it. The load is counted over the training passes since the optimiser last
-    changed the router, on all processes, and the first pass after a change moves b: accumulated and recomputed passes
-    see one b. Evaluation leaves it as it is.
+    The bias b balances the load without a loss: in ``after_step`` (called by ``zoo.after_step(model)`` once the
+    optimiser has stepped) an expert with less than the mean load gains ``bias_speed`` and one with more loses it. The
+    load is counted over the training passes since then, on all processes: accumulated and recomputed passes see one b.
 
     Attributes:
         selection_bias: buffer b (E,), float32; None without a bias_speed.
@@ -44,7 +41,8 @@ class DeepSeekMoE(KeepsFloat32):
         score: "softmax" over the experts (V2) or "sigmoid" of each (V3). normalize: divide by the sum (V3).
         scale: lambda. num_groups, top_groups, group_top: see above; group_top is 1 in V2, 2 in V3.
         bias_speed: gamma of V3, 0 to freeze the bias; None for no bias (V2).
-        balance_weight: of the load-balance loss within each sequence, alpha in both papers.
+        balance_weight: of the load-balance loss within each sequence, alpha in both papers. V2's (softmax, no bias)
+            counts the experts that were chosen, V3's the top_k best by the score alone, whatever bias and groups say.
 
     Raises:
         ValueError: for groups that do not divide the experts or hold fewer than top_k, or a negative speed or weight.
@@ -54,9 +52,9 @@ class DeepSeekMoE(KeepsFloat32):
     """
 
     float32_buffers = ("selection_bias",)
+    w3: nn.Parameter
     selection_bias: Tensor | None
     load: Tensor
-    stamp: Tensor
 
     def __init__(
         self,
@@ -75,84 +73,52 @@ class DeepSeekMoE(KeepsFloat32):
         bias_speed: float | None = 1e-3,
         balance_weight: float = 0.0,
     ):
-        super().__init__()
+        super().__init__(WideLinear(dim, num_experts, bias=False), dim, hidden_dim, num_experts, top_k)
         if (bias_speed or 0.0) < 0 or balance_weight < 0:
             raise ValueError(
                 f"bias_speed and balance_weight must not be negative, got {bias_speed} and {balance_weight}"
             )
-        self.num_experts, self.top_k = num_experts, top_k
         self.bias_speed, self.balance_weight = bias_speed, balance_weight
         self.routing: dict[str, Any] = {
             "score": score, "normalize": normalize, "scale": scale, "num_groups": num_groups, "top_groups": top_groups,
             "group_top": group_top,
         }  # fmt: skip
         top_k_routing(torch.zeros(0, num_experts, device="cpu"), top_k, **self.routing)  # raises where sizes do not fit
-        self.router = WideLinear(dim, num_experts, bias=False)
-        self.w1 = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
-        self.w3 = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
-        self.w2 = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
         self.shared = SwiGLU(dim, num_shared * hidden_dim) if num_shared else None
         self.register_buffer("selection_bias", None if bias_speed is None else torch.zeros(num_experts))
         self.register_buffer("load", torch.zeros(num_experts, dtype=torch.int64), persistent=False)
-        self.register_buffer("stamp", torch.zeros((), dtype=torch.int64), persistent=False)
-        self.auxiliary_losses: dict[str, Tensor] = {}
-        self.activity: dict[str, Tensor] = {}
-        for weight in (self.w1, self.w3, self.w2):
-            nn.init.uniform_(weight, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, D); where ``mask`` (B, T) is False, as for padding, no expert is visited: y = 0."""
-        if self.training and self.bias_speed:
-            self._move_bias()
-        tokens, device = x.flatten(0, -2), x.device.type
-        logits = self.router(tokens)  # (M, E)
-        low = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if low else x.dtype
-        with torch.autocast(device, enabled=False):
-            routing = top_k_routing(logits, self.top_k, bias=self.selection_bias, **self.routing)
-            visited = routing.experts
-            if mask is not None:
-                visited = visited.masked_fill(~mask.flatten()[:, None], self.num_experts)
-            w1, w3, w2 = (weight.to(dtype) if low else weight for weight in (self.w1, self.w3, self.w2))
-            y = moe(tokens.to(dtype), routing._replace(experts=visited), w3, w2, gate=w1).output
+        tokens, kept = x.flatten(0, -2), None if mask is None else mask.flatten()
+        routing = top_k_routing(self.router(tokens), self.top_k, bias=self.selection_bias, **self.routing)
+        y = self.visit(tokens, routing, kept).output.view(x.shape)
         if not torch.compiler.is_exporting():
-            self._publish(routing, visited, mask, x.shape[0])
-        y = y.view(x.shape)
+            self.report(self._losses(routing, mask, x.shape[0]) if self.training else {}, self.measure(routing, kept))
+            if self.training and self.bias_speed:
+                self.load += self.activity["tokens_per_expert"]
         if self.shared is None:
             return y
         shared = self.shared(x)
         return y + (shared if mask is None else shared.masked_fill(~mask[..., None], 0.0))
 
     @torch.no_grad()
-    def _move_bias(self) -> None:
-        """b += speed * sign(mean load - load) if the router's weights changed since the load was counted."""
-        assert self.selection_bias is not None and self.bias_speed is not None
-        weight = self.router.weight.detach()
-        stamp = weight.view(_BITS[weight.element_size()]).sum()
-        changed = stamp != self.stamp
-        load = self.load.to(self.selection_bias.dtype)
-        self.selection_bias += changed * self.bias_speed * (load.mean() - load).sign()
-        self.load *= ~changed
-        self.stamp.copy_(stamp)
+    def after_step(self) -> None:
+        """b += speed * sign(mean load - load)."""
+        if self.selection_bias is not None and self.bias_speed:
+            over_processes(self.load)
+            load = self.load.to(self.selection_bias.dtype)
+            self.selection_bias += self.bias_speed * (load.mean() - load).sign()
+            self.load.zero_()
 
-    def _publish(self, routing: Routing, visited: Tensor, mask: Tensor | None, batch: int) -> None:
-        _, entropy, counts = expert_utilisation(visited, self.num_experts)
-        self.activity = {"tokens_per_expert": counts, "utilisation": entropy.exp() / self.num_experts}
-        self.auxiliary_losses = {}
-        if not self.training:
-            return
-        if self.bias_speed:
-            load = counts.clone()
-            if dist.is_available() and dist.is_initialized():
-                dist.all_reduce(load)
-            self.load += load
-        if self.balance_weight:
-            scores = routing.scores / routing.scores.sum(-1, keepdim=True)
-            kept = [None] * batch if mask is None else mask
-            parts = zip(scores.unflatten(0, (batch, -1)), routing.experts.unflatten(0, (batch, -1)), kept, strict=True)
-            loss = torch.stack([load_balance_loss(s, experts, mask=m) for s, experts, m in parts]).mean()
-            self.auxiliary_losses["load_balance"] = self.balance_weight * loss / self.top_k
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles of the layer do without the latest forward pass, whose tensors may hold a graph."""
-        return self.__dict__ | {"auxiliary_losses": {}, "activity": {}}
+    def _losses(self, routing: Routing, mask: Tensor | None, batch: int) -> dict[str, Tensor]:
+        """The mean over the sequences of each one's load-balance loss."""
+        if not self.balance_weight:
+            return {}
+        as_chosen = self.routing["score"] == "softmax" and self.selection_bias is None
+        experts = routing.experts if as_chosen else routing.scores.topk(self.top_k, dim=-1).indices
+        scores = routing.scores / routing.scores.sum(-1, keepdim=True)
+        kept = [None] * batch if mask is None else mask
+        parts = zip(scores.unflatten(0, (batch, -1)), experts.unflatten(0, (batch, -1)), kept, strict=True)
+        loss = torch.stack([load_balance_loss(s, e, mask=m) for s, e, m in parts]).mean()
+        return {"load_balance": self.balance_weight * loss / self.top_k}

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoo.kernels.dispatch import AUTOCAST_DEVICES
-from zoo.kernels.moe import Routing, expert_utilisation, load_balance_loss, moe, router_z_loss, top_k_routing
+from zoo.kernels.moe import Routing, load_balance_loss, router_z_loss, top_k_routing
 from zoo.layers.linear import WideLinear
+from zoo.layers.moe.experts import RoutedExperts
 
 
-class MoE(nn.Module):
+class MoE(RoutedExperts):
     r"""Weighted sum of the ``top_k`` best of ``num_experts`` SwiGLU experts.
 
     .. math::
@@ -48,6 +47,8 @@ class MoE(nn.Module):
     Zoph et al., "ST-MoE", arXiv 2202.08906 (z-loss).
     """
 
+    w3: nn.Parameter
+
     def __init__(
         self,
         dim: int,
@@ -60,48 +61,35 @@ class MoE(nn.Module):
         balance_weight: float = 0.0,
         z_weight: float = 0.0,
     ):
-        super().__init__()
-        if not 1 <= top_k <= num_experts:
-            raise ValueError(f"top_k must lie in [1, num_experts]: got top_k {top_k}, num_experts {num_experts}")
+        super().__init__(WideLinear(dim, num_experts, bias=False), dim, hidden_dim, num_experts, top_k)
         if capacity_factor is not None and not capacity_factor > 0:
             raise ValueError(f"capacity_factor must be positive, or None for no limit, got {capacity_factor}")
         if not (balance_weight >= 0 and z_weight >= 0):
             raise ValueError(
                 f"loss weights must not be negative, got balance_weight {balance_weight}, z_weight {z_weight}"
             )
-        self.num_experts, self.top_k, self.capacity_factor = num_experts, top_k, capacity_factor
+        self.capacity_factor = capacity_factor
         self.normalize = top_k > 1 if normalize is None else normalize
         self.balance_weight, self.z_weight = balance_weight, z_weight
-        self.router = WideLinear(dim, num_experts, bias=False)
-        self.w1 = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
-        self.w3 = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
-        self.w2 = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
-        self.auxiliary_losses: dict[str, Tensor] = {}
-        self.activity: dict[str, Tensor] = {}
         self.routing: Routing | None = None
-        self.init_weights()
 
     def init_weights(self) -> None:
-        """Each matrix as nn.Linear's: uniform within 1 / sqrt(inputs)."""
-        self.router.reset_parameters()
-        for weight in (self.w1, self.w3, self.w2):
-            nn.init.uniform_(weight, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5)
+        """Every matrix as nn.Linear's: uniform within 1 / sqrt(inputs)."""
+        self.router.reset_parameters()  # type: ignore[operator]
+        super().init_weights()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (..., D) -> (..., D); where ``mask`` (...) is False, as for padding, no expert is visited: y = 0."""
         tokens, kept = x.flatten(0, -2), None if mask is None else mask.flatten()
-        low, capacity = autocast_dtype(x.device.type), self.capacity(tokens.shape[0])
+        capacity = self.capacity(tokens.shape[0])
         logits = self.router(tokens)  # (M, E)
-        with nullcontext() if low is None else torch.autocast(x.device.type, enabled=False):
-            routing = top_k_routing(logits, self.top_k, normalize=self.normalize)
-            visited = routing
-            if kept is not None:
-                visited = routing._replace(experts=routing.experts.masked_fill(~kept[:, None], self.num_experts))
-            rows, w1, w3, w2 = (t if low is None else t.to(low) for t in (tokens, self.w1, self.w3, self.w2))
-            y, dropped = moe(rows, visited, w3, w2, gate=w1, capacity=capacity)
+        routing = top_k_routing(logits, self.top_k, normalize=self.normalize)
+        y, dropped = self.visit(tokens, routing, kept, capacity)
         if not torch.compiler.is_exporting():
-            self.activity = self._measure(visited.experts, dropped, capacity)
-            self.auxiliary_losses = self._losses(logits, routing, kept) if self.training else {}
+            activity = self.measure(routing, kept) | {"dropped": dropped}
+            if capacity is not None:
+                activity["tokens_per_expert"] = activity["tokens_per_expert"].clamp(max=capacity)
+            self.report(self._losses(logits, routing, kept) if self.training else {}, activity)
             self.routing = routing if self.training else None
         return y.view(x.shape)
 
@@ -110,14 +98,6 @@ class MoE(nn.Module):
         if self.capacity_factor is None or not self.training:
             return None
         return max(1, math.ceil(self.capacity_factor * self.top_k * tokens / self.num_experts))
-
-    def _measure(self, experts: Tensor, dropped: Tensor, capacity: int | None) -> dict[str, Tensor]:
-        _, entropy, counts = expert_utilisation(experts, self.num_experts)
-        return {
-            "tokens_per_expert": counts if capacity is None else counts.clamp(max=capacity),
-            "utilisation": entropy.exp() / self.num_experts,
-            "dropped": dropped,
-        }
 
     def _losses(self, logits: Tensor, routing: Routing, mask: Tensor | None) -> dict[str, Tensor]:
         losses = {}
@@ -129,11 +109,5 @@ class MoE(nn.Module):
         return losses
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles of the layer do without the latest forward pass, whose tensors may hold a graph."""
-        return self.__dict__ | {"auxiliary_losses": {}, "activity": {}, "routing": None}
-
-
-def autocast_dtype(device: str) -> torch.dtype | None:
-    """What the surrounding autocast computes in on this kind of device; None without one."""
-    enabled = device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if enabled else None
+        """As every layer that reports, without the latest routing too."""
+        return super().__getstate__() | {"routing": None}

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.kernels.moe import Routing, moe, top_k_routing
+from zoo.kernels.moe import Routing, top_k_routing
 from zoo.layers.linear import WideLinear
-from zoo.layers.moe.moe import autocast_dtype
+from zoo.layers.moe.experts import RoutedExperts
 
 
 class TaskGates(nn.Module):
@@ -58,7 +55,7 @@ class TaskEmbedding(nn.Module):
         return self.norm(self.fc2(F.gelu(self.fc1(one_hot))))
 
 
-class TaskMoE(nn.Module):
+class TaskMoE(RoutedExperts):
     r"""Weighted sum of the ``top_k`` experts that the router of the task prefers; experts are two-layer MLPs.
 
     .. math::
@@ -88,6 +85,9 @@ class TaskMoE(nn.Module):
     Sparse Mixture of Experts", arXiv 2106.05974.
     """
 
+    b1: nn.Parameter
+    b2: nn.Parameter
+
     def __init__(
         self,
         router: TaskGates | ConditionedGate,
@@ -99,29 +99,16 @@ class TaskMoE(nn.Module):
         noise_std: float = 0.0,
         balance_weight: float = 0.0,
     ):
-        super().__init__()
-        if not 1 <= top_k <= num_experts:
-            raise ValueError(f"top_k must lie in [1, num_experts]: got top_k {top_k}, num_experts {num_experts}")
+        super().__init__(router, dim, hidden_dim, num_experts, top_k, gated=False)
         if noise_std < 0 or balance_weight < 0:
             raise ValueError(f"noise_std and balance_weight must not be negative, got {noise_std} and {balance_weight}")
-        self.num_experts, self.top_k = num_experts, top_k
         self.noise_std, self.balance_weight = noise_std, balance_weight
-        self.router = router
-        self.w1 = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
-        self.b1 = nn.Parameter(torch.empty(num_experts, hidden_dim))
-        self.w2 = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
-        self.b2 = nn.Parameter(torch.empty(num_experts, dim))
-        self.auxiliary_losses: dict[str, Tensor] = {}
-        self.activity: dict[str, Tensor] = {}
-        self.init_weights()
 
     def init_weights(self) -> None:
         """The authors': routers uniform within E^-1/2, expert matrices within inputs^-1/2, biases 0."""
         for weight in self.router.parameters():
             nn.init.uniform_(weight, -(self.num_experts**-0.5), self.num_experts**-0.5)
-        for weight, bias in ((self.w1, self.b1), (self.w2, self.b2)):
-            nn.init.uniform_(weight, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5)
-            nn.init.zeros_(bias)
+        super().init_weights()
 
     def route(self, tokens: Tensor, task: int | Tensor) -> Routing:
         """The experts of each of the tokens (M, D), with their weights."""
@@ -132,29 +119,18 @@ class TaskMoE(nn.Module):
 
     def forward(self, x: Tensor, task: int | Tensor) -> Tensor:
         """x (..., D) -> (..., D); ``task`` is what the router takes: a number or an embedding."""
-        tokens, low = x.flatten(0, -2), autocast_dtype(x.device.type)
+        tokens = x.flatten(0, -2)
         routing = self.route(tokens, task)
-        with nullcontext() if low is None else torch.autocast(x.device.type, enabled=False):
-            operands = (tokens, self.w1, self.w2, self.b1, self.b2)
-            rows, w1, w2, b1, b2 = (t if low is None else t.to(low) for t in operands)
-            y = moe(rows, routing, w1, w2, up_bias=b1, down_bias=b2, activation=F.gelu).output
-        if not torch.compiler.is_exporting():
-            self._publish(routing)
-        return y.view(x.shape)
-
-    def _publish(self, routing: Routing) -> None:
-        flat = routing.experts.flatten()
-        counts = flat.new_zeros(self.num_experts).scatter_add(0, flat, torch.ones_like(flat))
-        self.activity = {"tokens_per_expert": counts, "experts_read": (counts > 0).sum()}
-        self.auxiliary_losses = {}
+        y = self.visit(tokens, routing).output
+        counts = self.measure(routing)["tokens_per_expert"]
+        losses = {}
         if self.training and self.balance_weight:
+            flat = routing.experts.flatten()
             importance = routing.weights.new_zeros(self.num_experts).scatter_add(0, flat, routing.weights.flatten())
-            loss = squared_variation(importance) + squared_variation(counts.to(importance.dtype))
-            self.auxiliary_losses["load_balance"] = self.balance_weight * loss
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles of the layer do without the latest forward pass, whose tensors may hold a graph."""
-        return self.__dict__ | {"auxiliary_losses": {}, "activity": {}}
+            variation = squared_variation(importance) + squared_variation(counts.to(importance.dtype))
+            losses["load_balance"] = self.balance_weight * variation
+        self.report(losses, {"tokens_per_expert": counts, "experts_read": (counts > 0).sum()})
+        return y.view(x.shape)
 
 
 def squared_variation(x: Tensor) -> Tensor:

@@ -65,12 +65,13 @@ def test_bias_moves_once_a_step_by_the_sign_of_the_missing_load():
     optimizer.step()
     layer.eval()(x)
     assert not layer.selection_bias.any()
-    micro = layer.train()(x)
+    zoo.after_step(layer)
     expected = 0.01 * (loads.double().mean() - loads).sign()
     close(layer.selection_bias.double(), expected, 1e-7)
-    assert expected.any() and micro.requires_grad
-    layer(x)
+    assert expected.any() and layer.train()(x).requires_grad
     close(layer.selection_bias.double(), expected, 1e-7)
+    zoo.after_step(layer.requires_grad_(False))  # the load of one pass, whatever the weights did
+    assert not torch.equal(layer.selection_bias.double(), expected)
 
 
 def test_bias_balances_a_skewed_router_without_a_loss():
@@ -79,9 +80,8 @@ def test_bias_balances_a_skewed_router_without_a_loss():
     layer(x)
     before = layer.activity["utilisation"]
     for _ in range(100):
-        with torch.no_grad():
-            layer.router.weight *= 1 + 1e-9  # stands for an optimiser's step
-            layer(x)
+        zoo.after_step(layer)
+        layer(x)
     assert zoo.auxiliary_losses(layer) == {}
     load = layer.activity["tokens_per_expert"]
     assert before < 0.8 and layer.activity["utilisation"] > 0.98
@@ -89,15 +89,42 @@ def test_bias_balances_a_skewed_router_without_a_loss():
 
 
 def test_balance_loss_is_of_each_sequence():
-    layer = experts(balance_weight=0.1, bias_speed=None)
+    layer = experts(balance_weight=0.1, bias_speed=None, score="softmax", normalize=False)
     x = torch.randn(3, 20, 16, dtype=torch.float64)
     layer(x)
-    scores = (x @ layer.router.weight.T).sigmoid()
-    shares = scores / scores.sum(-1, keepdim=True)
+    shares = (x @ layer.router.weight.T).softmax(-1)
     expected = 0.0
     for b in range(3):
         layer.eval()(x[b : b + 1])
-        frequency = layer.activity["tokens_per_expert"] * 16 / (4 * 20)
+        frequency = layer.activity["tokens_per_expert"].double() * 16 / (4 * 20)
         expected += 0.1 * (frequency * shares[b].mean(0)).sum() / 3
     layer.train()(x)
     close(layer.auxiliary_losses["load_balance"], expected, 1e-10)
+
+
+def test_balance_loss_of_v3_counts_the_best_scores_whatever_bias_and_groups_choose():
+    """V3, equations 17 to 20, one sequence, expert and token after the other."""
+    layer = experts(balance_weight=1.0)
+    layer.selection_bias += 0.3 * torch.randn(16)
+    x = torch.randn(2, 20, 16, dtype=torch.float64)
+    layer(x)
+    expected = 0.0
+    for sequence in x:
+        scores = (sequence @ layer.router.weight.T).sigmoid()
+        for e in range(16):
+            chosen = sum(e in row.argsort(descending=True)[:4].tolist() for row in scores)
+            probability = sum(row[e] / row.sum() for row in scores) / 20
+            expected += chosen * 16 / (4 * 20) * probability / 2
+    close(layer.auxiliary_losses["load_balance"], expected, 1e-10)
+
+
+def test_load_is_that_of_all_processes(monkeypatch):
+    layer = experts(bias_speed=0.01)
+    layer(torch.randn(1, 8, 16, dtype=torch.float64))
+    other = torch.arange(16) * 100  # tokens of another process
+    load = layer.load + other
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(other))
+    zoo.after_step(layer)
+    close(layer.selection_bias.double(), 0.01 * (load.double().mean() - load).sign(), 1e-7)
+    assert not layer.load.any()

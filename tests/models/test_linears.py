@@ -102,7 +102,7 @@ def test_int8_in_place_of_every_linear(name):
             torch.testing.assert_close(torch.cat(steps, dim=1), found, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(set(NANO) - {"deepseek_nano", "routing_nano"}))
+@pytest.mark.parametrize("name", NANO)
 def test_adapters_around_every_linear_learn(name):
     model = replaced(built(name).train(), LoRA)
     for _ in range(3):

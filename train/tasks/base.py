@@ -178,6 +178,10 @@ class Task(LightningModule):
                 self.log(f"activity/{name}", value.detach().float(), sync_dist=True)
         return loss
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        zoo.after_step(self.trained)  # what no gradient moves: the bias of balanced experts, centroids
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self._optimizer(self.trained)
         scheduler = LambdaLR(optimizer, lambda step: self._lr_factor(step))  # a function: its state is the step alone

@@ -20,6 +20,7 @@ from zoo.layers import ModelState, RMSNorm, State, SwiGLU
 from zoo.layers.attention.latent import LatentAttention
 from zoo.layers.attention.yarn import Yarn
 from zoo.layers.moe.deepseek import DeepSeekMoE
+from zoo.layers.report import Reports
 from zoo.registry import Paper, register_model
 
 
@@ -132,7 +133,7 @@ class NextTokenModule(nn.Module):
         return self.shared_head_norm(self.block(x, None, seq_idx))
 
 
-class DeepSeekLanguageModel(LanguageModel):
+class DeepSeekLanguageModel(Reports, LanguageModel):
     """A stack of latent attention and experts, or SwiGLU in the first blocks; ``mtp`` is used in training only."""
 
     config: DeepSeekConfig
@@ -142,7 +143,6 @@ class DeepSeekLanguageModel(LanguageModel):
         self.mtp = nn.ModuleList(
             NextTokenModule(config, self.build_block(config.depth + depth)) for depth in range(config.mtp_depth)
         )
-        self.auxiliary_losses: dict[str, Tensor] = {}
         _init_matrices(self.mtp, config.initializer_range)
 
     def build_block(self, index: int) -> Block:
@@ -168,7 +168,7 @@ class DeepSeekLanguageModel(LanguageModel):
 
     def forward_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor:
         """The residual stream (B, T, dim) through all blocks; the latest side losses are forgotten."""
-        self.auxiliary_losses = {}
+        self.report({}, {})
         return super().forward_blocks(x, state, seq_idx)
 
     def loss(
@@ -183,7 +183,7 @@ class DeepSeekLanguageModel(LanguageModel):
         further = self.further_tokens(hidden, tokens, labels, seq_idx) if self.training else []
         losses = [self.cross_entropy(h, shifted, None, num_scored) for h, shifted in further]
         if losses:
-            self.auxiliary_losses = {"mtp": self.config.mtp_weight * torch.stack(losses).mean()}
+            self.report({"mtp": self.config.mtp_weight * torch.stack(losses).mean()}, {})
         return self.cross_entropy(hidden, labels, seq_idx, num_scored)
 
     def further_tokens(
@@ -218,10 +218,7 @@ class DeepSeekLanguageModel(LanguageModel):
     def num_active_parameters(self) -> int:
         """Parameters that one token uses, embedding and head included: all but the experts it does not visit, and
         without multi-token prediction."""
-        layers = [block.mlp for block in self.blocks if isinstance(block, ExpertBlock)]
-        idle = sum(
-            (m.num_experts - m.top_k) * sum(w.numel() // m.num_experts for w in (m.w1, m.w2, m.w3)) for m in layers
-        )
+        idle = sum(block.mlp.num_idle_parameters for block in self.blocks if isinstance(block, ExpertBlock))
         further = sum(p.numel() for p in self.mtp.parameters())
         return sum(p.numel() for p in self.parameters()) - idle - further
 

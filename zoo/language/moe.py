@@ -119,10 +119,7 @@ class MoELanguageModel(LanguageModel):
 
     def num_active_parameters(self) -> int:
         """Parameters that one token uses: all but those of the experts it does not visit (tied tensors once)."""
-        idle = sum(
-            (layer.num_experts - layer.top_k) * sum(w[0].numel() for w in (layer.w1, layer.w2, layer.w3))
-            for layer in self.experts
-        )
+        idle = sum(layer.num_idle_parameters for layer in self.experts)
         return sum(parameter.numel() for parameter in self.parameters()) - idle
 
 

@@ -1,0 +1,97 @@
+"""Experts side by side: their weights, and the products of each with the tokens routed to it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.kernels.dispatch import AUTOCAST_DEVICES, full_precision
+from zoo.kernels.moe import MoEOutput, Routing, expert_utilisation, moe
+from zoo.layers.precision import KeepsFloat32
+from zoo.layers.report import Reports
+
+
+class RoutedExperts(Reports, KeepsFloat32):
+    r"""What every layer of experts has: a router and ``num_experts`` MLPs, held as one tensor a matrix.
+
+    .. math::
+        f_e(x) = W^2_e (\mathrm{silu}(W^1_e x) \odot W^3_e x)
+        \;\text{(gated) or}\; W^2_e \, \mathrm{gelu}(W^1_e x + b^1_e) + b^2_e
+
+    ``w1`` and ``w3`` are (E, D, F), ``w2`` is (E, F, D), ``b1`` (E, F) and ``b2`` (E, D). Only experts that a token
+    chose are computed, each once for all its tokens.
+
+    Args:
+        router: tokens (M, D), and what else the layer gives it, to logits (M, E).
+        dim: model width D.
+        hidden_dim: width F of an expert.
+        num_experts: E.
+        top_k: experts a token.
+        gated: SwiGLU experts without biases, in place of two layers with them.
+
+    Raises:
+        ValueError: for a top_k outside [1, num_experts].
+    """
+
+    def __init__(
+        self, router: nn.Module, dim: int, hidden_dim: int, num_experts: int, top_k: int, *, gated: bool = True
+    ):
+        super().__init__()
+        if not 1 <= top_k <= num_experts:
+            raise ValueError(f"top_k must lie in [1, num_experts]: got top_k {top_k}, num_experts {num_experts}")
+        self.num_experts, self.top_k, self.router = num_experts, top_k, router
+        up, down = (num_experts, dim, hidden_dim), (num_experts, hidden_dim, dim)
+        self.w1 = nn.Parameter(torch.empty(up))
+        self.b1 = None if gated else nn.Parameter(torch.empty(num_experts, hidden_dim))
+        self.w3 = nn.Parameter(torch.empty(up)) if gated else None
+        self.w2 = nn.Parameter(torch.empty(down))
+        self.b2 = None if gated else nn.Parameter(torch.empty(num_experts, dim))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Each matrix of an expert as nn.Linear's, uniform within 1 / sqrt(inputs); biases 0."""
+        for weight in self.expert_parameters():
+            if weight.dim() == 3:
+                nn.init.uniform_(weight, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5)
+            else:
+                nn.init.zeros_(weight)
+
+    def expert_parameters(self) -> list[nn.Parameter]:
+        """All that belongs to one expert or another."""
+        return [weight for weight in (self.w1, self.b1, self.w3, self.w2, self.b2) if weight is not None]
+
+    @property
+    def num_idle_parameters(self) -> int:
+        """Of the experts that a token does not visit."""
+        return (self.num_experts - self.top_k) * sum(weight[0].numel() for weight in self.expert_parameters())
+
+    def visit(
+        self, tokens: Tensor, routing: Routing, kept: Tensor | None = None, capacity: int | None = None
+    ) -> MoEOutput:
+        """Tokens (M, D) through their experts, weighted and summed; under autocast in its dtype.
+
+        Args:
+            kept: (M,) bool; where it is False no expert is visited and the output is 0. capacity: see ``moe``.
+        """
+        if kept is not None:
+            routing = routing._replace(experts=routing.experts.masked_fill(~kept[:, None], self.num_experts))
+        low = autocast_dtype(tokens.device.type)
+        operands = (tokens, self.w1, self.b1, self.w3, self.w2, self.b2)
+        x, w1, b1, w3, w2, b2 = (t if low is None or t is None else t.to(low) for t in operands)
+        with full_precision(tokens.device):
+            if w3 is None:
+                return moe(x, routing, w1, w2, up_bias=b1, down_bias=b2, activation=F.gelu, capacity=capacity)  # type: ignore[arg-type]
+            return moe(x, routing, w3, w2, gate=w1, capacity=capacity)  # type: ignore[arg-type]
+
+    def measure(self, routing: Routing, kept: Tensor | None = None) -> dict[str, Tensor]:
+        """ "tokens_per_expert" (E,) int64, and "utilisation" (), the exponential of the entropy of the choices over E:
+        1 when even, 1/E when one expert gets all."""
+        _, entropy, counts = expert_utilisation(routing.experts, self.num_experts, mask=kept)
+        return {"tokens_per_expert": counts, "utilisation": entropy.exp() / self.num_experts}
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """What the surrounding autocast computes in on this kind of device; None without one."""
+    enabled = device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if enabled else None
