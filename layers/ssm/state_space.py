@@ -111,7 +111,7 @@ class StateSpaceKernel(KeepsFloat32, ABC):
     @property
     def output_vectors(self) -> Tensor:
         """C, complex (directions, D, N / 2)."""
-        return torch.view_as_complex(wide(self.C))
+        return torch.view_as_complex(wide(self.C).contiguous())  # channels_last takes it for a batch of maps
 
 
 @dataclass
