@@ -17,6 +17,8 @@ class PatchEmbed(nn.Module):
         ValueError: when the image is smaller than a patch or the patches do not cover it exactly.
     """
 
+    of_image_size = ("img_size", "grid_size", "num_patches")
+
     def __init__(
         self, img_size: int | tuple[int, int], patch_size: int, in_chans: int, dim: int, stride: int | None = None
     ):

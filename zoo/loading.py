@@ -54,7 +54,7 @@ def build_around(
         ValueError: naming ``source``, for a configuration that describes no model, or one the tensors do not fit.
     """
     made = plan(tensors, build, config, source, known=known, changed=changed)
-    with device, each_parameter(_release):
+    with device, each_parameter(release):
         model: Any = build(made.config)
     if dtype is not None:
         cast(model, dtype)
@@ -146,7 +146,8 @@ def adapt_channels(tensors: Mapping[str, Tensor], name: str, channels: int) -> d
     return {**tensors, name: adapted.to(weight.dtype)}
 
 
-def _release(parameter: nn.Parameter) -> nn.Parameter | None:
+def release(parameter: nn.Parameter) -> nn.Parameter | None:
+    """The parameter on the meta device, None where it is there already; for ``each_parameter``."""
     return None if parameter.is_meta else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
 

@@ -33,6 +33,7 @@ class CascadedGroupAttention(nn.Module):
     2305.07027.
     """
 
+    of_image_size = ("window", "bias_index")
     bias_index: Tensor
 
     def __init__(self, dim: int, num_heads: int, window: int, kernels: Sequence[int], qk_dim: int = 16):

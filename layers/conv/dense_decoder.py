@@ -23,6 +23,8 @@ class DenseDecoder(nn.Module):
     (SETR, progressive upsampling), arXiv 2012.15840, as M³ViT has it for every task.
     """
 
+    of_image_size = ("grid_size",)
+
     def __init__(self, dim: int, hidden_dim: int, out_chans: int, grid_size: tuple[int, ...], patch_size: int):
         super().__init__()
         doublings = patch_size.bit_length() - 1

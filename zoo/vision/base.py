@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from zoo.config import require_positive
 from zoo.layers import fuse, recompute
+from zoo.limits import each_parameter
+from zoo.loading import release
+from zoo.vision.surface import TimmSurface
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -36,6 +40,9 @@ class VisionConfig:
     """Standard deviation of each channel that images are normalised by."""
     crop_pct: float = 0.9
     """Side of the centre crop over that of the resized image, in evaluation."""
+    crop_mode: str = "center"
+    """What follows the resizing, by timm's names: a "center" crop, the same with a "border" where the image is smaller,
+    or "squash": both sides are resized."""
     interpolation: str = "bicubic"
     """How images are resized: timm's name, such as "bicubic"."""
     label_names: tuple[str, ...] = ()
@@ -43,6 +50,8 @@ class VisionConfig:
 
     def __post_init__(self):
         require_positive(self, "in_chans")
+        if self.crop_mode not in ("center", "squash", "border"):
+            raise ValueError(f"crop_mode must be 'center', 'squash' or 'border', got {self.crop_mode!r}")
         if not isinstance(self.num_classes, int) or self.num_classes < 0:
             raise ValueError(f"num_classes must be an integer of at least 0, got {self.num_classes!r}")
         if len(self.image_shape) != 2 or not all(isinstance(side, int) and side > 0 for side in self.image_shape):
@@ -53,18 +62,21 @@ class VisionConfig:
         """(height, width) in pixels."""
         return (self.img_size, self.img_size) if isinstance(self.img_size, int) else tuple(self.img_size)  # type: ignore[return-value]
 
+    @property
+    def map_shape(self) -> tuple[int, int] | None:
+        """(height, width) of the last map at ``img_size``; None where features are tokens."""
+        return None
 
-class VisionModel(nn.Module, ABC):
+
+class VisionModel(TimmSurface, ABC):
     """Images to logits over a sequence of tokens. A family sets ``first_conv``, builds ``head`` and ``layer_list()``.
 
     ``HierarchicalModel`` is the variant whose features are maps that shrink from stage to stage.
 
-    Attributes (timm's): num_classes, num_features and head_hidden_size (width of the tokens), feature_info (one dict a
-    block with num_chs, reduction and module), pretrained_cfg, default_cfg; and fused (whether ``fuse`` was called).
+    Attributes: those of ``TimmSurface``; num_features and head_hidden_size (width of the tokens); feature_info (one
+    dict a block with num_chs, reduction and module); fused (whether ``fuse`` was called).
     """
 
-    first_conv, classifier = "patch_embed.proj", "head"
-    fixed_input_size = True
     fused = False
     head: nn.Module
 
@@ -79,10 +91,6 @@ class VisionModel(nn.Module, ABC):
         """Images (B, C, H, W) to the tokens (B, N, dim) that enter the first block."""
 
     @abstractmethod
-    def layer_list(self) -> tuple[str, nn.ModuleList]:
-        """Attribute name and list of the blocks."""
-
-    @abstractmethod
     def forward_norm(self, x: Tensor) -> Tensor:
         """The final norm."""
 
@@ -94,9 +102,17 @@ class VisionModel(nn.Module, ABC):
     def patch_tokens(self, x: Tensor) -> Tensor:
         """Tokens (B, N, dim) without the class token, in raster order."""
 
-    def feature_map(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, dim) to a map (B, dim, H, W)."""
-        return self.patch_tokens(x).mT.unflatten(2, self.patch_embed.grid_size).contiguous()  # type: ignore[union-attr]
+    def prefix_tokens(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, dim) that stand for no patch; none here."""
+        return x[:, :0]
+
+    def grid_of(self, x: Tensor) -> tuple[int, int]:
+        """(rows, columns) of the patches of images."""
+        return self.patch_embed.grid_size  # type: ignore[union-attr,return-value]
+
+    def feature_map(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens (B, N, dim) to a map (B, dim, H, W) of ``grid``."""
+        return self.patch_tokens(x).mT.unflatten(2, grid).contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W), floating point, to logits (B, num_classes); pooled features when num_classes is 0."""
@@ -128,8 +144,9 @@ class VisionModel(nn.Module, ABC):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
         *,
+        return_prefix_tokens: bool = False,
         block_args: tuple[Any, ...] = (),
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+    ) -> list[Any] | tuple[Tensor, list[Any]]:
         """Features of chosen blocks, as in timm.
 
         Args:
@@ -137,6 +154,7 @@ class VisionModel(nn.Module, ABC):
             norm: apply the final norm to them. stop_early: run no further than the last of them.
             output_fmt: "NCHW" maps or "NLC" tokens, without the class token.
             intermediates_only: return only the list, else (final tokens, list).
+            return_prefix_tokens: pairs of them and the class token (B, 1, dim), where there is one.
             block_args: what every block takes besides the tokens, in a family whose blocks take more.
 
         Raises:
@@ -146,30 +164,16 @@ class VisionModel(nn.Module, ABC):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
         self._check(x)
         taken = self.feature_indices(indices)
-        arrange = self.patch_tokens if output_fmt == "NLC" else self.feature_map
-        x, features = self.forward_embed(x), []
+        grid, x, features = self.grid_of(x), self.forward_embed(x), []
         for index, block in enumerate(self.layer_list()[1]):
             if stop_early and index > taken[-1]:
                 break
             x = self._run(block, x, *block_args)
             if index in taken:
-                features.append(arrange(self.forward_norm(x) if norm else x))
+                y = self.forward_norm(x) if norm else x
+                feature = self.patch_tokens(y) if output_fmt == "NLC" else self.feature_map(y, grid)
+                features.append((feature, self.prefix_tokens(y)) if return_prefix_tokens else feature)
         return features if intermediates_only else (self.forward_norm(x), features)
-
-    def feature_indices(self, indices: int | Sequence[int] | None) -> list[int]:
-        """The blocks that ``indices`` of ``forward_intermediates`` names, shallowest first.
-
-        Raises:
-            ValueError: for an index out of range.
-        """
-        depth = len(self.layer_list()[1])
-        wanted = range(depth) if indices is None else indices
-        if isinstance(wanted, int):
-            wanted = range(depth - wanted, depth)
-        taken = sorted({index + depth if index < 0 else index for index in wanted})
-        if not taken or taken[0] < 0 or taken[-1] >= depth:
-            raise ValueError(f"indices must name some of the {depth} blocks, got {indices}")
-        return taken
 
     def fuse(self) -> VisionModel:
         """Bring the model into its form for inference, in place, and return it.
@@ -183,11 +187,6 @@ class VisionModel(nn.Module, ABC):
         return self
 
     @property
-    def num_classes(self) -> int:
-        """Classes of the present head, 0 for none."""
-        return self.config.num_classes
-
-    @property
     def feature_info(self) -> list[dict[str, Any]]:
         """One dict a block: num_chs (channels), reduction (pixels a feature), module (dotted name)."""
         name, blocks = self.layer_list()
@@ -195,32 +194,6 @@ class VisionModel(nn.Module, ABC):
         return [
             {"num_chs": self.num_features, "reduction": reduction, "module": f"{name}.{i}"} for i in range(len(blocks))
         ]
-
-    @property
-    def pool_size(self) -> tuple[int, int] | None:
-        """(height, width) of the last map at the configuration's image size; None where tokens are pooled."""
-        return None
-
-    @property
-    def pretrained_cfg(self) -> dict[str, Any]:
-        """How to prepare images for this model, in timm's terms (for ``timm.data.resolve_data_config``)."""
-        c = self.config
-        return {
-            "architecture": getattr(self, "config_name", type(self).__name__),
-            "num_classes": c.num_classes,
-            "input_size": (c.in_chans, *c.image_shape),
-            "fixed_input_size": self.fixed_input_size,
-            "interpolation": c.interpolation,
-            "crop_pct": c.crop_pct,
-            "mean": c.mean,
-            "std": c.std,
-            "label_names": c.label_names if c.label_names and len(c.label_names) == c.num_classes else None,
-            "pool_size": self.pool_size,
-            "first_conv": self.first_conv,
-            "classifier": self.classifier,
-        }
-
-    default_cfg = pretrained_cfg
 
     def get_classifier(self) -> nn.Module:
         """The classifier layer."""
@@ -249,6 +222,36 @@ class VisionModel(nn.Module, ABC):
         nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
         return head
+
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: int | None = None) -> None:
+        """Take images of another size from now on, in place; tables of positions are resized.
+
+        Args:
+            img_size: Side or (height, width) in pixels; None for no change.
+            patch_size: There for timm's callers: patches keep their size.
+
+        Raises:
+            ValueError: for another patch_size, or a size that patches do not cover or other weights depend on.
+        """
+        if patch_size not in (None, getattr(self.config, "patch_size", None)):
+            raise ValueError(f"patches keep their size: create the model with patch_size={patch_size}")
+        if img_size is None:
+            return
+        with each_parameter(release):
+            resized: Any = type(self)(dataclasses.replace(self.config, img_size=img_size))
+        tensors, expected = resized.adapt_tensors(self.state_dict(), self.config), resized.state_dict()
+        if fixed := [name for name, t in tensors.items() if name in expected and t.shape != expected[name].shape]:
+            raise ValueError(f"{type(self).__name__} has weights for images of its own size alone: {', '.join(fixed)}")
+        others = dict(resized.named_modules())
+        for prefix, module in self.named_modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                tensor = tensors[f"{prefix}.{name}" if prefix else name]
+                if tensor.shape != parameter.shape:
+                    setattr(module, name, nn.Parameter(tensor.detach(), parameter.requires_grad))
+            for name in getattr(module, "of_image_size", ()):
+                value = getattr(others[prefix], name)
+                setattr(module, name, value.to(next(self.parameters()).device) if isinstance(value, Tensor) else value)
+        self.config = resized.config
 
     def adapt_tensors(self, tensors: Mapping[str, Tensor], known: Any = None) -> dict[str, Tensor]:
         """Tensors of this model for images of another size, as they are for images of its own; a family with tables of
@@ -283,6 +286,8 @@ class VisionModel(nn.Module, ABC):
         return block(x, *args)
 
     def _check(self, x: Tensor) -> None:
+        if isinstance(x, Proxy):
+            return  # a symbolic tracer's, of no shape and dtype
         if not x.is_floating_point():
             raise ValueError(
                 f"images must be floating point, got {x.dtype}: convert to float, scale to [0, 1] and normalise with "

@@ -44,14 +44,28 @@ class FeatureNet(nn.Module):
 
     def __init__(self, model: VisionModel, out_indices: int | Sequence[int] | None = None):
         super().__init__()
-        self.out_indices = model.feature_indices(out_indices)
+        self.out_indices = model.prune_intermediate_layers(out_indices)
         self.feature_info = FeatureInfo(model.feature_info[index] for index in self.out_indices)
-        model.reset_classifier(0)
-        del model.layer_list()[1][self.out_indices[-1] + 1 :]
         self.model = model
 
+    @property
+    def in_chans(self) -> int:
+        """Channels of an image."""
+        return self.model.in_chans
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """How images are prepared: the model's, without what concerns its classifier."""
+        return {key: v for key, v in self.model.pretrained_cfg.items() if key not in ("num_classes", "classifier")}
+
+    default_cfg = pretrained_cfg
+
     def forward(self, x: Tensor) -> list[Tensor]:
-        """One map (B, num_chs, ceil(H / reduction), ceil(W / reduction)) for each entry of ``feature_info``."""
+        """One map (B, num_chs, height, width) for each entry of ``feature_info``.
+
+        Its sides are those of the image over reduction: rounded up by convolutions with a stride, down by poolings (of
+        VoVNet behind its stem, SimpleNet, LightCNN). ``config.map_shapes(H, W)`` says them exactly.
+        """
         return self.model.forward_intermediates(x, indices=self.out_indices, stop_early=True, intermediates_only=True)  # type: ignore[return-value]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

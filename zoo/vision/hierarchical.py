@@ -60,6 +60,16 @@ class HierarchicalConfig(VisionConfig):
         """Pixels of a stage's input that a pixel of its output stands for, along each side."""
         return (math.prod(self.stem_strides), *[2] * (len(self.dims) - 1))
 
+    def map_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """(height, width) of each stage's map: convolutions with a stride round up."""
+        reductions = accumulate(self.strides, operator.mul)
+        return [(math.ceil(height / reduction), math.ceil(width / reduction)) for reduction in reductions]
+
+    @property
+    def map_shape(self) -> tuple[int, int]:
+        """(height, width) of the last map at ``img_size``."""
+        return self.map_shapes(*self.image_shape)[-1]
+
     @property
     def drop_path_rates(self) -> list[list[float]]:
         """The rate of each block of each stage."""
@@ -90,7 +100,7 @@ class HierarchicalModel(VisionModel):
     recomputes a block at a time, and updates the running statistics of batch norms once, as without it.
     """
 
-    fixed_input_size = False
+    fixed_input_size, final_norm = False, None
     first_conv = "stages.0.downsample.0.conv"
     config: HierarchicalConfig
 
@@ -124,7 +134,11 @@ class HierarchicalModel(VisionModel):
         """The map itself: there is no norm after the last stage."""
         return x
 
-    def feature_map(self, x: Tensor) -> Tensor:
+    def grid_of(self, x: Tensor) -> tuple[int, int]:
+        """That of the pixels."""
+        return x.shape[2], x.shape[3]
+
+    def feature_map(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """The map itself."""
         return x
 
@@ -160,13 +174,6 @@ class HierarchicalModel(VisionModel):
             {"num_chs": self.config.dims[i], "reduction": reductions[i], "module": f"stages.{i}"}
             for i in range(len(self.stages))
         ]
-
-    @property
-    def pool_size(self) -> tuple[int, int]:
-        """(height, width) of the last map at the configuration's image size."""
-        reduction = math.prod(self.config.strides)
-        height, width = self.config.image_shape
-        return math.ceil(height / reduction), math.ceil(width / reduction)
 
     def no_weight_decay(self) -> set[str]:
         """Nothing besides biases and norms."""

@@ -33,6 +33,8 @@ class LightCNNConfig(VisionConfig):
     """Width of the layer that joins the branches."""
     padding: int = 0
     """1 keeps the size of a map in a convolution, 0 as in the paper trims a pixel a side."""
+    global_pool: str = "flatten"
+    """"flatten" for the linear layers that the maps enter, or "" for features that stay maps (and no classes)."""
     crop_pct: float = 1.0
 
     def __post_init__(self):
@@ -44,6 +46,11 @@ class LightCNNConfig(VisionConfig):
             raise ValueError(f"padding must be 0 or 1, got {self.padding}")
         if min(self.map_shape) < 1:
             raise ValueError(f"img_size {self.img_size} leaves nothing after {len(self.dims)} convolutions")
+        if self.global_pool != "flatten" and (self.global_pool or self.num_classes):
+            raise ValueError(
+                f"global_pool must be 'flatten', or '' without classes, got {self.global_pool!r} and num_classes "
+                f"{self.num_classes}"
+            )
         if self.drop_path_rate:
             raise ValueError(f"there are no residual branches to drop, got drop_path_rate {self.drop_path_rate}")
 
@@ -52,13 +59,18 @@ class LightCNNConfig(VisionConfig):
         """Width of what enters the classifier."""
         return self.join_dim
 
+    def map_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """(height, width) of each convolution's map."""
+        shapes = []
+        for _ in self.dims:
+            height, width = ((side - 2 + 2 * self.padding) // 2 for side in (height, width))
+            shapes.append((height, width))
+        return shapes
+
     @property
     def map_shape(self) -> tuple[int, int]:
         """(height, width) of the last map."""
-        height, width = self.image_shape
-        for _ in self.dims:
-            height, width = ((side - 2 + 2 * self.padding) // 2 for side in (height, width))
-        return height, width
+        return self.map_shapes(*self.image_shape)[-1]
 
 
 class ConvPool(nn.Module):
@@ -77,7 +89,7 @@ class LightCNN(VisionModel):
     """Two branches that see the image, each down to ``branch_dim`` numbers; relu(W [a, b]); classifier."""
 
     config: LightCNNConfig
-    first_conv = "blocks.0.conv"
+    first_conv, final_norm = "blocks.0.conv", None
 
     def __init__(self, config: LightCNNConfig):
         super().__init__(config)
@@ -90,6 +102,7 @@ class LightCNN(VisionModel):
         self.branch_heads = nn.ModuleList(nn.Linear(size, config.branch_dim) for _ in range(2))
         self.join = nn.Linear(2 * config.branch_dim, config.join_dim)
         self.head = self.build_head()
+        self.num_features = self.embed_dim = 2 * config.dims[-1]  # of the maps; what joins the branches is narrower
 
     def forward_branches(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """An image for each branch (B, C, H, W) -> what each ends in, (B, branch_dim)."""
@@ -113,10 +126,16 @@ class LightCNN(VisionModel):
         return x
 
     def pool(self, x: Tensor) -> Tensor:
-        """The last maps of both branches (B, 2 C, h, w) -> what joins them, (B, join_dim)."""
+        """The last maps of both branches (B, 2 C, h, w) -> what joins them, (B, join_dim); the maps for ''."""
+        if self.config.global_pool == "":
+            return x
         return F.relu(self.join(torch.cat(self._ends(x), dim=1)))
 
-    def feature_map(self, x: Tensor) -> Tensor:
+    def grid_of(self, x: Tensor) -> tuple[int, int]:
+        """That of the pixels."""
+        return x.shape[2], x.shape[3]
+
+    def feature_map(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """The maps themselves."""
         return x
 
@@ -132,20 +151,14 @@ class LightCNN(VisionModel):
             for i, dim in enumerate(self.config.dims)
         ]
 
-    @property
-    def pool_size(self) -> tuple[int, int]:
-        """(height, width) of the last map."""
-        return self.config.map_shape
-
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh last layer for ``num_classes``, none for 0; the branches keep what they end in.
 
         Raises:
-            ValueError: for any ``global_pool``: maps are flattened, not pooled.
+            ValueError: for another ``global_pool`` than "flatten", or "" without classes.
         """
-        if global_pool:
-            raise ValueError(f"{type(self).__name__} flattens its maps and has no pooling, got {global_pool!r}")
-        self._replace_head(num_classes=num_classes)
+        changes = {} if global_pool is None else {"global_pool": global_pool}
+        self._replace_head(num_classes=num_classes, **changes)
 
     def no_weight_decay(self) -> set[str]:
         """Nothing besides biases."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,8 @@ class M3ViTConfig(ViTConfig):
                 f"num_classes are those of the task 'classification': got {self.num_classes} without it; give "
                 "classification=True, or num_classes=0"
             )
+        if self.dynamic_img_size and self.dense_tasks:
+            raise ValueError("dynamic_img_size is for answers an image: the decoders of dense_tasks have a fixed grid")
         if not self.tasks or len(set(self.tasks)) < len(self.tasks) or not all(map(str.isidentifier, self.tasks)):
             raise ValueError(f"tasks must have distinct names that are identifiers, got {list(self.tasks)}")
         for name, outputs in (self.label_tasks | self.dense_tasks).items():
@@ -140,7 +143,7 @@ class M3ViT(ViT):
             | {name: DenseDecoder(c.dim, c.decoder_dim, n, grid, c.patch_size) for name, n in c.dense_tasks.items()}
         )
         if not (c.classification or c.label_tasks):
-            self.norm = nn.Identity()  # the decoders have norms of their own
+            self.norm = self.fc_norm = nn.Identity()  # the decoders have norms of their own
 
     def build_block(self, index: int, drop_path: float) -> ViTBlock:
         """Experts in the last block of each group."""
@@ -206,11 +209,14 @@ class M3ViT(ViT):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
         task: str | None = None,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        *,
+        return_prefix_tokens: bool = False,
+    ) -> list[Any] | tuple[Tensor, list[Any]]:
         """Features of chosen blocks for the task, as in timm; see ``VisionModel``."""
         return super().forward_intermediates(
-            x, indices, norm, stop_early, output_fmt, intermediates_only, block_args=(self.condition(task),)
-        )
+            x, indices, norm, stop_early, output_fmt, intermediates_only,
+            return_prefix_tokens=return_prefix_tokens, block_args=(self.condition(task),),
+        )  # fmt: skip
 
     def condition(self, task: str | None) -> int | Tensor:
         """What tells the routers the task: its number, or its embedding where one router serves all."""

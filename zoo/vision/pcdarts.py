@@ -147,7 +147,7 @@ class PCDARTS(HierarchicalModel):
         """The map of the last cell."""
         return x[1]
 
-    def feature_map(self, x: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    def feature_map(self, x: Tensor | tuple[Tensor, Tensor], grid: tuple[int, int] = (0, 0)) -> Tensor:
         """The map of the last cell of a stage."""
         return x if isinstance(x, Tensor) else x[1]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 from itertools import accumulate
-from math import prod
+from math import ceil, prod
 
 from torch import nn
 
@@ -63,6 +63,14 @@ class SimpleNetConfig(HierarchicalConfig):
         starts = [0, *(end + 1 for end in ends[:-1])]
         own = [prod(2 for i in self.strided if a <= i <= b) for a, b in zip(starts, ends, strict=True)]
         return (own[0], *(2 * stride for stride in own[1:]))
+
+    def map_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """(height, width) of each stage's map: the poolings round down, convolutions with a stride up."""
+        shapes = [(height, width)]
+        for stage, stride in enumerate(self.strides):
+            pooling = 2 if stage else 1
+            shapes.append(tuple(ceil(side // pooling / (stride // pooling)) for side in shapes[-1]))  # type: ignore[arg-type]
+        return shapes[1:]
 
 
 class SimpleNet(HierarchicalModel):

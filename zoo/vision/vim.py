@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo.config import require_positive
 from zoo.layers import BiMamba, DropPath, PatchEmbed, RMSNorm
-from zoo.layers.embed import patch_grid
-from zoo.layers.positions import resize_positions
 from zoo.registry import Paper, register_model
-from zoo.vision.base import VisionConfig, VisionModel, drop_path_rates
+from zoo.vision.base import drop_path_rates
+from zoo.vision.tokens import TokenConfig, TokenModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VimConfig(VisionConfig):
+class VimConfig(TokenConfig):
     """Options of Vim, those of the ``BiMamba`` mixer among them."""
 
     patch_size: int = 16
@@ -62,13 +59,14 @@ class VimBlock(nn.Module):
         return x + self.drop_path(self.mixer(self.norm(x)))
 
 
-class Vim(VisionModel):
+class Vim(TokenModel):
     """Patches, a class token at position N // 2, position table, blocks, norm; the class token is classified.
 
     The residual stream is float32 also in a low-precision model.
     """
 
     config: VimConfig
+    final_norm = "norm_f"
 
     def __init__(self, config: VimConfig):
         super().__init__(config)
@@ -94,41 +92,23 @@ class Vim(VisionModel):
                 nn.init.kaiming_uniform_(module.out_proj.weight, a=math.sqrt(5))
                 module.out_proj.weight /= math.sqrt(len(self.layers))
 
-    @property
-    def middle(self) -> int:
-        """Position of the class token."""
-        return self.patch_embed.num_patches // 2
+    @staticmethod
+    def token_place(num_patches: int) -> int:
+        """In the middle."""
+        return num_patches // 2
 
     def layer_list(self) -> tuple[str, nn.ModuleList]:
         """The Vim blocks."""
         return "layers", self.layers
 
     def forward_embed(self, x: Tensor) -> Tensor:
-        """Patches with the class token between the two halves, plus positions."""
-        x = self.patch_embed(x)
-        token = self.cls_token.expand(x.shape[0], -1, -1)
-        x = torch.cat([x[:, : self.middle], token, x[:, self.middle :]], dim=1) + self.pos_embed
+        """Patches with the class token between the two halves, plus positions; at least float32."""
+        x = super().forward_embed(x)
         return x.to(torch.promote_types(x.dtype, torch.float32))
 
     def forward_norm(self, x: Tensor) -> Tensor:
         """Final RMSNorm."""
         return self.norm_f(x)
-
-    def adapt_tensors(self, tensors: Mapping[str, Tensor], known: Any = None) -> dict[str, Tensor]:
-        """The position table resized to the grid of this model's patches, the row of the class token apart."""
-        if (table := tensors.get("pos_embed")) is None:
-            return dict(tensors)
-        source = None if known is None else patch_grid(known.image_shape, known.patch_size, known.stride)
-        table = resize_positions(table, self.patch_embed.grid_size, lambda patches: patches // 2, source)
-        return {**tensors, "pos_embed": table}
-
-    def pool(self, x: Tensor) -> Tensor:
-        """The class token."""
-        return x[:, self.middle]
-
-    def patch_tokens(self, x: Tensor) -> Tensor:
-        """All tokens but the one in the middle."""
-        return torch.cat([x[:, : self.middle], x[:, self.middle + 1 :]], dim=1)
 
 
 _register = partial(

@@ -6,23 +6,20 @@ Paper: Dosovitskiy et al., "An Image is Worth 16x16 Words", arXiv 2010.11929. Pa
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo.config import require_positive
 from zoo.layers import Attention, DropPath, Mlp, PatchEmbed
-from zoo.layers.embed import patch_grid
-from zoo.layers.positions import resize_positions
 from zoo.registry import Paper, register_model
-from zoo.vision.base import VisionConfig, VisionModel, drop_path_rates
+from zoo.vision.base import drop_path_rates
+from zoo.vision.tokens import POOLINGS, TokenConfig, TokenModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ViTConfig(VisionConfig):
+class ViTConfig(TokenConfig):
     """Options of the vision transformer."""
 
     patch_size: int = 16
@@ -41,12 +38,19 @@ class ViTConfig(VisionConfig):
     """Dropout after the projections of attention and MLP."""
     norm_eps: float = 1e-6
     """Added to the variance in the layer norms."""
+    fc_norm: bool | None = None
+    """The final norm follows the pooling instead of preceding it; None: where patches are pooled, as in timm."""
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, "patch_size", "dim", "depth", "num_heads")
+
+    @property
+    def norm_after_pooling(self) -> bool:
+        """Where the final norm is."""
+        return self.global_pool in POOLINGS if self.fc_norm is None else self.fc_norm
 
 
 class ViTBlock(nn.Module):
@@ -67,8 +71,8 @@ class ViTBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class ViT(VisionModel):
-    """Class token, patches, position table, blocks, norm; the class token is classified."""
+class ViT(TokenModel):
+    """Class token, patches, position table, blocks, norm; the class token, or a pooling of patches, is classified."""
 
     config: ViTConfig
 
@@ -79,7 +83,8 @@ class ViT(VisionModel):
         self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches + 1, config.dim))
         rates = drop_path_rates(config.drop_path_rate, config.depth)
         self.blocks = nn.ModuleList(self.build_block(index, rate) for index, rate in enumerate(rates))
-        self.norm = nn.LayerNorm(config.dim, config.norm_eps)
+        norms = nn.LayerNorm(config.dim, config.norm_eps), nn.Identity()
+        self.fc_norm, self.norm = norms if config.norm_after_pooling else norms[::-1]
         self.head = self.build_head()
         self.init_weights()
 
@@ -101,30 +106,24 @@ class ViT(VisionModel):
         """The transformer blocks."""
         return "blocks", self.blocks
 
-    def forward_embed(self, x: Tensor) -> Tensor:
-        """The class token, then the patches, plus positions."""
-        x = self.patch_embed(x)
-        return torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
+    @staticmethod
+    def token_place(num_patches: int) -> int:
+        """Before all patches."""
+        return 0
 
     def forward_norm(self, x: Tensor) -> Tensor:
         """Final layer norm."""
         return self.norm(x)
 
-    def adapt_tensors(self, tensors: Mapping[str, Tensor], known: Any = None) -> dict[str, Tensor]:
-        """The position table resized to the grid of this model's patches, the row of the class token apart."""
-        if (table := tensors.get("pos_embed")) is None:
-            return dict(tensors)
-        source = None if known is None else patch_grid(known.image_shape, known.patch_size)
-        table = resize_positions(table, self.patch_embed.grid_size, lambda patches: 0, source)
-        return {**tensors, "pos_embed": table}
-
     def pool(self, x: Tensor) -> Tensor:
-        """The class token."""
-        return x[:, 0]
+        """What ``global_pool`` names, (B, dim), and the norm that may follow it."""
+        return self.fc_norm(super().pool(x))
 
-    def patch_tokens(self, x: Tensor) -> Tensor:
-        """All tokens but the first."""
-        return x[:, 1:]
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier for ``num_classes``, none for 0; ``global_pool`` None keeps the present pooling, and the
+        norm stays where it is."""
+        changes = {} if global_pool is None else {"global_pool": global_pool, "fc_norm": self.config.norm_after_pooling}
+        self._replace_head(num_classes=num_classes, **changes)
 
 
 _register = partial(

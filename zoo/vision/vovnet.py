@@ -69,6 +69,13 @@ class VoVNetConfig(HierarchicalConfig):
         first, second, third = self.stem_strides
         return (first * second, third, *[2] * (len(self.dims) - 2))
 
+    def map_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """(height, width) of each stage's map: the stem rounds up, the poolings down."""
+        shapes = super().map_shapes(height, width)[:2]
+        for _ in self.dims[2:]:
+            shapes.append((shapes[-1][0] // 2, shapes[-1][1] // 2))
+        return shapes
+
 
 class VoVNet(HierarchicalModel):
     """Stem, stages of ``OneShotAggregation`` with max pooling between them, average pooling, classifier."""
@@ -107,13 +114,6 @@ class VoVNet(HierarchicalModel):
             residual=c.residual and index > 0,
             drop_path=drop_path,
         )
-
-    @property
-    def pool_size(self) -> tuple[int, int]:
-        """(height, width) of the last map at the configuration's image size; the poolings round down."""
-        stem, pools = math.prod(self.config.stem_strides), 2 ** (len(self.config.dims) - 2)
-        height, width = self.config.image_shape
-        return math.ceil(height / stem) // pools, math.ceil(width / stem) // pools
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Regular expressions that sort parameters by depth: a group a stage, or (not coarse) a block."""
