@@ -47,7 +47,7 @@ def override(config: ConfigType, name: str, changes: dict[str, Any]) -> ConfigTy
     for field in changes:
         if field not in fields:
             raise TypeError(f"{name} has no option {field!r}{nearest(field, fields)}; its options: {', '.join(fields)}")
-    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+    return dataclasses.replace(config, **{field: _tuples(value) for field, value in changes.items()})  # type: ignore[type-var]
 
 
 def agreed(
