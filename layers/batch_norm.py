@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from zoo.layers.linear import is_plain
 from zoo.layers.precision import KeepsFloat32
 
 
-class BatchNorm2d(KeepsFloat32, nn.BatchNorm2d):
+class TraceableNorm(KeepsFloat32, _BatchNorm):
+    """Weight, bias and statistics stay float32 in a low-precision model; symbolic tracers pass through."""
+
+    float32_parameters = ("weight", "bias")
+    float32_buffers = ("running_mean", "running_var")
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if not isinstance(input, Proxy):  # which has no shape
+            super()._check_input_dim(input)
+
+
+class BatchNorm2d(TraceableNorm, nn.BatchNorm2d):
     """``nn.BatchNorm2d`` whose weight starts at ``gamma``; weight, bias and statistics stay float32 in a low-precision
     model.
 
     Paper: Ioffe and Szegedy, "Batch Normalization", arXiv 1502.03167.
     """
 
-    float32_parameters = ("weight", "bias")
-    float32_buffers = ("running_mean", "running_var")
-
     def __init__(self, dim: int, gamma: float = 1.0):
         super().__init__(dim)
         nn.init.constant_(self.weight, gamma)
 
 
-class BatchNorm1d(KeepsFloat32, nn.BatchNorm1d):
+class BatchNorm1d(TraceableNorm, nn.BatchNorm1d):
     """``nn.BatchNorm1d`` that stays float32 in a low-precision model."""
-
-    float32_parameters = ("weight", "bias")
-    float32_buffers = ("running_mean", "running_var")
 
 
 class NormLinear(nn.Module):
@@ -45,6 +52,7 @@ class NormLinear(nn.Module):
         """x (B, dim) -> (B, num_classes)."""
         return self.linear(self.bn(x))
 
+    @torch.no_grad()
     def fuse(self) -> nn.Module:
         """W (s x + t) + b = (W s) x + (W t + b), as one linear layer; as it is where the linear layer is another."""
         if not is_plain(self.linear):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from zoo.layers.drop import DropPath
@@ -19,6 +20,7 @@ class Residual(nn.Module):
         """x (B, ...) -> (B, ...)."""
         return x + self.drop_path(self.branch(x))
 
+    @torch.no_grad()
     def fuse(self) -> nn.Module:
         """Where the branch is one size-keeping depthwise convolution, that convolution with 1 added to its middle tap;
         otherwise the layer itself."""

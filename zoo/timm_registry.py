@@ -48,7 +48,7 @@ def register_with_timm() -> list[str]:
     registered = []
     for name, entry in entries().items():
         if entry.task == "image-classification" and not is_model(name):
-            default_cfgs.update(generate_default_cfgs(_published(entry)))
+            default_cfgs.update(generate_default_cfgs({**_published(entry)}))
             register_model(_entrypoint(entry))
             registered.append(name)
     return registered
@@ -84,11 +84,12 @@ def _entrypoint(entry: ModelEntry) -> Any:
     ) -> nn.Module:
         from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 
-        overlay = dict(pretrained_cfg_overlay or {})
+        overlay: dict[str, Any] = dict(pretrained_cfg_overlay or {})
         if any(overlay.get(source) for source in SOURCES):
-            overlay = dict.fromkeys((*SOURCES, "hf_hub_filename")) | overlay
+            overlay = {**dict.fromkeys(SOURCES), "hf_hub_filename": None, **overlay}
         cfg = resolve_pretrained_cfg(entry.name, pretrained_cfg, overlay)
         weights = INDEX.get(entry.name, {}).get(cfg.tag or "")
+        fields: dict[str, Any] = dict(weights.fields) if weights else {}
         known = _known(entry, cfg.tag, img_size=tuple(cfg.input_size[-2:]))
         return build_model_with_cfg(
             partial(create_model, entry.name),
@@ -97,7 +98,7 @@ def _entrypoint(entry: ModelEntry) -> Any:
             pretrained_cfg=cfg.to_dict(),
             pretrained_filter_fn=partial(_fitted, known=known),
             feature_cfg={"feature_cls": "getter", "out_indices": None},
-            **(dict(weights.fields) if weights else {}) | options,
+            **fields | options,
         )
 
     build.__name__ = build.__qualname__ = entry.name
@@ -110,7 +111,8 @@ def _fitted(state_dict: Mapping[str, Tensor], model: Any, known: Any) -> dict[st
     Raises:
         ValueError: listing what does not fit besides the classifier and the first convolution.
     """
-    published = bundled.unpack(state_dict)
+    wrapped = (state_dict.get(name) for name in ("state_dict", "model"))  # timm leaves them around what it downloads
+    published = bundled.unpack(next((part for part in wrapped if isinstance(part, Mapping)), state_dict))
     agreed(model.config, dataclasses.asdict(model.config), implied(published), "the file")
     tensors = model.adapt_tensors(to_zoo(published), known)
     ends = (f"{model.first_conv}.", f"{model.classifier.partition('.')[0]}.")

@@ -55,20 +55,17 @@ class CascadedGroupAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, dim, H, W) -> (B, dim, H, W)."""
         height, width = x.shape[2:]
-        if height == width == self.window:
-            return self.attend(x)
-        y = self.attend(to_windows(x, self.window))
-        return from_windows(y, height, width)
+        return from_windows(self.attend(to_windows(x, self.window)), height, width)
 
     def attend(self, x: Tensor) -> Tensor:
         """One window, x (B, dim, window, window) -> (B, dim, window, window)."""
         biases = self.attention_biases[:, self.bias_index]  # (num_heads, N, N)
         parts = x.chunk(self.num_heads, dim=1)
         y, outputs = torch.zeros_like(parts[0]), []
-        for part, qkv, dw, bias in zip(parts, self.qkvs, self.dws, biases, strict=True):
-            q, k, v = qkv(part + y).split(self.qkv_dims, dim=1)
+        for head, (qkv, dw) in enumerate(zip(self.qkvs, self.dws, strict=True)):
+            q, k, v = qkv(parts[head] + y).split(self.qkv_dims, dim=1)
             scores = (dw(q) * self.scale).flatten(2).mT @ k.flatten(2)  # (B, N, N)
-            y = (v.flatten(2) @ (scores + bias).softmax(-1).mT).view_as(part)
+            y = (v.flatten(2) @ (scores + biases[head]).softmax(-1).mT).view_as(v)
             outputs.append(y)
         return self.proj(torch.cat(outputs, dim=1))
 
@@ -80,17 +77,23 @@ def distance_index(window: int) -> Tensor:
     return window * (row[:, None] - row).abs() + (column[:, None] - column).abs()
 
 
+@torch.fx.wrap
 def to_windows(x: Tensor, window: int) -> Tensor:
     """(B, C, H, W) -> (B * windows, C, window, window), zeros below and to the right where the map ends."""
     height, width = x.shape[2:]
+    if height == width == window:
+        return x
     x = F.pad(x, (0, -width % window, 0, -height % window))
     x = x.unflatten(3, (-1, window)).unflatten(2, (-1, window))  # (B, C, rows, window, columns, window)
     return x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
+@torch.fx.wrap
 def from_windows(x: Tensor, height: int, width: int) -> Tensor:
     """The inverse of ``to_windows``, without what was added."""
     window = x.shape[2]
+    if height == width == window:
+        return x
     rows, columns = -(-height // window), -(-width // window)
     x = x.unflatten(0, (-1, rows, columns)).permute(0, 3, 1, 4, 2, 5)
     return x.flatten(4, 5).flatten(2, 3)[:, :, :height, :width]

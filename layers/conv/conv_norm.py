@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,6 +50,7 @@ class ConvNorm(nn.Module):
         """One convolution with a bias and the ReLU."""
         return self._fused("relu" if self.relu else None)
 
+    @torch.no_grad()
     def _fused(self, activation: str | None) -> InferenceConv2d:
         c, (scale, shift) = self.conv, affine(self.bn)
         bias = shift if c.bias is None else shift + c.bias * scale

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
@@ -60,7 +61,8 @@ class InferenceConv2d(nn.Conv2d):
 
     def _is_direct(self, x: Tensor) -> bool:
         return (
-            not torch.compiler.is_compiling()
+            not isinstance(x, Proxy)  # a symbolic tracer's
+            and not torch.compiler.is_compiling()
             and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
             and x.numel() > 0

@@ -54,6 +54,8 @@ class VisionConfig:
             raise ValueError(f"crop_mode must be 'center', 'squash' or 'border', got {self.crop_mode!r}")
         if not isinstance(self.num_classes, int) or self.num_classes < 0:
             raise ValueError(f"num_classes must be an integer of at least 0, got {self.num_classes!r}")
+        if isinstance(self.img_size, tuple) and len(self.img_size) == 2 and self.img_size[0] == self.img_size[1]:
+            object.__setattr__(self, "img_size", self.img_size[0])
         if len(self.image_shape) != 2 or not all(isinstance(side, int) and side > 0 for side in self.image_shape):
             raise ValueError(f"img_size must be a positive integer, or a height and a width, got {self.img_size!r}")
 

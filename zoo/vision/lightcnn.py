@@ -169,8 +169,8 @@ class LightCNN(VisionModel):
         return {"stem": r"^blocks\.0", "blocks": [(r"^blocks\.(\d+)", None), (r"^branch_heads|^join", (99999,))]}
 
     def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = (head(maps.flatten(1)) for head, maps in zip(self.branch_heads, x.chunk(2, dim=1), strict=True))
-        return first, second
+        first, second = x.chunk(2, dim=1)
+        return self.branch_heads[0](first.flatten(1)), self.branch_heads[1](second.flatten(1))
 
 
 _register = partial(

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from zoo.config import require_positive
 from zoo.layers.conv import DenseDecoder
@@ -230,7 +231,7 @@ class M3ViT(ViT):
             ValueError: for an unknown task, or for none where there are several.
         """
         tasks = self.config.tasks
-        if task is None and len(tasks) == 1:
+        if (task is None or isinstance(task, Proxy)) and len(tasks) == 1:
             return tasks[0]
         if task not in tasks:
             raise ValueError(f"task must be one of {list(tasks)}, got {task!r}{nearest(str(task), tasks)}")

@@ -152,7 +152,7 @@ def described(model_class: Any, config: Any) -> dict[str, Any]:
         "input_size": (config.in_chans, *config.image_shape),
         "fixed_input_size": model_class.fixed_input_size and not getattr(config, "dynamic_img_size", False),
         **{key: getattr(config, key) for key in PREPARATION},
-        "label_names": config.label_names if len(config.label_names) == config.num_classes else None,
+        "label_names": (config.label_names or None) if len(config.label_names) == config.num_classes else None,
         "pool_size": config.map_shape,
         "first_conv": model_class.first_conv,
         "classifier": model_class.classifier,
