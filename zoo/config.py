@@ -14,6 +14,10 @@ from typing import Any, TypeVar
 from zoo.registry import nearest
 
 ConfigType = TypeVar("ConfigType")
+FREE = {  # fields of training and of speed, which change no output of a trained model beyond rounding
+    "chunk_size", "initializer_range", "residual_in_fp32", "balance_weight", "z_weight", "joint_balance", "bias_speed",
+    "capacity_factor", "mtp_weight", "drop_rate", "drop_path_rate", "proj_drop_rate", "auxiliary_weight",
+}  # fmt: skip
 
 
 def describe_fields(config_class: type) -> dict[str, str]:
@@ -53,18 +57,21 @@ def override(config: ConfigType, name: str, changes: dict[str, Any]) -> ConfigTy
 def agreed(
     config: ConfigType, given: typing.Mapping[str, Any], implied: typing.Mapping[str, Any], source: str
 ) -> ConfigType:
-    """``config`` with the fields that the layout of a file of weights implies, as far as it has them.
+    """``config`` with the fields that the layout of a file of weights implies, as far as it has them; those that change
+    no output stay as they were given.
 
     Raises:
         ValueError: naming ``source``, for a field that was given another value.
     """
     settled = {field: value for field, value in implied.items() if hasattr(config, field)}
-    if against := {field: given[field] for field, value in settled.items() if given.get(field, value) != value}:
+    against = {field: given[field] for field, value in settled.items() if given.get(field, value) != value}
+    free = {field: against.pop(field) for field in FREE & against.keys()}
+    if against:
         raise ValueError(
             f"{source} was made with {_named(settled)}: its tensors would load into a model with {_named(against)} and "
             "compute something else; create the model with the former"
         )
-    return dataclasses.replace(config, **settled)  # type: ignore[type-var]
+    return dataclasses.replace(config, **settled | free)  # type: ignore[type-var]
 
 
 def _named(fields: typing.Mapping[str, Any]) -> str:

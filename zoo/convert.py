@@ -9,15 +9,10 @@ from typing import Any
 
 from zoo.checkpoints import read_state_dict, write_folder
 from zoo.checkpoints.convert import LAYOUTS, implied, published_config, published_names, settled, to_zoo
-from zoo.config import agreed, from_json
+from zoo.config import FREE, agreed, from_json
 from zoo.factory import describe, read_folder, recognise
 from zoo.loading import plan, tied
 from zoo.registry import ModelEntry, lookup, nearest
-
-FREE = {  # fields of training and of speed, which change no output of a trained model beyond rounding
-    "chunk_size", "initializer_range", "residual_in_fp32", "balance_weight", "z_weight", "joint_balance", "bias_speed",
-    "capacity_factor", "mtp_weight", "drop_rate", "drop_path_rate", "proj_drop_rate",
-}  # fmt: skip
 
 
 def convert(

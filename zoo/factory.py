@@ -218,7 +218,10 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     """
     if config := getattr(model, "config", None):
         agreed(config, dataclasses.asdict(config), implied(state_dict), source)
-    model.load_state_dict(fit_state_dict(to_zoo(state_dict), model.state_dict(), tied(model), source))
+    tensors = to_zoo(state_dict)
+    if hasattr(model, "adapt_tensors"):
+        tensors = model.adapt_tensors(tensors)  # type: ignore[operator]
+    model.load_state_dict(fit_state_dict(tensors, model.state_dict(), tied(model), source))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""PC-DARTS checkpoints of the authors (yuhuixu1993/PC-DARTS), whose auxiliary head is left out.
+"""PC-DARTS checkpoints of the authors (yuhuixu1993/PC-DARTS).
 
 The cells are one list; of L the reductions are L // 3 and 2 L // 3, where our second and third stage begin. One batch
 norm over both halves of a factorised reduction is two here.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -17,6 +18,8 @@ _ENDS = {  # within the stem, a cell's input and an operation: published -> ours
     "stem0.0": f"{_STEM}0.conv", "stem0.1": f"{_STEM}0.bn",
     "stem0.3": f"{_STEM}1.conv", "stem0.4": f"{_STEM}1.bn",
     "stem1.1": f"{_STEM}2.conv", "stem1.2": f"{_STEM}2.bn",
+    "auxiliary_head.features.2": "auxiliary_head.reduce.conv", "auxiliary_head.features.3": "auxiliary_head.reduce.bn",
+    "auxiliary_head.features.5": "auxiliary_head.conv", "auxiliary_head.features.6": "auxiliary_head.norm",
     "classifier": "head", "conv_1": "even.conv", "conv_2": "odd.conv",
 }  # fmt: skip
 _OVER_HALVES = re.compile(r"(.+\.(?:preprocess0|ops\.\d+))\.bn\.(\w+)")
@@ -32,11 +35,16 @@ def recognises(state_dict: Mapping[str, Tensor]) -> bool:
     return any(key.startswith("cells.0.preprocess0.") for key in state_dict)
 
 
+def implied(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A file with an auxiliary head was trained with the authors' weight of its loss."""
+    return {"auxiliary_weight": 0.4} if any(key.startswith("auxiliary_head.") for key in state_dict) else {}
+
+
 def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published names -> the zoo's; tensors unchanged, the auxiliary head dropped."""
+    """Published names -> the zoo's; tensors unchanged."""
     count = 1 + max(int(found[1]) for key in state_dict if (found := re.match(r"cells\.(\d+)\.", key)))
     starts = [0, count // 3, 2 * count // 3]
-    renamed = {_renamed(key, starts): t for key, t in state_dict.items() if not key.startswith("auxiliary_head.")}
+    renamed = {_renamed(key, starts): tensor for key, tensor in state_dict.items()}
     converted = {}
     for key, tensor in renamed.items():
         if found := _OVER_HALVES.fullmatch(key):

@@ -99,8 +99,13 @@ def test_names_of_the_authors():
         "cells.13._ops.3.op.5.weight": "stages.2.blocks.0.ops.3.depthwise.1.weight",
         "cells.19.preprocess0.op.1.weight": "stages.2.blocks.6.preprocess0.conv.conv.weight",
         "classifier.bias": "head.bias",
+        "auxiliary_head.features.2.weight": "auxiliary_head.reduce.conv.weight",
+        "auxiliary_head.features.3.running_var": "auxiliary_head.reduce.bn.running_var",
+        "auxiliary_head.features.5.weight": "auxiliary_head.conv.weight",
+        "auxiliary_head.features.6.bias": "auxiliary_head.norm.bias",
+        "auxiliary_head.classifier.weight": "auxiliary_head.classifier.weight",
     }
-    tensors = {f"module.{key}": torch.zeros(1) for key in (*names, "auxiliary_head.classifier.weight")}
+    tensors = {f"module.{key}": torch.zeros(1) for key in names}
     assert list(zoo.checkpoints.convert.to_zoo(tensors)) == list(names.values())
     halves = zoo.checkpoints.convert.to_zoo(tensors | {"module.cells.19._ops.7.bn.weight": torch.tensor([1.0, 2.0])})
     place = "stages.2.blocks.6.ops.7"
@@ -109,7 +114,7 @@ def test_names_of_the_authors():
 
 def test_a_file_in_the_authors_layout_loads(tmp_path):
     """All tensors of a network of 8 cells under the published names, which the test writes out from the genotype."""
-    model: Any = zoo.create_model("pcdarts_nano", **TINY)
+    model: Any = zoo.create_model("pcdarts_nano", auxiliary_weight=0.4, **TINY)
     ours = model.state_dict()
     published = {}
     for key, tensor in ours.items():
@@ -121,23 +126,30 @@ def test_a_file_in_the_authors_layout_loads(tmp_path):
             ("stages.0.downsample.0.bn", "stem.1"), ("depthwise.0", "op.1"), ("pointwise.0.conv", "op.2"),
             ("pointwise.0.bn", "op.3"), ("depthwise.1", "op.5"), ("pointwise.1.conv", "op.6"),
             ("pointwise.1.bn", "op.7"), ("conv.conv", "op.1"), ("conv.bn", "op.2"), ("even", "conv_1"),
-            ("odd", "conv_2"), ("head.", "classifier."),
+            ("odd", "conv_2"),
+            ("y_head.reduce.conv", "y_head.features.2"), ("y_head.reduce.bn", "y_head.features.3"),
+            ("y_head.conv.", "y_head.features.5."), ("y_head.norm", "y_head.features.6"),
         ):  # fmt: skip
             key = key.replace(new, old)
+        key = key.replace("head.", "classifier.") if key.startswith("head.") else key
         if key.endswith(("conv_1.bn.num_batches_tracked", "conv_2.bn.num_batches_tracked")):
             published[key.replace("conv_1.", "").replace("conv_2.", "")] = tensor
         elif ".conv_1.bn." in key:
-            published[key.replace("conv_1.", "")] = torch.randn(2 * len(tensor))
+            published[key.replace("conv_1.", "")] = torch.rand(2 * len(tensor))
         elif ".conv_2.bn." not in key:
             key = key.replace("conv_1.conv", "conv_1").replace("conv_2.conv", "conv_2")
-            published[key] = torch.randn(tensor.shape) if tensor.is_floating_point() else tensor
+            published[key] = torch.rand(tensor.shape) if tensor.is_floating_point() else tensor
     torch.save(published, tmp_path / "weights.pt")
-    loaded = zoo.create_model("pcdarts_nano", checkpoint_path=tmp_path / "weights.pt", **TINY)
+    loaded: Any = zoo.create_model("pcdarts_nano", checkpoint_path=tmp_path / "weights.pt", **TINY)
 
     def total(tensors: Any) -> float:
         return sum(t.double().sum() for t in tensors if t.is_floating_point())
 
     assert total(loaded.state_dict().values()) == pytest.approx(total(published.values()))
+    assert loaded.config.auxiliary_weight == 0.4
+    plain: Any = zoo.create_model("pcdarts_nano", checkpoint_path=tmp_path / "weights.pt", auxiliary_weight=0.0, **TINY)
+    images = torch.randn(2, 3, 32, 32)
+    assert plain.auxiliary_head is None and torch.equal(plain.eval()(images), loaded.eval()(images))
     op = loaded.stages[1].blocks[1].ops[0].pointwise[1]
     assert torch.equal(op.bn.weight, published["cells.3._ops.0.op.7.weight"])
 

@@ -28,6 +28,8 @@ PUBLISHED = {
     "simplenetv1_small_m1_05": 1_506_792, "simplenetv1_small_m1_075": 3_287_272, "simplenetv1_5m_m1": 5_752_808,
     "simplenetv1_9m_m1": 9_508_968, "simplenetv1_small_m2_05": 1_506_792, "simplenetv1_small_m2_075": 3_287_272,
     "simplenetv1_5m_m2": 5_752_808, "simplenetv1_9m_m2": 9_508_968, "simplenetv1_cifar_5m": 5_498_378,
+    "simplenetv1_cifar_310k": 312_362, "simplenetv1_cifar_460k": 455_862 + 2 * (96 + 96 + 100),  # and three norms
+    "ese_vovnet19b": 10_180_416 + 1025 * 1000,  # the backbone, and a classifier
     "mcunet_in2": 729_392, "mcunet_in3": 737_408, "mcunet_vww0": 368_970, "mcunet_vww1": 432_746,
     "mcunet_vww2": 639_258, "proxyless_w03": 754_280, "lightcnn_mnist": 14_862, "lightcnn_cifar": 19_622,
 }  # fmt: skip

@@ -19,6 +19,7 @@ import zoo
         ("simplenetv1_small_m1_05", 340.92), ("simplenetv1_small_m2_05", 427.63), ("simplenetv1_small_m1_075", 758.85),
         ("simplenetv1_small_m2_075", 953.94), ("simplenetv1_5m_m1", 1341.76), ("simplenetv1_5m_m2", 1688.58),
         ("simplenetv1_9m_m1", 2774.25), ("simplenetv1_9m_m2", 3554.59), ("simplenetv1_cifar_5m", 652.15),
+        ("simplenetv1_cifar_310k", 55.79),
     ],
 )  # fmt: skip
 def test_costs_of_the_published_networks(name, mega_macs):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -37,6 +38,7 @@ class MCUNetConfig(HierarchicalConfig):
     """Added to the variance in the batch norms."""
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    interpolation: str = "bilinear"
 
     def __post_init__(self):
         super().__post_init__()
@@ -133,6 +135,9 @@ def _config(text: str, mix_dim: int = 0, **options) -> MCUNetConfig:
     return MCUNetConfig(blocks=blocks, dims=dims, depths=depths, mix_dim=mix_dim, **options)
 
 
+_VWW: dict[str, Any] = {"num_classes": 2, "crop_pct": 1.0, "crop_mode": "squash"}  # a crop might cut the person off
+
+
 @_register()
 def mcunet_nano():
     return _config(
@@ -207,7 +212,7 @@ def mcunet_in4():
 def mcunet_vww0():
     return _config(
         "1,3,8 | 6,5,16 4,3,16 | 5,3,24 4,3,24 4,3,24 | 5,3,40 4,3,40 3,7,40 3,3,48 4,3,48 | 5,7,96 5,5,96 4,7,160",
-        img_size=64, num_classes=2, crop_pct=1.0,
+        img_size=64, **_VWW,
     )  # fmt: skip
 
 
@@ -216,7 +221,7 @@ def mcunet_vww1():
     return _config(
         "1,3,8 | 6,3,16 3,3,16 3,3,16 | 3,7,24 6,3,24 5,5,24 | 6,7,40 6,7,40 6,3,48 4,3,48 | "
         "5,5,96 5,3,96 4,3,96 3,7,160",
-        img_size=80, num_classes=2, crop_pct=1.0,
+        img_size=80, **_VWW,
     )  # fmt: skip
 
 
@@ -225,5 +230,5 @@ def mcunet_vww2():
     return _config(
         "1,3,8 | 3,3,16 5,3,16 6,5,16 3,3,16 | 5,7,24 4,5,24 4,3,24 6,7,24 | 6,3,40 6,7,40 4,5,40 5,3,40 5,5,48 3,5,48 "
         "4,3,48 3,5,48 | 4,3,96 5,5,96 4,5,96 4,3,96 5,3,160",
-        img_size=144, num_classes=2, crop_pct=1.0,
+        img_size=144, **_VWW,
     )  # fmt: skip

@@ -8,7 +8,9 @@ Cells and sizes are those of the authors' code (yuhuixu1993/PC-DARTS), which cou
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -162,6 +164,13 @@ class PCDARTS(HierarchicalModel):
             old, like = self.auxiliary_head.classifier, next(self.parameters())
             self.auxiliary_head.classifier = nn.Linear(old.in_features, num_classes).to(like.device, like.dtype)
             self.auxiliary_head = self.auxiliary_head if num_classes else None
+
+    def adapt_tensors(self, tensors: Mapping[str, Tensor], known: Any = None) -> dict[str, Tensor]:
+        """Without an auxiliary head that this model has not."""
+        kept = super().adapt_tensors(tensors, known)
+        if self.auxiliary_head is None:
+            return {key: tensor for key, tensor in kept.items() if not key.startswith("auxiliary_head.")}
+        return kept
 
     def fuse(self) -> PCDARTS:
         """As of every vision model; the auxiliary head, which serves training alone, goes."""

@@ -5,6 +5,9 @@ architectures", arXiv 1608.06037. Sizes are those of the authors' code (Coderx7/
 differ in which of the first convolutions have stride 2 (``m1``: the first three, ``m2``: the first two and the fourth;
 their weights have the same shapes but are not interchangeable) and in their widths.
 
+``simplenetv1_cifar_460k`` is the network of their Caffe files, whose 455,862 parameters grow by the 584 of three batch
+norms (it has none there); the list of that name in their PyTorch code gives 385,790.
+
 The authors' CIFAR weights were trained with one more pooling, behind the 512 channels, which took no parameters:
 ``simplenetv1_cifar_5m`` with ``depths=(3, 3, 2, 1, 2, 1), dims=(128, 256, 256, 512, 256, 256)``. Their ImageNet
 weights from before April 2023 were trained with a padding around the 1x1 convolutions and do not fit.
@@ -81,6 +84,8 @@ class SimpleNet(HierarchicalModel):
     def __init__(self, config: SimpleNetConfig):
         super().__init__(config)
         for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.05
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight, nn.init.calculate_gain("relu"))
 
@@ -173,10 +178,24 @@ def simplenetv1_9m_m2():
     return _imagenet(_M2, _WIDE)
 
 
-@_register()
-def simplenetv1_cifar_5m():
+def _cifar(widths: tuple[int, ...], pointwise: tuple[int, ...] = (10, 11)) -> SimpleNetConfig:
     return SimpleNetConfig(
         img_size=32, num_classes=10, mean=(0.4914, 0.4824, 0.4467), std=(0.2471, 0.2435, 0.2616), crop_pct=1.0,
-        widths=(64, 128, 128, 128, 128, 128, 256, 256, 256, 512, 2048, 256, 256), depths=(3, 3, 2, 3, 1),
-        dims=(128, 256, 256, 256, 256), pointwise=(10, 11),
+        widths=widths, depths=(3, 3, 2, 3, 1), dims=tuple(widths[end] for end in (3, 6, 8, 11, 12)),
+        pointwise=pointwise,
     )  # fmt: skip
+
+
+@_register()
+def simplenetv1_cifar_5m():
+    return _cifar((64, 128, 128, 128, 128, 128, 256, 256, 256, 512, 2048, 256, 256))
+
+
+@_register()
+def simplenetv1_cifar_310k():
+    return _cifar((64, 32, 32, 32, 32, 32, 64, 64, 64, 128, 256, 64, 64))
+
+
+@_register()
+def simplenetv1_cifar_460k():
+    return _cifar((32, 32, 32, 64, 64, 64, 64, 64, 64, 96, 96, 96, 100), pointwise=(12,))

@@ -39,6 +39,7 @@ class VimConfig(TokenConfig):
     """Inner width over dim."""
     norm_eps: float = 1e-5
     """Added to the mean square in the norms."""
+    crop_pct: float = 0.875
 
     def __post_init__(self):
         super().__post_init__()

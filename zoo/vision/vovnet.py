@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -134,8 +135,12 @@ _V1 = Paper(
     "An Energy and GPU-Computation Efficient Backbone Network for Real-Time Object Detection", "1904.09730", 2019
 )
 _V2 = Paper("CenterMask: Real-Time Anchor-Free Instance Segmentation", "1911.06667", 2020)
-_wide = partial(VoVNetConfig, dims=(64, 256, 512, 768, 1024), mid_dims=(0, 128, 160, 192, 224))
-_wide_ese = partial(_wide, squeeze="last", residual=True)
+_WIDE: dict[str, Any] = {"dims": (64, 256, 512, 768, 1024), "mid_dims": (0, 128, 160, 192, 224)}
+_first = partial(
+    VoVNetConfig, interpolation="bilinear"
+)  # as the authors of version 1 prepare images; timm says bicubic
+_first_wide = partial(_first, **_WIDE)
+_wide_ese = partial(VoVNetConfig, **_WIDE, squeeze="last", residual=True)
 _slim_ese = partial(
     VoVNetConfig, dims=(64, 112, 256, 384, 512), mid_dims=(0, 64, 80, 96, 112), squeeze="last", residual=True
 )
@@ -152,17 +157,17 @@ def vovnet_nano():
 
 @_register(paper=_V1)
 def vovnet27_slim():
-    return VoVNetConfig(dims=(64, 128, 256, 384, 512), depths=(0, 1, 1, 1, 1), mid_dims=(0, 64, 80, 96, 112))
+    return _first(dims=(64, 128, 256, 384, 512), depths=(0, 1, 1, 1, 1), mid_dims=(0, 64, 80, 96, 112))
 
 
 @_register(paper=_V1)
 def vovnet39a():
-    return _wide(depths=(0, 1, 1, 2, 2))
+    return _first_wide(depths=(0, 1, 1, 2, 2))
 
 
 @_register(paper=_V1)
 def vovnet57a():
-    return _wide(depths=(0, 1, 1, 4, 3))
+    return _first_wide(depths=(0, 1, 1, 4, 3))
 
 
 @_register(paper=_V2)
@@ -173,6 +178,11 @@ def ese_vovnet19b_slim_dw():
 @_register(paper=_V2)
 def ese_vovnet19b_dw():
     return _wide_ese(depths=(0, 1, 1, 1, 1), num_layers=3, stem_dim=64, separable=True)
+
+
+@_register(paper=_V2)
+def ese_vovnet19b():
+    return _wide_ese(depths=(0, 1, 1, 1, 1), num_layers=3)
 
 
 @_register(paper=_V2)
