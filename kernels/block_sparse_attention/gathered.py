@@ -21,7 +21,7 @@ def forward(
         where = _where(index, keys, heads)
         weights = _scores(rows[:, :, queries], keys[where], seen, scale)
         highest, sums = _exponentiate(weights)
-        summed = (weights.flatten(2, 3) @ values[where].flatten(2, 3)).view(*weights.shape[:4], -1)
+        summed = (weights.flatten(2, 3) @ values[where].flatten(2, 3)).view(*weights.shape[:4], v.shape[-1])
         output[:, :, queries] = summed / sums.masked_fill(sums == 0, 1.0)
         total[:, :, queries] = (highest + sums.log()).masked_fill_(sums == 0, torch.inf)[..., 0]
     return _unrows(output), _unrows(total[..., None])[..., 0].transpose(1, 2)
@@ -73,7 +73,7 @@ def _blocks(
     """For each query block that sees a key: its rows, key blocks (B or 1, H or 1, A), mask (..., q or 1, 1, n)."""
     block_mask, order, counts = active_blocks(block_mask, block_size, length, keys, causal)
     within = torch.arange(block_size, device=block_mask.device)
-    for block, most in enumerate(counts.amax((0, 1)).tolist()):
+    for block, most in enumerate(counts.amax((0, 1)).tolist() if len(counts) else ()):
         if most == 0:
             continue
         rows = slice(block * block_size, min((block + 1) * block_size, length))
@@ -89,7 +89,9 @@ def _blocks(
 
 def _scores(query: Tensor, key: Tensor, seen: Tensor, scale: float) -> Tensor:
     """Of rows (B, h, q, g, K) and blocks (B, h, A, block, K): (B, h, q, g, n), minus infinity where unseen."""
-    scores = (query.flatten(2, 3) @ key.flatten(2, 3).mT).view(*query.shape[:4], -1).mul_(scale)
+    scores = (
+        (query.flatten(2, 3) @ key.flatten(2, 3).mT).view(*query.shape[:4], key.shape[2] * key.shape[3]).mul_(scale)
+    )
     return scores.masked_fill_(~seen, -torch.inf)
 
 

@@ -33,7 +33,7 @@ def backward(dy, dstate, x, weight, bias, state, starts, silu) -> tuple[Tensor, 
 
 
 def _convolve(history, keep, x, weight, bias) -> Tensor:
-    output = torch.zeros_like(x) if bias is None else bias.expand_as(x).contiguous()
+    output = torch.zeros_like(x) if bias is None else bias.expand_as(x).clone(memory_format=torch.contiguous_format)
     for tap in range(weight.shape[1]):
         output.addcmul_(_tap(history, tap, x, keep), weight[:, tap])
     return output

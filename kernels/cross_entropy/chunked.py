@@ -33,7 +33,9 @@ def forward(
     for h, label, counted in zip(*(t.split(chunk_size) for t in (hidden, labels, counts)), strict=True):
         chosen, parts = hidden.new_zeros(len(h)), []
         for start, w, b in _tiles(weight, bias):
-            logits = _logits(room[: len(h) * len(w)].view(len(h), len(w)), h, w, b, softcap)
+            logits = _logits(room[: len(h) * len(w)].view(len(h), len(w)), h, w, b)
+            if softcap is not None:
+                logits.div_(softcap).tanh_().mul_(softcap)
             chosen += _target(logits, label - start, label_smoothing, len(weight))
             parts.append(_exponentials(logits))
         normaliser, _ = _combined(parts)
@@ -54,8 +56,10 @@ def backward(
         chosen, parts, tiles = hidden.new_zeros(len(h)), [], []
         for start, w, b in _tiles(weight, bias):
             place = room[len(h) * start : len(h) * (start + len(w))].view(len(h), len(w))
-            logits = _logits(place, h, w, b, softcap)
-            slope = None if softcap is None else (logits / softcap).square_().neg_().add_(1)
+            logits, slope = _logits(place, h, w, b), None
+            if softcap is not None:
+                slope = logits.div_(softcap).tanh_().square().neg_().add_(1)
+                logits.mul_(softcap)
             chosen += _target(logits, label - start, label_smoothing, len(weight))
             parts.append(_exponentials(logits))
             tiles.append((start, w, logits, slope))
@@ -93,11 +97,9 @@ def _tiles(weight: Tensor, bias: Tensor | None) -> Iterator[tuple[int, Tensor, T
         yield start, weight[start : start + TILE], None if bias is None else bias[start : start + TILE]
 
 
-def _logits(out: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
+def _logits(out: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     logits = torch.mm(h, weight.mT, out=out)
-    if bias is not None:
-        logits += bias
-    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
+    return logits if bias is None else logits.add_(bias)
 
 
 def _target(logits: Tensor, label: Tensor, label_smoothing: float, vocabulary: int) -> Tensor:

@@ -14,17 +14,18 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, first: Tensor | None, window: int, sinks: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Same arguments and results as the reference."""
-    rows, k, v = _rows(q, k.shape[2]), _heads_first(k), _heads_first(v)
+    groups = k.shape[2]
+    rows, k, v = _rows(q, groups), _heads_first(k), _heads_first(v)
     output, total = rows.new_empty(*rows.shape[:3], v.shape[-1]), rows.new_empty(rows.shape[:3])
-    for queries, spans, seen in _blocks(q.shape[1], k.shape[1], first, window, sinks, k.shape[0], q.device):
+    for queries, spans, seen in _blocks(q.shape[1], k.shape[1], first, window, sinks, groups, q.device):
         scores = _scores(rows[:, queries], _gather(k, spans), seen, scale)
         highest = scores.amax(-1, keepdim=True)
         weights = scores.sub_(highest).exp_()
         normaliser = weights.sum(-1, keepdim=True)
         summed = weights.flatten(1, 2) @ _gather(v, spans)
-        output[:, queries] = summed.view(*weights.shape[:3], -1) / normaliser
+        output[:, queries] = summed.view(*weights.shape[:3], v.shape[-1]) / normaliser
         total[:, queries] = (highest + normaliser.log())[..., 0]
-    return _unrows(output, q), _unrows(total[..., None], q)[..., 0].transpose(1, 2)
+    return _unrows(output, groups), _unrows(total[..., None], groups)[..., 0].transpose(1, 2)
 
 
 def backward(doutput, output, total, q, k, v, first, window, sinks, scale) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,7 +38,7 @@ def backward(doutput, output, total, q, k, v, first, window, sinks, scale) -> tu
     rows, grads = _rows(q, groups), _rows(doutput, groups)
     keys, values = _heads_first(k), _heads_first(v)
     dq, dk, dv = torch.empty_like(rows), torch.zeros_like(keys), torch.zeros_like(values)
-    for queries, spans, seen in _blocks(q.shape[1], k.shape[1], first, window, sinks, keys.shape[0], q.device):
+    for queries, spans, seen in _blocks(q.shape[1], k.shape[1], first, window, sinks, groups, q.device):
         query, grad, key = rows[:, queries], grads[:, queries], _gather(keys, spans)
         weights = _scores(query, key, seen, scale).softmax(-1)
         dweights = (grad.flatten(1, 2) @ _gather(values, spans).mT).view_as(weights)
@@ -45,18 +46,18 @@ def backward(doutput, output, total, q, k, v, first, window, sinks, scale) -> tu
         dq[:, queries] = (dscores @ key).view_as(query)
         _scatter(dk, spans, dscores.mT @ query.flatten(1, 2))
         _scatter(dv, spans, weights.flatten(1, 2).mT @ grad.flatten(1, 2))
-    dk, dv = (d.view(k.shape[0], groups, k.shape[1], -1).transpose(1, 2) for d in (dk, dv))
-    return _unrows(dq, q), dk, dv
+    dk, dv = (d.view(k.shape[0], groups, *d.shape[1:]).transpose(1, 2) for d in (dk, dv))
+    return _unrows(dq, groups), dk, dv
 
 
 def _blocks(
-    length: int, keys: int, first: Tensor | None, window: int, sinks: int, pairs: int, device: torch.device
+    length: int, keys: int, first: Tensor | None, window: int, sinks: int, groups: int, device: torch.device
 ) -> Iterator[tuple[slice, list[slice], Tensor]]:
     """For each block of q queries: its rows, the slices of n keys it may see and the mask (pairs or 1, q, 1, n)."""
     block = min(max(window, SMALLEST_BLOCK), LARGEST_BLOCK)
     position = torch.arange(keys, device=device)
     if first is not None:
-        first = first.repeat_interleave(pairs // first.shape[0], dim=0)[:, :, None]  # (pairs, T, 1)
+        first = first.repeat_interleave(groups, dim=0)[:, :, None]  # (pairs, T, 1)
     for start in range(0, length, block):
         stop = min(start + block, length)
         begin, end = max(0, keys - length + start - window + 1), keys - length + stop
@@ -70,7 +71,7 @@ def _blocks(
 
 def _scores(query: Tensor, key: Tensor, seen: Tensor, scale: float) -> Tensor:
     """Of rows (pairs, q, g, K) and keys (pairs, n, K): (pairs, q, g, n), minus infinity where unseen."""
-    scores = (query.flatten(1, 2) @ key.mT).view(*query.shape[:3], -1).mul_(scale)
+    scores = (query.flatten(1, 2) @ key.mT).view(*query.shape[:3], key.shape[1]).mul_(scale)
     return scores.masked_fill_(~seen, -torch.inf)
 
 
@@ -93,6 +94,6 @@ def _rows(tensor: Tensor, groups: int) -> Tensor:
     return tensor.unflatten(2, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
 
 
-def _unrows(rows: Tensor, q: Tensor) -> Tensor:
-    """The inverse, for a tensor with the sizes B, T and H of q."""
-    return rows.unflatten(0, (q.shape[0], -1)).transpose(1, 2).flatten(2, 3)
+def _unrows(rows: Tensor, groups: int) -> Tensor:
+    """The inverse."""
+    return rows.unflatten(0, (-1, groups)).transpose(1, 2).flatten(2, 3)

@@ -98,7 +98,7 @@ def ssd(
     else:
         y, state = _ssd(x, dt, A, B, C, state, sequence_starts(seq_idx), chunk_size, impl)
     if D is not None:
-        y = torch.addcmul(y, x, (D if D.dim() == 2 else D[:, None]).to(x.dtype))
+        y = torch.addcmul(y, x, (D if D.dim() == 2 else D[:, None]).to(dtype)).to(x.dtype)
     return SSDOutput(y, state)
 
 

@@ -165,28 +165,23 @@ static double NAME(dot)(const REAL *a, const REAL *b, int64_t count) {
     return sum;
 }
 
-/* A head's part of dB or dC, of which sign <part, rows of b> are the gradients of the total log decays, joins the sum
-   over the heads. Returns the sum of the products. */
-static double NAME(join)(REAL *sum, double *dtotal, double sign, const REAL *part, const REAL *b, int64_t width,
-                         int64_t rows, int64_t columns) {
-    double all = 0;
+/* A head's part of dB or dC joins the sum over the heads; products are those of its rows with the rows of b. */
+static void NAME(join)(REAL *sum, double *products, const REAL *part, const REAL *b, int64_t width, int64_t rows,
+                       int64_t columns) {
     for (int64_t r = 0; r < rows; r++, sum += width, part += width, b += width) {
-        const double product = NAME(dot)(part, b, columns);
+        products[r] = NAME(dot)(part, b, columns);
         for (int64_t c = 0; c < columns; c++) sum[c] += part[c];
-        dtotal[r] += sign * product;
-        all += product;
     }
-    return all;
 }
 
 /* Chunks forward for the state before each, then in reverse with R, the gradient of the state behind the chunk:
 
      dM = dY X^T,   Z = dM o L,   dX = M^T dY + end o (B R^T),   R <- start[last] R + (start o dY)^T C
      dC = Z B + start o (dY S),   dB = Z^T C + end o (X R)       (Z summed over the heads before its products)
-     dtotal = row sums - column sums of Z o (C B^T), + start o (C . dY S) - end o (B . X R), and at the last step
-              + start[last] <R, S> + the sum of what end took away
 
-   The gradient of the log decay dt A at a step is the sum of dtotal from there on. dB_parts and dC_parts (blocks, B, T,
+   The gradient of the log decay dt A at step t is the sum of all that decays by it, of Z o (C B^T) over i >= t > j, of
+   start o (C . dY S) from t on, of end o (B . X R) before t, and start[last] <R, S>: no differences, so that it is as
+   small as the decay, and 0 where another sequence begins. dB_parts and dC_parts (blocks, B, T,
    G, N): one part a block of heads, summed by the caller in a fixed order; dA_parts (B, H). */
 void NAME(ssd_backward)(int64_t batch, int64_t T, int64_t H, int64_t P, int64_t G, int64_t N, int64_t Q, int64_t block,
                         int64_t x_row, int64_t B_row, int64_t C_row, int64_t threads, const REAL *dy, const REAL *dfinal, const REAL *x, const REAL *dt,
@@ -207,7 +202,8 @@ void NAME(ssd_backward)(int64_t batch, int64_t T, int64_t H, int64_t P, int64_t 
                 REAL *Xt = scaled + q_ * p_, *dXt = Xt + p_ * q_, *ones = dXt + p_ * q_;
                 REAL *R = ones + q_, *states = R + heads * size;
                 for (int64_t i = 0; i < q_; i++) ones[i] = 1;
-                double *dtotal = calloc(q_ + heads, sizeof(double)), *dA = dtotal + q_;
+                double *dlog = calloc(4 * q_ + heads, sizeof(double)), *from_start = dlog + q_, *to_end = dlog + 2 * q_;
+                double *columns = dlog + 3 * q_, *dA = dlog + 4 * q_;
                 for (int64_t h = 0; h < heads; h++) {
                     NAME(gather)(R + h * size, n_, dfinal + (b * H + first + h) * P * N, N, P, N, NULL);
                     NAME(gather)(states + h * size, n_, initial + (b * H + first + h) * P * N, N, P, N, NULL);
@@ -238,48 +234,52 @@ void NAME(ssd_backward)(int64_t batch, int64_t T, int64_t H, int64_t P, int64_t 
                         const int64_t head = first + h, at = (row * H + head) * P;
                         const REAL *S = states + (t / Q * heads + h) * size;
                         REAL *Rh = R + h * size;
-                        memset(dtotal, 0, q * sizeof(double));
+                        memset(columns, 0, q * sizeof(double));
                         NAME(set_decays)(&d, q, P, dt + row * H + head, H, A[head], starts ? starts + row : NULL);
                         NAME(gather)(X, p_, x + row * x_row + head * P, x_row, q, P, d.step);
                         NAME(gather)(dY, p_, dy + at, H * P, q, P, NULL);
                         /* within the chunk */
                         NAME(transpose)(Xt, q_, X, p_, q, P);
                         NAME(product)(LOWER_RESULT, dM, q_, q, q, P, dY, p_, 1, Xt, q_, NULL);
-                        for (int64_t i = 0; i < q; i++) {
+                        for (int64_t i = q - 1; i >= 0; i--) {
                             REAL *m = M + i * q_, *z = Z + i * q_;
                             const REAL *cb = CB + i * q_, *dm = dM + i * q_;
                             double sum = 0;
                             NAME(decay_row)(m, &d, i);
 #pragma omp simd reduction(+ : sum)
-                            for (int64_t j = 0; j <= i; j++) {
-                                const REAL zj = dm[j] * m[j], w = zj * cb[j];
+                            for (int64_t j = 0; j < i; j++) {
+                                const REAL zj = dm[j] * m[j];
                                 z[j] += zj;
                                 m[j] *= cb[j];
-                                dtotal[j] -= w;
-                                sum += w;
+                                sum += columns[j] += zj * cb[j]; /* over the rows from i on */
                             }
-                            dtotal[i] += sum;
+                            z[i] += dm[i];
+                            m[i] = cb[i];
+                            dlog[i] = sum;
                         }
                         /* through the state behind the chunk */
+                        double passing = 0;
                         for (int64_t p = 0; p < P; p++)
-                            dtotal[q - 1] += d.across[0] * NAME(dot)(Rh + p * n_, S + p * n_, N);
+                            passing += d.across[0] * NAME(dot)(Rh + p * n_, S + p * n_, N);
                         NAME(gather)(scaled, p_, X, p_, q, P, d.end);
                         NAME(product)(FULL, part, n_, q, N, P, scaled, p_, 1, Rh, n_, NULL);
-                        dtotal[q - 1] += NAME(join)(dB, dtotal, -1, part, B, n_, q, N);
+                        NAME(join)(dB, to_end, part, B, n_, q, N);
                         NAME(product)(FULL, dXt, q_, P, q, N, Rh, n_, 1, Bt, q_, NULL);
                         NAME(transpose)(dX, p_, dXt, q_, P, q);
                         NAME(product)(UPPER, dX, p_, q, P, q, M, 1, q_, dY, p_, d.end);
                         /* through the state before the chunk */
                         NAME(gather)(scaled, p_, dY, p_, q, P, d.start);
                         NAME(product)(FULL, part, n_, q, N, P, scaled, p_, 1, S, n_, NULL);
-                        NAME(join)(dC, dtotal, 1, part, C, n_, q, N);
+                        NAME(join)(dC, from_start, part, C, n_, q, N);
                         NAME(product)(FULL, Rh, n_, P, N, q, scaled, 1, p_, C, n_, d.across);
-                        double dlog = 0;
+                        for (int64_t i = 0; i < q; passing += to_end[i++]) dlog[i] += passing;
+                        double leaving = 0;
                         for (int64_t i = q - 1; i >= 0; i--) {
                             const int64_t token = row + i, here = at + i * H * P;
-                            dlog = d.first[i] == i ? 0 : dlog + dtotal[i]; /* at a start it is 0 but for rounding */
-                            dA[h] += dlog * d.step[i];
-                            ddt[token * H + head] = dlog * A[head] + NAME(dot)(dX + i * p_, x + token * x_row + head * P, P);
+                            leaving += from_start[i];
+                            const double gradient = dlog[i] + leaving;
+                            dA[h] += gradient * d.step[i];
+                            ddt[token * H + head] = gradient * A[head] + NAME(dot)(dX + i * p_, x + token * x_row + head * P, P);
                             for (int64_t p = 0; p < P; p++) dx[here + p] = d.step[i] * dX[i * p_ + p];
                         }
                     }
@@ -298,7 +298,7 @@ void NAME(ssd_backward)(int64_t batch, int64_t T, int64_t H, int64_t P, int64_t 
                 }
                 free(B);
                 free(d.memory);
-                free(dtotal);
+                free(dlog);
             }
 }
 

@@ -44,7 +44,7 @@ def forward(
         output[:, :, chunk.steps] = weights @ y_c + chunk.from_past * _read(state, features(q_c))
         state = chunk.across * state + features(k_c) @ (chunk.to_future * y_c)
     output = output.transpose(1, 2)
-    return output[..., :-1], output[..., -1], state
+    return output[..., :-1].clone(), output[..., -1].clone(), state
 
 
 def backward(
