@@ -89,9 +89,8 @@ def _blocks(
 
 def _scores(query: Tensor, key: Tensor, seen: Tensor, scale: float) -> Tensor:
     """Of rows (B, h, q, g, K) and blocks (B, h, A, block, K): (B, h, q, g, n), minus infinity where unseen."""
-    scores = (
-        (query.flatten(2, 3) @ key.flatten(2, 3).mT).view(*query.shape[:4], key.shape[2] * key.shape[3]).mul_(scale)
-    )
+    key = key.flatten(2, 3)
+    scores = (query.flatten(2, 3) @ key.mT).view(*query.shape[:4], key.shape[2]).mul_(scale)
     return scores.masked_fill_(~seen, -torch.inf)
 
 

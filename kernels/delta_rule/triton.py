@@ -43,6 +43,7 @@ from zoo.kernels.linear_attention.triton import (
     segments_around,
     spanned,
     state_tile,
+    store,
     tile,
 )
 
@@ -339,5 +340,5 @@ def _gradients(
     dk_tile += tl.dot(dL + tl.trans(dL), k_tile, input_precision=PRECISION)
     place = ((b * T + rows[:, None]) * H + h) * K + keys[None, :]
     mask = (rows < T)[:, None] & (keys < K)[None, :]
-    tl.store(dq + place, dq_tile, mask=mask)
-    tl.store(dk + place, dk_tile, mask=mask)
+    store(dq + place, dq_tile, mask=mask)
+    store(dk + place, dk_tile, mask=mask)

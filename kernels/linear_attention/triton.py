@@ -150,6 +150,14 @@ def tile(pointer, rows, columns, stride_t, stride_d, T, D, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def store(pointers, values, mask):
+    """By way of float32 to bfloat16, which the interpreter does not make of float64."""
+    if pointers.dtype.element_ty == tl.bfloat16:
+        values = values.to(tl.float32)
+    tl.store(pointers, values.to(pointers.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def scalar_gates(pointer, rows, stride_t, T, DTYPE: tl.constexpr):
     """The log decays of one head, 0 outside; -inf becomes a number, which times 0 is 0."""
     g = tl.load(pointer + rows * stride_t, mask=rows < T, other=0.0).to(DTYPE)
@@ -321,7 +329,7 @@ def _combine(
     y_tile = tile(y + b * y_b + h * y_h, rows, values, y_t, y_d, T, V, DTYPE)
     across += tl.dot(within, y_tile, input_precision=PRECISION)
     place = ((b * T + rows[:, None]) * H + h) * V + values[None, :]
-    tl.store(result + place, across, mask=(rows < T)[:, None] & (values < V)[None, :])
+    store(result + place, across, mask=(rows < T)[:, None] & (values < V)[None, :])
 
 
 @triton.jit
@@ -379,7 +387,7 @@ def _gradients(
         dg += tl.sum(tl.where(to_end, tl.sum(k_tile * dk_tile, 1)[:, None], 0.0), 0)
         dg += tl.exp(tl.sum(g, 0)) * tl.sum(dacross, 0)
         place = ((block * B + b) * T + rows) * H + h
-        tl.store(ddecay + place, dg, mask=rows < T)
+        store(ddecay + place, dg, mask=rows < T)
         dscores *= tl.exp(tl.cumsum(tl.where(steps[:, None] > steps[None, :], g[:, None], 0.0), 0))
 
     dscores *= SCALE
@@ -408,9 +416,9 @@ def _gradients(
             dq_tile += tl.where(later, change, 0.0)
             dk_tile += tl.where(later, 0.0, change)
             dg += tl.dot(tl.trans(spans), tl.where(later, q_tile, k_tile) * change, input_precision="ieee")
-        tl.store(ddecay + place, dg, mask=mask)
+        store(ddecay + place, dg, mask=mask)
     else:
         dq_tile += tl.dot(dscores, k_tile, input_precision=PRECISION)
         dk_tile += tl.dot(tl.trans(dscores), q_tile, input_precision=PRECISION)
-    tl.store(dq + place, dq_tile, mask=mask)
-    tl.store(dk + place, dk_tile, mask=mask)
+    store(dq + place, dq_tile, mask=mask)
+    store(dk + place, dk_tile, mask=mask)
