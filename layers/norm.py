@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.kernels.rms_norm import rms_norm
+from zoo.layers.options import require_at_least
 
 
 class RMSNorm(nn.Module):
@@ -16,6 +17,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, dim: int, eps: float = 1e-5):
         super().__init__()
+        require_at_least(0, eps=eps)
         self.weight = nn.Parameter(torch.ones(dim))
         self.eps = eps
 
@@ -29,6 +31,9 @@ class GatedRMSNorm(nn.Module):
 
     def __init__(self, dim: int, num_groups: int = 1, eps: float = 1e-5):
         super().__init__()
+        require_at_least(0, eps=eps)
+        if num_groups < 1 or dim % num_groups:
+            raise ValueError(f"num_groups must divide dim: got dim {dim}, num_groups {num_groups}")
         self.weight = nn.Parameter(torch.ones(dim))
         self.num_groups = num_groups
         self.eps = eps

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import math
+import re
 import textwrap
 import types
 import typing
@@ -117,8 +119,33 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def require_positive(config: Any, *fields: str) -> None:
-    """Raise a ValueError unless the named fields are integers of at least 1."""
+    """Raise a ValueError unless the named fields are integers of at least 1, or None where that is their default."""
+    default = {field.name: field.default for field in dataclasses.fields(config)}
     for field in fields:
         value = getattr(config, field)
+        if value is None and default[field] is None:
+            continue
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{field} must be a positive integer, got {value!r}")
+
+
+# what the numbers of a field must be, by its name, which means the same in every family
+_RANGES = {
+    "must be in [0, 1)": (r"(.+_)?drop_rate", lambda value: 0 <= value < 1),
+    "must be finite and above 0": (r"(.+_)?mlp_ratio|rope_base|crop_pct|std", lambda value: 0 < value < math.inf),
+    "must not be negative": (
+        r".+_(eps|std)|(mtp|commitment|predictor)_weight|initializer_range|embedding_scale",
+        lambda value: 0 <= value < math.inf,
+    ),
+    "must be finite": (r".+_multipliers?|(.+_)?scale|mean", math.isfinite),
+}
+
+
+def require_ranges(config: Any) -> None:
+    """Raise a ValueError for rates, scales, weights and the like that no model can work with, NaN among them."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        for rule, (names, fits) in _RANGES.items():
+            if re.fullmatch(names, field.name) and not all(map(fits, (v for v in numbers if v is not None))):
+                raise ValueError(f"{field.name} {rule}, got {value!r}")

@@ -28,7 +28,7 @@ class AxialAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, axis: int, masked: bool = False):
         super().__init__()
-        if dim % num_heads:
+        if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads must divide dim: got dim {dim}, num_heads {num_heads}")
         if axis < 1:
             raise ValueError(f"axis must count from 1, the first after the batch, got {axis}")

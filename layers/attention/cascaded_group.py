@@ -38,7 +38,7 @@ class CascadedGroupAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, window: int, kernels: Sequence[int], qk_dim: int = 16):
         super().__init__()
-        if dim % num_heads:
+        if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads must divide dim: got dim {dim}, num_heads {num_heads}")
         if len(kernels) < num_heads:
             raise ValueError(f"kernels must hold one size a head: got {tuple(kernels)} for {num_heads} heads")

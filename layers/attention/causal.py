@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from zoo.layers.attention.state import KeyValueState, Place, attended
 from zoo.layers.mixer import Mixer
+from zoo.layers.options import require_at_least
 from zoo.layers.positions import rotary_embedding
 
 
@@ -36,6 +37,7 @@ class CausalAttention(Mixer):
         scale: float | None = None,
     ):
         super().__init__()
+        require_at_least(1, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
         num_kv_heads = num_kv_heads or num_heads
         if (head_dim is None and dim % num_heads) or num_heads % num_kv_heads or (head_dim or dim // num_heads) % 2:
             raise ValueError(

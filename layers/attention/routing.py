@@ -19,6 +19,7 @@ from zoo.layers.attention.clusters import (
 from zoo.layers.attention.kmeans import OnlineKMeans
 from zoo.layers.attention.state import KeyValueState, Place, attended
 from zoo.layers.mixer import Mixer
+from zoo.layers.options import require_at_least
 from zoo.layers.positions import rotary_embedding
 from zoo.layers.report import Reports
 
@@ -87,6 +88,7 @@ class RoutingAttention(Reports, Mixer):
         rope_base: float = 10000.0,
     ):
         super().__init__()
+        require_at_least(1, num_heads=num_heads, head_dim=head_dim)
         if (head_dim is None and dim % num_heads) or (head_dim or dim // num_heads) % 2:
             raise ValueError(
                 "num_heads must divide dim into even heads, or head_dim be given and even: "

@@ -13,6 +13,7 @@ from zoo.layers.attention.lsh import lsh_buckets, random_directions
 from zoo.layers.attention.random_features import orthogonal_gaussian
 from zoo.layers.attention.sparse_low_rank import sparse_low_rank_attention
 from zoo.layers.mixer import Mixer, skips_padding
+from zoo.layers.options import require_at_least
 from zoo.layers.positions import rotary_embedding
 from zoo.layers.state import State, keep_rows
 
@@ -81,6 +82,7 @@ class ScatterbrainAttention(Mixer):
         rope_base: float = 10000.0,
     ):
         super().__init__()
+        require_at_least(1, num_heads=num_heads, head_dim=head_dim)
         if (head_dim is None and dim % num_heads) or (head_dim or dim // num_heads) % 2:
             raise ValueError(
                 "num_heads must divide dim into even heads, or head_dim be given and even: "

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zoo.kernels.taylor_attention import taylor_attention
 from zoo.layers.mixer import Mixer, skips_padding
+from zoo.layers.options import require_at_least
 from zoo.layers.state import State, keep_rows
 
 
@@ -47,6 +48,8 @@ class TaylorAttention(Mixer):
 
     def __init__(self, dim: int, num_heads: int, feature_dim: int = 16, eps: float = 1e-12, chunk_size: int = 64):
         super().__init__()
+        require_at_least(1, num_heads=num_heads, chunk_size=chunk_size)
+        require_at_least(0, eps=eps)
         if dim % num_heads or feature_dim < 1:
             raise ValueError(
                 "num_heads must divide dim and feature_dim must be at least 1: "

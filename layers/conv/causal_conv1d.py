@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from zoo.kernels import ConvOutput, causal_conv1d
+from zoo.layers.options import require_at_least
 
 
 class CausalConv1d(nn.Conv1d):
@@ -13,9 +14,14 @@ class CausalConv1d(nn.Conv1d):
     Args:
         dim: channels. kernel_size: taps, the present input included. bias: add a bias.
         activation: None or "silu".
+
+    Raises:
+        ValueError: for a kernel_size below 2.
     """
 
     def __init__(self, dim: int, kernel_size: int = 4, bias: bool = True, activation: str | None = None):
+        require_at_least(1, dim=dim)
+        require_at_least(2, kernel_size=kernel_size)
         super().__init__(dim, dim, kernel_size, groups=dim, bias=bias)
         self.activation = activation
 

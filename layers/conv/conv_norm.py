@@ -35,7 +35,7 @@ class ConvNorm(nn.Module):
         bias: bool = False,
     ):
         super().__init__()
-        if kernel_size % 2 == 0:
+        if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, kernel_size // 2, groups=groups, bias=bias)
         self.bn = BatchNorm2d(out_dim, gamma)

@@ -67,7 +67,13 @@ class LongConv(KeepsFloat32):
         init: KernelInit = random_kernel,
     ):
         super().__init__()
-        if kernel_length < 1 or lam < 0 or smooth_window < 1 or smooth_window % 2 == 0 or not 0 <= kernel_dropout < 1:
+        if (
+            kernel_length < 1
+            or not lam >= 0
+            or smooth_window < 1
+            or smooth_window % 2 == 0
+            or not 0 <= kernel_dropout < 1
+        ):
             raise ValueError(
                 "kernel_length must be at least 1, lam at least 0, smooth_window odd and kernel_dropout in [0, 1): got "
                 f"kernel_length {kernel_length}, lam {lam}, smooth_window {smooth_window}, "

@@ -26,7 +26,7 @@ class MBConv3d(nn.Module):
         self, dim: int, expand_ratio: int = 6, kernel_size: int = 3, *, num_groups: int = 1, drop_rate: float = 0.0
     ):
         super().__init__()
-        if kernel_size % 2 == 0:
+        if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         if dim % num_groups:
             raise ValueError(f"num_groups must divide the channels: got {dim} channels, num_groups {num_groups}")

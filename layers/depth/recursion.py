@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zoo.kernels.moe import load_balance_loss, router_z_loss
 from zoo.layers.depth.active import ActiveTokens
 from zoo.layers.linear import WideLinear
+from zoo.layers.options import require_at_least
 from zoo.layers.report import Reports
 
 Step = Callable[[int, Tensor, ActiveTokens], Tensor]
@@ -105,6 +106,7 @@ class ExpertChoice(Recursion):
         auxiliary_router: bool = False,
     ):
         super().__init__(num_recursions)
+        require_at_least(0, auxiliary_weight=auxiliary_weight)
         self.scale, self.auxiliary_weight = scale, auxiliary_weight
         self.router = WideLinear(dim, num_recursions, bias=False)
         self.sampler = WideLinear(dim, num_recursions, bias=False) if auxiliary_router else None
@@ -169,6 +171,7 @@ class TokenChoice(Recursion):
         z_weight: float = 1e-5,
     ):
         super().__init__(num_recursions)
+        require_at_least(0, balance_weight=balance_weight, z_weight=z_weight)
         self.scale, self.balance_weight, self.z_weight = scale, balance_weight, z_weight
         self.router = WideLinear(dim, num_recursions, bias=False)
         nn.init.normal_(self.router.weight, std=0.02)

@@ -74,7 +74,7 @@ class DeepSeekMoE(RoutedExperts):
         balance_weight: float = 0.0,
     ):
         super().__init__(WideLinear(dim, num_experts, bias=False), dim, hidden_dim, num_experts, top_k)
-        if (bias_speed or 0.0) < 0 or balance_weight < 0:
+        if not ((bias_speed or 0.0) >= 0 and balance_weight >= 0):
             raise ValueError(
                 f"bias_speed and balance_weight must not be negative, got {bias_speed} and {balance_weight}"
             )

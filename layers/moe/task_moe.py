@@ -100,7 +100,7 @@ class TaskMoE(RoutedExperts):
         balance_weight: float = 0.0,
     ):
         super().__init__(router, dim, hidden_dim, num_experts, top_k, gated=False)
-        if noise_std < 0 or balance_weight < 0:
+        if not (noise_std >= 0 and balance_weight >= 0):
             raise ValueError(f"noise_std and balance_weight must not be negative, got {noise_std} and {balance_weight}")
         self.noise_std, self.balance_weight = noise_std, balance_weight
 

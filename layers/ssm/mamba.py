@@ -13,6 +13,7 @@ from zoo.kernels import selective_scan
 from zoo.layers.conv import CausalConv1d
 from zoo.layers.linear import WideBias
 from zoo.layers.mixer import Mixer, skips_padding
+from zoo.layers.options import require_at_least
 from zoo.layers.ssm.init import dt_bias_init, s4d_real_init
 from zoo.layers.state import State, keep_rows
 
@@ -56,6 +57,7 @@ class Mamba(Mixer):
         bias: bool = False,
     ):
         super().__init__()
+        require_at_least(1, dim=dim, d_state=d_state, expand=expand, dt_rank=dt_rank)
         d_inner = expand * dim
         self.d_inner, self.d_state, self.d_conv = d_inner, d_state, d_conv
         self.dt_rank = dt_rank or math.ceil(dim / 16)

@@ -12,6 +12,7 @@ from zoo.kernels import ssd
 from zoo.layers.conv import CausalConv1d
 from zoo.layers.mixer import Mixer, skips_padding
 from zoo.layers.norm import GatedRMSNorm
+from zoo.layers.options import require_at_least, require_limits
 from zoo.layers.ssm.init import dt_bias_init
 from zoo.layers.state import State, keep_rows
 
@@ -51,7 +52,8 @@ class Mamba2(Mixer):
             parametrisation, Falcon-H1).
 
     Raises:
-        ValueError: when head_dim does not divide d_inner, or the groups do not divide the heads.
+        ValueError: when head_dim does not divide d_inner, or the groups do not divide the heads; for sizes below 1 and
+            a swapped dt_limit.
 
     Paper: Dao and Gu, "Transformers are SSMs", arXiv 2405.21060. Parameter names are those of the checkpoints.
     """
@@ -76,6 +78,9 @@ class Mamba2(Mixer):
         multipliers: tuple[float, float, float, float, float] | None = None,
     ):
         super().__init__()
+        require_at_least(1, dim=dim, d_state=d_state, expand=expand, head_dim=head_dim, num_groups=num_groups)
+        require_at_least(1, chunk_size=chunk_size, d_inner=d_inner)
+        require_limits("dt_limit", dt_limit)
         d_inner = d_inner or expand * dim
         if d_inner % head_dim or (d_inner // head_dim) % num_groups:
             raise ValueError(

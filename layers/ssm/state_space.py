@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.mixer import Mixer, skips_padding
+from zoo.layers.options import require_at_least
 from zoo.layers.precision import KeepsFloat32
 from zoo.layers.ssm.convolution import convolve, sequence_starts
 from zoo.layers.ssm.hippo import Diagonal, DiagonalPlusLowRank
@@ -139,6 +140,7 @@ class StateSpaceMixer(Mixer):
 
     def __init__(self, kernel: StateSpaceKernel, drop_rate: float, chunk_size: int):
         super().__init__()
+        require_at_least(1, chunk_size=chunk_size)
         self.kernel, self.chunk_size = kernel, chunk_size
         self.D = nn.Parameter(torch.randn(kernel.dim))
         self.drop = nn.Dropout(drop_rate)

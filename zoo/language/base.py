@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.config import require_positive
+from zoo.config import require_positive, require_ranges
 from zoo.layers import Mixer, ModelState, RMSNorm, State
 from zoo.layers.linear import head_loss
 
@@ -38,6 +38,7 @@ class LanguageConfig:
 
     def __post_init__(self):
         require_positive(self, "vocab_size", "dim", "depth")
+        require_ranges(self)
 
 
 class Block(nn.Module):

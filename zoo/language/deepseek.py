@@ -87,9 +87,7 @@ class DeepSeekConfig(LanguageConfig):
         if isinstance(self.yarn, dict):
             object.__setattr__(self, "yarn", Yarn(**self.yarn))
         require_positive(self, "num_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-        require_positive(self, "mlp_dim", "expert_dim", "num_experts", "top_k")
-        if self.q_lora_rank is not None:
-            require_positive(self, "q_lora_rank")
+        require_positive(self, "mlp_dim", "expert_dim", "num_experts", "top_k", "q_lora_rank")
         for name in ("first_k_dense", "num_shared", "mtp_depth"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

@@ -16,6 +16,7 @@ from torch import Tensor
 from zoo.config import require_positive
 from zoo.language.base import Block, LanguageConfig, LanguageModel
 from zoo.layers import CausalAttention, Mamba2, ParallelMixers, SwiGLU
+from zoo.layers.options import require_limits
 from zoo.registry import Paper, register_model
 
 
@@ -75,6 +76,8 @@ class FalconH1Config(LanguageConfig):
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, "num_heads", "num_kv_heads", "head_dim", "ssm_dim", "ssm_head_dim", "mlp_dim")
+        require_positive(self, "d_state", "d_conv", "num_groups", "chunk_size")
+        require_limits("dt_limit", self.dt_limit)
         for name, count in (("ssm_multipliers", 5), ("mlp_multipliers", 2)):
             if len(getattr(self, name)) != count:
                 raise ValueError(f"{name} must be {count} numbers, got {getattr(self, name)}")

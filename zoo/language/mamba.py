@@ -34,7 +34,7 @@ class MambaConfig(LanguageConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_positive(self, "d_state", "d_conv", "expand")
+        require_positive(self, "d_state", "d_conv", "expand", "dt_rank")
 
 
 class MambaLanguageModel(LanguageModel):

@@ -11,6 +11,7 @@ from functools import partial
 from zoo.config import require_positive
 from zoo.language.base import Block, LanguageConfig, LanguageModel
 from zoo.layers import Mamba2
+from zoo.layers.options import require_limits
 from zoo.registry import Paper, register_model
 
 
@@ -40,7 +41,8 @@ class Mamba2Config(LanguageConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_positive(self, "d_state", "d_conv", "expand", "head_dim", "num_groups")
+        require_positive(self, "d_state", "d_conv", "expand", "head_dim", "num_groups", "chunk_size")
+        require_limits("dt_limit", self.dt_limit)
 
 
 class Mamba2LanguageModel(LanguageModel):

@@ -51,7 +51,7 @@ class MoEConfig(TransformerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_positive(self, "num_experts", "top_k", "expert_every")
+        require_positive(self, "num_experts", "top_k", "expert_every", "head_dim")
         if self.expert_every > self.depth:
             raise ValueError(
                 f"expert_every must be at most depth, or no block has experts: got {self.expert_every}, "

@@ -30,6 +30,7 @@ from zoo.layers.depth import (
     TokenChoice,
     refreshed,
 )
+from zoo.layers.options import require_at_least
 from zoo.registry import Paper, nearest, register_model
 
 Plan = list[list[int]]  # the shared blocks, by number, that each recursion runs
@@ -86,6 +87,8 @@ class MoRConfig(TransformerConfig):
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, "num_recursions")
+        for field in ("auxiliary_weight", "balance_weight", "z_weight"):
+            require_at_least(0, **{field: getattr(self, field)})
         for name, known in (("sharing", SHARING), ("router", ROUTERS)):
             value = getattr(self, name)
             if value not in known:

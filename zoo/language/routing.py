@@ -57,6 +57,7 @@ class RoutingConfig(LanguageConfig):
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, "num_heads", "window", "num_clusters", "cluster_size", "mlp_dim")
+        require_positive(self, "head_dim", "embedding_dim")
         if not 0 <= self.num_routing_heads <= self.num_heads:
             raise ValueError(
                 f"num_routing_heads must be in [0, num_heads]: got {self.num_routing_heads} of {self.num_heads}"

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from zoo.config import require_positive
+from zoo.config import require_positive, require_ranges
 from zoo.layers import recompute
 from zoo.layers.ssm import S4Block, SequenceNorm
 from zoo.registry import Paper, register_model
@@ -58,9 +58,7 @@ class S4TextConfig:
         require_positive(self, "vocab_size", "dim", "depth", "d_state", "num_ssm")
         if self.num_classes < 0:
             raise ValueError(f"num_classes must not be negative, got {self.num_classes}")
-        for field in ("drop_rate", "mixer_drop_rate", "drop_path_rate"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"{field} must be in [0, 1), got {getattr(self, field)}")
+        require_ranges(self)
 
 
 class S4TextClassifier(nn.Module):

@@ -44,7 +44,7 @@ class ScatterbrainConfig(LanguageConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_positive(self, "num_heads", "mlp_dim")
+        require_positive(self, "num_heads", "mlp_dim", "head_dim")
 
 
 class ScatterbrainLanguageModel(LanguageModel):

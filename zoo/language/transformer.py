@@ -32,7 +32,7 @@ class TransformerConfig(LanguageConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_positive(self, "num_heads", "mlp_dim")
+        require_positive(self, "num_heads", "num_kv_heads", "mlp_dim")
 
 
 class TransformerLanguageModel(LanguageModel):

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.config import require_positive
+from zoo.config import require_positive, require_ranges
 from zoo.layers import recompute
 from zoo.layers.attention import AxialAttention, KeyValueState, shift_down, shift_right
 from zoo.registry import Paper, register_model
@@ -64,6 +64,7 @@ class AxialConfig:
 
     def __post_init__(self):
         require_positive(self, "in_chans", "dim", "num_heads", "outer_depth", "inner_depth")
+        require_ranges(self)
         if len(self.image_shape) != 2 or not all(isinstance(side, int) and side > 0 for side in self.image_shape):
             raise ValueError(f"img_size must be a positive integer, or a height and a width, got {self.img_size!r}")
         if self.num_levels < 2:

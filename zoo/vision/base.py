@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from zoo.config import require_positive
+from zoo.config import require_positive, require_ranges
 from zoo.layers import fuse, recompute
 from zoo.limits import each_parameter
 from zoo.loading import release
@@ -50,6 +50,7 @@ class VisionConfig:
 
     def __post_init__(self):
         require_positive(self, "in_chans")
+        require_ranges(self)
         if self.crop_mode not in ("center", "squash", "border"):
             raise ValueError(f"crop_mode must be 'center', 'squash' or 'border', got {self.crop_mode!r}")
         if not isinstance(self.num_classes, int) or self.num_classes < 0:

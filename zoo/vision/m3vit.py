@@ -63,9 +63,7 @@ class M3ViTConfig(ViTConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_positive(self, "decoder_dim", "num_experts", "top_k", "expert_every")
-        if self.task_dim is not None:
-            require_positive(self, "task_dim")
+        require_positive(self, "decoder_dim", "num_experts", "top_k", "expert_every", "task_dim")
         if self.expert_every > self.depth:
             raise ValueError(
                 f"expert_every must be at most depth, or no block has experts: got {self.expert_every}, "

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from zoo.config import require_positive
 from zoo.layers.conv import InvertedResidual, ReLU6ConvNorm
 from zoo.registry import Paper, register_model
 from zoo.vision.hierarchical import HierarchicalConfig, HierarchicalModel
@@ -42,6 +43,7 @@ class MCUNetConfig(HierarchicalConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        require_positive(self, "stem_dim")
         blocks = tuple(tuple((e, k, c) for e, k, c in stage) for stage in self.blocks)
         object.__setattr__(self, "blocks", blocks)  # lists after a round through JSON
         if len(self.stem_strides) != 1:

@@ -68,7 +68,7 @@ class PCDARTSConfig(HierarchicalConfig):
                 raise ValueError(f"dims must be multiples of the {len(edges) // 2} nodes of {field}, got {self.dims}")
         if len(self.stem_strides) not in (1, 3):
             raise ValueError(f"stem_strides must hold 1 stride, or 3, got {self.stem_strides}")
-        if 0 in self.depths or self.auxiliary_weight < 0:
+        if 0 in self.depths or not self.auxiliary_weight >= 0:
             raise ValueError(
                 f"depths must be positive and auxiliary_weight at least 0, got {self.depths}, {self.auxiliary_weight}"
             )

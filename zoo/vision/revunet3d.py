@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from zoo.config import require_positive
+from zoo.config import require_positive, require_ranges
 from zoo.layers import ReversibleSequence, recompute
 from zoo.layers.conv import MBConv3d
 from zoo.registry import Paper, register_model
@@ -49,6 +49,7 @@ class RevUNet3dConfig:
 
     def __post_init__(self):
         require_positive(self, "in_chans", "num_classes", "depth", "expand_ratio", "kernel_size", "num_groups")
+        require_ranges(self)
         if not self.dims or any(dim < 2 or dim % 2 or dim // 2 % self.num_groups for dim in self.dims):
             raise ValueError(
                 "dims must be even, as reversible layers halve the channels, and num_groups must divide the halves: "

@@ -43,7 +43,7 @@ class VimConfig(TokenConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_positive(self, "patch_size", "dim", "depth", "d_state", "expand")
+        require_positive(self, "patch_size", "stride", "dim", "depth", "d_state", "d_conv", "expand")
 
 
 class VimBlock(nn.Module):
