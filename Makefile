@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 QUIET  := $(if $(CI),--quiet --progress-bar off)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest lint bench bundled clean
+.PHONY: help demo test test-slow test-oldest lint bench gpu bundled clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r name what; \
@@ -34,6 +34,9 @@ lint: $(STAMP) ## ruff check, ruff format --check, pyright
 bench: $(STAMP) ## time layers and kernels side by side with their peers; writes benchmarks/results/
 	$(BIN)/zoo bench layers
 	$(BIN)/zoo bench kernels
+
+gpu: ## on a CUDA GPU: check, time and tune everything in 9 minutes, without installing anything; goes on where it ended
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m zoo.benchmarks.gpu --install
 
 bundled: $(STAMP) ## train the nano models whose weights come with the package again (an hour on 2 CPU cores)
 	$(BIN)/python -m zoo.train.bundle

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
-from torch import Tensor
 
 from zoo.benchmarks.common import (
     MIB,
@@ -38,53 +37,15 @@ from zoo.benchmarks.common import (
     save,
     table,
 )
-from zoo.benchmarks.subjects import SUBJECTS, Inputs, Subject
+from zoo.benchmarks.measures import MEASURES, cost, forward, on_device, training
+from zoo.benchmarks.subjects import SUBJECTS, Subject
 from zoo.kernels import available_implementations
-from zoo.kernels.flops import flop_counter
 
 OURS, REFERENCE = "zoo", "reference"
 LENGTHS = {"cpu": (256, 512, 1024, 2048, 4096, 8192), "cuda": (512, 1024, 2048, 4096, 8192, 16384, 32768)}
 COMPARED = 1024  # the length at which every implementation and the memory are measured
 LONGEST_REFERENCE = 1024
 SHORTEST = 0.02  # seconds of a timed run
-
-
-def on_device(subject: Subject, length: int, device: str) -> Inputs:
-    """The inputs of a subject; on CUDA activations are bfloat16, as in training."""
-    torch.manual_seed(length)
-    inputs = subject.inputs(length)
-    if device == "cpu":
-        return inputs
-    kept = ("A", "D", "dt", "log_decay", "cos", "sin")
-    half = {n for n, t in inputs.items() if t.is_floating_point() and n not in kept}
-    return {n: t.to(device, torch.bfloat16 if n in half else t.dtype) for n, t in inputs.items()}
-
-
-def trained(inputs: Inputs) -> set[str]:
-    """Names of the inputs that get a gradient: all of floating point but the tables of rope."""
-    return {name for name, t in inputs.items() if t.is_floating_point() and name not in ("cos", "sin")}
-
-
-def forward(call: Callable[..., Any], inputs: Inputs) -> Tensor:
-    with torch.no_grad():
-        found = call(**inputs)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return found if isinstance(found, Tensor) else found[0]
-
-
-def training(call: Callable[..., Any], inputs: Inputs) -> Tensor:
-    """Forward and backward; returns the gradient of the first input."""
-    inputs = {n: t.detach().requires_grad_(n in trained(inputs)) for n, t in inputs.items()}
-    found = call(**inputs)
-    found = found if isinstance(found, Tensor) else found[0]
-    gradients = torch.autograd.grad(found.float().square().mean(), [t for t in inputs.values() if t.requires_grad])
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return gradients[0]
-
-
-MEASURES: dict[str, Callable[[Callable[..., Any], Inputs], Tensor]] = {"forward": forward, "training": training}
 
 
 def sides(subject: Subject, length: int, device: str, compiled: bool) -> dict[str, Callable[..., Any]]:
@@ -102,18 +63,6 @@ def sides(subject: Subject, length: int, device: str, compiled: bool) -> dict[st
     if compiled and length == COMPARED:
         calls |= {f"compiled {name}": torch.compile(call) for name, call in subject.peers.items()}
     return calls
-
-
-def cost(subject: Subject, inputs: Inputs, measure: str) -> tuple[int, int]:
-    """(bytes that must move once, FLOPs by the formulas of the recurrence or product) of a call."""
-    counter = flop_counter(display=False)
-    with counter:
-        output = MEASURES[measure](subject.call, inputs)
-    gradients = sum(inputs[name].nbytes for name in trained(inputs))
-    if measure == "forward":
-        return sum(t.nbytes for t in inputs.values()) + output.nbytes, counter.get_total_flops()
-    result = forward(subject.call, inputs).nbytes
-    return sum(t.nbytes for t in inputs.values()) * 2 + gradients + 2 * result, counter.get_total_flops()
 
 
 def peaks(device: str) -> dict[str, float]:

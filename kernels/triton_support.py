@@ -15,6 +15,7 @@ import torch
 from zoo.kernels.dispatch import Implementation, as_given
 
 BLOCKS = Path(__file__).with_name("blocks.json")
+requested: dict[tuple[str, str], dict[str, int]] = {}  # (operation, shape class) -> default, of all launches so far
 
 
 def triton_implementation(module: str) -> Implementation:
@@ -45,13 +46,25 @@ def obstacle(device: torch.device) -> str | None:
 def block_sizes(operation: str, shape_class: str, device: torch.device, default: dict[str, int]) -> dict[str, int]:
     """Launch parameters of a kernel: measured ones from ``blocks.json`` for this device, or ``default``.
 
-    The table is ``{"sm_90": {operation: {shape_class: {name: size}}}}``. Nothing is tried out at run time.
+    The table is ``{"sm_90": {operation: {shape_class: {name: size}}}}``. Nothing is tried out at run time: `make gpu`
+    writes the table, and finds in ``requested`` what there is to measure.
     """
+    requested[operation, shape_class] = default
+    return default | measured().get(target(device), {}).get(operation, {}).get(shape_class, {})
+
+
+def target(device: torch.device) -> str:
+    """A device's key in the table: "sm_90" of compute capability 9.0, else its type."""
     if device.type != "cuda":
-        return default
+        return device.type
     major, minor = torch.cuda.get_device_capability(device)
-    measured = _table().get(f"sm_{major}{minor}", {}).get(operation, {}).get(shape_class, {})
-    return default | measured
+    return f"sm_{major}{minor}"
+
+
+@cache
+def measured() -> dict[str, dict[str, dict[str, dict[str, int]]]]:
+    """The table of ``blocks.json``, once read; what is changed in it counts for this process."""
+    return json.loads(BLOCKS.read_text())
 
 
 def _on_device(module: str, function: str, arguments: tuple) -> Any:
@@ -67,8 +80,3 @@ def _on_device(module: str, function: str, arguments: tuple) -> Any:
 @cache
 def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
-
-
-@cache
-def _table() -> dict[str, dict[str, dict[str, dict[str, int]]]]:
-    return json.loads(BLOCKS.read_text())
