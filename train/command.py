@@ -9,8 +9,9 @@ from typing import Any, Literal
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar as Bar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from zoo.train.agreement import agree
 from zoo.train.callbacks import (
     EMA,
     ExportModel,
@@ -65,6 +66,16 @@ class Run(LightningCLI):
                 load_from_checkpoint_support=False,
                 **kwargs,
             )
+
+    def prepare(self, fixed: bool = False) -> None:
+        """Set the data up and let the model fit them, or with `fixed` the data the model.
+
+        Raises:
+            ValueError, OSError: data that are not there, or that the model contradicts.
+        """
+        rank_zero_only(self.datamodule.prepare_data)()
+        agree(self.model, self.datamodule, fixed)
+        self.datamodule.setup()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)  # as the base class does, but for its warning about sys.argv
@@ -124,6 +135,7 @@ class TrainingRun(Run):
         Raises:
             NonFiniteError: see `NaNGuard`. Stopped: see `StopOnSignal`.
         """
+        self.prepare()
         with quiet():
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=self.checkpoint, weights_only=True)
 
@@ -166,6 +178,7 @@ class EvaluationRun(Run):
 
     def evaluate(self, split: Literal["val", "test"]) -> dict[str, float]:
         """The metrics on held-out data."""
+        self.prepare(fixed=self.checkpoint is None)
         run = self.trainer.validate if split == "val" else self.trainer.test
         options = {"ckpt_path": self.checkpoint, "verbose": False, "weights_only": True}
         with quiet():

@@ -46,6 +46,14 @@ class DataModule(LightningDataModule, ABC):
         """What is done to an input before the model sees it, as fields of the model's configuration."""
         return {}
 
+    @property
+    def demands(self) -> dict[str, Any]:
+        """What a model of these data must be, as fields of its configuration, such as `num_classes`."""
+        return {}
+
+    def follow(self, pretrained_cfg: dict[str, Any]) -> None:
+        """Prepare inputs as a model wants them, where that is not given."""
+
     @abstractmethod
     def build(self) -> dict[str, Source]:
         """The sources by split. "val" and "test" may be missing; "train" may not."""

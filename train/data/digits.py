@@ -53,6 +53,10 @@ class DigitsDataModule(DataModule):
         self.augment = augment
 
     @property
+    def demands(self) -> dict[str, Any]:
+        return {"in_chans": self.in_chans, "img_size": self.img_size, "num_classes": self.num_classes}
+
+    @property
     def preparation(self) -> dict[str, Any]:
         return {"mean": (MEAN,), "std": (STD,), "crop_pct": 1.0, "label_names": tuple("0123456789")}
 

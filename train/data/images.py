@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from zoo.train.data.base import DataModule
-from zoo.train.data.loader import Batch, Source
+from zoo.train.data.folders import check_same_classes, count_classes, image_folder, labels_of, split_folders
+from zoo.train.data.loader import Batch, BatchLoader, Source
 from zoo.train.data.rng import derive_seed, global_state_kept, seed_global
 from zoo.train.data.split import check_fraction, stratified_split
 
@@ -29,9 +30,13 @@ class ImageDataModule(DataModule):
     Where images come from:
       - a torchvision dataset by name, such as "CIFAR10". One that takes `train=` trains on True and tests on False; one
         that takes `split=` is asked for the splits named below; of any other a stratified fifth is the test split.
-      - without `dataset`, the folders `root/<split>/<class>/<image>`, for the splits named below.
-    Validation has a split of its own where `val_split` names one (that may be the test split), else a stratified slice
-    of the training part. Splits are the same for every `seed`.
+      - without `dataset`, the folders `root/<split>/<class>/<image>`, for the splits named below, of which "test" may
+        be missing; or, where none of them is there, `root/<class>/<image>`, of which a stratified fifth is for tests.
+    Validation has a split of its own where `val_split` names one (that may be the test split) or there is a folder
+    "val", "valid" or "validation", else a stratified slice of the training part. Splits are the same for every `seed`.
+
+    Sizes and preparation that are not given are those of the model that is trained or evaluated (`follow`). Where there
+    are fewer training images than `batch_size`, a batch is all of them.
 
     Args:
         dataset: a name in `torchvision.datasets`, or None for folders.
@@ -44,7 +49,8 @@ class ImageDataModule(DataModule):
         batch_size, eval_batch_size, num_workers, seed: see `DataModule`.
         pretrained_cfg: a model's `pretrained_cfg`, for input size, mean, std, interpolation and crop; each of the
             next arguments overrides what it says.
-        img_size, in_chans, mean, std, interpolation, crop_pct: of the model's input; timm's defaults otherwise.
+        img_size, in_chans, mean, std, interpolation, crop_pct: of the model's input; timm's defaults otherwise. An
+            image's size is its side, or (height, width).
         scale, hflip, color_jitter: of the random resized crop, the mirror image and the colours in training.
         auto_augment: timm's name of an augmentation policy, such as "rand-m9-mstd0.5-inc1" (RandAugment).
         random_erasing: probability that a rectangle of a training image is erased.
@@ -75,7 +81,7 @@ class ImageDataModule(DataModule):
         num_workers: int = 0,
         seed: int = 0,
         pretrained_cfg: dict[str, Any] | None = None,
-        img_size: int | None = None,
+        img_size: int | tuple[int, int] | None = None,
         in_chans: int | None = None,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
@@ -109,8 +115,11 @@ class ImageDataModule(DataModule):
             "re_prob": random_erasing,
             "re_mode": "pixel",
         }
-        given = {"mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct}
-        self.input = _input_config(pretrained_cfg or {}, img_size, in_chans, given)
+        self._given = {"img_size": img_size, "in_chans": in_chans, "mean": mean, "std": std}
+        self._given |= {"interpolation": interpolation, "crop_pct": crop_pct}
+        self._given = {name: value for name, value in self._given.items() if value is not None}
+        self.follows = pretrained_cfg is not None
+        self.input = _input_config(pretrained_cfg or {}, self._given)
         self._num_classes = num_classes
         self._dataset_class = None if dataset is None else _torchvision_dataset(dataset)
         if self._has_no_splits() and val_split is not None:
@@ -120,7 +129,7 @@ class ImageDataModule(DataModule):
     def num_classes(self) -> int:
         if self._num_classes is None:
             self.setup()
-            self._num_classes = _num_classes(self.sources["train"].dataset)  # pyright: ignore[reportAttributeAccessIssue]
+            self._num_classes = count_classes(self.sources["train"].dataset)  # pyright: ignore[reportAttributeAccessIssue]
         return self._num_classes
 
     @property
@@ -128,8 +137,21 @@ class ImageDataModule(DataModule):
         return self.input["input_size"][0]
 
     @property
-    def img_size(self) -> int:
-        return self.input["input_size"][1]
+    def img_size(self) -> int | tuple[int, int]:
+        height, width = self.input["input_size"][1:]
+        return height if height == width else (height, width)
+
+    def follow(self, pretrained_cfg: dict[str, Any]) -> None:
+        """Prepare images as a model wants them, but for what this module was given itself."""
+        if not self.follows:
+            self.input = _input_config(pretrained_cfg, self._given)
+            self.sources, self.follows = {}, True
+
+    @property
+    def demands(self) -> dict[str, Any]:
+        sizes = {"in_chans": self.in_chans, "img_size": self.img_size} if self.follows else self._given
+        sizes = {name: sizes[name] for name in ("in_chans", "img_size") if name in sizes}
+        return {**sizes, "num_classes": self.num_classes}
 
     @property
     def preparation(self) -> dict[str, Any]:
@@ -144,21 +166,24 @@ class ImageDataModule(DataModule):
                 self._open(split, download=True)
 
     def build(self) -> dict[str, Source]:
-        pool, test = self._open(self.train_split), self._open(self.test_split)
+        train_split, val_split, test_split = self._split_names() or ("", None, "")
+        pool = self._open(train_split)
         members = torch.arange(len(pool))
-        if self._has_no_splits():
-            members, test_members = stratified_split(_labels(pool), 0.2, SPLIT_SEED)
-        else:
+        test, test_members = pool, members[:0]
+        if test_split == train_split == "":
+            members, test_members = stratified_split(labels_of(pool), 0.2, SPLIT_SEED)
+        elif test_split is not None:
+            test = self._open(test_split)
             test_members = torch.arange(len(test))
         val, val_members = pool, members[:0]
-        if self.val_split is not None:
-            val = self._open(self.val_split)
+        if val_split is not None:
+            val = self._open(val_split)
             val_members = torch.arange(len(val))
         elif self.val_fraction:
-            kept, held_out = stratified_split(_labels(pool)[members], self.val_fraction, SPLIT_SEED + 1)
+            kept, held_out = stratified_split(labels_of(pool)[members], self.val_fraction, SPLIT_SEED + 1)
             members, val_members = members[kept], members[held_out]
         for other in (val, test):
-            _check_same_classes(pool, other)
+            check_same_classes(pool, other)
         augment, plain = self.transform(train=True), self.transform()
         sources: dict[str, Source] = {
             "train": LabelledImages(pool, members, augment, self.in_chans, self.seed, self._mix(pool)),
@@ -166,6 +191,13 @@ class ImageDataModule(DataModule):
             "test": LabelledImages(test, test_members, plain, self.in_chans),
         }
         return {split: source for split, source in sources.items() if len(source)}
+
+    def train_dataloader(self) -> BatchLoader:
+        self.setup()
+        shares = self._process()[1] or 1
+        if (available := len(self.sources["train"]) // shares) < self.batch_size:
+            self.batch_size = max(1, available - available % 2 if self.mixup or self.cutmix else available)
+        return super().train_dataloader()
 
     def transform(self, train: bool = False) -> Callable[[Any], Tensor]:
         """PIL image to `(C, H, W)` float32: what training images, or evaluation ones, go through."""
@@ -183,7 +215,7 @@ class ImageDataModule(DataModule):
             mixup_alpha=self.mixup,
             cutmix_alpha=self.cutmix,
             label_smoothing=self.label_smoothing,
-            num_classes=self._num_classes or _num_classes(pool),
+            num_classes=self._num_classes or count_classes(pool),
         )
 
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -192,9 +224,15 @@ class ImageDataModule(DataModule):
     def _has_no_splits(self) -> bool:
         return self._dataset_class is not None and not {"train", "split"} & set(self._parameters())
 
+    def _split_names(self) -> tuple[str, str | None, str | None] | None:
+        """To train, validate and test on; None where the data have no splits of their own."""
+        if self._dataset_class is None:
+            return split_folders(self.root, self.train_split, self.val_split, self.test_split)
+        return None if self._has_no_splits() else (self.train_split, self.val_split, self.test_split)
+
     def _open(self, split: str, download: bool = False) -> Any:
         if self._dataset_class is None:
-            return _image_folder(self.root, split)
+            return image_folder(self.root, split)
         chosen: dict[str, Any] = dict(self.dataset_kwargs)
         parameters = self._parameters()
         if "root" in parameters:
@@ -246,20 +284,18 @@ class LabelledImages:
             return self.mix(*batch)
 
 
-def _input_config(
-    pretrained_cfg: dict[str, Any], img_size: int | None, in_chans: int | None, given: dict[str, Any]
-) -> dict[str, Any]:
-    """timm's input configuration: explicit values first, then the model's, then timm's defaults."""
+def _input_config(pretrained_cfg: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """timm's input configuration: given values first, then the model's, then timm's defaults."""
     from timm.data.config import resolve_data_config
 
     config = resolve_data_config(pretrained_cfg=pretrained_cfg or {"input_size": (3, 224, 224)})
-    chans, size = config["input_size"][0], config["input_size"][-1]
-    chans = chans if in_chans is None else in_chans
+    chans, *shape = config["input_size"]
+    chans, size = given.get("in_chans", chans), given.get("img_size", tuple(shape))
     if chans not in (1, 3):
         raise ValueError(f"images have 1 or 3 channels, got in_chans={chans}")
-    given = {name: value for name, value in given.items() if value is not None}
+    shape = (size, size) if isinstance(size, int) else tuple(size)
     names = ("interpolation", "mean", "std", "crop_pct")
-    config = {"input_size": (chans, *2 * (img_size or size,)), **{name: config[name] for name in names}, **given}
+    config = {"input_size": (chans, *shape), **{name: given.get(name, config[name]) for name in names}}
     for name in ("mean", "std"):
         values = tuple(config[name])
         if len(values) != chans and name in given:
@@ -276,43 +312,3 @@ def _torchvision_dataset(name: str) -> type:
         hint = f"did you mean {nearest[0]!r}? " if nearest else ""
         raise ValueError(f"torchvision has no dataset {name!r}; {hint}Leave `dataset` out to read folders of images.")
     return getattr(datasets, name)
-
-
-def _image_folder(root: Path, split: str) -> Any:
-    from torchvision.datasets import ImageFolder
-
-    folder = root / split
-    if not folder.is_dir():
-        found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else None
-        listing = "which does not exist" if found is None else f"which has the folders {', '.join(found) or 'none'}"
-        raise FileNotFoundError(
-            f"no folder {split!r} in {root}, {listing}: images are read from root/<split>/<class>/<image>; set root, "
-            "train_split, val_split and test_split to what is there"
-        )
-    return ImageFolder(str(folder))
-
-
-def _check_same_classes(train: Any, other: Any) -> None:
-    """A folder's labels are its class folders' places in the alphabet: the same folders, or the labels mean others."""
-    known, found = getattr(train, "classes", None) or [], getattr(other, "classes", None) or []
-    if list(known) != list(found):
-        odd = sorted({*map(str, known)} ^ {*map(str, found)})[:5]
-        raise ValueError(
-            f"every split must have the same classes, got {len(known)} and {len(found)}, only one has {odd}"
-        )
-
-
-def _labels(dataset: Any) -> Tensor:
-    """The label of every sample, without reading images where the dataset keeps a list."""
-    for name in ("targets", "labels", "_labels"):
-        labels = getattr(dataset, name, None)
-        if labels is not None and len(labels) == len(dataset):
-            return torch.as_tensor(np.asarray(labels)).long()
-    return torch.tensor([int(dataset[index][1]) for index in range(len(dataset))])
-
-
-def _num_classes(dataset: Any) -> int:
-    classes = getattr(dataset, "classes", None)
-    if classes:
-        return len(classes)
-    return getattr(dataset, "num_classes", None) or int(_labels(dataset).max()) + 1

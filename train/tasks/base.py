@@ -74,7 +74,8 @@ class Task(LightningModule):
             raise ValueError(f"learning rates must satisfy 0 <= min_lr <= lr and lr > 0, got lr={lr}, min_lr={min_lr}")
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps must be >= 0, got {warmup_steps}")
-        self.build = _builder(model, model_args or {})
+        self.given: tuple[str | nn.Module, dict[str, Any]] = (model, dict(model_args or {}))
+        self.build = _builder(*self.given)
         self.optimizer_name, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.optimizer_args = {"betas": tuple(betas), **(optimizer_args or {})}
         self._optimizer(nn.Linear(1, 1))  # a wrong argument fails here, not when training starts
@@ -89,6 +90,24 @@ class Task(LightningModule):
             nn.Module
         ] = []  # the average in the model's dtypes, during an evaluation (no part of a state)
         self.keep_average = False  # the EMA callback sets it before configure_model
+
+    def change(self, **fields: Any) -> None:
+        """Give a named model further options, before it is built.
+
+        Raises:
+            ValueError, TypeError: it cannot have them.
+        """
+        model, model_args = self.given
+        self.given = (model, {**model_args, **fields})
+        self.build = _builder(*self.given)
+
+    def configuration(self) -> Any:
+        """The configuration that the model will have; None where it is a module without one."""
+        return getattr(_sketch(*self.given), "config", None)
+
+    def description(self) -> dict[str, Any]:
+        """An image model's `pretrained_cfg`; nothing of other models."""
+        return getattr(_sketch(*self.given), "pretrained_cfg", {})
 
     def configure_model(self) -> None:
         if self.model is not None:
@@ -228,9 +247,16 @@ def _builder(model: str | nn.Module, model_args: dict[str, Any]) -> partial[nn.M
             raise TypeError(f"model_args go with a model's name, got a {type(model).__name__} and {model_args}")
         return partial(_itself, model)
     if not model.startswith("local-dir:"):
-        weights = {"pretrained", "checkpoint_path"}
-        zoo.create_model(model, device="meta", **{k: v for k, v in model_args.items() if k not in weights})
+        _sketch(model, model_args)
     return partial(zoo.create_model, model, **model_args)
+
+
+def _sketch(model: str | nn.Module, model_args: dict[str, Any]) -> nn.Module:
+    """The model without memory and weights, or the module that was given."""
+    if isinstance(model, nn.Module):
+        return unwrapped(model)
+    weights = {"pretrained", "checkpoint_path", "device", "deploy"}
+    return zoo.create_model(model, device="meta", **{k: v for k, v in model_args.items() if k not in weights})
 
 
 def _itself(model: nn.Module) -> nn.Module:

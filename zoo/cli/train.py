@@ -33,7 +33,7 @@ def run(known: Namespace) -> int:
 
     overrides = [*import_key(recipe, known.imports), *known.overrides]
     run = checked(TrainingRun, recipe, overrides, output, resume=known.resume)
-    checked(run.datamodule.setup)  # data that is not there is the user's to mend; later errors are bugs
+    checked(run.prepare)  # data that is not there is the user's to mend; later errors are bugs
     try:
         run.fit()
     except NonFiniteError as error:
