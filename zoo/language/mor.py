@@ -145,12 +145,12 @@ class SharedBlock(Block):
             shared: the keys to attend to, None to make them. refresh: make those of the active tokens all the same.
         """
         normal = self.norm(x)
-        seen = shared
-        if shared is None or refresh:
-            own = self.mixer.write(normal, tokens, state)
-            seen = own if shared is None else refreshed(shared, own)
-        x = x + self.mixer.read(normal, tokens, seen)
-        return x + self.mlp(self.mlp_norm(x)), seen if shared is None else shared  # pyright: ignore[reportOptionalCall]
+        if shared is None:
+            keys = shared = self.mixer.write(normal, tokens, state)
+        else:
+            keys = refreshed(shared, self.mixer.write(normal, tokens, state)) if refresh else shared
+        x = x + self.mixer.read(normal, tokens, keys)
+        return x + self.mlp(self.mlp_norm(x)), shared  # pyright: ignore[reportOptionalCall]
 
 
 class MoRLanguageModel(LanguageModel):
