@@ -2,8 +2,11 @@
 
 from zoo.layers.depth.active import ActiveTokens
 from zoo.layers.depth.active_attention import ActiveAttention, refreshed
+from zoo.layers.depth.expert_choice import ExpertChoice
 from zoo.layers.depth.mod import TokenRouter, top_share
-from zoo.layers.depth.recursion import EveryToken, ExpertChoice, Recursion, TokenChoice
+from zoo.layers.depth.recursion import EveryToken, Recursion
+from zoo.layers.depth.router import linear_router, mlp_router
+from zoo.layers.depth.token_choice import TokenChoice
 
 __all__ = [
     "ActiveAttention",
@@ -13,6 +16,8 @@ __all__ = [
     "Recursion",
     "TokenChoice",
     "TokenRouter",
+    "linear_router",
+    "mlp_router",
     "refreshed",
     "top_share",
 ]

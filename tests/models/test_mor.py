@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import zoo
 from zoo.kernels.flops import flop_counter
@@ -26,6 +26,8 @@ ROUTED = {
     "token-shared": {"router": "token_choice", "share_kv": True, "sharing": "cycle", "num_recursions": 4},
     "every": {"router": "every_token", "share_kv": True},
     "expert-hybrid": {"share_kv": True, "refresh_kv": True},
+    "expert-mlp": {"scorer": "mlp", "gate": "tanh", "auxiliary_router": True, "temperature": 0.7},
+    "token-sigmoid": {"router": "token_choice", "gate": "sigmoid", "gate_scale": 0.1, "scorer": "mlp"},
     "token-hybrid": {"router": "token_choice", "share_kv": True, "refresh_kv": True, "num_recursions": 4},
 }
 
@@ -80,6 +82,14 @@ def attend(mixer: Any, x: Tensor, source: Tensor, mask: Tensor) -> Tensor:
     return mixer.out_proj((scores.softmax(-1).nan_to_num() @ v).transpose(1, 2).flatten(2))
 
 
+def score(router: Any, x: Tensor, r: int) -> Tensor:
+    if isinstance(router, nn.ModuleList):
+        router, r = router[r], 0
+    if isinstance(router, nn.Sequential):
+        x, router = F.gelu(x @ router[0].weight.T), router[2]
+    return x @ router.weight[r]
+
+
 def dense_recursions(model: Any, x: Tensor, best: bool) -> tuple[Tensor, Tensor]:
     """The recursions by masks: everything is computed for all tokens and thrown away where they are not active.
 
@@ -91,17 +101,18 @@ def dense_recursions(model: Any, x: Tensor, best: bool) -> tuple[Tensor, Tensor]
     depth, h = torch.zeros(x.shape[:2]), x
     for r in range(c.num_recursions):
         if isinstance(router, ExpertChoice):
-            logits = h @ router.router.weight[r]
+            logits = score(router.router, h / c.temperature, r)
             if best:
                 kept = logits.masked_fill(~active, -torch.inf).topk(
                     x.shape[1] * (c.num_recursions - r) // c.num_recursions
                 )
                 active = torch.zeros_like(active).scatter(1, kept.indices, True)
             elif r:
-                votes = logits if router.sampler is None else h @ router.sampler.weight[r]
+                votes = logits if router.sampler is None else score(router.sampler, h / c.temperature, r)
                 active = active & (votes > 0)
         elif isinstance(router, TokenChoice):
-            chance = (begin @ router.router.weight.T).softmax(-1)
+            logits = torch.stack([score(router.router, begin / c.temperature, i) for i in range(c.num_recursions)], -1)
+            chance = 0.1 * logits.sigmoid() if c.gate == "sigmoid" else logits.softmax(-1)
             active = chance.argmax(-1) >= r
         first = active if first is None else first
         keys_of = first if c.share_kv else active
@@ -116,7 +127,7 @@ def dense_recursions(model: Any, x: Tensor, best: bool) -> tuple[Tensor, Tensor]
             f = f + attend(block.mixer, normal, source, causal & keys_of[:, None])
             f = f + block.mlp(block.mlp_norm(f))
         if isinstance(router, ExpertChoice):
-            new = h + router.scale * logits.sigmoid()[..., None] * f
+            new = h + router.scale * (logits.tanh() if c.gate == "tanh" else logits.sigmoid())[..., None] * f
         elif isinstance(router, TokenChoice):
             last = chance.argmax(-1) == r
             new = torch.where(last[..., None], begin + chance.amax(-1, keepdim=True) * f, f)
@@ -346,6 +357,45 @@ def test_side_losses_are_the_formulas():
     assert not zoo.auxiliary_losses(model)
 
 
+def test_loss_free_balance_moves_the_bias_towards_the_depths_that_few_chose():
+    model, tokens = small(router="token_choice", balance="loss_free", bias_speed=0.01).train(), text()
+    assert set(zoo.auxiliary_losses(model)) == set()
+    for part in tokens.split(1):  # accumulated passes count together
+        model(part)
+    assert set(zoo.auxiliary_losses(model)) == {"router_z"}
+    chosen = (model.blocks[0](model.embed(tokens)) @ model.recursion.router.weight.T).softmax(-1).argmax(-1)
+    load = torch.bincount(chosen.flatten(), minlength=3).double()
+    zoo.after_step(model)
+    close(model.recursion.selection_bias.double(), (0.01 * (load.mean() - load).sign()))
+    model.recursion.selection_bias.copy_(torch.tensor([0.0, 0.0, 9.0]))
+    model.eval()(tokens)
+    assert model.recursion.activity["mean_depth"] == 3  # the bias decides who is chosen, and weighs nothing
+    assert "recursion.selection_bias" in model.state_dict() and not model.recursion.load.any()
+
+
+def test_loss_free_balance_evens_the_depths():
+    model, tokens = small(router="token_choice", balance="loss_free", bias_speed=0.02).train(), text(8)
+
+    def unevenness() -> float:
+        model(tokens)
+        passed = model.recursion.activity["tokens_per_recursion"].double()
+        chosen = torch.cat([passed[:-1] - passed[1:], passed[-1:]])
+        return float(chosen.max() - chosen.min())
+
+    before = unevenness()
+    for _ in range(30):
+        zoo.after_step(model)
+        after = unevenness()
+    assert after < 0.4 * before
+
+
+def test_z_loss_of_expert_choice_is_the_mean_square_of_the_scores():
+    x = torch.randn(2, LENGTH, 32, dtype=torch.float64)
+    router = ExpertChoice(32, 1, z_weight=0.3, temperature=0.5).double().train()
+    router(x, ActiveTokens.of(x), lambda r, h, active: torch.zeros_like(h), sampling=False)
+    close(router.auxiliary_losses["router_z"], 0.3 * (2 * x @ router.router.weight[0]).square().mean())
+
+
 def test_auxiliary_router_learns_from_its_loss_alone():
     model, tokens = small(auxiliary_router=True).train(), text()
     loss, sampler = model(tokens, labels=tokens), model.recursion.sampler.weight
@@ -401,6 +451,10 @@ def test_published_counts_of_360m():
         ({"sharing": "middle"}, "sharing must be one of .*got 'middle'"),
         ({"depth": 2}, "keeps 2 blocks unshared, so depth must be larger: got 2"),
         ({"share_kv": True, "sharing": "sequence"}, "share_kv needs a block to meet the keys it made itself"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"gate": "softmax"}, "gate must be one of .*got 'softmax'"),
+        ({"router": "token_choice", "balance": "loss_fre"}, "did you mean 'loss_free'"),
+        ({"router": "token_choice", "balance": "loss_free", "bias_speed": 0.0}, "bias_speed must be above 0, got 0.0"),
         ({"refresh_kv": True}, "refresh_kv replaces shared keys and values, so it goes with share_kv=True"),
         ({"num_recursions": 0}, "num_recursions must be a positive integer, got 0"),
     ],

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -28,6 +29,8 @@ from zoo.layers.depth import (
     ExpertChoice,
     Recursion,
     TokenChoice,
+    linear_router,
+    mlp_router,
     refreshed,
 )
 from zoo.layers.options import require_at_least
@@ -79,19 +82,33 @@ class MoRConfig(TransformerConfig):
     """Weight of expert-choice's side loss."""
     auxiliary_router: bool = False
     """Expert-choice samples by separate weights."""
+    scorer: str = "linear"
+    """What scores the tokens: "linear", or "mlp" with twice the model's width of hidden units."""
+    gate: str | None = None
+    """What makes a score a weight: "sigmoid", "tanh" or "identity", for token-choice "softmax" or "sigmoid"; None for
+    the authors' (sigmoid expert-choice, softmax token-choice)."""
+    temperature: float = 1.0
+    """Divides what the router reads."""
+    balance: str = "loss"
+    """Token-choice balances the depths by a side "loss", or "loss_free" by a bias."""
     balance_weight: float = 0.1
     """Weight of token-choice's load-balance loss."""
+    bias_speed: float = 1e-3
+    """Step of token-choice's bias in loss-free balance."""
     z_weight: float = 1e-5
     """Weight of token-choice's z-loss."""
+    expert_z_weight: float = 0.0
+    """Weight of expert-choice's z-loss."""
 
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, "num_recursions")
-        for field in ("auxiliary_weight", "balance_weight", "z_weight"):
+        for field in ("auxiliary_weight", "balance_weight", "z_weight", "expert_z_weight"):
             require_at_least(0, **{field: getattr(self, field)})
-        for name, known in (("sharing", SHARING), ("router", ROUTERS)):
+        choices = {"sharing": SHARING, "router": ROUTERS, "scorer": SCORERS, "balance": ("loss", "loss_free")}
+        for name, known in {**choices, "gate": GATES.get(self.router, ())}.items():
             value = getattr(self, name)
-            if value not in known:
+            if value not in known and not (name == "gate" and value is None):
                 raise ValueError(f"{name} must be one of {list(known)}, got {value!r}{nearest(str(value), known)}")
         ends, order = SHARING[self.sharing]
         if self.depth <= 2 * ends:
@@ -107,16 +124,27 @@ class MoRConfig(TransformerConfig):
             )
 
 
+SCORERS = {"linear": linear_router, "mlp": mlp_router}
+GATES: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {  # of each router, the authors' first
+    "expert_choice": {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "identity": torch.real},
+    "token_choice": {"softmax": partial(torch.softmax, dim=-1), "sigmoid": torch.sigmoid},
+}
+
+
 def _expert_choice(c: MoRConfig) -> Recursion:
-    scale = 0.1 if c.gate_scale is None else c.gate_scale
     return ExpertChoice(
-        c.dim, c.num_recursions, scale, auxiliary_weight=c.auxiliary_weight, auxiliary_router=c.auxiliary_router
-    )
+        c.dim, c.num_recursions, 0.1 if c.gate_scale is None else c.gate_scale, router=SCORERS[c.scorer],
+        gate=GATES["expert_choice"][c.gate or "sigmoid"], temperature=c.temperature,
+        auxiliary_weight=c.auxiliary_weight, auxiliary_router=c.auxiliary_router, z_weight=c.expert_z_weight,
+    )  # fmt: skip
 
 
 def _token_choice(c: MoRConfig) -> Recursion:
-    scale = 1.0 if c.gate_scale is None else c.gate_scale
-    return TokenChoice(c.dim, c.num_recursions, scale, balance_weight=c.balance_weight, z_weight=c.z_weight)
+    return TokenChoice(
+        c.dim, c.num_recursions, 1.0 if c.gate_scale is None else c.gate_scale, router=SCORERS[c.scorer],
+        gate=GATES["token_choice"][c.gate or "softmax"], temperature=c.temperature, balance_weight=c.balance_weight,
+        bias_speed=c.bias_speed if c.balance == "loss_free" else None, z_weight=c.z_weight,
+    )  # fmt: skip
 
 
 ROUTERS: dict[str, Callable[[MoRConfig], Recursion]] = {
