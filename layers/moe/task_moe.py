@@ -47,6 +47,9 @@ class TaskEmbedding(nn.Module):
         self.fc1 = nn.Linear(num_tasks, task_dim)
         self.fc2 = nn.Linear(task_dim, task_dim)
         self.norm = nn.LayerNorm(task_dim, 1e-6)
+        for linear in (self.fc1, self.fc2):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
 
     def forward(self, task: int) -> Tensor:
         """Number of a task -> (task_dim,)."""
@@ -105,10 +108,14 @@ class TaskMoE(RoutedExperts):
         self.noise_std, self.balance_weight = noise_std, balance_weight
 
     def init_weights(self) -> None:
-        """The authors': routers uniform within E^-1/2, expert matrices within inputs^-1/2, biases 0."""
+        """The authors': routers uniform within E^-1/2, expert matrices within (D F)^-1/2 (torch's rule for the fan-in
+        of three dimensions), biases 0."""
+        super().init_weights()
         for weight in self.router.parameters():
             nn.init.uniform_(weight, -(self.num_experts**-0.5), self.num_experts**-0.5)
-        super().init_weights()
+        for weight in (self.w1, self.w2):
+            bound = weight[0].numel() ** -0.5
+            nn.init.uniform_(weight, -bound, bound)
 
     def route(self, tokens: Tensor, task: int | Tensor) -> Routing:
         """The experts of each of the tokens (M, D), with their weights."""

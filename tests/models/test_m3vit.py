@@ -296,7 +296,7 @@ def test_two_tasks_are_learnt_together():
     data = DigitsDataModule(batch_size=64, eval_batch_size=360)
     model: Any = nano(dim=32, depth=2, label_tasks={"parity": 2})
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(6):
+    for _ in range(8):
         for x, digit in data.train_dataloader():
             outputs = model(x)
             loss = F.cross_entropy(outputs["classification"], digit) + F.cross_entropy(outputs["parity"], digit % 2)
@@ -325,3 +325,15 @@ def test_tasks_that_do_not_fit_are_errors():
     model: Any = zoo.create_model("m3vit_small", device="meta")
     with pytest.raises(ValueError, match=r"no task 'classification' to reset, only \['semseg', 'depth'\]"):
         model.reset_classifier(5)
+
+
+def test_initial_values_are_those_of_the_authors():
+    model: Any = zoo.create_model("m3vit_small", depth=2, img_size=(16, 16))
+    attention, experts = model.blocks[1].attn, model.blocks[1].mlp
+    assert attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.02) and not attention.qkv.bias.any()
+    assert model.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    for weight in (experts.w1, experts.w2):  # 384 to 384
+        assert weight.std().item() == pytest.approx(1 / 384 / 3**0.5, rel=0.02)
+    assert not experts.b1.any() and not experts.b2.any()
+    gate = experts.router.gates[0].weight  # uniform within a quarter, of 16 experts
+    assert gate.abs().max() < 0.25 and gate.std().item() == pytest.approx(0.25 / 3**0.5, rel=0.05)

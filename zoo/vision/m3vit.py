@@ -150,9 +150,13 @@ class M3ViT(ViT):
         return (DenseBlock if dense else M3ViTBlock)(self.config, drop_path)
 
     def init_weights(self) -> None:
-        """As the authors': truncated normal positions and class token, torch's own rule for linear layers."""
+        """As the authors': truncated normal linear layers, positions and class token, zero biases; experts have their
+        own rule."""
+        super().init_weights()
         for table in (self.pos_embed, self.cls_token):
             nn.init.trunc_normal_(table, std=self.config.position_std)
+        for layer in self.experts:
+            layer.init_weights()
 
     @property
     def experts(self) -> list[TaskMoE]:
