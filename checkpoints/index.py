@@ -95,10 +95,17 @@ for _size, _published in (
     for _tag, _kind in (("base", "Base"), ("instruct", "Instruct")):
         _repo = f"tiiuae/Falcon-H1-{_published}-{_kind}"
         _add(f"falcon_h1_{_size}", _tag, replace(_FALCON, repo=_repo, tokenizer=_repo))
-for _name, _repo in (
-    ("deepseek_v2_lite", "deepseek-ai/DeepSeek-V2-Lite"), ("deepseek_v3_671b", "deepseek-ai/DeepSeek-V3"),
+for _name, _tag, _repo in (
+    ("deepseek_v2_lite", "base", "DeepSeek-V2-Lite"), ("deepseek_v2_lite", "chat", "DeepSeek-V2-Lite-Chat"),
+    ("deepseek_v2_236b", "base", "DeepSeek-V2"), ("deepseek_v2_236b", "chat", "DeepSeek-V2-Chat"),
+    ("deepseek_v3_671b", "base", "DeepSeek-V3"),
 ):  # fmt: skip
-    _add(_name, "base", replace(_DEEPSEEK, repo=_repo, tokenizer=_repo))
+    _add(_name, _tag, replace(_DEEPSEEK, repo=f"deepseek-ai/{_repo}", tokenizer=f"deepseek-ai/{_repo}"))
+for _size in ("8x7B", "8x22B"):
+    for _tag, _kind in (("base", ""), ("instruct", "-Instruct")):
+        _repo = f"mistralai/Mixtral-{_size}{_kind}-v0.1"
+        _mixtral = Weights(repo=_repo, licence="apache-2.0", tokenizer=_repo, converter="mixtral")
+        _add(f"mixtral_{_size.lower()}", _tag, _mixtral)
 for _name, _repo in (("based_360m", "hazyresearch/based-360m"), ("based_1_3b", "hazyresearch/based-1b")):
     _add(
         _name, "pile",

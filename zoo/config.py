@@ -18,7 +18,7 @@ from zoo.registry import nearest
 ConfigType = TypeVar("ConfigType")
 FREE = {  # fields of training and of speed, which change no output of a trained model beyond rounding
     "chunk_size", "initializer_range", "residual_in_fp32", "balance_weight", "z_weight", "joint_balance", "bias_speed",
-    "capacity_factor", "mtp_weight", "drop_rate", "drop_path_rate", "proj_drop_rate", "auxiliary_weight",
+    "capacity_factor", "mtp_weight", "mtp_depth", "drop_rate", "drop_path_rate", "proj_drop_rate", "auxiliary_weight",
 }  # fmt: skip
 
 

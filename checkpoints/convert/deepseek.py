@@ -83,10 +83,15 @@ def recognises(state_dict: Mapping[str, Tensor]) -> bool:
     return "model.layers.0.self_attn.kv_a_proj_with_mqa.weight" in state_dict
 
 
+def implied(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """How many modules of multi-token prediction lie behind the last layer."""
+    return {"mtp_depth": sum(key.endswith(".eh_proj.weight") for key in state_dict)}
+
+
 def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published names -> the zoo's.
 
-    The experts of a layer are stacked and transposed, FP8 matrices multiplied by their scales and returned in bfloat16.
+    The experts of a layer are stacked and transposed, FP8 matrices multiplied by their scales, in float32.
     The layers behind the last, of multi-token prediction, become ``mtp``, without their copies of embedding and head.
     """
     renamed = rename(_stack(_dequantise(state_dict)), _NAMES)
@@ -225,7 +230,7 @@ def _dequantise(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if scale is not None:
             rows, columns = tensor.shape
             spread = scale.repeat_interleave(_SIDE, 0)[:rows].repeat_interleave(_SIDE, 1)[:, :columns]
-            tensor = (tensor.float() * spread).to(torch.bfloat16)
+            tensor = tensor.float() * spread
         if not key.endswith("_scale_inv"):
             result[key] = tensor
     return result

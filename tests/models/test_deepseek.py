@@ -107,11 +107,29 @@ def test_fp8_matrices_are_multiplied_by_the_scale_of_their_block():
     weight, scale = torch.randn(200, 150).to(torch.float8_e4m3fn), torch.rand(2, 2) + 0.5
     key = "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"
     (loaded,) = converter.to_zoo({key: weight, f"{key}_scale_inv": scale}).values()
-    assert loaded.dtype == torch.bfloat16
+    assert loaded.dtype == torch.float32  # a product of 4 and 24 bits; bfloat16 holds 8
     for rows in (slice(0, 128), slice(128, 200)):
         for columns in (slice(0, 128), slice(128, 150)):
             factor = scale[rows.start // 128, columns.start // 128]
-            assert torch.equal(loaded[rows, columns], (weight[rows, columns].float() * factor).bfloat16())
+            assert torch.equal(loaded[rows, columns], weight[rows, columns].float() * factor)
+
+
+def test_modules_of_further_tokens_are_as_many_as_the_file_has_or_fewer_on_demand(tmp_path):
+    """A published file without its config.json; the registered deepseek_v3_671b has none of the modules."""
+    model = zoo.create_model("deepseek_nano", mtp_depth=2).eval()
+    published = converter.to_transformers(model.state_dict(), stacked=False)
+    torch.save(published, tmp_path / "published.bin")
+    tokens = torch.randint(0, 256, (1, 12))
+    for options, depth in (({}, 2), ({"mtp_depth": 1}, 1), ({"mtp_depth": 0}, 0)):
+        loaded = zoo.create_model("deepseek_nano", checkpoint_path=tmp_path / "published.bin", **options).eval()
+        assert loaded.config.mtp_depth == len(loaded.mtp) == depth
+        torch.testing.assert_close(loaded(tokens), model(tokens))
+        for kept, module in zip(model.mtp, loaded.mtp, strict=False):
+            assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), module.parameters(), strict=True))
+    zoo.load_weights(plain := zoo.create_model("deepseek_nano").eval(), published)
+    torch.testing.assert_close(plain(tokens), model(tokens))
+    with pytest.raises(ValueError, match=r"missing .*mtp\.2\."):
+        zoo.create_model("deepseek_nano", checkpoint_path=tmp_path / "published.bin", mtp_depth=3)
 
 
 def test_published_configurations_are_the_registered_ones():
@@ -127,6 +145,12 @@ def test_published_configurations_are_the_registered_ones():
         "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
         "rope_scaling": scaling | {"mscale": 0.707, "mscale_all_dim": 0.707},
     }  # fmt: skip
+    v2 = lite | {
+        "hidden_size": 5120, "num_hidden_layers": 60, "num_attention_heads": 128, "q_lora_rank": 1536,
+        "intermediate_size": 12288, "moe_intermediate_size": 1536, "n_routed_experts": 160, "topk_method":
+        "group_limited_greedy", "n_group": 8, "topk_group": 3, "routed_scaling_factor": 16.0,
+        "rope_scaling": scaling | {"mscale": 0.707, "mscale_all_dim": 0.707},
+    }  # fmt: skip
     v3 = shared | {
         "model_type": "deepseek_v3", "vocab_size": 129280, "hidden_size": 7168, "num_hidden_layers": 61,
         "num_attention_heads": 128, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
@@ -136,7 +160,7 @@ def test_published_configurations_are_the_registered_ones():
         "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "num_nextn_predict_layers": 1,
         "rope_scaling": scaling | {"mscale": 1.0, "mscale_all_dim": 1.0},
     }  # fmt: skip
-    for name, published in (("deepseek_v2_lite", lite), ("deepseek_v3_671b", v3)):
+    for name, published in (("deepseek_v2_lite", lite), ("deepseek_v2_236b", v2), ("deepseek_v3_671b", v3)):
         registered = zoo.create_model(name, device="meta").config
         _, fields = converter.config_from_transformers(published)
         mtp = {"mtp_depth": published.get("num_nextn_predict_layers", 0)}
@@ -149,6 +173,7 @@ def test_parameter_counts_are_the_published_ones():
         return sum(p.numel() for p in model.parameters()), model.num_active_parameters()
 
     assert count("deepseek_v2_lite") == (15_706_484_224, 2_661_150_208)  # 15.7B; 2.4B without the embedding
+    assert count("deepseek_v2_236b") == (235_741_434_880, 21_375_800_320)  # 236B, 21B
     main = count("deepseek_v3_671b")
     assert main == (671_026_404_352, 37_552_282_624)  # 671B, 37B
     module = count("deepseek_v3_671b", mtp_depth=1)[0] - main[0]

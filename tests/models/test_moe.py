@@ -15,14 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 import zoo
-from zoo.checkpoints.convert import mixtral
+from zoo.checkpoints.convert import foreign_config, mixtral
 from zoo.layers import SwiGLU
 from zoo.layers.moe import MoE
 
-MIXTRAL_8X7B = {
-    "vocab_size": 32000, "dim": 4096, "depth": 32, "num_heads": 32, "num_kv_heads": 8, "mlp_dim": 14336,
-    "num_experts": 8, "top_k": 2, "tie_embeddings": False,
-}  # fmt: skip
 SMALL = {
     "vocab_size": 96, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 6,
     "num_key_value_heads": 2, "num_local_experts": 4, "router_aux_loss_coef": 0.03,
@@ -57,9 +53,11 @@ def mixtral_pair(case: str, folder: Any) -> tuple[Any, Any]:
 
 
 def test_parameters_of_mixtral_8x7b_and_of_the_registered_size():
-    model: Any = zoo.create_model("moe_8x130m", device="meta", **MIXTRAL_8X7B)
+    model: Any = zoo.create_model("mixtral_8x7b", device="meta")
     assert sum(p.numel() for p in model.parameters()) == 46_702_792_704
     assert model.num_active_parameters() == 12_879_925_248
+    large: Any = zoo.create_model("mixtral_8x22b", device="meta")
+    assert large.num_active_parameters() == 39_152_031_744
     model = zoo.create_model("moe_8x130m", device="meta")
     dense, expert, router = zoo.model_info("transformer_130m").num_parameters, 3 * 768 * 2560, 768 * 8
     assert sum(p.numel() for p in model.parameters()) == dense + 12 * (7 * expert + router) == 623_813_376
@@ -352,3 +350,23 @@ def test_wrong_options_say_the_rule():
     ):
         with pytest.raises(ValueError, match=message):
             nano(**options)
+
+
+def test_published_configurations_are_the_registered_ones():
+    """The fields of the published config.json files; their router coefficient is of training alone."""
+    shared = {
+        "model_type": "mixtral", "vocab_size": 32000, "num_key_value_heads": 8, "num_local_experts": 8,
+        "num_experts_per_tok": 2, "rms_norm_eps": 1e-5, "rope_theta": 1e6, "tie_word_embeddings": False,
+        "sliding_window": None, "initializer_range": 0.02, "hidden_act": "silu",
+    }  # fmt: skip
+    sizes = {
+        "mixtral_8x7b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+                         "num_attention_heads": 32, "router_aux_loss_coef": 0.02},
+        "mixtral_8x22b": {"hidden_size": 6144, "intermediate_size": 16384, "num_hidden_layers": 56,
+                          "num_attention_heads": 48, "router_aux_loss_coef": 0.001},
+    }  # fmt: skip
+    for name, size in sizes.items():
+        registered: Any = zoo.create_model(name, device="meta").config
+        _, fields = foreign_config(shared | size)
+        changed = {field for field, value in fields.items() if getattr(registered, field) != value}
+        assert changed <= {"normalize", "balance_weight"}, changed

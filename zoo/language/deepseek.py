@@ -7,6 +7,8 @@ checkpoints, with the YaRN scaling of their config.json.
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -184,6 +186,15 @@ class DeepSeekLanguageModel(Reports, LanguageModel):
             self.report({"mtp": self.config.mtp_weight * torch.stack(losses).mean()}, {})
         return self.cross_entropy(hidden, labels, seq_idx, num_scored)
 
+    def adapt_tensors(self, tensors: Mapping[str, Tensor], known: DeepSeekConfig | None = None) -> dict[str, Tensor]:
+        """The tensors of a checkpoint without the modules of multi-token prediction that this model does not have."""
+        beyond = re.compile(r"mtp\.(\d+)\.")
+        return {
+            name: tensor
+            for name, tensor in tensors.items()
+            if not (found := beyond.match(name)) or int(found[1]) < len(self.mtp)
+        }
+
     def further_tokens(
         self, hidden: Tensor, tokens: Tensor, labels: Tensor | None = None, seq_idx: Tensor | None = None
     ) -> list[tuple[Tensor, Tensor]]:
@@ -251,6 +262,16 @@ def deepseek_v2_lite():
         vocab_size=102400, dim=2048, depth=27, num_heads=16, kv_lora_rank=512, mlp_dim=10944, expert_dim=1408,
         num_experts=64, top_k=6, num_shared=2, score="softmax", normalize=False, group_top=1, bias_speed=None,
         balance_weight=1e-3, initializer_range=0.006, yarn=Yarn(40, mscale=0.707, mscale_all_dim=0.707),
+    )  # fmt: skip
+
+
+@_register()
+def deepseek_v2_236b():
+    return DeepSeekConfig(
+        vocab_size=102400, dim=5120, depth=60, num_heads=128, kv_lora_rank=512, q_lora_rank=1536, mlp_dim=12288,
+        expert_dim=1536, num_experts=160, top_k=6, num_shared=2, score="softmax", normalize=False, routed_scale=16.0,
+        num_groups=8, top_groups=3, group_top=1, bias_speed=None, balance_weight=3e-3, initializer_range=0.006,
+        yarn=Yarn(40, mscale=0.707, mscale_all_dim=0.707),
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """The mixture-of-experts baseline: the transformer with routed experts in place of its feed-forward layers.
 
 Papers: Jiang et al., "Mixtral of Experts", arXiv 2401.04088 (softmax, top-2, renormalised weights: the registered
-sizes); Fedus et al., "Switch Transformers", arXiv 2101.03961 (``top_k=1, capacity_factor=1.25, expert_every=2``). The
-sizes are this library's own.
+sizes); Fedus et al., "Switch Transformers", arXiv 2101.03961 (``top_k=1, capacity_factor=1.25, expert_every=2``).
+Mixtral's sizes are those of the published checkpoints, the others this library's own.
 """
 
 from __future__ import annotations
@@ -140,3 +140,19 @@ def moe_nano():
 @_register()
 def moe_8x130m():
     return MoEConfig(dim=768, depth=12, num_heads=12, num_kv_heads=4, mlp_dim=2560, num_experts=8, top_k=2)
+
+
+_mixtral = partial(
+    MoEConfig, vocab_size=32000, num_kv_heads=8, rope_base=1e6, tie_embeddings=False, joint_balance=True,
+    balance_weight=0.02, z_weight=0.0,
+)  # fmt: skip
+
+
+@_register()
+def mixtral_8x7b():
+    return _mixtral(dim=4096, depth=32, num_heads=32, mlp_dim=14336)
+
+
+@_register()
+def mixtral_8x22b():
+    return _mixtral(dim=6144, depth=56, num_heads=48, mlp_dim=16384)
