@@ -92,7 +92,7 @@ def write_folder(folder: str | Path, state_dict: Mapping[str, Tensor], config: M
     tensors: dict[str, Tensor] = {}
     places: set[int] = set()
     for name, tensor in state_dict.items():
-        tensor = tensor.detach().cpu().contiguous()
+        tensor = plain(name, tensor).detach().cpu().contiguous()
         tensors[name] = tensor.clone() if tensor.data_ptr() in places else tensor  # a file has no shared tensors
         places.add(tensor.data_ptr())
     writers = {
@@ -112,6 +112,23 @@ def write_folder(folder: str | Path, state_dict: Mapping[str, Tensor], config: M
         finally:
             Path(file.name).unlink(missing_ok=True)
     return folder
+
+
+def plain(name: str, tensor: Any) -> Tensor:
+    """A tensor as a file holds it; a compressed one (torchao's, torch's quantised) as what it stands for.
+
+    Raises:
+        ValueError: naming it, for what is neither a plain tensor nor can be turned into one.
+    """
+    kind = type(tensor)
+    if issubclass(kind, Tensor) and (tensor.is_quantized or kind.dequantize is not Tensor.dequantize):
+        return tensor.dequantize()
+    if kind not in (Tensor, torch.nn.Parameter):
+        raise ValueError(
+            f"{name} is a {kind.__name__}, a file holds plain tensors: save the model before it was compressed or "
+            "sharded, or with the tensors gathered; a tensor class with a method dequantize() is saved as its result"
+        )
+    return tensor
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

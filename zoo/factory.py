@@ -191,12 +191,16 @@ def _fetch(entry: ModelEntry, tag: str) -> tuple[Path, Any]:
 def save_model(model: nn.Module, folder: str | Path, *, notes: Mapping[str, str] | None = None) -> Path:
     """Write ``model.safetensors``, ``config.json`` and a model card; ``create_model("local-dir:FOLDER")`` reads them.
 
+    Compressed weights (torchao's ``quantize_``) are written as the numbers they stand for: the folder loads as a plain
+    model of the same outputs, which can be compressed again.
+
     Args:
         notes: further rows of the card, such as {"licence": "apache-2.0", "metric": "98.3 % accuracy", "recipe":
             "digits_vim_nano", "commit": "44174c2"}.
 
     Raises:
-        ValueError: for a model that ``create_model`` did not build or that was fused, or a path that is a file.
+        ValueError: for a model that ``create_model`` did not build or that was fused, a tensor that is not plain and
+            cannot be made so, or a path that is a file.
     """
     if not isinstance(getattr(model, "config_name", None), str):
         raise ValueError(f"save_model takes a model built by create_model, got {type(model).__name__}")
