@@ -8,6 +8,7 @@ from zoo.layers.attention.kmeans import OnlineKMeans
 from zoo.layers.attention.latent import LatentAttention
 from zoo.layers.attention.routing import RoutingAttention, RoutingState
 from zoo.layers.attention.scatterbrain import ScatterbrainAttention, ScatterbrainState
+from zoo.layers.attention.scatterbrain_full import BidirectionalScatterbrain
 from zoo.layers.attention.single_head import SingleHeadAttention
 from zoo.layers.attention.sliding_window import SlidingWindowAttention, SlidingWindowState
 from zoo.layers.attention.state import Keys, KeyValueState
@@ -17,6 +18,7 @@ from zoo.layers.attention.yarn import Yarn
 __all__ = [
     "Attention",
     "AxialAttention",
+    "BidirectionalScatterbrain",
     "CascadedGroupAttention",
     "CausalAttention",
     "KeyValueState",

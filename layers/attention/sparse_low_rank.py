@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -73,7 +74,7 @@ def sparse_low_rank_attention(
     """
     length = q.shape[1]
     window, v = k.shape[1] - length, F.pad(v, (0, 1), value=1.0)
-    shift = (projection.square().sum(-1).amax() / 2 - LARGEST_LOG_FEATURE).clamp(min=0)
+    shift = key_shift(projection)
     log_q, log_k = log_features(q, projection), log_features(k[:, :length], projection)
     largest = log_q.amax(-1, keepdim=True).detach()
     phi_q = (log_q - largest).exp() / log_q.shape[-1]
@@ -84,10 +85,15 @@ def sparse_low_rank_attention(
         phi_k = F.pad(phi_k[:, window:], (0, 0, 0, 0, 0, window))  # the newest are in no low-rank sum
         features_and_keys = (phi_q, phi_k, q, k[:, window:], v[:, window:])
         for index in range(buckets.query_order.shape[2]):
-            exact, counted = _bucket_sum(*features_and_keys, buckets, index, window)
+            exact, counted = bucket_sum(*features_and_keys, buckets, index, lambda back: back >= window)
             sums.append(exact)
-            low_rank = _without(low_rank, counted)
-    return _normalised(*sums, _rescaled(low_rank, largest + shift)), memory
+            low_rank = without(low_rank, counted)
+    return normalised(*sums, rescaled(low_rank, largest + shift)), memory
+
+
+def key_shift(projection: Tensor) -> Tensor:
+    """What is taken from the logarithms of the keys' features, lest their exponentials overflow: ()."""
+    return (projection.square().sum(-1).amax() / 2 - LARGEST_LOG_FEATURE).clamp(min=0)
 
 
 def _window_sum(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> WeightedSum:
@@ -102,24 +108,33 @@ def _window_sum(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> WeightedS
     query, key = (torch.arange(n, device=q.device) for n in (block, block + window))
     distance = query[:, None] + window - key
     seen = (distance >= 0) & (distance < window) & (distance <= since)
-    total, log_scale = _exponential_sum(q @ k, seen, v.mT)
+    total, log_scale = exponential_sum(q @ k, seen, v.mT)
     sums = (rearrange(t, "b n h block d -> b (n block) h d")[:, :length] for t in (total, log_scale))
     return WeightedSum(*sums)
 
 
-def _bucket_sum(
-    phi_q: Tensor, phi_k: Tensor, q: Tensor, k: Tensor, v: Tensor, buckets: Buckets, index: int, window: int
+def bucket_sum(
+    phi_q: Tensor,
+    phi_k: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    buckets: Buckets,
+    index: int,
+    beyond: Callable[[Tensor], Tensor],
 ) -> tuple[WeightedSum, Tensor]:
-    """Of the pairs that hash ``index`` finds first, beyond the window: the exact sum, and what phi q . phi k gave."""
+    """Of the pairs that hash ``index`` finds first: the exact sum, and what phi q . phi k gave.
+
+    ``beyond`` tells of the steps that a key is back of its query whether the pair counts here.
+    """
     query_order, key_order = buckets.query_order[:, :, index], buckets.key_order[:, :, index]
     queries = [_in_slots(t, query_order, buckets.size).mT for t in (phi_q, q, _labels(buckets.query_bucket))]
     beside = buckets.size if buckets.packed else 0
     keys = [_in_slots(t, key_order, buckets.size, beside) for t in (phi_k, k, _labels(buckets.key_bucket), v)]
     (phi_q, q, labels), (phi_k, k, key_labels, v) = queries, keys
     same = labels[..., None, 1:] == key_labels[..., None, 1:, :].mT  # (B, H, n, size, span, R)
-    beyond = labels[..., :1] - key_labels[..., :1, :] >= window
-    seen = same[..., index] & ~same[..., :index].any(-1) & beyond
-    exact = _exponential_sum(q @ k, seen, v.mT)
+    seen = same[..., index] & ~same[..., :index].any(-1) & beyond(labels[..., :1] - key_labels[..., :1, :])
+    exact = exponential_sum(q @ k, seen, v.mT)
     counted = (phi_q @ phi_k * seen) @ v.mT
     back = query_order.argsort(-1)[..., None]
     total, log_scale, counted = (
@@ -143,7 +158,7 @@ def _in_slots(x: Tensor, order: Tensor, size: int, beside: int = 0) -> Tensor:
     return x.unfold(2, size + 2 * beside, size)
 
 
-def _exponential_sum(logits: Tensor, seen: Tensor, v: Tensor) -> WeightedSum:
+def exponential_sum(logits: Tensor, seen: Tensor, v: Tensor) -> WeightedSum:
     """Of logits (..., T, S) where ``seen``, over values (..., S, V + 1)."""
     logits = logits.masked_fill(~seen, -torch.inf)
     largest = logits.amax(-1, keepdim=True).detach()
@@ -151,13 +166,13 @@ def _exponential_sum(logits: Tensor, seen: Tensor, v: Tensor) -> WeightedSum:
     return WeightedSum(weights @ v, largest)
 
 
-def _without(low_rank: Tensor, counted: Tensor) -> Tensor:
+def without(low_rank: Tensor, counted: Tensor) -> Tensor:
     """The difference, or nothing where rounding is all that is left of the weights."""
     rest, rounding = low_rank - counted, 100 * torch.finfo(low_rank.dtype).eps
     return rest * (rest[..., -1:] > rounding * low_rank[..., -1:])
 
 
-def _rescaled(total: Tensor, log_scale: Tensor) -> WeightedSum:
+def rescaled(total: Tensor, log_scale: Tensor) -> WeightedSum:
     """The sum total * exp(log_scale) with weights that add up to 1 before the scale."""
     mass = total[..., -1:].detach()
     empty = mass < torch.finfo(mass.dtype).tiny
@@ -165,7 +180,7 @@ def _rescaled(total: Tensor, log_scale: Tensor) -> WeightedSum:
     return WeightedSum(total / mass, (log_scale + mass.log()).masked_fill(empty, -torch.inf))
 
 
-def _normalised(*sums: WeightedSum) -> Tensor:
+def normalised(*sums: WeightedSum) -> Tensor:
     """The values of all sums together over their weights: one normaliser."""
     largest = torch.stack([part.log_scale for part in sums]).amax(0)
     together = torch.stack([part.total * (part.log_scale - largest).exp() for part in sums]).sum(0)
