@@ -23,10 +23,11 @@ def agree(task: Task, data: Any, fixed: bool = False) -> None:
     Raises:
         ValueError: in a line, where both say what they are and differ.
     """
-    config = task.configuration()
+    sketch = task.sketch()
+    config = getattr(sketch, "config", None)
     if not isinstance(data, DataModule) or not dataclasses.is_dataclass(config):
         return
-    if fixed and (described := task.description()):
+    if fixed and (described := getattr(sketch, "pretrained_cfg", None)):
         data.follow(described)
     differing = {
         name: value
@@ -42,7 +43,7 @@ def agree(task: Task, data: Any, fixed: bool = False) -> None:
         )
     if differing:
         task.change(**differing)
-    if described := task.description():
+    if described := getattr(task.sketch() if differing else sketch, "pretrained_cfg", None):
         data.follow(described)
     known, used = getattr(config, "vocab_size", None), getattr(data, "vocab_size", None)
     if known is not None and used is not None and used > known:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar as Bar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from zoo.checkpoints import fit_state_dict
 from zoo.train.agreement import agree
 from zoo.train.callbacks import (
     EMA,
@@ -28,6 +29,7 @@ from zoo.train.callbacks.checkpoint import is_complete
 from zoo.train.history import History
 from zoo.train.parallel import register_strategies
 from zoo.train.quiet import quiet
+from zoo.train.run_folder import EVALUATED, KEYS, configuration, has_configuration
 from zoo.train.tasks import Task
 from zoo.train.trust import read_checkpoint
 
@@ -40,7 +42,7 @@ class Run(LightningCLI):
     the initial weights and dropout, `data.seed` the order of the data and its augmentation.
 
     Args:
-        recipe: a YAML file.
+        recipe: a YAML file, or YAML.
         overrides: options as on the command line.
         folder: the trainer's `default_root_dir`.
         kwargs: of `LightningCLI`.
@@ -49,8 +51,11 @@ class Run(LightningCLI):
         argparse.ArgumentError, ValueError, TypeError, OSError: a wrong option or value.
     """
 
-    def __init__(self, recipe: Path, overrides: Sequence[str], folder: Path, **kwargs: Any) -> None:
+    checkpoint: Path | None
+
+    def __init__(self, recipe: Path | str, overrides: Sequence[str], folder: Path, **kwargs: Any) -> None:
         self.folder = folder
+        self.prepared = False
         register_strategies()
         with quiet():
             super().__init__(
@@ -68,14 +73,18 @@ class Run(LightningCLI):
             )
 
     def prepare(self, fixed: bool = False) -> None:
-        """Set the data up and let the model fit them, or with `fixed` the data the model.
+        """Set the data up and let the model fit them, or with `fixed` the data the model; once.
 
         Raises:
-            ValueError, OSError: data that are not there, or that the model contradicts.
+            ValueError, OSError: data that are not there, or that the model or the checkpoint contradicts.
         """
-        rank_zero_only(self.datamodule.prepare_data)()
-        agree(self.model, self.datamodule, fixed)
-        self.datamodule.setup()
+        if not self.prepared:
+            rank_zero_only(self.datamodule.prepare_data)()
+            agree(self.model, self.datamodule, fixed)
+            self.datamodule.setup()
+            if self.checkpoint is not None:
+                check_state(self.model, read_checkpoint(self.checkpoint), self.checkpoint)
+            self.prepared = True
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)  # as the base class does, but for its warning about sys.argv
@@ -98,7 +107,8 @@ class TrainingRun(Run):
     Args:
         recipe, overrides: see `Run`.
         output: the run folder.
-        resume: continue from the folder's checkpoint; without one, start.
+        resume: continue from the folder's checkpoint, with the folder's configuration and these overrides; without a
+            checkpoint, start.
 
     Raises:
         FileExistsError: the folder has a checkpoint and `resume` is not set; and what `Run` raises.
@@ -108,11 +118,13 @@ class TrainingRun(Run):
         self.checkpoint = newest_checkpoint(output)
         if self.checkpoint is not None and not resume:
             raise FileExistsError(f"{output} holds a run: add --resume to continue it, or choose another --output")
+        source: Path | str = recipe
         if self.checkpoint is not None:
             read_checkpoint(self.checkpoint)
+            source = _own(output, recipe) if has_configuration(output) else recipe
         always = [RNGState(), ValidateAtEnd(), ExportModel(), StopOnSignal()]
         super().__init__(
-            recipe, overrides, output, trainer_defaults={"callbacks": always}, save_config_kwargs={"overwrite": True}
+            source, overrides, output, trainer_defaults={"callbacks": always}, save_config_kwargs={"overwrite": True}
         )
         if resume:
             found = self.checkpoint is not None
@@ -148,7 +160,7 @@ class EvaluationRun(Run):
     """A recipe's task and data, to score weights from `source`.
 
     Args:
-        recipe, overrides: see `Run`.
+        recipe, overrides: see `Run`; a run folder has its own configuration in place of a recipe, which may be None.
         source: a checkpoint, a run folder, a folder that `zoo.save_model` wrote, or a file of weights.
 
     Raises:
@@ -156,8 +168,14 @@ class EvaluationRun(Run):
         ValueError: it would run code (see `read_checkpoint`); and what `Run` raises.
     """
 
-    def __init__(self, recipe: Path, overrides: Sequence[str], source: Path) -> None:
+    def __init__(self, recipe: Path | None, overrides: Sequence[str], source: Path) -> None:
         self.checkpoint = None
+        own = has_configuration(source) and newest_checkpoint(source) is not None
+        chosen = _own(source, recipe, EVALUATED) if own else recipe
+        if chosen is None:
+            raise ValueError(
+                f"{source} is no run folder with a configuration and a checkpoint: name its recipe as well"
+            )
         found = source if source.is_file() or is_complete(source) else newest_checkpoint(source)
         if (source / "config.json").is_file():
             overrides = [*overrides, f"--model.model=local-dir:{source}", "--model.model_args={}"]
@@ -169,7 +187,7 @@ class EvaluationRun(Run):
             overrides = [*overrides, f"--model.model_args.checkpoint_path={found}"]
         # RNGState has nothing to do here, but Lightning warns where a checkpoint's callback is missing
         super().__init__(
-            recipe, overrides, source.parent, save_config_callback=None, trainer_defaults={"callbacks": [RNGState()]}
+            chosen, overrides, source.parent, save_config_callback=None, trainer_defaults={"callbacks": [RNGState()]}
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -183,6 +201,25 @@ class EvaluationRun(Run):
         options = {"ckpt_path": self.checkpoint, "verbose": False, "weights_only": True}
         with quiet():
             return dict(run(self.model, datamodule=self.datamodule, **options)[0])
+
+
+def _own(run: Path, recipe: Path | None, keys: tuple[str, ...] = KEYS) -> str:
+    content, differing = configuration(run, recipe, keys)
+    if differing:
+        rank_zero_info(f"the configuration is that of {run}, which differs from {recipe}: {'; '.join(differing)}")
+    return content
+
+
+def check_state(task: Task, checkpoint: dict[str, Any], path: Path) -> None:
+    """Whether the weights of a checkpoint are those of a task's model; of a sharded one nothing is known here.
+
+    Raises:
+        ValueError: listing what is missing, unexpected or of another shape.
+    """
+    if isinstance(task.given[0], str) and "state_dict" in checkpoint:
+        found = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("model.")}
+        found = {name.removeprefix("model."): value for name, value in found.items()}
+        fit_state_dict(found, task.sketch().state_dict(), {}, str(path))
 
 
 def evaluate_images(model: Any, folder: Path, split: str) -> dict[str, float]:

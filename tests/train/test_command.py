@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from zoo.cli import main
 from zoo.train.data.digits import DigitImages
@@ -60,3 +63,74 @@ def test_without_checkpoints(tmp_path: Path) -> None:
     more = ["--trainer.enable_checkpointing=false", "--trainer.max_epochs=1"]
     assert main(["train", *SMALL, *more, "--output", str(tmp_path)]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "history.jsonl", "model"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose model, data and length are not the recipe's."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    more = ["--trainer.max_epochs=1", "--data.val_fraction=0.3", "--model.model_args.dim=32", "--output", str(folder)]
+    assert main(["train", *SMALL, *more]) == 0
+    return folder
+
+
+def score(output: str) -> str:
+    return next(line for line in output.splitlines() if "val/loss" in line)
+
+
+def test_a_run_folder_knows_its_configuration(finished, capsys) -> None:
+    options = ["--data.val_fraction=0.3", "--model.model_args.depth=1", "--model.model_args.dim=32"]
+    assert main(["eval", "digits_vit_nano", "--checkpoint", str(finished / "checkpoints" / "last.ckpt"), *options]) == 0
+    expected = score(capsys.readouterr().out)
+    for arguments in ([str(finished)], ["digits_vit_nano", "--checkpoint", str(finished)]):
+        assert main(["eval", *arguments]) == 0
+        assert score(capsys.readouterr().out) == expected
+    assert main(["eval", str(finished), "--data.val_fraction=0.1"]) == 0
+    assert score(capsys.readouterr().out) != expected
+
+
+def test_a_contradiction_to_the_run_is_said(finished, capsys, caplog) -> None:
+    assert main(["eval", "docs_mamba2_nano", "--checkpoint", str(finished)]) == 2
+    error = capsys.readouterr().err
+    assert "was trained with model zoo.train.tasks.ImageClassification" in error and error.count("\n") == 1
+    assert main(["eval", "digits_vim_nano", "--checkpoint", str(finished)]) == 0
+    assert "model.init_args.model is 'vit_nano', not 'vim_nano'" in caplog.text
+    assert main(["eval", str(finished), "--model.model_args.dim=64"]) == 2
+    assert "does not fit the model; nothing was loaded" in capsys.readouterr().err
+
+
+def test_resuming_keeps_the_configuration_but_for_overrides(finished, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    assert main(["train", "digits_vit_nano", "--output", str(run), "--resume", "--trainer.max_epochs=2"]) == 0
+    assert torch.load(run / "checkpoints" / "last.ckpt")["global_step"] == 12, "6 batches an epoch, as the run had"
+    assert json.loads((run / "model" / "config.json").read_text())["config"]["dim"] == 32
+    again = ["train", "digits_vit_nano", "--output", str(run), "--resume", "--model.model_args.dim=64"]
+    assert main(again) == 2
+    assert "does not fit the model; nothing was loaded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": {"class_path": "evil.Data"}},
+        {"data": "evil.Data"},
+        {"model": {"class_path": "zoo.train.tasks.ImageClassification", "init_args": "evil.yaml"}},
+        {"trainer": {"callbacks": ["evil.Callback"]}},
+        {"trainer": {"logger": {"class_path": "evil.Logger"}}},
+        {"import": ["evil.py"]},
+    ],
+    ids=str,
+)
+def test_the_configuration_of_a_foreign_run_runs_no_code(finished, tmp_path, monkeypatch, change) -> None:
+    run, marker = tmp_path / "run", tmp_path / "ran"
+    shutil.copytree(finished, run)
+    (run / "evil.py").write_text(f"import pathlib; pathlib.Path({str(marker)!r}).touch()")
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**content, **change}))
+    monkeypatch.chdir(run)
+    monkeypatch.syspath_prepend(run)
+    harmless = "import" in change
+    assert main(["eval", "."]) == (0 if harmless else 2)
+    assert main(["train", "digits_vit_nano", "--output", ".", "--resume"]) == (0 if harmless else 2)
+    assert not marker.exists()

@@ -101,13 +101,9 @@ class Task(LightningModule):
         self.given = (model, {**model_args, **fields})
         self.build = _builder(*self.given)
 
-    def configuration(self) -> Any:
-        """The configuration that the model will have; None where it is a module without one."""
-        return getattr(_sketch(*self.given), "config", None)
-
-    def description(self) -> dict[str, Any]:
-        """An image model's `pretrained_cfg`; nothing of other models."""
-        return getattr(_sketch(*self.given), "pretrained_cfg", {})
+    def sketch(self) -> nn.Module:
+        """The model as it will be built, without memory and weights; or the module that was given."""
+        return _sketch(*self.given)
 
     def configure_model(self) -> None:
         if self.model is not None:

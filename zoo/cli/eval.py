@@ -15,7 +15,10 @@ PARSER = {"epilog": overrides_help(), "allow_abbrev": False}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    add_recipe(parser, "a built-in recipe's name, or a YAML file; with --images a model's name, or a folder with one")
+    add_recipe(
+        parser,
+        "a run folder; or a built-in recipe's name or a YAML file; with --images a model's name, or a folder with one",
+    )
     parser.add_argument("--checkpoint", type=Path, metavar="PATH", help="checkpoint, run folder or exported model")
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="score a classifier on DIR/<split>/<class>/<image>, or DIR/<class>/"
@@ -28,13 +31,15 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(known: Namespace) -> int:
     if known.images is not None:
         return _images(known)
-    recipe = recipe_path(known.recipe)
-    if known.checkpoint is None:
+    folder = Path(known.recipe)
+    recipe = None if folder.is_dir() else recipe_path(known.recipe)
+    checkpoint = known.checkpoint or (folder if recipe is None else None)
+    if checkpoint is None:
         raise UsageError("a recipe needs --checkpoint: a checkpoint, run folder or exported model")
     from zoo.train.command import EvaluationRun
 
-    overrides = [*import_key(recipe, known.imports), *known.overrides]
-    run = checked(EvaluationRun, recipe, overrides, known.checkpoint)
+    overrides = [*(import_key(recipe, known.imports) if recipe else ()), *known.overrides]
+    run = checked(EvaluationRun, recipe, overrides, checkpoint)
     metrics = checked(run.evaluate, known.split)
     if run.trainer.is_global_zero:
         show_metrics(metrics)

@@ -1,0 +1,104 @@
+"""What a run folder says of itself: the configuration it was trained with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+NAME = "config.yaml"
+KEYS = ("seed_everything", "trainer", "model", "data", "import", "ema", "nan_guard", "throughput", "checkpoint")
+EVALUATED = ("seed_everything", "model", "data", "import", "ema")  # the trainer's machine may be another one now
+OURS = ("zoo.", "lightning.")
+DOTTED = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
+
+
+def has_configuration(run: Path) -> bool:
+    """Whether a folder is a run's, with its configuration."""
+    return (run / NAME).is_file()
+
+
+def configuration(run: Path, recipe: Path | None = None, keys: tuple[str, ...] = KEYS) -> tuple[str, list[str]]:
+    """The configuration of a run, and where it differs from the recipe that was named.
+
+    A run folder may come from elsewhere, so its configuration makes nothing but classes of this library, of Lightning
+    and those that the recipe itself names: importing others would run their code.
+
+    Args:
+        run: the folder.
+        recipe: what the user believes it was trained by; None to ask the folder alone.
+        keys: sections to take.
+
+    Returns:
+        YAML, and lines such as "model.init_args.lr is 0.1, not 0.3".
+
+    Raises:
+        ValueError: it is no configuration of a run, names another class, or the recipe is for another task or data.
+    """
+    path = run / NAME
+    content = _read(path)
+    known = _read(recipe) if recipe is not None else {}
+    allowed = set(_classes(known))
+    for name in _classes(content):
+        if not name.startswith(OURS) and name not in allowed:
+            raise ValueError(
+                f"{path} makes a {name}, which is no class of this library: where you trust it, give {path} as the "
+                "recipe and a file of checkpoints/ as --checkpoint"
+            )
+    for part in ("model", "data"):
+        if not isinstance(content.get(part), dict) or not isinstance(content[part].get("init_args", {}), dict):
+            raise ValueError(f"{path} is no configuration of a run: {part} must have a class_path and init_args")
+        ours, theirs = (str(one[part].get("class_path")) for one in (content, known or content))
+        if ours.rsplit(".", 1)[-1] != theirs.rsplit(".", 1)[-1]:
+            raise ValueError(
+                f"{run} was trained with {part} {ours}, {recipe} is for {theirs}: leave the recipe out, or give "
+                f"a file of {run / 'checkpoints'} to use it by the recipe alone"
+            )
+    differing = [
+        f"{name} is {value!r}, not {wanted!r}"
+        for name, wanted in _leaves({part: known.get(part, {}) for part in ("model", "data")})
+        for value in [_at(content, name)]
+        if value != wanted and not name.endswith("class_path")
+    ]
+    return yaml.safe_dump({key: content[key] for key in keys if key in content}), differing
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a mapping, got {type(content).__name__}")
+    return content
+
+
+def _classes(content: Any, place: tuple[str, ...] = ()) -> Iterator[str]:
+    """Whatever a parser would import: class paths, and dotted names where a class may stand by its name alone."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _classes(value, (*place, str(key)))
+    elif isinstance(content, list):
+        for value in content:
+            yield from _classes(value, place)
+    elif isinstance(content, str):
+        by_name = place[:1] == ("trainer",) or place[-1:] == ("task",) or len(place) == 1
+        if "class_path" in place[-1:] or (by_name and place != ("import",) and DOTTED.fullmatch(content)):
+            yield content
+
+
+def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _at(content: Any, name: str) -> Any:
+    for key in name.split("."):
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
