@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from zoo.layers.ssm.hippo import DiagonalPlusLowRank, legs_dplr
 from zoo.layers.ssm.state_space import Span, StateSpaceKernel, StateSpaceMixer, as_complex, as_real, wide
 
 NODES = 3  # nodes of the generating function over the length of the kernel
-BLOCK = 2**19  # complex numbers of an intermediate result
+BLOCK = 2**20  # complex numbers of an intermediate result, half of which are conjugates
 
 
 class S4Kernel(StateSpaceKernel):
@@ -51,17 +50,16 @@ class S4Kernel(StateSpaceKernel):
         self.P = self.shared_parameter(torch.view_as_real(initial.P))
 
     def forward(self, length: int) -> Tensor:
-        """The inverse Fourier transform of the generating function on the circle, (directions, D, length)."""
-        A, B, C, P, dt = self.eigenvalues, self.input_vector, self.output_vectors, self.low_rank, self.dt
-        count = NODES * length
-        radius = torch.finfo(dt.dtype).eps ** (1 / ((NODES + 1) * length))
-        angle = torch.arange(count // 2 + 1, device=dt.device, dtype=dt.dtype) * (-2 * math.pi / count)
-        w = torch.polar(torch.full_like(angle, radius), angle)
-        products = torch.stack([*(C * B), *(C * P), P.conj() * B, P.conj() * P], dim=1)  # (D, 2 directions + 2, N / 2)
-        cauchy = dt[..., None] * _cauchy(products, dt * A, 2 * (1 - w) / (1 + w))
-        CB, CP, PB, PP = cauchy.split([len(C), len(C), 1, 1], dim=1)  # (D, directions or 1, nodes)
-        K = torch.fft.irfft(2 / (1 + w) * (CB - CP * PB / (1 + PP)), count)[..., :length]
-        return (K * radius ** -torch.arange(length, device=dt.device, dtype=dt.dtype)).transpose(0, 1)
+        """The inverse Fourier transform of the generating function on the circle, (directions, D, length).
+
+        So many channels at a time that what is large, a number a mode and node, stays in the processor's cache; it is
+        computed again in the backward pass, not kept.
+        """
+        systems = self.eigenvalues, self.input_vector, self.low_rank, self.dt, self.output_vectors.transpose(0, 1)
+        channels = max(1, BLOCK // (self.d_state // 2 * NODES * length))
+        if torch.compiler.is_compiling() or channels >= self.dim:
+            return _kernel(*systems, length)
+        return _InBlocks.apply(length, channels, *systems)
 
     def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """x' = A x + B u in O(N), y = 2 Re(C x')."""
@@ -107,20 +105,54 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
     return 2 * (a.conj() * b).real.sum(-1, keepdim=True)
 
 
+class _InBlocks(torch.autograd.Function):
+    """``_kernel`` of some channels after the others; each block of them is computed again for its gradients."""
+
+    @staticmethod
+    def forward(length: int, channels: int, *systems: Tensor) -> Tensor:
+        return torch.cat([_kernel(*part, length) for part in _blocks(channels, systems)], dim=1)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.length, ctx.channels, *systems = inputs
+        ctx.save_for_backward(*systems)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dkernel):
+        found = []
+        for part, arriving in zip(
+            _blocks(ctx.channels, ctx.saved_tensors), dkernel.split(ctx.channels, dim=1), strict=True
+        ):
+            leaves = [t.detach().requires_grad_() for t in part]
+            with torch.enable_grad():
+                kernel = _kernel(*leaves, ctx.length)
+            found.append(torch.autograd.grad(kernel, leaves, arriving))
+        return None, None, *(torch.cat(gradients) for gradients in zip(*found, strict=True))
+
+
+def _blocks(channels: int, systems: Iterable[Tensor]) -> Iterable[tuple[Tensor, ...]]:
+    return zip(*(t.split(channels) for t in systems), strict=True)
+
+
+def _kernel(A: Tensor, B: Tensor, P: Tensor, dt: Tensor, C: Tensor, length: int) -> Tensor:
+    """Of some channels: A, B, P (D, N / 2), dt (D, 1), C (D, directions, N / 2) -> (directions, D, length)."""
+    count, directions = NODES * length, C.shape[1]
+    radius = torch.finfo(dt.dtype).eps ** (1 / ((NODES + 1) * length))
+    angle = torch.arange(count // 2 + 1, device=dt.device, dtype=dt.dtype) * (-2 * math.pi / count)
+    w = torch.polar(torch.full_like(angle, radius), angle)
+    products = torch.cat([C * B[:, None], C * P[:, None], (P.conj() * B)[:, None], (P.conj() * P)[:, None]], dim=1)
+    cauchy = dt[..., None] * _cauchy(products, dt * A, 2 * (1 - w) / (1 + w))  # (D, 2 directions + 2, nodes)
+    CB, CP, PB, PP = cauchy.split([directions, directions, 1, 1], dim=1)
+    K = torch.fft.irfft(2 / (1 + w) * (CB - CP * PB / (1 + PP)), count)[..., :length]
+    return (K * radius ** -torch.arange(length, device=dt.device, dtype=dt.dtype)).transpose(0, 1)
+
+
 def _cauchy(v: Tensor, A: Tensor, z: Tensor) -> Tensor:
     r""":math:`\sum_n v_n / (z - A_n)` over the modes and their conjugates, which share a denominator.
 
-    v (D, R, N / 2), A (D, N / 2), nodes z (Z,) -> (D, R, Z), complex. So many channels at a time that the (D, N / 2, Z)
-    between them stay in the processor's cache; what is large is computed again in the backward pass, not kept.
+    v (D, R, N / 2), A (D, N / 2), nodes z (Z,) -> (D, R, Z), complex.
     """
-    channels = max(1, BLOCK // (A.shape[1] * z.shape[0]))
-    if torch.compiler.is_compiling() or channels >= len(A):
-        return _cauchy_block(v, A, z)
-    parts = zip(v.split(channels), A.split(channels), strict=True)
-    return torch.cat([checkpoint(_cauchy_block, *part, z, use_reentrant=False) for part in parts])  # pyright: ignore
-
-
-def _cauchy_block(v: Tensor, A: Tensor, z: Tensor) -> Tensor:
     A = A[..., None]
     shared = 1 / ((z - A) * (z - A.conj()))  # (D, N / 2, Z)
     numerators = torch.cat([2 * v.real, -2 * (v * A.mT.conj()).real], dim=1)

@@ -99,7 +99,7 @@ class S4D(StateSpaceMixer):
         ValueError: for an odd d_state, or a num_ssm that does not divide dim.
 
     Paper: Gu et al., "On the Parameterization and Initialization of Diagonal State Space Models", arXiv 2206.11893. B
-    is that of the authors' code, twice the paper's for LegS.
+    is that of the authors' code, for LegS twice the paper's and bounded, see ``hippo.legs_dplr``.
     """
 
     def __init__(

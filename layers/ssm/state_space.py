@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.kernels.dispatch import full_precision
 from zoo.layers.mixer import Mixer, skips_padding
 from zoo.layers.options import require_at_least
 from zoo.layers.precision import KeepsFloat32
@@ -36,7 +37,8 @@ class StateSpaceKernel(KeepsFloat32, ABC):
     r"""Parameters and discrete forms of :math:`x' = A x + B u, \; y = 2 \, \mathrm{Re}(C x)` in each of D channels.
 
     The N / 2 complex modes stand for N in conjugate pairs. A state holds them as N real numbers: real and imaginary
-    part of the first, of the second, and so on. All is computed in float32 at least, whatever the dtype of the model.
+    part of the first, of the second, and so on. All is computed in float32 at least, whatever the dtype of the model
+    and under autocast.
 
     Args:
         dim: channels D. initial: A and B at the start. directions: 1, or 2 for a second C, of the future. num_ssm:
@@ -149,7 +151,8 @@ class StateSpaceMixer(Mixer):
     @skips_padding
     def forward(self, x: Tensor, state: StateSpaceState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
-        y = self.convolution(x, seq_idx) if state is None else self.recurrence(x, state, seq_idx)
+        with full_precision(x.device):
+            y = self.convolution(x, seq_idx) if state is None else self.recurrence(x, state, seq_idx)
         return F.glu(self.output_linear(self.drop(F.gelu(y + self.D * x))), dim=-1)
 
     def convolution(self, u: Tensor, seq_idx: Tensor | None) -> Tensor:

@@ -40,10 +40,21 @@ def test_frequencies_of_hippo_legs(d_state, largest):
     torch.testing.assert_close(found, torch.tensor(largest, dtype=torch.float64), atol=1e-4, rtol=1e-6)
 
 
+def test_input_vector_of_hippo_legs_is_bounded():
+    """Absolute values as the authors' code finds them: 40.75, 13.61, 8.19, ... become 2, small ones stay."""
+    _, P, B = hippo.legs_dplr(64)
+    largest_first = B.abs().flip(0)
+    torch.testing.assert_close(largest_first[:6], torch.full((6,), 2.0).double(), atol=2e-4, rtol=0)
+    expected = torch.tensor([0.7905, 0.7410, 0.6802, 0.5945], dtype=torch.float64)
+    torch.testing.assert_close(largest_first[-4:], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(B[:4], 2**0.5 * P[:4])
+    assert hippo.diagonal_legs(64).B.equal(B)
+
+
 def test_diagonal_plus_low_rank_is_hippo_legs():
     """The transfer functions C (z - A)^-1 B agree for C = B^T, in which the basis drops out."""
     A, B = hippo.legs_matrix(16)
-    Lambda, P, b = (torch.cat([t, t.conj()]) for t in hippo.legs_dplr(16))
+    Lambda, P, b = (torch.cat([t, t.conj()]) for t in hippo.legs_dplr(16, torch.inf))
     reduced = torch.diag(Lambda) - torch.outer(P, P.conj())
     for z in (0.3, 1.0, 7.0):
         dense = B @ torch.linalg.solve(z * torch.eye(16) - A, B)
@@ -205,3 +216,18 @@ def test_long_kernels_are_right_in_single_precision(layer, initial):
         single, exact = kernel(16384), kernel.double()(16384)
     error = (single - exact).abs().amax(-1) / exact.abs().amax(-1)
     assert error.max() < 1e-3
+
+
+def test_training_keeps_no_intermediate_of_the_kernel():
+    """What autograd keeps is as large as the kernel and the parameters, not a number a mode and node."""
+    layer, kept = S4Kernel(64, hippo.legs_dplr(64), directions=2), {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        kernel = layer(1024)
+    kernel.square().sum().backward()
+    assert sum(kept.values()) < 2 * kernel.untyped_storage().nbytes()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
