@@ -48,6 +48,12 @@ def dense(vocab_size: int, dim: int, depth: int, kv_dim: int, mlp_dim: int) -> i
     return vocab_size * dim + depth * block + dim
 
 
+def encoder(vocab_size: int, dim: int, depth: int, inner: int, mlp_dim: int, classes: int, pair: bool = False) -> int:
+    """An embedding, blocks of attention and an MLP with two layer norms, the last norm, a classifier of one or two."""
+    block = 4 * dim * inner + 2 * dim * mlp_dim + mlp_dim + dim + 4 * dim
+    return vocab_size * dim + depth * block + 2 * dim + pair * (4 * dim + 1) * dim + (dim + 1) * classes
+
+
 # Ours, or of sizes whose papers give no count: a sum over the paper's equations.
 BY_HAND = {
     "transformer_130m": dense(50280, 768, 12, 256, 2560),
@@ -60,6 +66,11 @@ BY_HAND = {
     # the blocks with weights and a router of three recursions
     "mor_135m": dense(49152, 576, 11, 192, 1536) + 576 * 3,
     "mor_730m": dense(49152, 1536, 10, 512, 4096) + 1536 * 3,
+    "scatterbrain_text_lra_listops": encoder(15, 512, 4, 512, 1024, 10),
+    "scatterbrain_text_lra_text": encoder(256, 256, 4, 256, 1024, 2),
+    "scatterbrain_text_lra_retrieval": encoder(256, 64, 2, 64, 128, 2, pair=True),
+    "scatterbrain_text_lra_image": encoder(256, 128, 1, 64, 128, 10),
+    "scatterbrain_text_lra_pathfinder": encoder(256, 64, 2, 32, 128, 2),
     "mor_1_7b": dense(49152, 2048, 9, 2048, 8192) + 2048 * 3,
 }
 # Papers without a count, or whose count is of another head (S4 on WikiText-103: 249 M with an adaptive softmax).

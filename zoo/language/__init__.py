@@ -2,6 +2,7 @@
 
 from zoo.language.base import Block, LanguageConfig, LanguageModel
 from zoo.language.based import BasedConfig, BasedLanguageModel
+from zoo.language.classifier import SequenceClassifier, SequenceConfig
 from zoo.language.deepseek import DeepSeekConfig, DeepSeekLanguageModel
 from zoo.language.falcon_h1 import FalconH1Config, FalconH1LanguageModel
 from zoo.language.longconv import LongConvConfig, LongConvLanguageModel
@@ -14,6 +15,7 @@ from zoo.language.routing import RoutingConfig, RoutingLanguageModel
 from zoo.language.s4 import S4Config, S4DConfig, S4DLanguageModel, S4LanguageModel
 from zoo.language.s4_text import S4TextClassifier, S4TextConfig
 from zoo.language.scatterbrain import ScatterbrainConfig, ScatterbrainLanguageModel
+from zoo.language.scatterbrain_text import ScatterbrainTextClassifier, ScatterbrainTextConfig
 from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
 
 __all__ = [
@@ -48,6 +50,10 @@ __all__ = [
     "S4TextConfig",
     "ScatterbrainConfig",
     "ScatterbrainLanguageModel",
+    "ScatterbrainTextClassifier",
+    "ScatterbrainTextConfig",
+    "SequenceClassifier",
+    "SequenceConfig",
     "TransformerConfig",
     "TransformerLanguageModel",
 ]

@@ -12,29 +12,18 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
-from zoo.config import require_positive, require_ranges
-from zoo.layers import recompute
+from zoo.config import require_positive
+from zoo.language.classifier import SequenceClassifier, SequenceConfig
 from zoo.layers.ssm import S4Block, SequenceNorm
 from zoo.registry import Paper, register_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class S4TextConfig:
+class S4TextConfig(SequenceConfig):
     """Options of S4 as a classifier of token sequences."""
 
-    vocab_size: int
-    """Tokens the model knows."""
-    num_classes: int
-    """Classes, 0 for no classifier."""
-    pair: bool = False
-    """Two sequences are compared."""
-    dim: int
-    """Model width."""
-    depth: int = 6
-    """Blocks."""
     d_state: int = 4
     """State size N of a channel."""
     num_ssm: int = 1
@@ -45,119 +34,37 @@ class S4TextConfig:
     """Largest initial step size."""
     bidirectional: bool = True
     """The mixers also read from the end."""
-    drop_rate: float = 0.0
-    """Dropout before the classifier."""
-    mixer_drop_rate: float = 0.0
-    """Dropout within and after the mixer."""
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block, growing linearly up to it."""
     prenorm: bool = True
     """Batch norm before the mixer and after the last block; False: after each sum."""
 
     def __post_init__(self):
-        require_positive(self, "vocab_size", "dim", "depth", "d_state", "num_ssm")
-        if self.num_classes < 0:
-            raise ValueError(f"num_classes must not be negative, got {self.num_classes}")
-        require_ranges(self)
+        super().__post_init__()
+        require_positive(self, "d_state", "num_ssm")
 
 
-class S4TextClassifier(nn.Module):
-    """A token embedding, S4 blocks, the mean over the tokens of a sequence, and a classifier of it.
+class S4TextClassifier(SequenceClassifier):
+    """A token embedding, S4 blocks, the mean over the tokens of a sequence, and a classifier of it."""
 
-    Negative tokens are padding: in evaluation mode they change nothing. Of a pair, the same network reads both, and the
-    classifier is a layer of D hidden units over [a, b, a - b, a b] of the two means, as in the Long Range Arena.
-    """
+    config: S4TextConfig
 
-    def __init__(self, config: S4TextConfig):
-        super().__init__()
-        self.config = c = config
-        self.num_features = c.dim
-        self.grad_checkpointing = False
-        self.embedding = nn.Embedding(c.vocab_size, c.dim)
-        self.blocks = nn.ModuleList(
-            S4Block(
-                c.dim,
-                d_state=c.d_state,
-                num_ssm=c.num_ssm,
-                dt_min=c.dt_min,
-                dt_max=c.dt_max,
-                bidirectional=c.bidirectional,
-                drop_rate=c.mixer_drop_rate,
-                drop_path=c.drop_path_rate * index / max(1, c.depth - 1),
-                prenorm=c.prenorm,
-            )
-            for index in range(c.depth)
-        )
-        self.norm = SequenceNorm(c.dim) if c.prenorm else nn.Identity()
-        self.compare = nn.Sequential(nn.Linear(4 * c.dim, c.dim), nn.ReLU()) if c.pair else nn.Identity()
-        self.head = self._build_head(c.num_classes)
+    def build_block(self, index: int) -> nn.Module:
+        """Batch norm and S4."""
+        c = self.config
+        return S4Block(
+            c.dim, d_state=c.d_state, num_ssm=c.num_ssm, dt_min=c.dt_min, dt_max=c.dt_max,
+            bidirectional=c.bidirectional, drop_rate=c.mixer_drop_rate,
+            drop_path=c.drop_path_rate * index / max(1, c.depth - 1), prenorm=c.prenorm,
+        )  # fmt: skip
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (B, T), or (B, 2, T) for pairs, int64 -> logits (B, num_classes); features when num_classes is 0."""
-        return self.forward_head(self.forward_features(tokens))
+    def build_norm(self) -> nn.Module:
+        """A batch norm, unless there is one after each sum."""
+        return SequenceNorm(self.config.dim) if self.config.prenorm else nn.Identity()
 
-    def forward_features(self, tokens: Tensor) -> Tensor:
-        """tokens (B, T), or (B, 2, T) for pairs, int64 -> means over each sequence's tokens, (B, dim) or (B, 2, dim).
-
-        Raises:
-            ValueError: for tokens of another shape or dtype, or beyond the vocabulary.
-        """
-        self._check(tokens)
-        rows = tokens.flatten(0, -2)
-        mask = rows >= 0
-        x = self.embedding(rows.clamp(min=0))
-        for block in self.blocks:
-            x = recompute(block, x, mask) if self.grad_checkpointing and self.training else block(x, mask)
-        x = self.norm(x, mask) if self.config.prenorm else x
-        weight = mask[..., None].to(x.dtype)
-        return ((x * weight).sum(1) / weight.sum(1).clamp(min=1)).unflatten(0, tokens.shape[:-1])
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """What ``forward_features`` gives to logits, or to the (B, dim) that enters the classifier."""
-        if self.config.pair:
-            a, b = x.unbind(1)
-            x = torch.cat([a, b, a - b, a * b], dim=-1)
-        x = nn.functional.dropout(self.compare(x), self.config.drop_rate, self.training)
-        return x if pre_logits else self.head(x)
-
-    @property
-    def num_classes(self) -> int:
-        """Classes of the present head, 0 for none."""
-        return self.config.num_classes
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """A fresh classifier for ``num_classes``, none for 0."""
-        self.config = dataclasses.replace(self.config, num_classes=num_classes)
-        self.head = self._build_head(num_classes).to(self.embedding.weight)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the blocks again in the backward pass instead of keeping what they computed."""
-        self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay must leave alone, besides biases and norms."""
-        return {
-            f"{prefix}.{name}"
-            for prefix, module in self.named_modules()
-            for name in getattr(module, "float32_parameters", ())
-        }
-
-    def _build_head(self, num_classes: int) -> nn.Module:
-        return nn.Linear(self.config.dim, num_classes) if num_classes else nn.Identity()
-
-    def _check(self, tokens: Tensor) -> None:
-        wanted = "(B, 2, T)" if self.config.pair else "(B, T)"
-        right = tokens.dim() == 3 and tokens.shape[1] == 2 if self.config.pair else tokens.dim() == 2
-        if not right or tokens.dtype != torch.int64 or not tokens.shape[-1]:
-            raise ValueError(f"tokens must be {wanted} int64 with T >= 1, got {tuple(tokens.shape)} {tokens.dtype}")
-        if torch.compiler.is_compiling() or tokens.is_meta or not tokens.numel():
-            return
-        if (highest := int(tokens.max())) >= self.config.vocab_size:
-            raise ValueError(f"tokens must be below vocab_size {self.config.vocab_size}, got {highest}")
+    def forward_norm(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The norm over what is not padding."""
+        return self.norm(x, mask) if self.config.prenorm else x
 
 
 _register = partial(
