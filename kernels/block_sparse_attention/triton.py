@@ -11,8 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zoo.kernels.block_sparse_attention.gathered import active_blocks
-from zoo.kernels.dispatch import compute_dtype
-from zoo.kernels.sliding_window_attention.triton import (
+from zoo.kernels.common.attention_tiles import (
     LOG2E,
     constants,
     key_gradient_step,
@@ -25,6 +24,7 @@ from zoo.kernels.sliding_window_attention.triton import (
     store_tile,
     tile_sizes,
 )
+from zoo.kernels.dispatch import compute_dtype
 
 
 @triton.jit

@@ -16,13 +16,10 @@ leave several times the recurrence's rounding in. So all of it is in float64, wh
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
-from zoo.kernels.autograd import recomputed_gradients
-from zoo.kernels.linear_attention.chunked import LOWEST, decays_of, in_chunks, out_of_chunks
+from zoo.kernels.common.chunks import LOWEST, decays_of, in_chunks, out_of_chunks
 
 LARGEST_CHUNK = 32  # longer ones only add work in the triangular system
 
@@ -55,12 +52,6 @@ def forward(
     state, before, corrections = _carry(state, from_v, from_k, k * decays.to_end, decays.across)
     output = (decays.within * (q @ k.mT)) @ corrections + (q * decays.from_start) @ before
     return out_of_chunks(output, length).to(dtype), state.to(dtype)
-
-
-def backward(dy: Tensor, dstate: Tensor, *inputs) -> list[Tensor]:
-    """Gradients of q, k, v, beta, log_decay (where there is one) and the initial state; the chunks are recomputed."""
-    *tensors, scale, chunk_size = inputs
-    return recomputed_gradients(partial(forward, scale=scale, chunk_size=chunk_size), tensors, (dy, dstate))
 
 
 def _carry(

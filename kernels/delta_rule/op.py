@@ -97,7 +97,7 @@ def delta_rule(
 operation = Operation(
     "delta_rule",
     triton_implementation("zoo.kernels.delta_rule.triton"),
-    Implementation("chunked", chunked.forward, chunked.backward),
+    Implementation("chunked", chunked.forward),
     Implementation("reference", reference.forward),
 )
 

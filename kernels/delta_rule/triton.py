@@ -34,10 +34,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoo.kernels.linear_attention.triton import (
+from zoo.kernels.common.chunk_tiles import (
     SCALAR,
     SMALLEST_BLOCK,
-    Launch,
+    ChunkLaunch,
     block_size,
     scalar_gates,
     segments_around,
@@ -69,7 +69,7 @@ def backward(dy, dstate, q, k, v, beta, log_decay, state, starts, scale, chunk_s
     return [dq, dk, dv, dbeta, *([] if ddecay is None else [ddecay]), dinitial]
 
 
-class _Launch(Launch):
+class _Launch(ChunkLaunch):
     """The kernels with the arguments that all of them share, those of linear attention among them."""
 
     operation = "delta_rule"

@@ -95,7 +95,7 @@ def linear_attention(
 operation = Operation(
     "linear_attention",
     triton_implementation("zoo.kernels.linear_attention.triton"),
-    Implementation("chunked", chunked.forward, chunked.backward),
+    Implementation("chunked", chunked.forward),
     Implementation("reference", reference.forward),
 )
 

@@ -1,12 +1,10 @@
 """Linear attention in Triton: the chunked form, all chunks at once but for the recurrence over their boundary states.
 
 ``_states`` runs that recurrence, forwards for the state before each chunk and backwards for the gradient of the state
-after it. ``_scores`` makes the attention matrix of each chunk, ``_combine`` the output from both (and, transposed, the
-gradient of v), ``_gradients`` those of q, k and the decays. Nothing of the forward is kept for the backward but its
-inputs.
+after it. The attention matrix of each chunk and the output from both (and, transposed, the gradient of v) come from
+``ChunkLaunch``, ``_gradients`` makes those of q, k and the decays. Nothing of the forward is kept for the backward but
+its inputs.
 
-Decays are exponentials of sums over the very steps they span, as in ``chunked``: sums of log decays are products with a
-matrix of zeros and ones, in full precision, and a decay per channel is split at the boundary between two halves.
 The gradient of a log decay sums the products of every pair of steps (and of states) that it lies between, all of them
 terms of the result: no difference of large numbers, so a decay of exp(-50) has the gradient of exp(-50).
 """
@@ -16,31 +14,34 @@ terms of the result: no difference of large numbers, so a decay of exp(-50) has 
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoo.kernels.linear_attention import chunked
-from zoo.kernels.triton_support import block_sizes
-
-DEFAULT = {"K": 64, "V": 64, "num_warps": 4, "num_stages": 1}
-DEFAULT_VECTOR = {"K": 32, "V": 64, "num_warps": 4, "num_stages": 1}
-SMALLEST_BLOCK, LARGEST_CHUNK = 16, 64
-NONE, SCALAR, VECTOR = range(3)
-LOWEST: tl.constexpr = tl.constexpr(chunked.LOWEST)
+from zoo.kernels.common.chunk_tiles import (
+    SCALAR,
+    ChunkLaunch,
+    half_spans,
+    scalar_gates,
+    segments_around,
+    spanned,
+    state_tile,
+    store,
+    tile,
+    vector_gates,
+)
 
 
 def forward(q, k, v, log_decay, state, starts, scale, chunk_size) -> tuple[Tensor, Tensor]:
     """Same arguments as the reference, of any floating dtype and strides; computed in the dtype of ``state``."""
-    launch = Launch("forward", q, k, v, log_decay, state, starts, scale, chunk_size)
+    launch = _Launch("forward", q, k, v, log_decay, state, starts, scale, chunk_size)
     before, final = launch.states(k, v, state, reverse=False)
     return launch.combine(q, v, launch.scores(q, k), before, reverse=False), final
 
 
 def backward(dy, dstate, q, k, v, log_decay, state, starts, scale, chunk_size) -> list[Tensor]:
     """Gradients of q, k, v, log_decay (where there is one) and the initial state; every sum in a fixed order."""
-    launch = Launch("backward", q, k, v, log_decay, state, starts, scale, chunk_size)
+    launch = _Launch("backward", q, k, v, log_decay, state, starts, scale, chunk_size)
     before, _ = launch.states(k, v, state, reverse=False)
     after, dinitial = launch.states(q, dy, dstate, reverse=True)
     scores = launch.scores(q, k)
@@ -49,39 +50,10 @@ def backward(dy, dstate, q, k, v, log_decay, state, starts, scale, chunk_size) -
     return [dq, dk, dv, *([] if ddecay is None else [ddecay]), dinitial]
 
 
-class Launch:
-    """The kernels with the arguments that all of them share.
-
-    Matrix products of float32 tiles are three TF32 products, one where inputs and results are bfloat16 (the states are
-    float32 results always).
-    """
+class _Launch(ChunkLaunch):
+    """All kernels of the operation, those that it shares among them."""
 
     operation = "linear_attention"
-
-    def __init__(self, direction, q, k, v, log_decay, state, starts, scale, chunk_size):
-        self.batch, self.length, self.heads, self.key_dim = q.shape
-        self.value_dim, self.dtype, self.device = v.shape[-1], state.dtype, q.device
-        self.gate = NONE if log_decay is None else log_decay.dim() - 2
-        self.log_decay = log_decay
-        self.segments = None if starts is None else starts.cumsum(1, dtype=torch.int32)
-        default = DEFAULT_VECTOR if self.gate == VECTOR else DEFAULT
-        shape_class = f"{direction}_{('none', 'scalar', 'vector')[self.gate]}"
-        sizes = block_sizes(self.operation, shape_class, self.device, default)
-        self.chunk = block_size(min(chunk_size, self.length), LARGEST_CHUNK)
-        self.key_block = block_size(self.key_dim, sizes["K"])
-        self.value_block = block_size(self.value_dim, sizes["V"])
-        self.chunks = triton.cdiv(self.length, self.chunk)
-        self.key_blocks = triton.cdiv(self.key_dim, self.key_block)
-        self.value_blocks = triton.cdiv(self.value_dim, self.value_block)
-        strides = (0, 0, 0, 0) if log_decay is None else (*log_decay.stride(), 0)[:4]
-        self.arguments = (log_decay, *strides, self.segments, self.length, self.heads, self.chunks)
-        self.options = {
-            "GATE": self.gate, "STARTS": starts is not None, "BT": self.chunk, "DTYPE": TYPES[self.dtype],
-            "SCALE": scale, "num_warps": sizes["num_warps"], "num_stages": sizes["num_stages"],
-        }  # fmt: skip
-        self.exact = "ieee" if state.dtype == torch.float64 or torch.version.hip else "tf32x3"
-        rounded = all(t is None or t.dtype == torch.bfloat16 for t in (q, k, v, log_decay))
-        self.precision = "tf32" if rounded and self.exact == "tf32x3" else self.exact
 
     def states(self, x: Tensor, y: Tensor, initial: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
         """The state before each chunk (its gradient after it, when ``reverse``) and at the end: sums of x y^T."""
@@ -94,26 +66,6 @@ class Launch:
             PRECISION=self.exact, REVERSE=reverse, BK=self.key_block, BV=self.value_block,
         )  # fmt: skip
         return states, final
-
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """scale q k^T with its decays: (B, H, chunks, steps, steps), lower triangular."""
-        scores = q.new_empty(self.batch, self.heads, self.chunks, self.chunk, self.chunk, dtype=self.dtype)
-        self._run(
-            _scores, (self.batch * self.heads * self.chunks,), q, *q.stride(), k, *k.stride(), scores,
-            self.key_dim, *self.arguments,
-            PRECISION=self.precision, LEVELS=self.chunk.bit_length() - 1, BK=self.key_block,
-        )  # fmt: skip
-        return scores
-
-    def combine(self, x, y, scores, states, reverse: bool, dtype: torch.dtype | None = None) -> Tensor:
-        """scores y + scale x state, or the gradient of v: scores^T y + x state; in ``dtype``, that of y by default."""
-        result = y.new_empty(y.shape, dtype=dtype)
-        self._run(
-            _combine, (self.batch * self.heads * self.chunks, self.value_blocks), x, *x.stride(), y, *y.stride(),
-            scores, states, result, self.key_dim, self.value_dim, *self.arguments,
-            PRECISION=self.precision, REVERSE=reverse, BK=self.key_block, BV=self.value_block,
-        )  # fmt: skip
-        return result
 
     def gradients(self, q, k, v, dy, scores, before, after) -> tuple[Tensor, Tensor, Tensor | None]:
         """Gradients of q, k and log_decay; a scalar gate's has one part for each block of key channels."""
@@ -129,79 +81,6 @@ class Launch:
             PRECISION=self.precision, LEVELS=self.chunk.bit_length() - 1, BK=self.key_block, BV=self.value_block,
         )  # fmt: skip
         return dq, dk, ddecay.sum(0) if self.gate == SCALAR and ddecay is not None else ddecay
-
-    def _run(self, kernel, grid: tuple[int, ...], *arguments, **options) -> None:
-        with torch.cuda.device_of(arguments[0]):
-            kernel[grid](*arguments, **options, **self.options)
-
-
-TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
-
-
-def block_size(size: int, largest: int) -> int:
-    return max(SMALLEST_BLOCK, min(triton.next_power_of_2(size), largest))
-
-
-@triton.jit
-def tile(pointer, rows, columns, stride_t, stride_d, T, D, DTYPE: tl.constexpr):
-    """(rows, columns) of one head of a (B, T, H, D) tensor, zero outside."""
-    mask = (rows < T)[:, None] & (columns < D)[None, :]
-    return tl.load(pointer + rows[:, None] * stride_t + columns[None, :] * stride_d, mask=mask, other=0.0).to(DTYPE)
-
-
-@triton.jit
-def store(pointers, values, mask):
-    """By way of float32 to bfloat16, which the interpreter does not make of float64."""
-    if pointers.dtype.element_ty == tl.bfloat16:
-        values = values.to(tl.float32)
-    tl.store(pointers, values.to(pointers.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def scalar_gates(pointer, rows, stride_t, T, DTYPE: tl.constexpr):
-    """The log decays of one head, 0 outside; -inf becomes a number, which times 0 is 0."""
-    g = tl.load(pointer + rows * stride_t, mask=rows < T, other=0.0).to(DTYPE)
-    return tl.where(g < LOWEST, LOWEST, g)
-
-
-@triton.jit
-def _vector_gates(pointer, rows, keys, stride_t, stride_d, T, K, DTYPE: tl.constexpr):
-    """The same with one for each key channel: (rows, keys)."""
-    g = tile(pointer, rows, keys, stride_t, stride_d, T, K, DTYPE)
-    return tl.where(g < LOWEST, LOWEST, g)
-
-
-@triton.jit
-def state_tile(pointer, keys, values, K, V):
-    """(keys, values) of one contiguous (K, V) state, zero outside."""
-    mask = (keys < K)[:, None] & (values < V)[None, :]
-    return tl.load(pointer + keys[:, None] * V + values[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def spanned(steps, TO_END: tl.constexpr):
-    """[i, t]: whether the decay of step t counts in the sum from the chunk's start to i, or after i to its end."""
-    if TO_END:
-        return steps[None, :] > steps[:, None]
-    else:
-        return steps[None, :] <= steps[:, None]
-
-
-@triton.jit
-def _half_spans(steps, level):
-    """[i, t]: whether step t counts in the sum from the boundary before i's block of 2^level steps to i, where the
-    block is the later one of its pair, or after i to the boundary behind the block, where it is the earlier one."""
-    block = steps >> level
-    reach = (block[:, None] & 1) == (steps[None, :] <= steps[:, None]).to(tl.int32)
-    return (block[:, None] == block[None, :]) & reach
-
-
-@triton.jit
-def segments_around(segments, b, chunk, T, BT: tl.constexpr):
-    """Numbers of the sequence that goes on into the chunk, and of the one at its end."""
-    start = chunk * BT
-    before = tl.load(segments + b * T + start - 1, mask=start > 0, other=0)
-    return before, tl.load(segments + b * T + tl.minimum(start + BT, T) - 1)
 
 
 @triton.jit
@@ -234,7 +113,7 @@ def _states(
             x_tile *= tl.exp(tl.sum(tl.where(spans, g[None, :], 0.0), 1))[:, None]
             state *= tl.exp(tl.sum(g, 0))
         if GATE == 2:
-            g = _vector_gates(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
+            g = vector_gates(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
             x_tile *= tl.exp(tl.dot(spans.to(DTYPE), g, input_precision="ieee"))
             state *= tl.exp(tl.sum(g, 0))[:, None]
         if STARTS:
@@ -247,89 +126,6 @@ def _states(
             state = tl.where(before == last, state, 0.0)
         state += tl.dot(tl.trans(x_tile), y_tile, input_precision=PRECISION)
     tl.store(final + bh * K * V + place, state, mask=mask)
-
-
-@triton.jit
-def _scores(
-    q, q_b, q_t, q_h, q_d, k, k_b, k_t, k_h, k_d, scores, K,
-    gates, g_b, g_t, g_h, g_d, segments, T, H, chunks,
-    GATE: tl.constexpr, STARTS: tl.constexpr, LEVELS: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr, SCALE: tl.constexpr,
-):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    chunk, bh = program % chunks, program // chunks
-    b, h = bh // H, bh % H
-    steps = tl.arange(0, BT)
-    rows = chunk * BT + steps
-    lower = steps[:, None] >= steps[None, :]
-    result = tl.zeros((BT, BT), DTYPE)
-    for first in range(0, K, BK):
-        keys = first + tl.arange(0, BK)
-        q_tile = tile(q + b * q_b + h * q_h, rows, keys, q_t, q_d, T, K, DTYPE)
-        k_tile = tile(k + b * k_b + h * k_h, rows, keys, k_t, k_d, T, K, DTYPE)
-        if GATE == 2:
-            g = _vector_gates(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
-            result += tl.where(steps[:, None] == steps[None, :], tl.sum(q_tile * k_tile, 1)[:, None], 0.0)
-            for level in tl.static_range(LEVELS):
-                later = (((steps >> level) & 1) == 1)[:, None]
-                decay = tl.exp(tl.dot(_half_spans(steps, level).to(DTYPE), g, input_precision="ieee"))
-                late, early = tl.where(later, q_tile * decay, 0.0), tl.where(later, 0.0, k_tile * decay)
-                pairs = (steps[:, None] >> (level + 1)) == (steps[None, :] >> (level + 1))
-                result += tl.where(pairs, tl.dot(late, tl.trans(early), input_precision=PRECISION), 0.0)
-        else:
-            result += tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)
-    if GATE == 1:
-        g = scalar_gates(gates + b * g_b + h * g_h, rows, g_t, T, DTYPE)
-        result *= tl.exp(tl.cumsum(tl.where(steps[:, None] > steps[None, :], g[:, None], 0.0), 0))
-    if STARTS:
-        segment = tl.load(segments + b * T + rows, mask=rows < T, other=-1)
-        lower = lower & (segment[:, None] == segment[None, :])
-    place = program * BT * BT + steps[:, None] * BT + steps[None, :]
-    tl.store(scores + place, tl.where(lower, result * SCALE, 0.0))
-
-
-@triton.jit
-def _combine(
-    x, x_b, x_t, x_h, x_d, y, y_b, y_t, y_h, y_d, scores, states, result, K, V,
-    gates, g_b, g_t, g_h, g_d, segments, T, H, chunks,
-    GATE: tl.constexpr, STARTS: tl.constexpr, REVERSE: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr, SCALE: tl.constexpr,
-):  # fmt: skip
-    program = tl.program_id(0).to(tl.int64)
-    chunk, bh = program % chunks, program // chunks
-    b, h = bh // H, bh % H
-    steps = tl.arange(0, BT)
-    rows = chunk * BT + steps
-    values = tl.program_id(1) * BV + tl.arange(0, BV)
-    across = tl.zeros((BT, BV), DTYPE)
-    spans = spanned(steps, REVERSE)
-    for first in range(0, K, BK):
-        keys = first + tl.arange(0, BK)
-        x_tile = tile(x + b * x_b + h * x_h, rows, keys, x_t, x_d, T, K, DTYPE)
-        if GATE == 2:
-            g = _vector_gates(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
-            x_tile *= tl.exp(tl.dot(spans.to(DTYPE), g, input_precision="ieee"))
-        state = state_tile(states + program * K * V, keys, values, K, V)
-        across += tl.dot(x_tile, state, input_precision=PRECISION)
-    if GATE == 1:
-        g = scalar_gates(gates + b * g_b + h * g_h, rows, g_t, T, DTYPE)
-        across *= tl.exp(tl.sum(tl.where(spans, g[None, :], 0.0), 1))[:, None]
-    if STARTS:
-        segment = tl.load(segments + b * T + rows, mask=rows < T, other=-1)
-        before, last = segments_around(segments, b, chunk, T, BT)
-        if REVERSE:
-            across = tl.where((segment == last)[:, None], across, 0.0)
-        else:
-            across = tl.where((segment == before)[:, None], across, 0.0)
-    if not REVERSE:
-        across *= SCALE
-    within = tl.load(scores + program * BT * BT + steps[:, None] * BT + steps[None, :])
-    if REVERSE:
-        within = tl.trans(within)
-    y_tile = tile(y + b * y_b + h * y_h, rows, values, y_t, y_d, T, V, DTYPE)
-    across += tl.dot(within, y_tile, input_precision=PRECISION)
-    place = ((b * T + rows[:, None]) * H + h) * V + values[None, :]
-    store(result + place, across, mask=(rows < T)[:, None] & (values < V)[None, :])
 
 
 @triton.jit
@@ -394,7 +190,7 @@ def _gradients(
     place = ((b * T + rows[:, None]) * H + h) * K + keys[None, :]
     mask = (rows < T)[:, None] & (keys < K)[None, :]
     if GATE == 2:
-        g = _vector_gates(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
+        g = vector_gates(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
         dq_tile *= tl.exp(tl.dot(from_start.to(DTYPE), g, input_precision="ieee"))
         dk_tile *= tl.exp(tl.dot(to_end.to(DTYPE), g, input_precision="ieee"))
         dg = tl.dot(tl.trans(from_start.to(DTYPE)), q_tile * dq_tile, input_precision="ieee")
@@ -405,7 +201,7 @@ def _gradients(
         dk_tile += same * q_tile
         for level in tl.static_range(LEVELS):
             later = (((steps >> level) & 1) == 1)[:, None]
-            spans = _half_spans(steps, level).to(DTYPE)
+            spans = half_spans(steps, level).to(DTYPE)
             decay = tl.exp(tl.dot(spans, g, input_precision="ieee"))
             late, early = tl.where(later, q_tile * decay, 0.0), tl.where(later, 0.0, k_tile * decay)
             pairs = (steps[:, None] >> (level + 1)) == (steps[None, :] >> (level + 1))

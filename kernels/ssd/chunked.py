@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernels.autograd import recomputed_gradients
-from zoo.kernels.linear_attention.chunked import LOWEST, decay_between
+from zoo.kernels.common.chunks import LOWEST, decay_between
 
 
 def forward(
@@ -39,12 +36,6 @@ def forward(
     output = output + from_start[..., None] * (C[:, :, :, None] @ before.mT)
     output = output.permute(0, 1, 4, 2, 3, 5).reshape(batch, shape[1] * q, heads, head_dim)
     return output[:, :length], state.reshape(batch, heads, head_dim, state.shape[-1])
-
-
-def backward(dy, dstate, *inputs) -> tuple[Tensor, ...]:
-    """Gradients of x, dt, A, B, C and the initial state; the chunk matrices are recomputed, not stored."""
-    *tensors, chunk_size = inputs
-    return tuple(recomputed_gradients(partial(forward, chunk_size=chunk_size), tensors, (dy, dstate)))
 
 
 def _carry(state: Tensor, added: Tensor, across: Tensor) -> tuple[Tensor, Tensor]:

@@ -106,7 +106,7 @@ operation = Operation(
     "ssd",
     triton_implementation("zoo.kernels.ssd.triton"),
     Implementation("native", native.forward, native.backward, native.obstacle, prepare=in_rows),
-    Implementation("chunked", chunked.forward, chunked.backward),
+    Implementation("chunked", chunked.forward),
     Implementation("reference", reference.forward),
     ssd_implementation(),
 )

@@ -10,9 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from zoo.kernels.linear_attention import chunked
+from zoo.kernels.common import chunks
 
-LOWEST: tl.constexpr = tl.constexpr(chunked.LOWEST)
+LOWEST: tl.constexpr = tl.constexpr(chunks.LOWEST)
 
 
 @triton.jit
