@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,24 +11,36 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoo.images import ImageError, open_image
 
-def predict(model: nn.Module, images: Sequence[str | Path], *, top_k: int = 5) -> list[list[tuple[int, float]]]:
+
+def predict(
+    model: nn.Module,
+    images: str | Path | Sequence[str | Path],
+    *,
+    top_k: int = 5,
+    exif_orientation: bool = False,
+    skip_bad_images: bool = False,
+) -> list[list[tuple[int, float]]]:
     """The likeliest classes of each image, with their probabilities.
 
     Images are prepared as the model's ``pretrained_cfg`` says, by timm's evaluation transform (resize, centre crop,
     normalise), as grey ones for a model of one channel, one at a time. The model is put into eval mode.
 
     Args:
-        model: a vision model. images: files that PIL can read. top_k: classes an image, all there are at most.
+        model: a vision model.
+        images: files that PIL can read, or one of them; 16-bit grey ones are scaled.
+        top_k: classes an image, all there are at most.
+        exif_orientation: turn images as the camera notes that it was held.
+        skip_bad_images: an image that cannot be read has no classes and a warning, instead of ending in an error.
 
     Returns:
         For each image a list of (class index, probability), likeliest first.
 
     Raises:
-        ValueError: for a model without a classifier, a top_k below 1, or a file that is not an image.
+        ValueError: for a model without a classifier, a top_k below 1, or a file that is not a whole image, by name.
         FileNotFoundError: for a file that is not there.
     """
-    from PIL import Image, UnidentifiedImageError
     from timm.data.config import resolve_data_config
     from timm.data.transforms_factory import create_transform
 
@@ -41,14 +54,15 @@ def predict(model: nn.Module, images: Sequence[str | Path], *, top_k: int = 5) -
     mode = "L" if pretrained_cfg["input_size"][0] == 1 else "RGB"
     parameter = next(model.eval().parameters())
     found = []
-    for path in images:
+    for path in [images] if isinstance(images, (str, Path)) else images:
         try:
-            with Image.open(path) as image:
-                pixels = transform(image.convert(mode))
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"{path}: {error}; shrink it first, or raise PIL.Image.MAX_IMAGE_PIXELS") from error
-        except UnidentifiedImageError as error:
-            raise ValueError(f"{path} is not an image that PIL can read") from error
+            pixels = transform(open_image(path, mode, exif_orientation=exif_orientation))
+        except ImageError as error:
+            if not skip_bad_images:
+                raise
+            warnings.warn(f"skipped: {error}", stacklevel=2)
+            found.append([])
+            continue
         with torch.no_grad():
             probabilities = model(pixels[None].to(parameter.device, parameter.dtype)).float().softmax(-1)[0]
         best = probabilities.topk(min(top_k, classes))
@@ -62,7 +76,7 @@ def read_labels(path: str | Path, num_classes: int) -> list[str]:
     Raises:
         ValueError: when there is not one name for each of ``num_classes`` classes. FileNotFoundError: no such file.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     if text.lstrip().startswith(("[", "{")):
         try:
             content: Any = json.loads(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from argparse import Action, ArgumentParser, ArgumentTypeError
+from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,3 +88,14 @@ WANTED = "give a folder written by zoo.save_model, or a model's name (`zoo list`
 def _exported(run: Path) -> Path:
     """Where a run leaves its model; the folder itself where there is none, for the error."""
     return run / "model" if (run / "model" / "config.json").exists() else run
+
+
+def add_image_reading(parser: ArgumentParser) -> None:
+    """How images are read, given on by ``image_reading``."""
+    parser.add_argument("--exif-orientation", action="store_true", help="turn images as the camera was held")
+    parser.add_argument("--skip-bad-images", action="store_true", help="warn of images that cannot be read, and go on")
+
+
+def image_reading(known: Namespace) -> dict[str, bool]:
+    """The options of ``add_image_reading`` as arguments of ``zoo.predict`` and of image data."""
+    return {"exif_orientation": known.exif_orientation, "skip_bad_images": known.skip_bad_images}

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from zoo.cli.errors import checked
-from zoo.cli.options import add_checkpoint, add_import, add_model, model_with_weights
+from zoo.cli.options import add_checkpoint, add_image_reading, add_import, add_model, image_reading, model_with_weights
 from zoo.cli.output import show
 
 HELP = "the likeliest classes of images"
@@ -23,6 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="names of the classes: one a line, or JSON (default: those the model was trained with)",
     )
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes an image (default: 5)")
+    add_image_reading(parser)
     add_import(parser)
 
 
@@ -32,7 +33,7 @@ def run(known: Namespace) -> int:
     import zoo
 
     model = checked(model_with_weights, known.model, known.checkpoint)
-    found = checked(zoo.predict, model, known.images, top_k=known.top_k)
+    found = checked(zoo.predict, model, known.images, top_k=known.top_k, **image_reading(known))
     labels = model.pretrained_cfg["label_names"]
     if known.labels is not None:
         labels = checked(zoo.read_labels, known.labels, model.num_classes)
