@@ -2,7 +2,7 @@
 
     python examples/detection.py
 
-``features_only=True`` gives the maps, ``FeaturePyramidNetwork`` brings them to one width, and ``FCOS`` predicts boxes.
+``features_only=True`` gives the maps, ``zoo.vision.Pyramid`` brings them to one width, and ``FCOS`` predicts boxes.
 Printed before and after training on images never trained on: the mean IoU of each shape's box with the best of as many
 predictions of its class as there are shapes, and the share of shapes found with an IoU of at least one half.
 """
@@ -10,41 +10,27 @@ predictions of its class as there are shapes, and the share of shapes found with
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.ops import FeaturePyramidNetwork, box_iou
+from torchvision.ops import box_iou
 
 import zoo
+from zoo.vision import Pyramid
 
 SIDE, LARGEST = 64, 3  # pixels; shapes an image
 CLASSES = ("background", "rectangle", "ellipse")
 SECONDS = 60.0
 
 
-class Pyramid(nn.Module):
-    """Images to maps of one width, by level: what torchvision's detectors call a backbone."""
-
-    def __init__(self, name: str, options: dict[str, Any], out_channels: int = 64):
-        super().__init__()
-        self.body = zoo.create_model(name, in_chans=3, img_size=SIDE, features_only=True, **options)
-        self.fpn = FeaturePyramidNetwork(self.body.feature_info.channels(), out_channels)  # type: ignore[union-attr]
-        self.out_channels = out_channels
-
-    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
-        """Images (B, 3, H, W) to {level: (B, out_channels, h, w)}."""
-        return self.fpn(OrderedDict((str(level), features) for level, features in enumerate(self.body(x))))
-
-
 def detector(name: str, **options: Any) -> FCOS:
-    """FCOS over the maps of a hierarchical model of the zoo with these options, one anchor size a level."""
-    pyramid = Pyramid(name, options)
-    reductions = pyramid.body.feature_info.reduction()  # type: ignore[union-attr]
-    anchors = AnchorGenerator(tuple((4 * r,) for r in reductions), ((1.0,),) * len(reductions))
+    """FCOS over the maps of a model of the zoo with these options, one anchor size a level."""
+    net: Any = zoo.create_model(name, in_chans=3, img_size=SIDE, features_only=True, **options)
+    pyramid = Pyramid(net, out_channels=64)
+    anchors = AnchorGenerator(tuple((int(4 * r),) for r in pyramid.reductions), ((1.0,),) * len(pyramid.reductions))
     return FCOS(
         pyramid, len(CLASSES), anchor_generator=anchors, min_size=SIDE, max_size=SIDE, image_mean=[0.5] * 3,
         image_std=[0.25] * 3, detections_per_img=20,

@@ -53,10 +53,14 @@ def test_the_score_of_right_and_wrong_boxes(example):
 
 @pytest.mark.parametrize(
     ("name", "options", "reductions"),
-    [("vovnet_nano", {"stem_strides": (2, 1, 2)}, [2, 4, 8]), ("mcunet_nano", {"stem_strides": (2,)}, [2, 4, 8])],
-)
+    [
+        ("vovnet_nano", {"stem_strides": (2, 1, 2)}, [2, 4, 8]), ("mcunet_nano", {"stem_strides": (2,)}, [2, 4, 8]),
+        ("shvit_nano", {"stem_strides": (2, 2)}, [4, 8]), ("efficientvit_nano", {"stem_strides": (2, 2)}, [4, 8]),
+        ("vim_nano", {"patch_size": 8, "out_indices": 1}, [2, 4, 8, 16]),
+    ],
+)  # fmt: skip
 def test_backbones(example, name, options, reductions):
     model = example.detector(name, **options).eval()
-    assert model.backbone.body.feature_info.reduction() == reductions
+    assert model.backbone.reductions == reductions
     (found,) = model(example.shapes(1, torch.Generator().manual_seed(0))[0])
     assert found["boxes"].shape[1] == 4

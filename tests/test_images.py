@@ -13,6 +13,7 @@ from PIL import Image
 import zoo
 from zoo.cli import main
 from zoo.images import ImageError, open_image
+from zoo.train.data import ImageDataModule
 
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 EXIF_ORIENTATION, QUARTER_TURN = 0x0112, 6
@@ -120,3 +121,65 @@ def test_predictions_of_images_that_are_not_square(tmp_path):
         expected = model(images).softmax(-1)[0]
     (((best, probability), *_),) = zoo.predict(model, tmp_path / "wide.png")
     assert best == expected.argmax() and probability == pytest.approx(expected.max().item(), abs=1e-5)
+
+
+@pytest.fixture
+def folder(bad: dict[str, Path], tmp_path: Path) -> Path:
+    """Three good images, the first of 16 bits and the second turned, and two bad ones, as root/val/<class>/<image>."""
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = QUARTER_TURN
+    for label in ("a", "b"):
+        (tmp_path / "val" / label).mkdir(parents=True)
+    Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "val/a/0.png")
+    Image.fromarray(GREY).save(tmp_path / "val/a/1.png", exif=exif)
+    Image.fromarray(GREY).save(tmp_path / "val/b/2.png")
+    for name in ("text", "truncated"):
+        (tmp_path / f"val/b/{name}.png").write_bytes(bad[name].read_bytes())
+    return tmp_path
+
+
+def data_of(folder: Path, **options: Any) -> ImageDataModule:
+    splits = dict.fromkeys(("train_split", "val_split", "test_split"), "val")
+    return ImageDataModule(root=str(folder), in_chans=1, img_size=8, crop_pct=1.0, **splits, **options)
+
+
+def test_data_read_images_as_predictions_do(folder):
+    data = data_of(folder, skip_bad_images=True, exif_orientation=True, mean=(0.0,), std=(1.0,))
+    with pytest.warns(UserWarning, match=r"skipped 2 of 5 images that cannot be read: .*text\.png.*truncated\.png"):
+        data.setup()
+    images, labels = data.sources["test"].fetch(torch.arange(3), 0)
+    grey = torch.from_numpy(GREY) / 255
+    expected = torch.stack([grey, grey.rot90(-1), grey])[:, None]
+    torch.testing.assert_close(images, expected)
+    assert labels.tolist() == [0, 0, 1]
+    plain = data_of(folder)
+    with pytest.raises(ImageError, match=r"text\.png is not an image"):
+        plain.setup()
+        plain.sources["test"].fetch(torch.arange(5), 0)
+    with pytest.raises(ValueError, match="are for folders: CIFAR10 reads its own images"):
+        ImageDataModule(dataset="CIFAR10", skip_bad_images=True)
+
+
+@pytest.mark.filterwarnings("ignore:skipped 2 of 5:UserWarning")
+@pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_scores_of_folders(folder, tmp_path, capsys):
+    model = str(zoo.save_model(zoo.create_model("lightcnn_nano", num_classes=2), tmp_path / "model"))
+    assert main(["eval", model, "--images", str(folder)]) == 2
+    assert "text.png is not an image" in capsys.readouterr().err.replace("\n", "")
+    assert main(["eval", model, "--images", str(folder), "--skip-bad-images"]) == 0
+    assert "val/acc1" in capsys.readouterr().out
+
+
+def test_data_are_squashed_where_the_model_says_so(tmp_path):
+    (tmp_path / "val/a").mkdir(parents=True)
+    pixels = np.zeros((40, 120, 3), dtype=np.uint8)
+    pixels[:, :40] = 255
+    Image.fromarray(pixels).save(tmp_path / "val/a/wide.png")
+    model: Any = zoo.create_model("mcunet_vww1", device="meta")
+    splits = dict.fromkeys(("train_split", "val_split", "test_split"), "val")
+    data = ImageDataModule(root=str(tmp_path), pretrained_cfg=model.pretrained_cfg, **splits)
+    data.setup()
+    ((image,), _) = data.sources["test"].fetch(torch.arange(1), 0)
+    assert image.shape == (3, 80, 80) and (image[:, :, :20] > 0.9).all() and (image[:, :, 40:] < -0.9).all()
+    assert data.preparation["crop_mode"] == "squash"

@@ -162,3 +162,11 @@ def test_torchscript_is_refused():
     for name in ("vit_nano", "shvit_nano"):
         with pytest.raises(NotImplementedError, match=r"has no TorchScript form: use torch\.export"):
             torch.jit.script(zoo.create_model(name))
+
+
+@pytest.mark.parametrize("name", ["vim_nano", "s4_pixel_nano", "m3vit_nano", "efficientvit_nano"])
+def test_timms_tracer_keeps_what_has_no_graph_whole(name):
+    model: Any = timm.create_model(name).eval()
+    images = torch.randn(2, *model.pretrained_cfg["input_size"])
+    features = timm.models.GraphExtractNet(model, ["head"])
+    assert torch.equal(features(images), model(images))

@@ -222,9 +222,18 @@ def check_state(task: Task, checkpoint: dict[str, Any], path: Path) -> None:
         fit_state_dict(found, task.sketch().state_dict(), {}, str(path))
 
 
-def evaluate_images(model: Any, folder: Path, split: str) -> dict[str, float]:
+def evaluate_images(
+    model: Any, folder: Path, split: str, *, exif_orientation: bool = False, skip_bad_images: bool = False
+) -> dict[str, float]:
     """Loss and accuracy of an image classifier on ``folder/split/<class>/<image>``, or on ``folder/<class>/<image>``
     where there is no such split, prepared as the model's ``pretrained_cfg`` says.
+
+    Args:
+        model: an image classifier.
+        folder: of a split, or of folders of splits.
+        split: name of the folder to score.
+        exif_orientation: see `ImageDataModule`.
+        skip_bad_images: see `ImageDataModule`.
 
     Raises:
         ValueError: for a model that is no image classifier, or has another number of classes than the folder.
@@ -237,8 +246,9 @@ def evaluate_images(model: Any, folder: Path, split: str) -> dict[str, float]:
         raise ValueError(f"images can be scored by an image classifier, got {type(model).__name__}")
     root, name = (folder, split) if (folder / split).is_dir() else (folder.parent, folder.name)
     data = ImageDataModule(
-        root=str(root), train_split=name, val_split=name, test_split=name, pretrained_cfg=model.pretrained_cfg
-    )
+        root=str(root), train_split=name, val_split=name, test_split=name, pretrained_cfg=model.pretrained_cfg,
+        exif_orientation=exif_orientation, skip_bad_images=skip_bad_images,
+    )  # fmt: skip
     if data.num_classes != model.num_classes:
         raise ValueError(f"the model has {model.num_classes} classes, {root / name} {data.num_classes} class folders")
     with quiet():

@@ -14,7 +14,7 @@ from zoo.checkpoints.convert import implied, to_zoo
 from zoo.checkpoints.index import INDEX
 from zoo.config import agreed, override
 from zoo.factory import create_model
-from zoo.layers import BiMamba, CascadedGroupAttention
+from zoo.layers import BiMamba, CascadedGroupAttention, RMSNorm
 from zoo.layers.batch_norm import BatchNorm1d, BatchNorm2d
 from zoo.layers.moe import TaskMoE
 from zoo.layers.ssm import S4Block
@@ -43,7 +43,7 @@ def register_with_timm() -> list[str]:
     from timm.layers import register_notrace_module
     from timm.models import generate_default_cfgs, is_model, register_model
 
-    for kept in (BatchNorm1d, BatchNorm2d, BiMamba, CascadedGroupAttention, S4Block, TaskMoE):
+    for kept in (BatchNorm1d, BatchNorm2d, BiMamba, CascadedGroupAttention, RMSNorm, S4Block, TaskMoE):
         register_notrace_module(kept)
     registered = []
     for name, entry in entries().items():

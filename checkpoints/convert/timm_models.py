@@ -14,7 +14,7 @@ MODEL_ARGUMENTS = {  # family -> timm's argument -> ours
     "vit": {
         "patch_size": "patch_size", "embed_dim": "dim", "depth": "depth", "num_heads": "num_heads",
         "mlp_ratio": "mlp_ratio", "qkv_bias": "qkv_bias", "proj_drop_rate": "proj_drop_rate", "img_size": "img_size",
-        "drop_path_rate": "drop_path_rate",
+        "drop_path_rate": "drop_path_rate", "fc_norm": "fc_norm", "dynamic_img_size": "dynamic_img_size",
     },
     "efficientvit": {
         "embed_dim": "dims", "depth": "depths", "num_heads": "num_heads", "kernels": "kernels", "key_dim": "qk_dim",
@@ -44,7 +44,7 @@ _STEMS = {
 }  # fmt: skip
 _VITS = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16),
          "huge": (1280, 32, 16)}  # fmt: skip
-_PREPARATION = ("mean", "std", "crop_pct", "interpolation")
+_PREPARATION = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
 _SQUEEZE = {"": "never", None: "never", "ese": "last"}
 
 
@@ -75,10 +75,8 @@ def config_from_timm(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         fields["patch_size"] = int(found["patch"])
         name = name if found["size"] in ("tiny", "small", "base") and name.startswith("vit") else _OTHERS["vit"]
         name = name if name.endswith("_patch16_224") else _OTHERS["vit"]
-    elif pooling is not None:
+    if pooling is not None:
         fields["global_pool"] = pooling
-    if family == "vit" and pooling not in (None, "token"):
-        raise ValueError(f"global_pool must be 'token', the class token, for a ViT here, got {pooling!r}")
     return name, fields | _arguments(family, given)
 
 
@@ -105,14 +103,14 @@ def config_to_timm(family: str, name: str, config: Mapping[str, Any]) -> dict[st
         for key in ("stage_out_chs", "stage_conv_chs", "block_per_stage"):
             arguments[key] = arguments[key][1:]
         arguments["attn"] = "ese" if config["squeeze"] == "last" else ""
-    pooling = config.get("global_pool", "token")
+    pooling, usual = config["global_pool"], "token" if family == "vit" else "avg"
     size = config["img_size"]
     return {
         "architecture": name if re.fullmatch(_NAMES[family], name) else _OTHERS[family],
         "num_classes": config["num_classes"],
         "num_features": config["dims"][-1] if stages else config["dim"],
         "global_pool": pooling,
-        "model_args": arguments | ({} if pooling in ("token", "avg") else {"global_pool": pooling}),
+        "model_args": arguments | ({} if pooling == usual else {"global_pool": pooling}),
         "pretrained_cfg": {
             "input_size": [config["in_chans"], *([size, size] if isinstance(size, int) else size)],
             "fixed_input_size": family in ("vit", "efficientvit"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from zoo.images import ImageError
 
 VALIDATION = ("val", "valid", "validation")  # names under which a validation split is found where none is given
 
@@ -25,8 +29,14 @@ def split_folders(root: Path, train: str, val: str | None, test: str) -> tuple[s
     return train, found if val is None else val, test if test != "test" or test in present else None
 
 
-def image_folder(root: Path, split: str) -> Any:
+def image_folder(root: Path, split: str, read: Callable[[str], Any], skip_bad_images: bool = False) -> Any:
     """torchvision's dataset of `root/split/<class>/<image>`.
+
+    Args:
+        root: the folder of folders.
+        split: the one that holds the class folders.
+        read: from a file's path to the image.
+        skip_bad_images: read every image once, and leave out, with a warning, those that cannot be read.
 
     Raises:
         FileNotFoundError: for a folder that is not there, or a class without images.
@@ -41,7 +51,21 @@ def image_folder(root: Path, split: str) -> Any:
             f"no folder {split!r} in {root}, {listing}: images are read from root/<split>/<class>/<image>, or from "
             "root/<class>/<image>; set root, train_split, val_split and test_split to what is there"
         )
-    return ImageFolder(str(folder))
+    dataset = ImageFolder(str(folder), loader=read)
+    if skip_bad_images and (bad := [path for path, _ in dataset.samples if not _readable(path, read)]):
+        names = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
+        warnings.warn(f"skipped {len(bad)} of {len(dataset)} images that cannot be read: {names}", stacklevel=2)
+        dataset.samples = dataset.imgs = [sample for sample in dataset.samples if sample[0] not in set(bad)]
+        dataset.targets = [label for _, label in dataset.samples]
+    return dataset
+
+
+def _readable(path: str, read: Callable[[str], Any]) -> bool:
+    try:
+        read(path)
+    except ImageError:
+        return False
+    return True
 
 
 def check_same_classes(train: Any, other: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.images import open_image, to_mode
 from zoo.train.data.base import DataModule
 from zoo.train.data.folders import check_same_classes, count_classes, image_folder, labels_of, split_folders
 from zoo.train.data.loader import Batch, BatchLoader, Source
@@ -49,8 +51,11 @@ class ImageDataModule(DataModule):
         batch_size, eval_batch_size, num_workers, seed: see `DataModule`.
         pretrained_cfg: a model's `pretrained_cfg`, for input size, mean, std, interpolation and crop; each of the
             next arguments overrides what it says.
-        img_size, in_chans, mean, std, interpolation, crop_pct: of the model's input; timm's defaults otherwise. An
-            image's size is its side, or (height, width).
+        img_size, in_chans, mean, std, interpolation, crop_pct, crop_mode: of the model's input; timm's defaults
+            otherwise. An image's size is its side, or (height, width).
+        exif_orientation: turn images of folders as the camera notes that it was held.
+        skip_bad_images: leave out images of folders that cannot be read, with a warning, instead of an error that names
+            the first; every image is read once more for it.
         scale, hflip, color_jitter: of the random resized crop, the mirror image and the colours in training.
         auto_augment: timm's name of an augmentation policy, such as "rand-m9-mstd0.5-inc1" (RandAugment).
         random_erasing: probability that a rectangle of a training image is erased.
@@ -87,6 +92,9 @@ class ImageDataModule(DataModule):
         std: tuple[float, ...] | None = None,
         interpolation: str | None = None,
         crop_pct: float | None = None,
+        crop_mode: str | None = None,
+        exif_orientation: bool = False,
+        skip_bad_images: bool = False,
         scale: tuple[float, float] = (0.08, 1.0),
         hflip: float = 0.5,
         color_jitter: float = 0.0,
@@ -116,10 +124,13 @@ class ImageDataModule(DataModule):
             "re_mode": "pixel",
         }
         self._given = {"img_size": img_size, "in_chans": in_chans, "mean": mean, "std": std}
-        self._given |= {"interpolation": interpolation, "crop_pct": crop_pct}
+        self._given |= {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
         self._given = {name: value for name, value in self._given.items() if value is not None}
         self.follows = pretrained_cfg is not None
         self.input = _input_config(pretrained_cfg or {}, self._given)
+        self.exif_orientation, self.skip_bad_images = exif_orientation, skip_bad_images
+        if dataset is not None and (exif_orientation or skip_bad_images):
+            raise ValueError(f"exif_orientation and skip_bad_images are for folders: {dataset} reads its own images")
         self._num_classes = num_classes
         self._dataset_class = None if dataset is None else _torchvision_dataset(dataset)
         if self._has_no_splits() and val_split is not None:
@@ -203,7 +214,7 @@ class ImageDataModule(DataModule):
         """PIL image to `(C, H, W)` float32: what training images, or evaluation ones, go through."""
         from timm.data.transforms_factory import create_transform
 
-        config = {name: value for name, value in self.input.items() if name != "crop_pct" or not train}
+        config = {name: value for name, value in self.input.items() if not (train and name.startswith("crop"))}
         return create_transform(is_training=train, **config, **(self.augmentation if train else {}))  # pyright: ignore
 
     def _mix(self, pool: Any) -> Callable[[Tensor, Tensor], Batch] | None:
@@ -232,7 +243,9 @@ class ImageDataModule(DataModule):
 
     def _open(self, split: str, download: bool = False) -> Any:
         if self._dataset_class is None:
-            return image_folder(self.root, split)
+            mode = "L" if self.in_chans == 1 else "RGB"
+            read = partial(open_image, mode=mode, exif_orientation=self.exif_orientation)
+            return image_folder(self.root, split, read, self.skip_bad_images)
         chosen: dict[str, Any] = dict(self.dataset_kwargs)
         parameters = self._parameters()
         if "root" in parameters:
@@ -275,7 +288,7 @@ class LabelledImages:
             for index in indices.tolist():
                 seed_global(derive_seed(self.seed, epoch, index))
                 image, label = self.dataset[int(self.members[index])]
-                images.append(self.transform(image.convert(self.mode)))
+                images.append(self.transform(to_mode(image, self.mode)))
                 labels.append(int(label))
             batch = torch.stack(images), torch.tensor(labels)
             if self.mix is None:
@@ -294,7 +307,7 @@ def _input_config(pretrained_cfg: dict[str, Any], given: dict[str, Any]) -> dict
     if chans not in (1, 3):
         raise ValueError(f"images have 1 or 3 channels, got in_chans={chans}")
     shape = (size, size) if isinstance(size, int) else tuple(size)
-    names = ("interpolation", "mean", "std", "crop_pct")
+    names = ("interpolation", "mean", "std", "crop_pct", "crop_mode")
     config = {"input_size": (chans, *shape), **{name: given.get(name, config[name]) for name in names}}
     for name in ("mean", "std"):
         values = tuple(config[name])

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from zoo.cli.errors import UsageError, checked
-from zoo.cli.options import add_import, model_with_weights
+from zoo.cli.options import add_image_reading, add_import, image_reading, model_with_weights
 from zoo.cli.output import show_metrics
 from zoo.cli.recipes import add_recipe, import_key, overrides_help, recipe_path
 
@@ -24,6 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--images", type=Path, metavar="DIR", help="score a classifier on DIR/<split>/<class>/<image>, or DIR/<class>/"
     )
     parser.add_argument("--split", choices=("val", "test"), default="val", help="held-out data (default: val)")
+    add_image_reading(parser)
     add_import(parser)
     parser.set_defaults(overridable=True)
 
@@ -52,5 +53,5 @@ def _images(known: Namespace) -> int:
     from zoo.train.command import evaluate_images
 
     model = checked(model_with_weights, known.recipe, known.checkpoint)
-    show_metrics(checked(evaluate_images, model, known.images, known.split))
+    show_metrics(checked(evaluate_images, model, known.images, known.split, **image_reading(known)))
     return 0

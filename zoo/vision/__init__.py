@@ -2,6 +2,7 @@
 
 from zoo.vision.axial import AxialConfig, AxialTransformer
 from zoo.vision.base import VisionConfig, VisionModel
+from zoo.vision.dense import Pyramid, UperNet
 from zoo.vision.efficientvit import EfficientViT, EfficientViTConfig
 from zoo.vision.features import FeatureInfo, FeatureNet
 from zoo.vision.hierarchical import HierarchicalConfig, HierarchicalModel
@@ -37,6 +38,7 @@ __all__ = [
     "MemoryPlan",
     "PCDARTSConfig",
     "PatchedModel",
+    "Pyramid",
     "RevUNet3d",
     "RevUNet3dConfig",
     "S4Pixel",
@@ -45,6 +47,7 @@ __all__ = [
     "SHViTConfig",
     "SimpleNet",
     "SimpleNetConfig",
+    "UperNet",
     "ViT",
     "ViTConfig",
     "Vim",

@@ -33,7 +33,7 @@ class FeatureInfo(list[dict[str, Any]]):
 class FeatureNet(nn.Module):
     """Images (B, C, H, W) to NCHW maps, shallowest first, with ``feature_info``; what ``features_only=True`` builds.
 
-    Takes ``model`` over: its classifier and the blocks after the last map are dropped.
+    Takes ``model`` over: its classifier, its final norm and the blocks after the last map are dropped.
 
     Args:
         out_indices: blocks or stages to return (negative from the end), the last so many for an int, all for None.
@@ -44,7 +44,7 @@ class FeatureNet(nn.Module):
 
     def __init__(self, model: VisionModel, out_indices: int | Sequence[int] | None = None):
         super().__init__()
-        self.out_indices = model.prune_intermediate_layers(out_indices)
+        self.out_indices = model.prune_intermediate_layers(out_indices, prune_norm=True)
         self.feature_info = FeatureInfo(model.feature_info[index] for index in self.out_indices)
         self.model = model
 
