@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,12 +26,12 @@ class SwiGLU(nn.Module):
 
 
 class Mlp(nn.Module):
-    """y = W2 gelu(W1 x), with biases: the feed-forward layer of ViT."""
+    """y = W2 gelu(W1 x), with biases: the feed-forward layer of ViT; ``act`` makes another activation."""
 
-    def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0):
+    def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0, act: Callable[[], nn.Module] = nn.GELU):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
-        self.act = nn.GELU()
+        self.act = act()
         self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop_rate)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, param_groups_weight_decay
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
@@ -19,7 +19,7 @@ def build_optimizer(model: nn.Module, name: str, *, lr: float, weight_decay: flo
     """An optimiser by timm's name ("adamw", "lamb", "lion", ...), with two parameter groups.
 
     Weight decay is off for biases, for every parameter of at most one dimension and for what the model's
-    `no_weight_decay()` names.
+    `no_weight_decay()` names. Modules may bound the rates of their parameters, see `parameter_groups`.
 
     Args:
         model: what to train, plain or wrapped by torch.compile or DDP; parameters that need no gradient are left out.
@@ -41,9 +41,29 @@ def build_optimizer(model: nn.Module, name: str, *, lr: float, weight_decay: flo
             raise ValueError(f"optimizer {name!r} takes {info.num_betas} betas, got {tuple(kwargs['betas'])}")
         kwargs = {key: value for key, value in kwargs.items() if key != "betas"}
     try:
-        return create_optimizer_v2(unwrapped(model), opt=name, lr=lr, weight_decay=weight_decay, **kwargs)
+        groups = parameter_groups(unwrapped(model), lr, weight_decay)
+        return create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=0.0, **kwargs)
     except (TypeError, ValueError, AssertionError, ImportError) as error:
         raise ValueError(f"optimizer {name!r} cannot be made with {kwargs}: {error or type(error).__name__}") from error
+
+
+def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """timm's groups, with and without weight decay; the parameters that a module lists in its ``learning_rates`` (name
+    to largest peak rate) in groups of their own, where that is below ``lr``."""
+    bounds = {
+        getattr(module, name): bound
+        for module in model.modules()
+        for name, bound in getattr(module, "learning_rates", {}).items()
+    }
+    skipped = getattr(model, "no_weight_decay", set)()
+    common = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=skipped)
+    own: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for group in common:
+        for parameter in [p for p in group["params"] if bounds.get(p, lr) < lr]:
+            own.setdefault((bounds[parameter], group["weight_decay"]), []).append(parameter)
+        group["params"] = [p for p in group["params"] if bounds.get(p, lr) >= lr]
+    slow = [{"params": params, "lr": bound, "weight_decay": decay} for (bound, decay), params in own.items()]
+    return [*(group for group in common if group["params"]), *slow]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

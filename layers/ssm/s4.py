@@ -36,6 +36,7 @@ class S4Kernel(StateSpaceKernel):
     """
 
     float32_parameters = (*StateSpaceKernel.float32_parameters, "P")
+    learning_rates = dict.fromkeys(float32_parameters, 1e-3)
 
     def __init__(
         self,

@@ -40,8 +40,11 @@ class S4Block(nn.Module):
     """x + branch(norm(x)), or norm(x + branch(x)), where branch is S4, dropout and stochastic depth.
 
     Args:
-        dim: model width. prenorm: norm before the mixer, or (False) after the sum. drop_rate: dropout within and after
-            the mixer. drop_path: rate of leaving the branch out. options: of ``S4``.
+        dim: model width.
+        prenorm: norm before the mixer, or (False) after the sum.
+        drop_rate: dropout after the mixer, and within it twice in a row, as in the authors' code.
+        drop_path: rate of leaving the branch out.
+        options: of ``S4``.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class S4Block(nn.Module):
     ):
         super().__init__()
         self.before = SequenceNorm(dim) if prenorm else nn.Identity()
-        self.mixer = S4(dim, drop_rate=drop_rate, **options)
+        self.mixer = S4(dim, drop_rate=twice(drop_rate), **options)
         self.drop = nn.Dropout(drop_rate)
         self.drop_path = DropPath(drop_path)
         self.after = nn.Identity() if prenorm else SequenceNorm(dim)
@@ -60,6 +63,11 @@ class S4Block(nn.Module):
         if mask is not None:
             y = y.masked_fill(~mask[..., None], 0)
         return _normalised(self.after, x + self.drop_path(self.drop(self.mixer(y))), mask)
+
+
+def twice(drop_rate: float) -> float:
+    """The rate of two dropouts in a row as one."""
+    return 1 - (1 - drop_rate) ** 2
 
 
 def _normalised(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:

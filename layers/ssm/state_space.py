@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -40,6 +41,9 @@ class StateSpaceKernel(KeepsFloat32, ABC):
     part of the first, of the second, and so on. All is computed in float32 at least, whatever the dtype of the model
     and under autocast.
 
+    The dynamics (step sizes, A and B) learn at a rate of at most 0.001, as in the authors' configurations:
+    ``learning_rates``, which ``zoo.train.optim`` reads.
+
     Args:
         dim: channels D. initial: A and B at the start. directions: 1, or 2 for a second C, of the future. num_ssm:
             distinct A and B, which the channels take in turn. dt_min, dt_max: range of the initial step sizes.
@@ -49,6 +53,7 @@ class StateSpaceKernel(KeepsFloat32, ABC):
     """
 
     float32_parameters: tuple[str, ...] = ("log_dt", "log_A_real", "A_imag", "B")
+    learning_rates: Mapping[str, float] = dict.fromkeys(float32_parameters, 1e-3)
 
     def __init__(
         self,

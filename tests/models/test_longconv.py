@@ -206,12 +206,16 @@ def test_kernels_are_exempt_from_weight_decay():
     assert found["mixer.q_proj.weight"] == 0.1
 
 
+def test_the_mlp_has_the_tanh_form_of_gelu():
+    assert zoo.create_model("longconv_nano").blocks[0].mlp.act.approximate == "tanh"
+
+
 def test_initial_values_are_the_authors():
     model: Any = zoo.create_model("longconv_nano", depth=8, initializer_range=0.1, kernel_init="random")
     for name, parameter in model.blocks.named_parameters():
         if name.endswith(("proj.bias", "fc1.bias", "fc2.bias")):
             assert not parameter.any()
-        elif name.endswith(("out_proj.weight", "fc2.weight")):
+        elif name.endswith("fc2.weight") or name.startswith("1.mixer.out_proj"):  # of the attention
             assert parameter.std().item() == pytest.approx(0.1 / 4, rel=0.05)
         elif name.endswith(("proj.weight", "fc1.weight")):
             assert parameter.std().item() == pytest.approx(0.1, rel=0.05)

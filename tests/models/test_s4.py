@@ -13,6 +13,7 @@ import zoo
 from zoo.layers.ssm import S4, S4D, hippo
 from zoo.layers.ssm.s4 import S4Kernel
 from zoo.layers.ssm.s4d import S4DKernel, bilinear, zero_order_hold
+from zoo.train.optim import build_optimizer
 
 DIM, STATE = 6, 8
 LAYERS = {
@@ -231,3 +232,29 @@ def test_training_keeps_no_intermediate_of_the_kernel():
     kernel.square().sum().backward()
     assert sum(kept.values()) < 2 * kernel.untyped_storage().nbytes()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_dynamics_learn_at_a_bounded_rate():
+    """As in the authors' configurations, layer.lr: step sizes, A and B at most at 0.001."""
+    model = zoo.create_model("s4_nano", depth=1)
+    optimizer = build_optimizer(model, "adamw", lr=4e-3, weight_decay=0.1)
+    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    kernel = model.blocks[0].mixer.kernel
+    for name, parameter in model.named_parameters():
+        slow = any(parameter is getattr(kernel, dynamic) for dynamic in ("log_dt", "log_A_real", "A_imag", "B", "P"))
+        assert rates[parameter] == (1e-3 if slow else 4e-3), name
+    assert {group["lr"] for group in build_optimizer(model, "adamw", lr=4e-4, weight_decay=0).param_groups} == {4e-4}
+
+
+def test_dropouts_of_the_wikitext_model():
+    """Of every group eight, two of them in a row (as one) within each mixer, and those of embedding and head."""
+    config = zoo.create_model("s4_wikitext103", device="meta").config
+    assert config.embedding_drop_rate == config.drop_rate == 0.25
+    model = zoo.create_model("s4_nano", drop_rate=0.25, depth=2).train()
+    rates = [module.p for block in model.blocks for module in block.modules() if isinstance(module, torch.nn.Dropout)]
+    within = 1 - 0.75**2
+    assert sorted(rates) == [0.25] * 3 + [within] * 2
+    model = zoo.create_model("s4_nano", embedding_drop_rate=0.5, depth=1).train()
+    tokens = torch.zeros(1, 4000, dtype=torch.int64)
+    for dropped in (model.embed(tokens), model.forward_norm(torch.randn(1, 4000, 128))):
+        assert abs((dropped == 0).double().mean().item() - 0.5) < 0.01

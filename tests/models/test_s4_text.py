@@ -63,7 +63,7 @@ def test_pairs_are_read_by_one_network_and_compared():
     model = settled(pair=True, num_classes=3)
     tokens = torch.randint(0, 15, (2, 2, 9))
     a, b = (settled_features(model, tokens[:, i]) for i in (0, 1))
-    hidden = torch.relu(model.compare[0](torch.cat([a, b, a - b, a * b], 1)))
+    hidden = torch.nn.functional.gelu(model.compare[0](torch.cat([a, b, a - b, a * b], 1)))
     torch.testing.assert_close(model(tokens), model.head(hidden), atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(model.forward_head(model.forward_features(tokens), pre_logits=True), hidden)
 

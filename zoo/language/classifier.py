@@ -45,6 +45,8 @@ class SequenceClassifier(nn.Module, ABC):
     classifier is a layer of D hidden units over [a, b, a - b, a b] of the two means, as in the Long Range Arena.
     """
 
+    activation: type[nn.Module] = nn.ReLU  # of the layer that compares a pair
+
     def __init__(self, config: SequenceConfig):
         super().__init__()
         self.config = c = config
@@ -53,7 +55,7 @@ class SequenceClassifier(nn.Module, ABC):
         self.embedding = nn.Embedding(c.vocab_size, c.dim)
         self.blocks = nn.ModuleList(self.build_block(index) for index in range(c.depth))
         self.norm = self.build_norm()
-        self.compare = nn.Sequential(nn.Linear(4 * c.dim, c.dim), nn.ReLU()) if c.pair else nn.Identity()
+        self.compare = nn.Sequential(nn.Linear(4 * c.dim, c.dim), self.activation()) if c.pair else nn.Identity()
         self.head = self._build_head(c.num_classes)
 
     @abstractmethod

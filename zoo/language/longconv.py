@@ -71,16 +71,18 @@ class LongConvLanguageModel(LanguageModel):
                 c.dim, c.kernel_length, lam=c.lam, smooth_window=c.smooth_window, kernel_dropout=c.kernel_dropout,
                 init=KERNEL_INITS[c.kernel_init],
             )  # fmt: skip
-        return Block(c, mixer, Mlp(c.dim, c.mlp_ratio * c.dim))
+        return Block(c, mixer, Mlp(c.dim, c.mlp_ratio * c.dim, act=partial(nn.GELU, approximate="tanh")))
 
     def init_weights(self) -> None:
-        """Normal projections, those into the residual stream over sqrt(2 depth); biases 0. Kernels are as built."""
+        """Normal projections, those of attention and MLP into the residual stream over sqrt(2 depth); biases 0. Kernels
+        are as built."""
         super().init_weights()
         std = self.config.initializer_range
+        scaled = ("mlp.fc2", *(f"{index}.mixer.out_proj" for index in self.config.attention_layers))
         for name, module in self.blocks.named_modules():
             if not isinstance(module, nn.Linear):
                 continue
-            into_residual = name.endswith(("mixer.out_proj", "mlp.fc2"))
+            into_residual = f".{name}".endswith(tuple(f".{end}" for end in scaled))
             nn.init.normal_(module.weight, std=std / math.sqrt(2 * self.config.depth) if into_residual else std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -12,10 +12,14 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
+import torch.nn.functional as F
+from torch import Tensor, nn
+
 from zoo.config import require_positive
 from zoo.language.base import Block, LanguageConfig, LanguageModel
-from zoo.layers import Mixer, Mlp
+from zoo.layers import Mixer, Mlp, State
 from zoo.layers.ssm import S4, S4D, hippo, s4d
+from zoo.layers.ssm.s4_block import twice
 from zoo.registry import Paper, nearest, register_model
 
 
@@ -38,7 +42,9 @@ class S4Config(LanguageConfig):
     mlp_every: int = 2
     """Of each group of so many blocks the last has a feed-forward layer."""
     drop_rate: float = 0.0
-    """Dropout of the mixer."""
+    """Dropout within (twice in a row) and after each mixer and feed-forward layer."""
+    embedding_drop_rate: float = 0.0
+    """Dropout of the embedding, and of what the head reads."""
     chunk_size: int = 64
     """Steps at a time when there is a state; it changes the speed, not the result."""
 
@@ -81,6 +87,21 @@ def require_known(field: str, value: str, known: dict) -> None:
         raise ValueError(f"{field} must be one of {list(known)}, got {value!r}{nearest(str(value), known)}")
 
 
+class S4LanguageBlock(Block):
+    """With dropout after the mixer."""
+
+    def __init__(self, config: S4Config, mixer: Mixer, mlp: Mlp | None):
+        super().__init__(config, mixer, mlp)
+        self.drop = nn.Dropout(config.drop_rate)
+
+    def forward(self, x: Tensor, state: State | None = None, seq_idx: Tensor | None = None) -> Tensor:
+        """x (B, T, dim), in the dtype of the residual stream, -> the same."""
+        x = x + self.drop(self.mixer(self.norm(x), state, seq_idx=seq_idx))
+        if self.mlp is not None and self.mlp_norm is not None:
+            x = x + self.mlp(self.mlp_norm(x))
+        return x
+
+
 class S4LanguageModel(LanguageModel):
     """A stack of S4 blocks, some of them with a feed-forward layer."""
 
@@ -89,8 +110,16 @@ class S4LanguageModel(LanguageModel):
     def build_block(self, index: int) -> Block:
         """Norm and state space, and where it is due norm and feed-forward layer."""
         c = self.config
-        mlp = None if (index + 1) % c.mlp_every else Mlp(c.dim, c.mlp_dim)
-        return Block(c, self.build_mixer(), mlp)
+        mlp = None if (index + 1) % c.mlp_every else Mlp(c.dim, c.mlp_dim, c.drop_rate)
+        return S4LanguageBlock(c, self.build_mixer(), mlp)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T) -> (B, T, dim)."""
+        return F.dropout(super().embed(tokens), self.config.embedding_drop_rate, self.training)
+
+    def forward_norm(self, x: Tensor) -> Tensor:
+        """(B, T, dim) as the head reads it."""
+        return F.dropout(super().forward_norm(x), self.config.embedding_drop_rate, self.training)
 
     def build_mixer(self) -> Mixer:
         """The state space of a block."""
@@ -98,8 +127,8 @@ class S4LanguageModel(LanguageModel):
 
     def _options(self) -> dict:
         c = self.config
-        names = ("dim", "d_state", "num_ssm", "dt_min", "dt_max", "drop_rate", "chunk_size")
-        return {name: getattr(c, name) for name in names}
+        names = ("dim", "d_state", "num_ssm", "dt_min", "dt_max", "chunk_size")
+        return {name: getattr(c, name) for name in names} | {"drop_rate": twice(c.drop_rate)}
 
 
 class S4DLanguageModel(S4LanguageModel):
@@ -136,7 +165,7 @@ def s4_nano():
 
 @_register()
 def s4_wikitext103():
-    return S4Config(vocab_size=267735, dim=1024, depth=32, mlp_dim=4096, drop_rate=0.25)
+    return S4Config(vocab_size=267735, dim=1024, depth=32, mlp_dim=4096, drop_rate=0.25, embedding_drop_rate=0.25)
 
 
 @_register_diagonal()
@@ -146,4 +175,4 @@ def s4d_nano():
 
 @_register_diagonal()
 def s4d_wikitext103():
-    return S4DConfig(vocab_size=267735, dim=1024, depth=32, mlp_dim=4096, drop_rate=0.25)
+    return S4DConfig(vocab_size=267735, dim=1024, depth=32, mlp_dim=4096, drop_rate=0.25, embedding_drop_rate=0.25)

@@ -48,6 +48,7 @@ class S4TextClassifier(SequenceClassifier):
     """A token embedding, S4 blocks, the mean over the tokens of a sequence, and a classifier of it."""
 
     config: S4TextConfig
+    activation = nn.GELU
 
     def build_block(self, index: int) -> nn.Module:
         """Batch norm and S4."""
