@@ -124,6 +124,8 @@ def test_saved_for_the_hub_and_back(name, tmp_path):
     again: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     images = torch.randn(2, *model.pretrained_cfg["input_size"])
     assert torch.equal(again(images), model(images))
+    ours: Any = zoo.create_model(f"local-dir:{tmp_path}").eval()
+    assert torch.equal(ours(images), model(images)) and ours.config == again.config
     differing = {key for key, value in dataclasses.asdict(model.config).items() if getattr(again.config, key) != value}
     assert not differing
 

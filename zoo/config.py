@@ -67,7 +67,7 @@ def agreed(
     """
     settled = {field: value for field, value in implied.items() if hasattr(config, field)}
     against = {field: given[field] for field, value in settled.items() if given.get(field, value) != value}
-    free = {field: against.pop(field) for field in FREE & against.keys()}
+    free = {field: against.pop(field) for field in (*FREE, "num_classes") if field in against}  # or a fresh classifier
     if against:
         raise ValueError(
             f"{source} was made with {_named(settled)}: its tensors would load into a model with {_named(against)} and "

@@ -323,7 +323,7 @@ def recognise(content: Mapping[str, Any], entry: ModelEntry | None = None) -> tu
     Raises:
         LookupError, TypeError, ValueError, ...: for content that describes none, or another family than ``entry``'s.
     """
-    base, fields = foreign_config(content)
+    base, fields = foreign_config(content, entries())
     families = {known.family: known for known in reversed(entries().values())}
     found = families[base] if base in families else lookup(base)
     if entry is not None and found.family != entry.family:

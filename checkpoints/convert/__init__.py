@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -69,11 +70,15 @@ def _recognised(state_dict: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor
     return None, unwrapped
 
 
-def foreign_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def foreign_config(config: Mapping[str, Any], own: Collection[str] = ()) -> tuple[str, dict[str, Any]]:
     """A ``config.json`` -> name of a model or family of the zoo, and the configuration fields that differ from it.
 
     Known are the zoo's own, transformers' ("model_type"), mamba-ssm's ("d_model"), timm's ("architecture") and those of
     the authors of BASED ("alt_mixer_layers").
+
+    Args:
+        config: the content of the file.
+        own: names of the zoo's models, by which timm knows them too.
 
     Raises:
         ValueError: for any other, or an option that has no counterpart here.
@@ -86,7 +91,7 @@ def foreign_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     for described, converted in (
         ("d_model", mamba.config_from_mamba_ssm),
         ("alt_mixer_layers", based.config_from_authors),
-        ("architecture", timm_models.config_from_timm),
+        ("architecture", partial(timm_models.config_from_timm, own=own)),
     ):
         if described in config:
             return converted(config)

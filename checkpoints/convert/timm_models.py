@@ -7,7 +7,7 @@ prepared (``pretrained_cfg``; in older files at the top).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 MODEL_ARGUMENTS = {  # family -> timm's argument -> ours
@@ -48,15 +48,19 @@ _PREPARATION = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
 _SQUEEZE = {"": "never", None: "never", "ese": "last"}
 
 
-def config_from_timm(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def config_from_timm(config: Mapping[str, Any], own: Collection[str] = ()) -> tuple[str, dict[str, Any]]:
     """timm's ``config.json`` -> name of the zoo's model with the same sizes, and the fields that differ.
+
+    Args:
+        config: the content of the file.
+        own: names of the zoo's models, which timm may have written in the zoo's terms; timm's own names are timm's.
 
     Raises:
         ValueError: for an architecture or an argument without a counterpart here.
     """
     name = str(config["architecture"]).split(".")[0]
     family = next((family for family, names in _NAMES.items() if re.fullmatch(names, name)), None)
-    if family is None:
+    if family is None and name not in own:
         raise ValueError(
             f"timm's architecture {name!r} has no counterpart here; known are vit_* and deit_* in plain sizes, "
             "efficientvit_m0 to m5, shvit_s1 to s4, vovnet39a, vovnet57a and ese_vovnet*"
@@ -68,6 +72,11 @@ def config_from_timm(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     fields = {"img_size": _side(sides), "in_chans": channels}
     fields |= {key: prepared[key] for key in _PREPARATION if key in prepared}
     fields["num_classes"] = config.get("num_classes", prepared.get("num_classes", 1000))
+    names = config.get("label_names") or prepared.get("label_names")
+    if isinstance(names, (list, tuple)):
+        fields["label_names"] = names
+    if family is None:
+        return name, fields | given | ({} if pooling is None else {"global_pool": pooling})
     if family == "vit":
         found = re.fullmatch(_NAMES["vit"], name)
         assert found is not None

@@ -39,10 +39,12 @@ def recognises(state_dict: Mapping[str, Tensor]) -> bool:
 
 
 def implied(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Of the authors' networks: the input of later blocks of a stage is added; where one squeezes every one does."""
+    """Of the authors' networks: the input of later blocks of a stage is added; where one squeezes every one does; a
+    detector's has no classifier."""
     if not any(key.endswith("stem.stem_1/conv.weight") for key in state_dict):
         return {}
-    return {"residual": True, "squeeze": "every" if any(".ese.fc." in key for key in state_dict) else "never"}
+    options = {"residual": True, "squeeze": "every" if any(".ese.fc." in key for key in state_dict) else "never"}
+    return options if any(key.startswith("classifier.") for key in state_dict) else options | {"num_classes": 0}
 
 
 def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

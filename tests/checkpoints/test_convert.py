@@ -32,6 +32,10 @@ LANGUAGE = {  # name, options
 }  # fmt: skip
 IMAGES = {
     "vit": ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "dim": 24, "depth": 2, "num_heads": 3}),
+    "vit-pooled": (
+        "vit_tiny_patch16_224",
+        {"img_size": 32, "dim": 24, "depth": 1, "num_heads": 3, "global_pool": "avg"},
+    ),
     "efficientvit": ("efficientvit_m0", {"dims": (16, 24, 32), "num_heads": (2, 3, 2), "img_size": 64, "window": 4}),
     "shvit": ("shvit_s1", {"dims": (16, 24, 32), "depths": (1, 1, 2), "partial_dims": (0, 6, 8)}),
     "vovnet": ("ese_vovnet39b", {"dims": (8, 12, 16, 20, 24), "mid_dims": (0, 4, 5, 6, 7), "stem_dim": 10}),

@@ -182,6 +182,15 @@ def test_a_file_of_the_authors_brings_its_residuals_and_squeezes(squeeze, publis
     torch.testing.assert_close(saved(images), expected, atol=1e-9, rtol=1e-9)
     with pytest.raises(ValueError, match=r"was made with residual=True.* into a model with residual=False"):
         zoo.create_model("vovnet39a", checkpoint_path=path, residual=False, **SMALL)
+    bare = {f"backbone.bottom_up.{key}": tensor for key, tensor in tensors.items() if "classifier" not in key}
+    torch.save(bare, tmp_path / "detector.pth")
+    options = SMALL | {"num_classes": 3}
+    for given in ({key: value for key, value in SMALL.items() if key != "num_classes"}, options):
+        detector: Any = zoo.create_model(
+            "vovnet39a", checkpoint_path=tmp_path / "detector.pth", dtype=torch.float64, **given
+        )
+        assert detector.num_classes == given.get("num_classes", 0)
+        torch.testing.assert_close(detector.eval().forward_features(images), model.forward_features(images))
     with pytest.raises(ValueError, match="the checkpoint was made with residual=True"):
         zoo.load_weights(zoo.create_model("vovnet39a", **SMALL), tensors)
 

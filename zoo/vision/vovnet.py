@@ -7,7 +7,7 @@ Papers: Lee et al., "An Energy and GPU-Computation Efficient Backbone Network fo
 The names are timm's, and so are two details in which the authors' weights differ: their VoVNet-39 and -57 are
 ``vovnet39a`` and ``vovnet57a`` with ``residual=True``, where the input of later blocks of a stage is added, and their
 detectors' backbones the ``ese_`` models with ``squeeze="every"``: not only the last block squeezes. A file in their
-layout sets both; a detector's takes ``num_classes=0``.
+layout sets both, and a detector's ``num_classes=0`` where no other number is asked for.
 """
 
 from __future__ import annotations
