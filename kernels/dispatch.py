@@ -199,9 +199,10 @@ def _parsed(setting: str) -> dict[str, str]:
     return choice
 
 
-def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """The dtype an operation accumulates in: float64 when any input is float64, else float32."""
-    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+def compute_dtype(*given: Tensor | torch.dtype | None) -> torch.dtype:
+    """The dtype to accumulate in: float64 when any of these tensors and dtypes is float64, else float32."""
+    dtypes = [g if isinstance(g, torch.dtype) else g.dtype for g in given if g is not None]
+    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def check_shape(operation: str, name: str, tensor: Tensor | None, layout: str, *sizes: int | None) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.kernels import linear_cross_entropy
-from zoo.kernels.dispatch import AUTOCAST_DEVICES, full_precision
+from zoo.kernels.dispatch import AUTOCAST_DEVICES, compute_dtype, full_precision
 
 ROWS = 512  # whose logits exist at a time where the head has to be called
 
@@ -26,7 +26,7 @@ class WideLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (..., out_features), float32 or wider."""
-        wide = torch.promote_types(x.dtype, torch.float32)
+        wide = compute_dtype(x)
         with full_precision(x.device):
             return F.linear(x.to(wide), self.weight.to(wide), None if self.bias is None else self.bias.to(wide))
 
@@ -38,10 +38,10 @@ class WideBias(nn.Linear):
         """x (..., in_features) -> (..., out_features), float32 or wider."""
         kind = x.device.type
         low = kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind)
-        if not low and torch.promote_types(x.dtype, torch.float32) == x.dtype:
+        if not low and compute_dtype(x) == x.dtype:
             return super().forward(x)
         product = F.linear(x, self.weight)
-        return product.to(torch.promote_types(product.dtype, torch.float32)) + self.bias
+        return product.to(compute_dtype(product)) + self.bias
 
 
 def is_plain(linear: nn.Module) -> bool:
@@ -83,7 +83,7 @@ def head_loss(head: nn.Module, hidden: Tensor, labels: Tensor, ignore_index: int
 
     def summed(rows: Tensor, target: Tensor) -> Tensor:
         logits = head(rows)
-        wide = torch.promote_types(logits.dtype, torch.float32)
+        wide = compute_dtype(logits)
         return F.cross_entropy(logits.to(wide), target, ignore_index=ignore_index, reduction="sum")
 
     pairs = zip(hidden.split(ROWS), labels.split(ROWS), strict=True)

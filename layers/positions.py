@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from zoo.kernels.dispatch import compute_dtype
 from zoo.kernels.rope import rope
 
 
@@ -28,7 +29,7 @@ def rotary_tables(
     positions: Tensor, dim: int, base: float = 10000.0, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     """cos and sin (..., dim / 2) of the angles of ``rotary_embedding`` for positions (...), float32 or wider."""
-    half, wide = dim // 2, torch.promote_types(dtype, torch.float32)
+    half, wide = dim // 2, compute_dtype(dtype)
     frequency = base ** (torch.arange(0, -half, -1, device=positions.device, dtype=wide) / half)
     angle = positions.unsqueeze(-1) * frequency
     return angle.cos(), angle.sin()

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from zoo.kernels.dispatch import compute_dtype
+
 
 class KeepsFloat32(nn.Module):
     """A module whose named tensors are at least float32 in a low-precision model.
@@ -50,4 +52,4 @@ class KeepsFloat32(nn.Module):
 
 def is_narrow(tensor: Tensor) -> bool:
     """Whether it is of a floating dtype narrower than float32."""
-    return tensor.is_floating_point() and torch.promote_types(tensor.dtype, torch.float32) != tensor.dtype
+    return tensor.is_floating_point() and compute_dtype(tensor) != tensor.dtype

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from zoo.kernels.dispatch import compute_dtype
 from zoo.layers.recompute import frozen_statistics
 
 
@@ -72,7 +73,7 @@ class ReversibleSequence(nn.Module):
             raise ValueError(
                 f"a reversible layer halves the channels (axis 1), whose number must be even: got {tuple(x.shape)}"
             )
-        return x.to(torch.promote_types(x.dtype, torch.float32))
+        return x.to(compute_dtype(x))
 
 
 class _Recomputed(torch.autograd.Function):

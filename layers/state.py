@@ -11,6 +11,8 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from zoo.kernels.dispatch import compute_dtype
+
 StateType = TypeVar("StateType", bound="State")
 SeveralType = TypeVar("SeveralType", bound="Several")
 
@@ -106,7 +108,7 @@ class State:
         def moved(name: str, tensor: Tensor) -> Tensor:
             wanted = dtype if tensor.is_floating_point() else None
             if wanted is not None and name in self.wide:
-                wanted = torch.promote_types(wanted, torch.float32)
+                wanted = compute_dtype(wanted)
             return tensor.to(device=device, dtype=wanted or tensor.dtype)
 
         return self.mapped(moved)

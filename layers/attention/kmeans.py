@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.kernels.dispatch import compute_dtype
 from zoo.layers.precision import KeepsFloat32
 from zoo.layers.report import over_processes
 
@@ -53,7 +54,7 @@ class OnlineKMeans(KeepsFloat32):
 
     def forward(self, x: Tensor) -> Tensor:
         """Points x (B, H, T, d) -> products with the centroids' directions (B, H, T, K), float32 or wider."""
-        wide = torch.promote_types(x.dtype, torch.float32)
+        wide = compute_dtype(x)
         directions = F.layer_norm(self.centroids.to(wide), self.centroids.shape[-1:])
         with torch.autocast(x.device.type, enabled=False):
             return x.to(wide) @ directions.mT

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.kernels.dispatch import compute_dtype
 from zoo.kernels.rope import rope
 from zoo.layers.attention.state import KeyValueState, Place, attended
 from zoo.layers.attention.yarn import Yarn
@@ -125,7 +126,7 @@ class LatentAttention(Mixer):
         latent, k_rope = latent[:, 0], k_rope[:, 0]
         heads = (self.num_heads, q.shape[2])  # one matrix for all heads, which share the latent vectors
         scores = q.flatten(1, 2) @ latent.mT + (q_rope * self.scale).flatten(1, 2) @ k_rope.mT
-        scores = scores.unflatten(1, heads).to(torch.promote_types(scores.dtype, torch.float32))  # (B, H, T, L)
+        scores = scores.unflatten(1, heads).to(compute_dtype(scores))  # (B, H, T, L)
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         weights = scores.softmax(-1).to(latent.dtype).flatten(1, 2)
@@ -163,7 +164,7 @@ class LatentAttention(Mixer):
 
     def _rotation(self, position: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines (..., T, rope / 2) of the angles at the positions (..., T)."""
-        pairs, wide = self.qk_rope_head_dim // 2, torch.promote_types(dtype, torch.float32)
+        pairs, wide = self.qk_rope_head_dim // 2, compute_dtype(dtype)
         frequency = self.rope_base ** (-torch.arange(pairs, device=position.device, dtype=wide) / pairs)
         frequency = self.yarn.frequencies(frequency, self.rope_base) if self.yarn else frequency
         angle = position[..., None].to(wide) * frequency

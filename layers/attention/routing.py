@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.kernels.dispatch import compute_dtype
 from zoo.layers.attention.clusters import (
     SORTED_FROM,
     balanced_attention,
@@ -163,7 +164,7 @@ class RoutingAttention(Reports, Mixer):
         self.kmeans.observe(points, cluster, real)
         losses = {}
         if self.commitment_weight:
-            wide = torch.promote_types(points.dtype, torch.float32)
+            wide = compute_dtype(points)
             distance = (points.to(wide) - self.kmeans.assigned(cluster)).square().mean(-1)
             losses["commitment"] = self.commitment_weight * _mean(distance, real)
         index = members.flatten(2)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.kernels.dispatch import compute_dtype
 from zoo.layers.attention.lsh import lsh_buckets, random_directions
 from zoo.layers.attention.random_features import orthogonal_gaussian
 from zoo.layers.attention.sparse_low_rank import sparse_low_rank_attention
@@ -125,7 +126,7 @@ class ScatterbrainAttention(Mixer):
 
     def _attend(self, q, k, v, positions, memory, seq_idx, hashed: bool) -> tuple[Tensor, Tensor]:
         """Output (B, T, H, d) and memory, both float32 or wider."""
-        wide, length = torch.promote_types(q.dtype, torch.float32), q.shape[1]
+        wide, length = compute_dtype(q), q.shape[1]
         q, k = (heads.to(wide) * self.head_dim**-0.25 for heads in (q, k))
         buckets = None
         if hashed and len(self.directions) and length > self.window:
@@ -155,7 +156,7 @@ class ScatterbrainAttention(Mixer):
         shape = (batch_size, self.window, self.num_heads, self.head_dim)
         key, value = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         shape = (batch_size, self.num_heads, self.num_features, self.head_dim + 1)
-        memory = torch.zeros(shape, device=device, dtype=torch.promote_types(dtype, torch.float32))
+        memory = torch.zeros(shape, device=device, dtype=compute_dtype(dtype))
         return ScatterbrainState(key, value, memory, torch.zeros(batch_size, device=device, dtype=torch.int64))
 
     def state_size(self, length: int) -> int:

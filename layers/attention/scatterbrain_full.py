@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from zoo.kernels import linear_attention
+from zoo.kernels.dispatch import compute_dtype
 from zoo.layers.attention.lsh import Buckets, lsh_buckets
 from zoo.layers.attention.random_features import log_features
 from zoo.layers.attention.scatterbrain import ScatterbrainAttention
@@ -127,7 +128,7 @@ class BidirectionalScatterbrain(ScatterbrainAttention):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """x (B, T, dim), and mask (B, T), False at padding, which comes last and changes nothing -> (B, T, dim)."""
         q, k, v = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        wide = torch.promote_types(q.dtype, torch.float32)
+        wide = compute_dtype(q)
         with torch.autocast(x.device.type, enabled=False):
             q, k = (heads.to(wide) * self.head_dim**-0.25 for heads in (q, k))
             y = bidirectional_sparse_low_rank(

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from zoo.kernels.dispatch import compute_dtype
 from zoo.kernels.taylor_attention import taylor_attention
 from zoo.layers.mixer import Mixer, skips_padding
 from zoo.layers.options import require_at_least
@@ -78,7 +79,7 @@ class TaylorAttention(Mixer):
         """Zeros; the size does not depend on ``max_length``."""
         device, dtype = self.placement(device, dtype)
         shape = (batch_size, self.num_heads, self.num_features, self.head_dim + 1)
-        wide = torch.promote_types(dtype, torch.float32)
+        wide = compute_dtype(dtype)
         return TaylorAttentionState(torch.zeros(shape, device=device, dtype=wide))
 
     @property

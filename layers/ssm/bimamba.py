@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.kernels import selective_scan
+from zoo.kernels.dispatch import compute_dtype
 from zoo.layers.conv import CausalConv1d
 from zoo.layers.linear import WideBias
 from zoo.layers.precision import KeepsFloat32
@@ -80,7 +81,7 @@ class BiMamba(KeepsFloat32):
         return selective_scan(
             x,
             dt_proj(dt),
-            -A_log.to(torch.promote_types(A_log.dtype, torch.float32)).exp(),
+            -A_log.to(compute_dtype(A_log)).exp(),
             B.unsqueeze(2),
             C.unsqueeze(2),
             D=D,

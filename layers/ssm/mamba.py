@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.kernels import selective_scan
+from zoo.kernels.dispatch import compute_dtype
 from zoo.layers.conv import CausalConv1d
 from zoo.layers.linear import WideBias
 from zoo.layers.mixer import Mixer, skips_padding
@@ -91,7 +92,7 @@ class Mamba(Mixer):
         y, ssm = selective_scan(
             x,
             self.dt_proj(dt),
-            -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp(),
+            -self.A_log.to(compute_dtype(self.A_log)).exp(),
             B.unsqueeze(2),
             C.unsqueeze(2),
             D=self.D,
@@ -108,7 +109,7 @@ class Mamba(Mixer):
         """Zeros; the size does not depend on ``max_length``."""
         device, dtype = self.placement(device, dtype)
         conv = torch.zeros(batch_size, self.d_conv - 1, self.d_inner, device=device, dtype=dtype)
-        wide = torch.promote_types(dtype, torch.float32)
+        wide = compute_dtype(dtype)
         return MambaState(conv, torch.zeros(batch_size, self.d_inner, self.d_state, device=device, dtype=wide))
 
     def state_size(self, length: int) -> int:

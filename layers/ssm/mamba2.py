@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.kernels import ssd
+from zoo.kernels.dispatch import compute_dtype
 from zoo.layers.conv import CausalConv1d
 from zoo.layers.mixer import Mixer, skips_padding
 from zoo.layers.norm import GatedRMSNorm
@@ -126,7 +127,7 @@ class Mamba2(Mixer):
         y, ssm = ssd(
             x.unflatten(-1, (self.num_heads, self.head_dim)),
             dt,
-            -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp(),
+            -self.A_log.to(compute_dtype(self.A_log)).exp(),
             B.unflatten(-1, (self.num_groups, self.d_state)),
             C.unflatten(-1, (self.num_groups, self.d_state)),
             D=self.D,
@@ -146,7 +147,7 @@ class Mamba2(Mixer):
         device, dtype = self.placement(device, dtype)
         conv = torch.zeros(batch_size, self.d_conv - 1, self.conv_dim, device=device, dtype=dtype)
         shape = (batch_size, self.num_heads, self.head_dim, self.d_state)
-        return Mamba2State(conv, torch.zeros(shape, device=device, dtype=torch.promote_types(dtype, torch.float32)))
+        return Mamba2State(conv, torch.zeros(shape, device=device, dtype=compute_dtype(dtype)))
 
     def state_size(self, length: int) -> int:
         """Constant in ``length``."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.kernels.dispatch import compute_dtype
 from zoo.layers.batch_norm import BatchNorm1d
 from zoo.layers.drop import DropPath
 from zoo.layers.ssm.s4 import S4
@@ -19,7 +20,7 @@ class SequenceNorm(BatchNorm1d):
         """x (B, T, dim), and mask (B, T), False where there is padding -> (B, T, dim)."""
         if mask is None or not self.training:
             return super().forward(x.flatten(0, 1)).view_as(x)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = x.to(compute_dtype(x))
         weight = mask[..., None].to(wide.dtype)
         count = weight.sum().clamp(min=2)
         mean = (wide * weight).sum((0, 1)) / count

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.kernels.dispatch import full_precision
+from zoo.kernels.dispatch import compute_dtype, full_precision
 from zoo.layers.mixer import Mixer, skips_padding
 from zoo.layers.options import require_at_least
 from zoo.layers.precision import KeepsFloat32
@@ -210,7 +210,7 @@ class StateSpaceMixer(Mixer):
             )
         device, dtype = self.placement(device, dtype)
         shape = (batch_size, self.kernel.dim, self.kernel.d_state)
-        return StateSpaceState(torch.zeros(shape, device=device, dtype=torch.promote_types(dtype, torch.float32)))
+        return StateSpaceState(torch.zeros(shape, device=device, dtype=compute_dtype(dtype)))
 
     def state_size(self, length: int) -> int:
         """Constant in ``length``."""
@@ -219,7 +219,7 @@ class StateSpaceMixer(Mixer):
 
 def wide(tensor: Tensor) -> Tensor:
     """In float32, or float64 if it is."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(compute_dtype(tensor))
 
 
 def as_complex(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.config import require_positive, require_ranges
+from zoo.kernels.dispatch import compute_dtype
 from zoo.layers import Mixer, ModelState, RMSNorm, State
 from zoo.layers.linear import head_loss
 
@@ -141,7 +142,7 @@ class LanguageModel(nn.Module, ABC):
             labels = None if labels is None else labels.gather(1, order)
         x = self.embed(tokens)
         if self.config.residual_in_fp32:
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            x = x.to(compute_dtype(x))
         x = self.forward_blocks(x, state, seq_idx)
         if labels is not None:
             return self.loss(self.forward_norm(x), tokens, labels, seq_idx, num_scored)

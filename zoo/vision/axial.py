@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import require_positive, require_ranges
+from zoo.kernels.dispatch import compute_dtype
 from zoo.layers import recompute
 from zoo.layers.attention import AxialAttention, KeyValueState, shift_down, shift_right
 from zoo.registry import Paper, register_model
@@ -322,7 +323,7 @@ def _alternating(config: AxialConfig, depth: int, columns_masked: bool) -> nn.Mo
 
 def _nats(logits: Tensor, images: Tensor, reduction: str) -> Tensor:
     """-log p of levels (B, C, H, W) under logits (B, C, H, W, num_levels), in float32 or wider."""
-    wide = torch.promote_types(logits.dtype, torch.float32)
+    wide = compute_dtype(logits)
     return F.cross_entropy(logits.movedim(-1, 1).to(wide), images, reduction=reduction)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.config import require_positive
+from zoo.kernels.dispatch import compute_dtype
 from zoo.layers import BiMamba, DropPath, PatchEmbed, RMSNorm
 from zoo.registry import Paper, register_model
 from zoo.vision.base import drop_path_rates
@@ -105,7 +106,7 @@ class Vim(TokenModel):
     def forward_embed(self, x: Tensor) -> Tensor:
         """Patches with the class token between the two halves, plus positions; at least float32."""
         x = super().forward_embed(x)
-        return x.to(torch.promote_types(x.dtype, torch.float32))
+        return x.to(compute_dtype(x))
 
     def forward_norm(self, x: Tensor) -> Tensor:
         """Final RMSNorm."""
