@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.kernels.rope import rope
 from zoo.layers.attention.state import KeyValueState, Place, attended
 from zoo.layers.mixer import Mixer
 from zoo.layers.options import require_at_least
-from zoo.layers.positions import rotary_embedding
+from zoo.layers.positions import rotary_tables
 
 
 class CausalAttention(Mixer):
@@ -55,7 +56,7 @@ class CausalAttention(Mixer):
         """x (B, T, dim) -> (B, T, dim)."""
         place = Place.of(x, state, seq_idx)
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = self.rotated(q, place.position), self.rotated(k, place.position)  # (B, T, H, d)
+        q, k = self.rotated(place.position, q, k)  # (B, T, H, d)
         y = self.mix(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), place, state)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
@@ -70,9 +71,12 @@ class CausalAttention(Mixer):
             enable_gqa=self.num_heads != self.num_kv_heads,
         )  # fmt: skip
 
-    def rotated(self, heads: Tensor, positions: Tensor) -> Tensor:
+    def rotated(self, positions: Tensor, *heads: Tensor) -> tuple[Tensor, ...]:
         """Queries or keys (B, T, H, d) turned by their positions (T,) or (B, T), if positions count here."""
-        return heads if self.rope_base is None else rotary_embedding(heads, positions, self.rope_base)
+        if self.rope_base is None:
+            return heads
+        tables = rotary_tables(positions, self.head_dim, self.rope_base, heads[0].dtype)
+        return tuple(rope(one, *tables) for one in heads)
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> KeyValueState:
         """An empty cache of capacity ``max_length``, or one that grows."""

@@ -178,10 +178,13 @@ class KeyValueState(State):
 
     def keys(self) -> Keys:
         """All that is held."""
-        position = self._contiguous()[0] if self.position is None else self.position
+        if self.position is None:
+            position = torch.arange(self.seen - self.filled, self.seen, device=self.key.device)
+        else:
+            position = self.position[:, : self.filled]
         ids = None if self.ids is None else self.ids[:, : self.filled]
         held = self.key[:, :, : self.filled], self.value[:, :, : self.filled]
-        return Keys(*held, position[..., : self.filled], ids)
+        return Keys(*held, position, ids)
 
     def keep(self, slots: Tensor) -> None:
         """Evict all but the ``slots`` (n,) or (B, n), ascending; the tokens keep their positions."""

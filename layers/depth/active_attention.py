@@ -58,13 +58,13 @@ class ActiveAttention(CausalAttention):
     def write(self, x: Tensor, tokens: ActiveTokens, state: KeyValueState | None = None) -> Keys:
         """Keys of the active tokens x (B, N, dim), after those in ``state``, which keeps them."""
         k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))  # (B, N, H, d)
-        k = self.rotated(k, tokens.position)
+        (k,) = self.rotated(tokens.position, k)
         keys = Keys(k.transpose(1, 2), v.transpose(1, 2), tokens.position, tokens.ids)
         return keys if state is None else state.write(keys)
 
     def read(self, x: Tensor, tokens: ActiveTokens, keys: Keys) -> Tensor:
         """The active tokens x (B, N, dim) attend to ``keys`` -> (B, N, dim)."""
-        q = self.rotated(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), tokens.position)
+        (q,) = self.rotated(tokens.position, self.q_proj(x).unflatten(-1, (-1, self.head_dim)))
         y = self.attend(q.transpose(1, 2), keys.key, keys.value, keys.mask(tokens))
         return self.out_proj(y.transpose(1, 2).flatten(2))
 

@@ -166,7 +166,7 @@ def test_the_next_token_after_an_eviction_stands_at_its_own_position():
     y = mixer(x[:, 16:], state)
     assert state.position is not None and state.position[:, :9].tolist() == [[*row, 16] for row in kept.tolist()]
     q, k, v = (proj(x).unflatten(-1, (-1, 6)) for proj in (mixer.q_proj, mixer.k_proj, mixer.v_proj))
-    q, k = (mixer.rotated(heads, torch.arange(17)) for heads in (q, k))
+    q, k = mixer.rotated(torch.arange(17), q, k)
     for row in range(2):
         seen = [*kept[row].tolist(), 16]
         keys, values = (heads[row, seen].repeat_interleave(2, 1) for heads in (k, v))
