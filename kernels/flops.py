@@ -21,8 +21,27 @@ def flop_counter(**options: Any) -> FlopCounterMode:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    mapping = {getattr(torch.ops.zoo, name): _of_shapes(formula) for name, formula in FORMULAS.items()}
+    mapping: dict[Any, Callable[..., int]] = _attention_on_the_cpu() | {
+        getattr(torch.ops.zoo, name): _of_shapes(formula) for name, formula in FORMULAS.items()
+    }
     return FlopCounterMode(custom_mapping=mapping, **options)
+
+
+def _attention_on_the_cpu() -> dict[Any, Callable[..., int]]:
+    """Of torch's own attention, which the counter of torch 2.11 does not know on the CPU, nor with grouped heads."""
+    aten = torch.ops.aten
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: _attention(q, k, v, 1, 1),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda _, q, k, v, *__, **___: _attention(
+            q, k, v, 3, 2
+        ),
+    }
+
+
+def _attention(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], of_keys: int, of_values: int) -> int:
+    """Products of (T, S) with the width of the keys and of the values, (B, H, T, d) and (B, H, S, d)."""
+    (batch, heads, length, width), (keys, value_width) = q, (k[2], v[3])
+    return 2 * batch * heads * length * keys * (of_keys * width + of_values * value_width)
 
 
 def _of_shapes(formula: Callable[..., int]) -> Callable[..., int]:

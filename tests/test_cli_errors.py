@@ -89,7 +89,7 @@ def test_an_image_of_too_many_pixels(monkeypatch, capfd) -> None:
         (["train", "digits_vit_nano", "--output", "file"], "file is a file: --output file must be a folder"),
         (["train", "digits_vit_nano", "--output", "file/run"], "file is a file: --output file/run must be a folder"),
         (["train", "digits_vit_nano", "--model.optimizer_args", '{"nope": 1}'], "unexpected keyword argument 'nope'"),
-        (["train", "digits_vit_nano", "--model.optimizer", "nope"], "nope not found"),
+        (["train", "digits_vit_nano", "--model.optimizer", "nope"], "'nope'"),
         (["train", "digits_vit_nano", "--seed_everything", str(2**63)], str(2**63)),
         (["predict", "./nosuchdir", "a.png"], "./nosuchdir is not there"),
         (["export", "file", "x.onnx"], "file is no folder"),
