@@ -21,6 +21,7 @@ from urllib.request import Request, urlopen
 from zoo.checkpoints.connection import endpoint, transport_errors, unreachable, without_connection
 from zoo.checkpoints.index import Weights, check_inside
 from zoo.checkpoints.io import CONFIG, INDICES, SINGLE
+from zoo.checkpoints.json_files import read_json
 
 ATTEMPTS = 5  # connections that may break before a download gives up; each goes on where the last one ended
 BLOCK = 1 << 20  # bytes
@@ -262,8 +263,8 @@ def _verified(path: Path, origin: str, weights: Weights, name: str) -> Path:
 
 def _shards(listing: Path) -> list[str]:
     try:
-        names = sorted(set(json.loads(listing.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
+        names = sorted(set(read_json(listing)["weight_map"].values()))
+    except (LookupError, AttributeError, TypeError) as error:
         raise ValueError(f"{listing} is no index of shards: {error!r}; download it again") from error
     for shard in names:
         check_inside(shard)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from zoo.checkpoints.connection import endpoint, transport_errors, unreachable
 from zoo.checkpoints.io import CONFIG, SINGLE, read_config
-
-CARD = "README.md"
+from zoo.checkpoints.write import CARD, COMPANIONS, weights_in
 
 
 def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
-    """Upload a folder written by ``zoo.save_model`` (config.json, weights, model card); the repository is made if need
-    be. Needs a token that may write: HF_TOKEN, or `hf auth login`.
+    """Upload a folder written by ``zoo.save_model``: config.json, weights, model card, and a tokenizer beside them.
+
+    The repository is made if need be. Needs a token that may write: HF_TOKEN, or `hf auth login`.
 
     Returns:
         The address of the commit.
@@ -26,7 +26,7 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
 
     folder = Path(folder)
     read_config(folder)
-    weights = [name for name in SINGLE if (folder / name).exists()]
+    weights = sorted(weights_in(folder))
     if not weights or not (folder / CARD).exists():
         raise FileNotFoundError(f"{folder} lacks {CARD if weights else ' or '.join(SINGLE)}: save it by zoo.save_model")
     if (reason := unreachable()) is not None:
@@ -35,7 +35,10 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         done = api.upload_folder(
-            repo_id=repo, folder_path=folder, allow_patterns=[CONFIG, CARD, *weights], commit_message="Upload model"
+            repo_id=repo,
+            folder_path=folder,
+            allow_patterns=[CONFIG, CARD, *COMPANIONS, *weights],
+            commit_message="Upload model",
         )
     except HFValidationError as error:
         raise ValueError(str(error)) from error

@@ -36,7 +36,8 @@ def rotary_tables(
 
 
 def resize_grid(table: Tensor, grid: tuple[int, int], source: tuple[int, int] | None = None) -> Tensor:
-    """Bicubic, antialiased resize of a table (1, h * w, D) in raster order to (1, grid[0] * grid[1], D), as in timm.
+    """Bicubic, antialiased resize of a table (1, h * w, D) in raster order to (1, grid[0] * grid[1], D), as in timm;
+    float32 or wider.
 
     Args:
         table: values at the positions of a grid.
@@ -47,11 +48,12 @@ def resize_grid(table: Tensor, grid: tuple[int, int], source: tuple[int, int] | 
     side = math.isqrt(table.shape[1])
     if source is None or source[0] * source[1] != table.shape[1]:
         source = (side, side)
-    if source == tuple(grid) or source[0] * source[1] != table.shape[1]:
+    if source == tuple(grid) or source[0] * source[1] != table.shape[1] or not table.is_floating_point():
         return table
-    image = rearrange(table.float(), "b (h w) d -> b d h w", h=source[0])
+    table = table.to(torch.promote_types(table.dtype, torch.float32))
+    image = rearrange(table, "b (h w) d -> b d h w", h=source[0])
     resized = F.interpolate(image, size=grid, mode="bicubic", antialias=True)
-    return rearrange(resized, "b d h w -> b (h w) d").to(table.dtype)
+    return rearrange(resized, "b d h w -> b (h w) d")
 
 
 def resize_positions(
@@ -66,4 +68,4 @@ def resize_positions(
     if resized is patches:
         return table
     row = class_row(resized.shape[1])
-    return torch.cat([resized[:, :row], token, resized[:, row:]], dim=1)
+    return torch.cat([resized[:, :row], token.to(resized.dtype), resized[:, row:]], dim=1)

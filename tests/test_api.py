@@ -29,7 +29,7 @@ def test_signatures():
     ]  # fmt: skip
     assert parameters(zoo.list_models) == ["pattern", "*task", "*family", "*pretrained"]
     assert parameters(zoo.model_info) == ["name"]
-    assert parameters(zoo.save_model) == ["model", "folder", "*notes"]
+    assert parameters(zoo.save_model) == ["model", "folder", "*notes", "*max_shard_size"]
     assert parameters(zoo.prefetch) == ["name"]
     assert parameters(zoo.predict) == ["model", "images", "*top_k"]
     assert parameters(zoo.export_onnx) == ["model", "path", "*fixed_batch"]

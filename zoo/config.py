@@ -10,6 +10,7 @@ import re
 import textwrap
 import types
 import typing
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -80,26 +81,66 @@ def _named(fields: typing.Mapping[str, Any]) -> str:
     return ", ".join(f"{field}={value!r}" for field, value in fields.items())
 
 
-def from_json(config: ConfigType, name: str, fields: dict[str, Any]) -> ConfigType:
+def from_json(
+    config: ConfigType, name: str, fields: dict[str, Any], check: Callable[[dict[str, Any]], None] | None = None
+) -> ConfigType:
     """``config`` with the fields of a file: lists become tuples, and every value must have its field's type.
+
+    Args:
+        config: what the fields are changes to.
+        name: of the model, for errors.
+        fields: as JSON has them.
+        check: sees the values before a configuration is made of them, which may already be too much for large ones.
 
     Raises:
         TypeError: for a field that does not exist, or a value of another type.
+        ValueError: for a number that no field means: NaN, an infinity or a negative integer where ``config`` has none.
     """
     if not isinstance(fields, dict):
         raise TypeError(f"{name}: the configuration must be an object, got {fields!r}")
     hints = typing.get_type_hints(type(config))
-    values = {field: _tuples(value) for field, value in fields.items()}
+    values = {field: _typed(_tuples(value), hints.get(field)) for field, value in fields.items()}
     for field, value in values.items():
         if field in hints and not _fits(value, hints[field]):
             hint = hints[field]
             wanted = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint
             raise TypeError(f"{name}: {field} must be {wanted}, got {value!r}")
-    return override(config, name, values)
+    if check is not None:
+        check(values)
+    changed = override(config, name, values)
+    for field, value in values.items():  # what the configuration itself accepts
+        known = map(_unusual, _numbers(getattr(config, field)))
+        if unusual := set(map(_unusual, _numbers(value))) - {"", *known}:
+            raise ValueError(f"{name}: {field} must not be {' or '.join(sorted(unusual))}, got {value!r}")
+    return changed
 
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """Integers as floats where a field holds floats alone; JSON does not tell 1 from 1.0."""
+    options = typing.get_args(hint)
+    if isinstance(value, tuple) and typing.get_origin(hint) is tuple and options:
+        return tuple(_typed(item, options[0]) for item in value)
+    alone = hint is float or (float in options and int not in options)
+    return float(value) if alone and type(value) is int and abs(value) < 2**1000 else value
+
+
+def _numbers(value: Any) -> typing.Iterator[float]:
+    if isinstance(value, (int, float)):
+        yield value
+    elif isinstance(value, (tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(item)
+
+
+def _unusual(number: float) -> str:
+    """What is odd about a number; the empty string for most."""
+    if isinstance(number, int):
+        return "negative" if number < 0 else ""
+    return "not a number" if math.isnan(number) else "infinite" if math.isinf(number) else ""
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -115,7 +156,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, (dict, hint))  # type: ignore[arg-type]
     if isinstance(value, bool) or hint is bool:
         return isinstance(value, bool) and hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
+    return isinstance(value, hint)
 
 
 def require_positive(config: Any, *fields: str) -> None:

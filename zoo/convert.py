@@ -7,20 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints import read_state_dict, write_folder
+from zoo.checkpoints import read_config, read_state_dict, write_folder
 from zoo.checkpoints.convert import LAYOUTS, implied, published_config, published_names, settled, to_zoo
 from zoo.config import FREE, agreed, from_json
-from zoo.factory import describe, read_folder, recognise
+from zoo.factory import describe, describe_model, recognise
 from zoo.loading import plan, tied
 from zoo.registry import ModelEntry, lookup, nearest
 
 
 def convert(
-    source: str | Path, target: str | Path, to: str = "zoo", *, name: str | None = None, ema: bool = False
+    source: str | Path, target: str | Path, to: str = "zoo", *, name: str | None = None, ema: bool | None = None
 ) -> Path:
     """Read a checkpoint in any layout the zoo knows and write a folder in another.
 
-    Tensors keep their dtype, and are read from the disk as they are written.
+    Tensors keep their dtype, and are read from the disk as they are written. The tokenizer and the settings of
+    generation that lie beside a folder's weights come along.
 
     Args:
         source: a folder with a ``config.json`` (of the zoo, transformers, mamba-ssm, timm, or the authors of BASED),
@@ -29,7 +30,8 @@ def convert(
         to: "zoo", "transformers" (mamba, mamba2, falcon_h1, deepseek, moe) or "timm" (vit, efficientvit, shvit,
             vovnet).
         name: of the registered model whose weights ``source`` holds.
-        ema: take the averaged copy of a PyTorch file.
+        ema: True takes the averaged copy of a PyTorch file, False the trained weights; None, as ``create_model`` does,
+            the former of a Lightning checkpoint of this library and the latter of others.
 
     Raises:
         ValueError: for a checkpoint that is damaged or does not fit, a family the layout does not have, or a field of
@@ -38,20 +40,21 @@ def convert(
     """
     if to not in LAYOUTS:
         raise ValueError(f"unknown layout {to!r}{nearest(to, LAYOUTS)}; layouts: {', '.join(LAYOUTS)}")
+    content = read_config(source) if name is None else {}
+    published = read_state_dict(source, ema)
     if name is None:
-        entry, config = read_folder(Path(source))
+        entry, config = describe_model(content, published, str(source))
     else:
         entry, config = lookup(name), lookup(name).configure()
-    published = read_state_dict(source, ema)
     config = agreed(config, {}, implied(published), str(source))
     model, _, tensors = plan(to_zoo(published), entry.model_class, config, str(source))
     aliases = tied(model)
     tensors = {key: tensor for key, tensor in tensors.items() if key not in aliases}
     card = describe(entry, sum(parameter.numel() for parameter in model.parameters()))
-    if to == "zoo":
-        return write_folder(target, tensors, {"architecture": entry.name, "config": dataclasses.asdict(config)}, card)
-    described = _published(entry, config, to)
-    return write_folder(target, published_names(to, entry.family, tensors), described, card)
+    described: Mapping[str, Any] = {"architecture": entry.name, "config": dataclasses.asdict(config)}
+    if to != "zoo":
+        described, tensors = _published(entry, config, to), published_names(to, entry.family, tensors)
+    return write_folder(target, tensors, described, card, companions=Path(source) if Path(source).is_dir() else None)
 
 
 def _published(entry: ModelEntry, config: Any, to: str) -> Mapping[str, Any]:

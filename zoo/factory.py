@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -16,7 +17,8 @@ from zoo.checkpoints.convert import foreign_config, implied, to_zoo
 from zoo.checkpoints.index import INDEX
 from zoo.checkpoints.io import CONFIG
 from zoo.config import agreed, describe_fields, from_json, override
-from zoo.loading import build_around, cast, tied, without_memory
+from zoo.limits import check_sizes
+from zoo.loading import build_around, cast, check_rebuilds, tied, without_memory
 from zoo.registry import ModelEntry, Paper, entries, lookup, nearest
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def create_model(
     *,
     checkpoint_path: str | Path | None = None,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
     deploy: bool = False,
     features_only: Literal[False] = False,
     **config_overrides: Any,
@@ -50,7 +52,7 @@ def create_model(
     *,
     checkpoint_path: str | Path | None = None,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
     deploy: bool = False,
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
@@ -64,15 +66,18 @@ def create_model(
             mamba-ssm write them.
         pretrained: load the published weights, downloaded once, or the bundled ones. The config.json beside them
             decides over the name's defaults. With another num_classes the classifier is a fresh one.
-        checkpoint_path: load these weights: a safetensors or PyTorch file, or a folder.
+        checkpoint_path: load these weights: a safetensors or PyTorch file, or a folder. Of a Lightning checkpoint of
+            this library the averaged model, where there is one. With another num_classes the classifier is a fresh one.
         device: where to build it; "meta" builds without memory, and so without weights.
         dtype: floating dtype of the parameters; those a layer names in ``float32_parameters`` (A_log, D, dt_bias) stay
-            float32 under bfloat16 and float16.
+            float32 under bfloat16 and float16. "auto" takes that of the weights, as most of their numbers have it.
         deploy: vision models only: in the form for inference, ``model.fuse()``, in eval mode and channels_last. On the
             CPU its convolutions keep a second copy of their weights, in the layout of oneDNN (``InferenceConv2d``).
         features_only: vision models only: the list of feature maps instead of logits, by ``zoo.vision.FeatureNet``.
         out_indices: which of them, by index (negative from the end), or the last so many for an int; all for None.
-        config_overrides: fields of the model's configuration; they win over what a tag or a file says.
+        config_overrides: fields of the model's configuration; they win over what a tag or a file says. Weights for
+            other channels (in_chans) are adapted, and tables of positions for images of another size resized, as in
+            timm.
 
     Raises:
         ValueError: for an unknown name or tag, sizes that do not fit together, or a checkpoint that does not fit (the
@@ -82,6 +87,8 @@ def create_model(
     if out_indices is not None and not features_only:
         raise ValueError(f"out_indices go with features_only=True, got out_indices {out_indices}")
     wanted = _resolve(name, pretrained, checkpoint_path, config_overrides)
+    if features_only:  # whose classifier goes
+        wanted = dataclasses.replace(wanted, changed=wanted.changed | {"num_classes"})
     model = _build(wanted, torch.device(device or torch.get_default_device()), dtype)
     return _vision_form(model, deploy, features_only, out_indices) if deploy or features_only else model
 
@@ -91,7 +98,7 @@ class _Wanted:
     """A registered model, its configuration, and the weights it starts from.
 
     weights: as the file has them. source: of them, for errors. known: the configuration they were made with, where
-    that is known. changed: the fields in which the caller wants the model to differ from them.
+    that is known. changed: the fields in which the caller wants the model to differ from them. folder: of a model.
     """
 
     entry: ModelEntry
@@ -100,6 +107,7 @@ class _Wanted:
     source: str = ""
     known: Any = None
     changed: frozenset[str] = frozenset()
+    folder: Path | None = None
 
 
 def _resolve(name: str, pretrained: bool, checkpoint_path: str | Path | None, overrides: dict[str, Any]) -> _Wanted:
@@ -113,8 +121,8 @@ def _resolve(name: str, pretrained: bool, checkpoint_path: str | Path | None, ov
         if pretrained or checkpoint_path is not None:
             raise ValueError(f"{kind}: already names the weights; leave out pretrained and checkpoint_path")
         folder = Path(place) if kind == "local-dir" else prefetch(name)
-        entry, known = read_folder(folder)
-        weights, source = read_state_dict(folder), str(folder)
+        content, weights, source = read_config(folder), read_state_dict(folder), str(folder)
+        entry, known = describe_model(content, weights, source)
     else:
         entry, tag = _entry_and_tag(name, pretrained)
         known, weights, source = entry.configure(), None, f"{entry.name}.{tag}"
@@ -123,16 +131,17 @@ def _resolve(name: str, pretrained: bool, checkpoint_path: str | Path | None, ov
         if pretrained and tag == "bundled":
             weights = bundled.read(entry.name)
         elif pretrained:
-            path, known = _fetch(entry, tag)
-            weights = read_state_dict(path)
+            weights, known = _fetched(entry, tag)
         elif checkpoint_path is not None:
             weights, source = read_state_dict(checkpoint_path), str(checkpoint_path)
+        folder = None
         if tag in INDEX.get(entry.name, {}):
             known = override(known, entry.name, dict(INDEX[entry.name][tag].fields))
     config = override(known, entry.name, overrides)
     if weights is not None:
         config = agreed(config, overrides, implied(weights), source)
-    return _Wanted(entry, config, weights, source, None if checkpoint_path else known, frozenset(overrides))
+    known = None if checkpoint_path else known
+    return _Wanted(entry, config, weights, source, known, frozenset(overrides), folder)
 
 
 def prefetch(name: str) -> Path:
@@ -171,47 +180,72 @@ def _entry_and_tag(name: str, pretrained: bool) -> tuple[ModelEntry, str]:
     return entry, tag or (entry.tags[0] if pretrained else "")
 
 
-def _fetch(entry: ModelEntry, tag: str) -> tuple[Path, Any]:
-    """The weights of a tag, and the configuration that the config.json beside them describes, or the name's."""
+def _fetch(entry: ModelEntry, tag: str) -> tuple[Path, Path | None]:
+    """The files of a tag: weights, and the config.json beside them."""
     from zoo.checkpoints.download import fetch, fetch_config
 
     if tag not in INDEX.get(entry.name, {}):
         raise ValueError(f"nothing says where the weights {entry.name}.{tag} are: load them by checkpoint_path=FILE")
-    weights, name, config = INDEX[entry.name][tag], f"{entry.name}.{tag}", entry.configure()
+    weights, name = INDEX[entry.name][tag], f"{entry.name}.{tag}"
     described = fetch_config(weights, name)
+    return fetch(weights, name), described
+
+
+def _fetched(entry: ModelEntry, tag: str) -> tuple[dict[str, Tensor], Any]:
+    """The weights of a tag, and the configuration that the config.json beside them describes, or the name's."""
+    path, described = _fetch(entry, tag)
+    weights, config = read_state_dict(path), entry.configure()
     if described is not None:
         try:
-            config = read_folder(described.parent, entry)[1]
+            config = describe_model(read_config(described.parent), weights, str(described.parent), entry)[1]
         except ValueError:
-            if weights.in_layout:
+            if INDEX[entry.name][tag].in_layout:
                 raise  # else it is another library's, and of no concern to a file of the authors' own
-    return fetch(weights, name), config
+    return weights, config
 
 
-def save_model(model: nn.Module, folder: str | Path, *, notes: Mapping[str, str] | None = None) -> Path:
+def save_model(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    notes: Mapping[str, str] | None = None,
+    max_shard_size: int | str | None = None,
+) -> Path:
     """Write ``model.safetensors``, ``config.json`` and a model card; ``create_model("local-dir:FOLDER")`` reads them.
 
+    Weights of an earlier save go; a tokenizer in the folder stays, and one beside the files that the model was loaded
+    from is copied. The module inside ``torch.compile``'s or DistributedDataParallel's is the one that is saved.
     Compressed weights (torchao's ``quantize_``) are written as the numbers they stand for: the folder loads as a plain
     model of the same outputs, which can be compressed again.
 
     Args:
+        model: built by ``create_model``.
+        folder: made where it does not exist.
         notes: further rows of the card, such as {"licence": "apache-2.0", "metric": "98.3 % accuracy", "recipe":
             "digits_vim_nano", "commit": "44174c2"}.
+        max_shard_size: bytes of a file of weights, such as 5_000_000_000 or "5GB"; None writes one file.
 
     Raises:
-        ValueError: for a model that ``create_model`` did not build or that was fused, a tensor that is not plain and
-            cannot be made so, or a path that is a file.
+        ValueError: for a model that ``create_model`` did not build or would build otherwise (a head replaced by hand, a
+            grown vocabulary, an adapter), or that was fused, a tensor that is not plain and cannot be made so, or a
+            path that is a file.
     """
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        model = model.module
     if not isinstance(getattr(model, "config_name", None), str):
         raise ValueError(f"save_model takes a model built by create_model, got {type(model).__name__}")
     if getattr(model, "fused", False):
         raise ValueError("a fused model cannot be rebuilt from its configuration: save it before fuse() or deploy=True")
-    name: str = model.config_name  # type: ignore[assignment]
+    known: Any = model
+    entry = lookup(known.config_name)
+    check_rebuilds(model, entry.model_class, known.config, entry.name)
     aliases = tied(model)
     tensors = {key: tensor for key, tensor in model.state_dict().items() if key not in aliases}
-    config = {"architecture": name, "config": dataclasses.asdict(model.config)}  # type: ignore[arg-type]
-    card = describe(lookup(name), sum(parameter.numel() for parameter in model.parameters()), notes or {})
-    return write_folder(folder, tensors, config, card)
+    config = {"architecture": entry.name, "config": dataclasses.asdict(known.config)}
+    card = describe(entry, sum(parameter.numel() for parameter in model.parameters()), notes or {})
+    companions = getattr(model, "source_folder", None)
+    return write_folder(folder, tensors, config, card, companions=companions, max_shard_size=max_shard_size)
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str = "the checkpoint") -> None:
@@ -269,12 +303,15 @@ def model_info(name: str) -> ModelInfo:
     return ModelInfo(entry.name, entry.task, entry.family, entry.paper, *described)
 
 
-def _build(wanted: _Wanted, device: torch.device, dtype: torch.dtype | None) -> Any:
+def _build(wanted: _Wanted, device: torch.device, dtype: torch.dtype | Literal["auto"] | None) -> Any:
     build, config = wanted.entry.model_class, wanted.config
+    tensors = None if wanted.weights is None else to_zoo(wanted.weights)
+    if dtype == "auto":
+        dtype = _common_dtype(tensors or {})
     model: Any
-    if wanted.weights is not None and device.type != "meta":  # which has no memory to load into
+    if tensors is not None and device.type != "meta":  # which has no memory to load into
         model = build_around(
-            to_zoo(wanted.weights), build, config, wanted.source,
+            tensors, build, config, wanted.source,
             device=device, dtype=dtype, known=wanted.known, changed=wanted.changed,
         )  # fmt: skip
     else:
@@ -282,8 +319,17 @@ def _build(wanted: _Wanted, device: torch.device, dtype: torch.dtype | None) -> 
             model = build(config)
         if dtype is not None:
             cast(model, dtype)
-    model.config_name = wanted.entry.name
+    model.config_name, model.source_folder = wanted.entry.name, wanted.folder
     return model
+
+
+def _common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
+    """The floating dtype that most of the numbers have."""
+    counts: dict[torch.dtype, int] = {}
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    return max(counts, key=lambda dtype: counts[dtype], default=None)
 
 
 def _vision_form(model: nn.Module, deploy: bool, features_only: bool, out_indices: Any) -> nn.Module:
@@ -296,32 +342,37 @@ def _vision_form(model: nn.Module, deploy: bool, features_only: bool, out_indice
     return FeatureNet(model, out_indices) if features_only else model
 
 
-def read_folder(folder: Path, entry: ModelEntry | None = None) -> tuple[ModelEntry, Any]:
-    """The registered model and the configuration that the ``config.json`` of a folder describes.
+def describe_model(
+    content: Mapping[str, Any], weights: Mapping[str, Tensor], source: str, entry: ModelEntry | None = None
+) -> tuple[ModelEntry, Any]:
+    """The registered model and the configuration that a ``config.json`` describes; see ``recognise``.
 
     Args:
-        folder: with a ``config.json``.
+        content: of the ``config.json``.
+        weights: what lies beside it, which tells how large the model can be.
+        source: the folder, for errors.
         entry: the model that it must describe, in some configuration.
 
     Raises:
-        FileNotFoundError: when there is none.
-        ValueError: when it describes no model of the zoo, or one of another family.
+        ValueError: when it describes no model of the zoo, one of another family, or one far larger than the weights.
     """
-    content = read_config(folder)
     try:
-        return recognise(content, entry)
+        return recognise(content, entry, weights)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / CONFIG} describes no model of the zoo: {error}") from error
+        raise ValueError(f"{Path(source) / CONFIG} describes no model of the zoo: {error}") from error
 
 
-def recognise(content: Mapping[str, Any], entry: ModelEntry | None = None) -> tuple[ModelEntry, Any]:
+def recognise(
+    content: Mapping[str, Any], entry: ModelEntry | None = None, weights: Mapping[str, Tensor] | None = None
+) -> tuple[ModelEntry, Any]:
     """The registered model and the configuration that the content of a ``config.json`` describes.
 
     Where a layout says the family alone, the sizes are in the configuration and the model is ``entry``, or the family's
     first.
 
     Raises:
-        LookupError, TypeError, ValueError, ...: for content that describes none, or another family than ``entry``'s.
+        LookupError, TypeError, ValueError, ...: for content that describes none, another family than ``entry``'s, or
+            one far larger than the ``weights``.
     """
     base, fields = foreign_config(content, entries())
     families = {known.family: known for known in reversed(entries().values())}
@@ -329,7 +380,8 @@ def recognise(content: Mapping[str, Any], entry: ModelEntry | None = None) -> tu
     if entry is not None and found.family != entry.family:
         raise ValueError(f"it is of the family {found.family!r}, and {entry.name} of {entry.family!r}")
     start = entry if entry is not None and base in families else found
-    return entry or found, from_json(start.configure(), base, fields)
+    check = None if weights is None else partial(check_sizes, tensors=weights)
+    return entry or found, from_json(start.configure(), base, fields, check)
 
 
 def describe(entry: ModelEntry, count: int, notes: Mapping[str, str] = MappingProxyType({})) -> str:

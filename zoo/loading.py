@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints import fit_state_dict
-from zoo.limits import check_sizes, each_parameter, few_parameters
+from zoo.limits import check_bytes, check_sizes, each_parameter, few_parameters
 
 ALIGNED, SMALL = 64, 1 << 20  # bytes; kernels may sum in another order where memory is not aligned: below, it is copied
 
@@ -86,7 +86,7 @@ def plan(
     """
     model = without_memory(build, config, tensors, source)
     if "num_classes" in changed and hasattr(model, "reset_classifier"):
-        head = tensors.get(f"{model.classifier}.weight")
+        head = tensors.get(f"{getattr(model, 'classifier', 'head')}.weight")
         classes = 0 if head is None else len(head)
         if classes != config.num_classes:
             config = dataclasses.replace(config, num_classes=classes)
@@ -104,10 +104,12 @@ def without_memory(build: Callable[[Any], nn.Module], config: Any, tensors: Mapp
     Raises:
         ValueError: naming ``source``, for a configuration that describes none, or one that is far larger.
     """
-    check_sizes(config, tensors, source)
     try:
-        with torch.device("meta"), few_parameters(tensors, source):
-            return build(config)
+        check_sizes(vars(config) if dataclasses.is_dataclass(config) else {}, tensors)
+        with torch.device("meta"), few_parameters(tensors):
+            model = build(config)
+        check_bytes(model, tensors)
+        return model
     except (ArithmeticError, LookupError, MemoryError, RecursionError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{source}: no model can be built: {error}") from error
 
@@ -129,6 +131,30 @@ def tied(model: nn.Module) -> dict[str, str]:
     }
 
 
+def check_rebuilds(model: nn.Module, build: Callable[[Any], nn.Module], config: Any, name: str) -> None:
+    """Raise a ValueError unless ``build(config)`` takes the state dict of ``model`` back as it is."""
+    with torch.device("meta"):
+        made = build(config)
+    held, expected = model.state_dict(), made.state_dict()
+    differences = [
+        *(f"{key} is not of its configuration" for key in held if key not in expected),
+        *(f"{key} is missing" for key in expected if key not in held),
+        *(
+            f"{key} has shape {tuple(tensor.shape)}, its configuration {tuple(expected[key].shape)}"
+            for key, tensor in held.items()
+            if key in expected and isinstance(tensor, Tensor) and tensor.shape != expected[key].shape
+        ),
+        *(f"{key} is {'' if key in tied(model) else 'not '}tied" for key in tied(model).keys() ^ tied(made).keys()),
+    ]
+    if differences:
+        raise ValueError(
+            f"create_model could not load this {name} again; nothing was written: {', '.join(differences[:5])}"
+            f"{', ...' if differences[5:] else ''}. Change a model by its configuration, which is saved with it: "
+            "create_model(..., vocab_size=, tie_embeddings=, num_classes=) or model.reset_classifier(classes); merge "
+            "adapters first; torch.save(model.state_dict(), FILE) keeps the tensors as they are"
+        )
+
+
 def adapt_channels(tensors: Mapping[str, Tensor], name: str, channels: int) -> dict[str, Tensor]:
     """The tensors of a model for images of as many ``channels``, from those for C_in.
 
@@ -136,14 +162,15 @@ def adapt_channels(tensors: Mapping[str, Tensor], name: str, channels: int) -> d
     are repeated in turn, times C_in / channels: the response to equal channels stays, as in timm.
     """
     weight = tensors.get(name)
-    if weight is None or weight.dim() < 2 or weight.shape[1] == channels:
+    if weight is None or not weight.is_floating_point() or weight.dim() < 2 or weight.shape[1] == channels:
         return dict(tensors)
     given = weight.shape[1]
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     if channels == 1:
-        adapted = weight.float().sum(1, keepdim=True)
+        adapted = weight.sum(1, keepdim=True)
     else:
-        adapted = weight.float()[:, torch.arange(channels) % given] * (given / channels)
-    return {**tensors, name: adapted.to(weight.dtype)}
+        adapted = weight[:, torch.arange(channels) % given] * (given / channels)
+    return {**tensors, name: adapted}
 
 
 def release(parameter: nn.Parameter) -> nn.Parameter | None:

@@ -22,7 +22,7 @@ from zoo.checkpoints.convert import (
     timm_models,
     vovnet,
 )
-from zoo.checkpoints.convert.rename import unwrap
+from zoo.checkpoints.convert.rename import unwrapped
 
 __all__ = [
     "CONVERTERS",
@@ -47,7 +47,7 @@ _TIMM = {"vit": dict, "efficientvit": efficientvit.to_timm, "shvit": efficientvi
 def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A published state dict under the zoo's names; one that no converter recognises is returned as it is.
 
-    Prefixes that wrappers add ("module.", "_orig_mod.", and "model." where no converter knows it) are taken off.
+    Names that wrappers add ("module.", "_orig_mod.", and "model." where no converter knows it) are taken off.
     """
     converter, tensors = _recognised(state_dict)
     return tensors if converter is None else converter.to_zoo(tensors)
@@ -61,13 +61,12 @@ def implied(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _recognised(state_dict: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
     """The converter that knows the names, None where none does, and the tensors without wrappers' prefixes."""
-    bare = unwrap(state_dict, ("module.", "_orig_mod."))
-    unwrapped = unwrap(bare, ("model.",))
-    for tensors in (bare, unwrapped):
+    forms = unwrapped(state_dict)
+    for tensors in forms:
         for converter in (*CONVERTERS, based, efficientvit, m3vit, mcunet, pcdarts, simplenet, vovnet):
             if converter.recognises(tensors):
                 return converter, tensors
-    return None, unwrapped
+    return None, forms[0]
 
 
 def foreign_config(config: Mapping[str, Any], own: Collection[str] = ()) -> tuple[str, dict[str, Any]]:

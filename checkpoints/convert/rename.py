@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+_WITHIN = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
 
 def rename(
     state_dict: Mapping[str, Tensor], pairs: Sequence[tuple[str, str]], backwards: bool = False
@@ -42,12 +44,25 @@ def replace(state_dict: Mapping[str, Tensor], pairs: Sequence[tuple[str, str]]) 
     return renamed
 
 
-def unwrap(state_dict: Mapping[str, Tensor], prefixes: Sequence[str]) -> dict[str, Tensor]:
-    """Take off, as often as one is there, a prefix that all keys share."""
-    tensors = dict(state_dict)
-    while prefix := next((p for p in prefixes if tensors and all(key.startswith(p) for key in tensors)), None):
-        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
-    return tensors
+def unwrapped(state_dict: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The tensors without the names of wrappers, from the barest form to the one that only lost wrappers within.
+
+    Training wraps a model, or parts of it: "module." (several processes), "_orig_mod." (compiled), "model." (a task's),
+    in any order. "model." may also belong to a published layout, so every form that a shared prefix leaves is given.
+
+    Raises:
+        ValueError: for two tensors that have the same name without them.
+    """
+    bare = {_WITHIN.sub("", key): tensor for key, tensor in state_dict.items()}
+    if len(bare) < len(state_dict):
+        raise ValueError(
+            "the checkpoint holds a model and a wrapper of it: the same names with and without '_orig_mod.'"
+        )
+    forms = [bare]
+    while prefix := next((p for p in ("module.", "model.") if bare and all(key.startswith(p) for key in bare)), None):
+        bare = {key.removeprefix(prefix): tensor for key, tensor in bare.items()}
+        forms.insert(0, bare)
+    return forms
 
 
 def number(value: Any) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from pathlib import Path
 
 from zoo.cli.errors import checked
@@ -16,7 +16,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("target", type=Path, help="folder to write")
     parser.add_argument("--to", choices=("zoo", "transformers", "timm"), default="zoo", help="layout (default: zoo)")
     parser.add_argument("--name", help="model whose weights the source holds, where no config.json says so")
-    parser.add_argument("--ema", action="store_true", help="take the averaged copy in a PyTorch file")
+    parser.add_argument(
+        "--ema", action=BooleanOptionalAction, help="take the averaged copy in a PyTorch file, or the trained weights"
+    )
 
 
 def run(known: Namespace) -> int:

@@ -67,7 +67,8 @@ class TokenModel(VisionModel):
         """The table (1, N, dim) for the patches of a grid."""
         if grid == self.patch_embed.grid_size:
             return self.pos_embed
-        return resize_positions(self.pos_embed, grid, self.token_place, self.patch_embed.grid_size)
+        table = resize_positions(self.pos_embed, grid, self.token_place, self.patch_embed.grid_size)
+        return table.to(self.pos_embed.dtype)
 
     def adapt_tensors(self, tensors: Mapping[str, Tensor], known: Any = None) -> dict[str, Tensor]:
         """The position table resized to the grid of this model's patches, the row of the class token apart."""

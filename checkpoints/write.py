@@ -1,0 +1,171 @@
+"""Folders of models: written so that a reader finds the old model or the new one, and no file of a failed save."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.checkpoints.io import CONFIG, INDICES, SINGLE, WEIGHTS
+from zoo.checkpoints.json_files import read_json, write_json
+
+CARD = "README.md"
+COMPANIONS = (  # what lies beside a model and is not of it: how its text is prepared and generated
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.json", "chat_template.jinja",
+    "generation_config.json",
+)  # fmt: skip
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def write_folder(
+    folder: str | Path,
+    state_dict: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    card: str,
+    *,
+    companions: Path | None = None,
+    max_shard_size: int | str | None = None,
+) -> Path:
+    """Write ``model.safetensors`` (or shards of it and their index), ``config.json`` and ``README.md``.
+
+    Each file appears whole or not at all, and the weights of an earlier save go once the new ones are in place: shards
+    and their index, ``pytorch_model.bin``. Whatever else is in the folder stays, a tokenizer for one.
+
+    Args:
+        folder: made where it does not exist.
+        state_dict: tensors of any device.
+        config: content of the ``config.json``.
+        card: the model card.
+        companions: a folder whose tokenizer and generation settings are copied, where ``folder`` has none.
+        max_shard_size: bytes of a file, such as 5_000_000_000 or "5GB"; None writes one file.
+
+    Raises:
+        ValueError: for a path that is a file, or a size that is none.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a folder to save into")
+    tensors = _unshared(state_dict)
+    shards = _shards(tensors, _bytes(max_shard_size))
+    folder.mkdir(parents=True, exist_ok=True)
+    before = weights_in(folder)
+    writers: dict[str, Callable[[Path], Any]] = {
+        name: lambda path, held=held: save_file(held, path, metadata={"format": "pt"}) for name, held in shards.items()
+    }
+    if len(shards) > 1:
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        where = {key: name for name, held in shards.items() for key in held}
+        writers[INDICES[0]] = lambda path: write_json(path, {"metadata": {"total_size": size}, "weight_map": where})
+    described = {
+        CONFIG: lambda path: write_json(path, config),
+        CARD: lambda path: path.write_text(card, encoding="utf-8"),
+    }
+    _put(folder, writers | described)
+    for name in sorted(before - writers.keys(), key=lambda name: name not in INDICES):  # an index before its shards
+        (folder / name).unlink(missing_ok=True)
+    if companions is not None and companions.resolve() != folder.resolve():
+        new = [companions / name for name in COMPANIONS if not (folder / name).exists()]
+        _put(folder, {path.name: partial(shutil.copyfile, path) for path in new if path.is_file()})
+    return folder
+
+
+def plain(name: str, tensor: Any) -> Tensor:
+    """A tensor as a file holds it; a compressed one (torchao's, torch's quantised) as what it stands for.
+
+    Raises:
+        ValueError: naming it, for what is neither a plain tensor nor can be turned into one.
+    """
+    kind = type(tensor)
+    if issubclass(kind, Tensor) and (tensor.is_quantized or kind.dequantize is not Tensor.dequantize):
+        return tensor.dequantize()
+    if kind not in (Tensor, torch.nn.Parameter):
+        raise ValueError(
+            f"{name} is a {kind.__name__}, a file holds plain tensors: save the model before it was compressed or "
+            "sharded, or with the tensors gathered; a tensor class with a method dequantize() is saved as its result"
+        )
+    return tensor
+
+
+def _put(folder: Path, writers: Mapping[str, Callable[[Path], Any]]) -> None:
+    """All files are written under other names first, then renamed; of a failure nothing stays."""
+    from safetensors import SafetensorError
+
+    written: dict[str, Path] = {}
+    try:
+        for name, write in writers.items():
+            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+                written[name] = Path(file.name)
+            write(written[name])
+            os.chmod(written[name], 0o644)
+        for name, path in written.items():
+            os.replace(path, folder / name)
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(f"{folder} cannot be written: {error}") from error
+    finally:
+        for path in written.values():
+            path.unlink(missing_ok=True)
+
+
+def _unshared(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each in memory of its own: a file has no shared tensors."""
+    tensors: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in state_dict.items():
+        tensor = plain(name, tensor).detach().cpu().contiguous()
+        tensors[name] = tensor.clone() if tensor.data_ptr() in places else tensor
+        places.add(tensor.data_ptr())
+    return tensors
+
+
+def _shards(tensors: Mapping[str, Tensor], limit: int | None) -> dict[str, dict[str, Tensor]]:
+    """File name -> its tensors, in order, as many as fit; one that is larger alone has a file of its own."""
+    parts: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if limit is not None and parts[-1] and size + tensor.nbytes > limit:
+            parts.append({})
+            size = 0
+        parts[-1][name] = tensor
+        size += tensor.nbytes
+    if len(parts) == 1:
+        return {WEIGHTS: parts[0]}
+    return {f"model-{i:05d}-of-{len(parts):05d}.safetensors": part for i, part in enumerate(parts, 1)}
+
+
+def _bytes(size: int | str | None) -> int | None:
+    if size is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)", str(size).upper())
+    number = int(float(found[1]) * _UNITS[found[2]]) if found else size
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ValueError(f"max_shard_size must be bytes, or a text such as '5GB' or '200MB', got {size!r}")
+    return number
+
+
+def weights_in(folder: Path) -> set[str]:
+    """Files of weights that a reader of the folder would find: whole ones, indices, and the shards that these name."""
+    found = {name for name in (*SINGLE, *INDICES) if (folder / name).is_file()}
+    for index in found & set(INDICES):
+        found |= set(_named(folder / index))
+    return found
+
+
+def _named(index: Path) -> Iterator[str]:
+    try:
+        shards = set(read_json(index)["weight_map"].values())
+    except (ValueError, LookupError, AttributeError, TypeError):
+        return  # a damaged index goes; what it may have named stays
+    for shard in shards:
+        if isinstance(shard, str) and Path(shard).name == shard and (index.parent / shard).is_file():
+            yield shard
