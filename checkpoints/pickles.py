@@ -29,6 +29,7 @@ _DAMAGED = (
     pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
     AssertionError, ArithmeticError, MemoryError, struct.error,
 )  # fmt: skip
+SPREAD = 1 << 28  # bytes that a tensor may show over fewer: one number in every place of it
 _lock = threading.Lock()
 
 
@@ -100,12 +101,12 @@ def _unwrapped(content: Any) -> Any:
 
 
 def _check_stored(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """A file holds the numbers of its tensors, each in a place of its own: one number is not a table of a billion."""
+    """Tensors are plain, and a file holds about as many numbers as they show: one number is no table of a billion."""
     for name, tensor in tensors.items():
         plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
         if not plain or tensor.is_meta or tensor.is_quantized:
             raise ValueError(f"{path}: {name} is no plain tensor, but {type(tensor).__name__} of {tensor.layout}")
-        if tensor.nbytes > tensor.untyped_storage().nbytes():
+        if tensor.nbytes > max(tensor.untyped_storage().nbytes(), SPREAD):
             raise ValueError(f"{path}: {name} has shape {tuple(tensor.shape)}, but the file holds fewer numbers of it")
 
 
