@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from zoo.checkpoints.connection import endpoint, transport_errors, unreachable, without_connection
@@ -180,7 +181,7 @@ def _hub_file(repo: str, file: str, revision: str | None, name: str, optional: b
 def _fetch_url(weights: Weights, name: str) -> Path:
     """A file of an address, resumed where an earlier try ended."""
     assert weights.url is not None
-    path = cache_folder() / weights.url.rsplit("/", 1)[1]
+    path = cache_folder() / urlsplit(weights.url).path.rsplit("/", 1)[1]
     with _locked(path.name):
         if not path.exists():
             if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):

@@ -156,6 +156,34 @@ for _name, _prefix, _top1 in (
             sha256_prefix=_prefix, data=_IMAGENET, metric=f"{_top1} % top-1", converter="simplenet",
         ),
     )  # fmt: skip
+for _name, _file, _metric in (
+    ("mcunet_in0", "mcunet-10fps_imagenet", "41.5 % top-1"), ("mcunet_in1", "mcunet-5fps_imagenet", "51.5 % top-1"),
+    ("mcunet_in2", "mcunet-256kb-1mb_imagenet", "60.9 % top-1"),
+    ("mcunet_in3", "mcunet-320kb-1mb_imagenet", "62.2 % top-1"),
+    ("mcunet_in4", "mcunet-512kb-2mb_imagenet", "68.4 % top-1"),
+    ("mbv2_w035", "mbv2-w0.35-r144_imagenet", "49.7 % top-1"),
+    ("proxyless_w03", "proxyless-w0.3-r176_imagenet", "57.0 % top-1"),
+    ("mcunet_vww0", "mcunet-10fps_vww", "87.4 %"), ("mcunet_vww1", "mcunet-5fps_vww", "88.9 %"),
+    ("mcunet_vww2", "mcunet-320kb-1mb_vww", "91.7 %"),
+):  # fmt: skip
+    _wake = _file.endswith("vww")
+    _add(
+        _name, "vww" if _wake else "in1k",
+        Weights(
+            url=f"https://hanlab18.mit.edu/projects/tinyml/mcunet/release/{_file}.pth", licence="mit",
+            data="Visual Wake Words" if _wake else _IMAGENET, metric=_metric, converter="mcunet",
+        ),
+    )  # fmt: skip
+for _name, _file, _top1 in (
+    ("vovnet39a", "1lnzsgnixd8gjra/vovnet39_torchvision.pth", "76.77"),
+    ("vovnet57a", "6bfu9gstbwfw31m/vovnet57_torchvision.pth", "77.73"),
+):
+    _add(
+        _name, "in1k",
+        Weights(
+            url=f"https://dl.dropbox.com/s/{_file}?dl=1", data=_IMAGENET, metric=f"{_top1} % top-1", converter="vovnet",
+        ),
+    )  # fmt: skip
 
 
 def tags(name: str) -> tuple[str, ...]:
