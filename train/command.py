@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar as Bar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from zoo.checkpoints import fit_state_dict
@@ -65,7 +67,7 @@ class Run(LightningCLI):
                 subclass_mode_data=True,
                 seed_everything_default=0,
                 parser_kwargs={"exit_on_error": False, "prog": "zoo"},
-                args=["--config", str(recipe), *overrides],
+                args=["--config", str(recipe), *_with_folder(overrides, folder)],
                 run=False,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
@@ -132,14 +134,16 @@ class TrainingRun(Run):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         chosen = self.config_init["trainer"]
-        logger = chosen["logger"]
+        given = chosen["logger"]
+        loggers = given if isinstance(given, list) else [given] if isinstance(given, Logger) else []
         if chosen["enable_progress_bar"] is not False and not any(
             isinstance(callback, Bar) for callback in chosen["callbacks"] or ()
         ):
             self.trainer_defaults["callbacks"].append(ProgressBar())
         if chosen["enable_checkpointing"] is False:
             self.parser.callback_keys.remove("checkpoint")
-        return super().instantiate_trainer(logger=History(self.folder) if logger is None else logger, **kwargs)
+        logger = False if given is False else [History(self.folder), *loggers]  # the first one's folder is the run's
+        return super().instantiate_trainer(logger=logger, **kwargs)
 
     def fit(self) -> None:
         """Train to the end.
@@ -201,6 +205,16 @@ class EvaluationRun(Run):
         options = {"ckpt_path": self.checkpoint, "verbose": False, "weights_only": True}
         with quiet():
             return dict(run(self.model, datamodule=self.datamodule, **options)[0])
+
+
+def _with_folder(overrides: Sequence[str], folder: Path) -> Iterator[str]:
+    """Let loggers that want a `save_dir` write into the run folder, unless another one is given."""
+    wanted = not any(re.match(r"--trainer\.logger\.(init_args\.)?save_dir\b", option) for option in overrides)
+    for before, option in zip(("", *overrides), overrides, strict=False):
+        yield option
+        whole = option if option.startswith("--") else f"{before}={option}"
+        if wanted and re.fullmatch(r"--trainer\.logger\+?=([\w.]+\.)?(CSVLogger|TensorBoardLogger)", whole):
+            yield f"--trainer.logger.save_dir={folder}"
 
 
 def _own(run: Path, recipe: Path | None, keys: tuple[str, ...] = KEYS) -> str:

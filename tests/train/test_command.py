@@ -15,6 +15,7 @@ import yaml
 
 from zoo.cli import main
 from zoo.train.data.digits import DigitImages
+from zoo.train.history import read_history
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning"),  # LightningCLI's own calls
@@ -63,6 +64,21 @@ def test_without_checkpoints(tmp_path: Path) -> None:
     more = ["--trainer.enable_checkpointing=false", "--trainer.max_epochs=1"]
     assert main(["train", *SMALL, *more, "--output", str(tmp_path)]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "history.jsonl", "model"}
+
+
+@pytest.mark.parametrize("form", [["--trainer.logger", "CSVLogger"], ["--trainer.logger+=CSVLogger"]], ids=str)
+def test_loggers_add_to_what_is_there(form, tmp_path) -> None:
+    run = tmp_path / "run"
+    more = ["--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", "--output", str(run)]
+    assert main(["train", *SMALL, *form, *more]) == 0
+    kept = {"checkpoints", "config.yaml", "history.jsonl", "model"}
+    assert {path.name for path in run.iterdir()} == {*kept, "lightning_logs"}
+    written = next(run.glob("lightning_logs/*/metrics.csv")).read_text()
+    assert all(f"{row['train/loss']}" in written for row in read_history(run) if "train/loss" in row)
+    elsewhere = [*form, f"--trainer.logger.save_dir={tmp_path / 'logs'}"]
+    assert main(["train", *SMALL, *elsewhere, *more[:2], "--output", str(tmp_path / "other")]) == 0
+    assert list((tmp_path / "logs").glob("lightning_logs/*/metrics.csv"))
+    assert {path.name for path in (tmp_path / "other").iterdir()} == kept
 
 
 @pytest.fixture(scope="module")

@@ -173,6 +173,12 @@ def test_predict_reads_our_loaders(trainer: MakeTrainer) -> None:
     assert outputs[0].shape[1:] == (32, 256)
 
 
+def test_making_a_task_draws_no_random_numbers() -> None:
+    before = torch.get_rng_state()
+    LanguageModeling("mamba2_nano").sketch()
+    assert torch.equal(torch.get_rng_state(), before), "else initial weights would depend on the strategy"
+
+
 def test_schedule() -> None:
     factors = [warmup_cosine(step, 4, 12, 0.1) for step in range(15)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])

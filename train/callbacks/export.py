@@ -13,7 +13,8 @@ from zoo.train.tasks import Task
 
 
 class ExportModel(Callback):
-    """After training, write the model (averaged, where there is an average) with `zoo.save_model`.
+    """After training, write the model (averaged, where there is an average) with `zoo.save_model`, and the files of the
+    tokenizer that its data were read with.
 
     Args:
         folder: where to; relative to the run folder (the trainer's `default_root_dir`).
@@ -32,5 +33,7 @@ class ExportModel(Callback):
                 model = pl_module.build()
                 model.load_state_dict(weights)
                 model.config = pl_module.trained.config
-            zoo.save_model(model.eval(), Path(trainer.default_root_dir) / self.folder)
+            folder = zoo.save_model(model.eval(), Path(trainer.default_root_dir) / self.folder)
+            if hasattr(datamodule := getattr(trainer, "datamodule", None), "save_tokenizer"):
+                datamodule.save_tokenizer(folder)  # pyright: ignore[reportOptionalMemberAccess]
         trainer.strategy.barrier()

@@ -6,6 +6,7 @@ import glob
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from zoo.train.data.loader import Source
 from zoo.train.data.split import check_fraction, document_split
 from zoo.train.data.windows import EvaluationWindows, TrainingWindows, read_bytes
 
+FEW = 10  # files, below which each is cut
 SEPARATOR = 0  # the byte that starts every document: NUL does not occur in text
 
 
@@ -127,6 +129,11 @@ class TextDataModule(DataModule):
             return torch.tensor(self.tokenizer(text), dtype=torch.int32)
         return torch.tensor(self._load_tokenizer().encode(text, add_special_tokens=False), dtype=torch.int32)
 
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write a transformers tokenizer's files into a folder; without one, nothing."""
+        if isinstance(self.tokenizer, str):
+            self._load_tokenizer().save_pretrained(str(folder))
+
     def bits_per_byte(self, nats_per_token: float, split: str) -> float:
         """Turn the mean cross-entropy of an evaluation split into bits per byte of its text.
 
@@ -155,7 +162,12 @@ class TextDataModule(DataModule):
 
     def _load_tokenizer(self) -> Any:
         if self._pretrained is None:
-            from transformers import AutoTokenizer  # extra [text]
+            try:
+                from transformers import AutoTokenizer
+            except ImportError as error:
+                raise ValueError(
+                    f"tokenizer {self.tokenizer!r} needs transformers: install the extra [text]"
+                ) from error
 
             self._pretrained = AutoTokenizer.from_pretrained(self.tokenizer, verbose=False)
         return self._pretrained
@@ -177,11 +189,12 @@ class DocumentationDataModule(TextDataModule):
 class TextFilesDataModule(TextDataModule):
     """Any UTF-8 text files, a file a document.
 
-    A single file is cut at line ends into three blocks instead: the beginning trains, the end is the test split, and
-    what lies between them is for validation.
+    Fewer than ten files, or files of which a few hold nearly all the text, are each cut at line ends into three blocks
+    instead: the beginning trains, the end is the test split, and what lies between them is for validation.
 
     Args:
-        paths: files or patterns (`**` goes through folders); the same file counts once.
+        paths: files, folders (with all that is in them, but for hidden files) or patterns (`**` goes through folders);
+            the same file counts once.
         others: see `TextDataModule`.
 
     Raises:
@@ -228,30 +241,42 @@ class TextFilesDataModule(TextDataModule):
         return [_read_file(path) for path in self._files()]
 
     def split(self, documents: list[str]) -> dict[str, list[str]]:
-        if len(documents) > 1:
-            return super().split(documents)
-        text = documents[0]
-        val_start = _line_end(text, round(len(text) * (1 - self.val_fraction - self.test_fraction)))
-        test_start = _line_end(text, round(len(text) * (1 - self.test_fraction)))
-        blocks = {"train": text[:val_start], "val": text[val_start:test_start], "test": text[test_start:]}
+        if len(documents) >= FEW:
+            with suppress(ValueError):  # where a few of many hold nearly everything they are cut as well
+                return super().split(documents)
+        splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+        for text in documents:
+            val_start = _line_end(text, round(len(text) * (1 - self.val_fraction - self.test_fraction)))
+            test_start = _line_end(text, round(len(text) * (1 - self.test_fraction)))
+            blocks = {"train": text[:val_start], "val": text[val_start:test_start], "test": text[test_start:]}
+            for name, block in blocks.items():
+                splits[name] += [block] if block else []
         wanted = {"train": 1.0, "val": self.val_fraction, "test": self.test_fraction}
-        empty = [name for name, block in blocks.items() if wanted[name] and not block]
+        empty = [name for name, blocks in splits.items() if wanted[name] and not blocks]
         if empty:
             raise ValueError(
-                f"a single file is split between its lines, and its {len(text.splitlines())} lines leave none for "
-                f"{', '.join(empty)}: give more text, or set its fraction to 0"
+                f"the text is cut at line ends, and its {sum(len(text.splitlines()) for text in documents)} lines "
+                f"leave none for {', '.join(empty)}: give more text, or set its fraction to 0"
             )
-        return {name: [block] if block else [] for name, block in blocks.items()}
+        return splits
 
     def _files(self) -> list[Path]:
         files: set[Path] = set()
         for pattern in self.paths:
-            found = [Path(match).resolve() for match in glob.glob(pattern, recursive=True)]
-            found = [path for path in found if path.is_file()]
+            matches = [pattern] if Path(pattern).exists() else glob.glob(pattern, recursive=True)
+            matches = [Path(match).resolve() for match in matches]
+            inside = [] if any(path.is_file() for path in matches) else [f for path in matches for f in _inside(path)]
+            found = [path for path in (*matches, *inside) if path.is_file()]
             if not found:
                 raise FileNotFoundError(f"no file fits {pattern!r} (looked from {Path.cwd()})")
             files.update(found)
         return sorted(files)
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The files of a folder and those below, hidden ones left out."""
+    inside = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return [folder / path for path in inside if not any(part.startswith(".") for part in path.parts)]
 
 
 def _read_file(path: Path) -> str:

@@ -78,17 +78,12 @@ class Task(LightningModule):
         self.build = _builder(*self.given)
         self.optimizer_name, self.lr, self.weight_decay = optimizer, lr, weight_decay
         self.optimizer_args = {"betas": tuple(betas), **(optimizer_args or {})}
-        self._optimizer(nn.Linear(1, 1))  # a wrong argument fails here, not when training starts
-        build_optimizer(
-            nn.Linear(1, 1), optimizer, lr=lr, weight_decay=weight_decay, **self.optimizer_args
-        )  # or an error
+        self._optimizer(nn.Linear(1, 1, device="meta"))  # a wrong argument fails here, before training starts
         self.warmup_steps, self.min_lr, self.schedule_steps = warmup_steps, min_lr, schedule_steps
         self.auxiliary_weight, self.grad_checkpointing = auxiliary_weight, grad_checkpointing
         self.model: nn.Module | None = None
         self.average: nn.Module | None = None
-        self.rounded: list[
-            nn.Module
-        ] = []  # the average in the model's dtypes, during an evaluation (no part of a state)
+        self.rounded: list[nn.Module] = []  # the average in the model's dtypes, during an evaluation; in no checkpoint
         self.keep_average = False  # the EMA callback sets it before configure_model
 
     def change(self, **fields: Any) -> None:

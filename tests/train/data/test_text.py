@@ -128,6 +128,30 @@ def test_one_file_is_cut_into_blocks_at_line_ends(tmp_path: Path):
         whole.test_dataloader()
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 9, 12])
+def test_any_number_of_files_and_folders(count: int, tmp_path: Path):
+    """Few files are each cut in three; of many, the held-out splits get whole ones. Nothing is lost or read twice."""
+    folder, inner = tmp_path / "texts", tmp_path / "texts" / "more"
+    (folder / ".git").mkdir(parents=True)
+    inner.mkdir()
+    write(folder / ".git", hidden="no text of the user's\n" * 50)
+    texts = ["".join(f"file {number} line {line}\n" for line in range(100)) for number in range(count)]
+    for number, text in enumerate(texts):
+        (inner if number % 2 else folder).joinpath(f"{number}.md").write_text(text)
+    data = TextFilesDataModule([str(folder), str(folder / "0.md")], seq_len=16)
+    splits = [data.documents(split) for split in ("train", "val", "test")]
+    assert sorted("".join(chain(*splits)).splitlines()) == sorted("".join(texts).splitlines())
+    for blocks, wanted in zip(splits, (0.8, 0.1, 0.1), strict=True):
+        assert len("".join(blocks)) / len("".join(texts)) == pytest.approx(wanted, abs=0.04)
+        assert (sorted(blocks) == sorted(set(blocks) & set(texts))) == (count == 12)
+
+
+def test_one_large_file_among_many_is_cut(tmp_path: Path):
+    folder = write(tmp_path, large="word and word\n" * 2000, **{f"small{number}": "word\n" for number in range(11)})
+    data = TextFilesDataModule(str(folder), seq_len=16)
+    assert all(data.documents(split) for split in ("train", "val", "test"))
+
+
 def test_tokenizer_function_counts_tokens_per_byte(corpus: Path):
     data = TextFilesDataModule(
         f"{corpus}/*.txt",
@@ -155,6 +179,9 @@ def test_transformers_tokenizer_by_folder(corpus: Path, tmp_path: Path):
     assert (data.vocab_size, data.separator) == (4, 0)
     assert data.encode("3 4 5").tolist() == [2, 1, 3]
     assert pickle.loads(pickle.dumps(data)).encode("5").tolist() == [3]
+    data.save_tokenizer(tmp_path / "model")
+    saved = TextFilesDataModule(f"{corpus}/*.txt", tokenizer=str(tmp_path / "model"))
+    assert (tmp_path / "model" / "tokenizer.json").exists() and saved.encode("3 4 5").tolist() == [2, 1, 3]
 
 
 @pytest.mark.parametrize(
@@ -178,8 +205,8 @@ def test_errors_in_files(tmp_path: Path):
     write(tmp_path, empty="", short="a\nb", line="x" * 50)
     with pytest.raises(FileNotFoundError, match=r"no file fits .*nothing\*'"):
         TextFilesDataModule(f"{tmp_path}/nothing*").setup()
-    with pytest.raises(FileNotFoundError):
-        TextFilesDataModule(str(tmp_path)).setup()  # a folder is not a file
+    with pytest.raises(FileNotFoundError, match="no file fits"):
+        TextFilesDataModule(str(tmp_path / ".hidden")).setup()
     with pytest.raises(ValueError, match="found no text"):
         TextFilesDataModule(f"{tmp_path}/empty.txt").setup()
     with pytest.raises(ValueError, match="at least one window of seq_len 256, got 2 tokens"):
