@@ -19,6 +19,8 @@ from zoo.registry import Paper, register_model
 from zoo.vision.base import drop_path_rates
 from zoo.vision.tokens import TokenConfig, TokenModel
 
+torch.fx.wrap("compute_dtype")  # symbolic tracers have no dtype yet
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VimConfig(TokenConfig):
