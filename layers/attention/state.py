@@ -205,7 +205,12 @@ class KeyValueState(State):
     def make_room(self, count: int) -> None:
         """Reserve ``count`` more slots, those without a token in any row first."""
         capacity = self.key.shape[2]
-        if self.filled + count > capacity and self.position is not None and not is_traced(self.position):
+        if (
+            self.filled + count > capacity
+            and self.position is not None
+            and len(self.position)
+            and not is_traced(self.position)
+        ):
             real = self.position[:, : self.filled] != EMPTY
             self.keep(real.to(torch.uint8).argsort(dim=1, stable=True)[:, self.filled - int(real.sum(1).max()) :])
         end = self.filled + count

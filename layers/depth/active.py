@@ -52,7 +52,8 @@ class ActiveTokens:
         """
         mask = mask & self.valid
         if width is None:
-            width = mask.shape[1] if is_traced(mask) else min(mask.shape[1], -(-int(mask.sum(1).max()) // TILE) * TILE)
+            known = not is_traced(mask) and len(mask) > 0
+            width = min(mask.shape[1], -(-int(mask.sum(1).max()) // TILE) * TILE) if known else mask.shape[1]
         order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
         index, position, kept = (t.gather(1, order) for t in (self.index, self.position, mask))
         ids = None if self.ids is None else self.ids.gather(1, order)

@@ -89,7 +89,7 @@ class TokenRouter(Reports):
         length = chosen.shape[1]
         if self.training and tokens.ids is None and not decoding:
             return math.ceil(self.capacity * length)
-        return length if is_traced(chosen) else int(chosen.sum(1).amax())
+        return length if is_traced(chosen) or not len(chosen) else int(chosen.sum(1).amax())
 
     def _publish(self, chosen: Tensor, real: Tensor, logit: Tensor | None = None, best: Tensor | None = None) -> None:
         weight = real / real.sum().clamp(min=1)

@@ -113,7 +113,7 @@ class DeepSeekMoE(RoutedExperts):
 
     def _losses(self, routing: Routing, mask: Tensor | None, batch: int) -> dict[str, Tensor]:
         """The mean over the sequences of each one's load-balance loss."""
-        if not self.balance_weight:
+        if not self.balance_weight or not batch:
             return {}
         as_chosen = self.routing["score"] == "softmax" and self.selection_bias is None
         experts = routing.experts if as_chosen else routing.scores.topk(self.top_k, dim=-1).indices

@@ -22,7 +22,7 @@ def convolve(u: Tensor, past: Tensor, future: Tensor | None = None, *, seq_idx: 
     Returns:
         y (B, T, D) in the dtype of u. Beyond ``DIRECT`` steps "causal" holds up to the rounding of the transforms.
     """
-    if seq_idx is not None:
+    if seq_idx is not None and len(u) > 0:
         return _packed(u, past, future, seq_idx)
     if future is None:
         return _causal(u, past)

@@ -59,6 +59,23 @@ def test_every_parameter_gets_a_finite_gradient(name):
 
 
 @pytest.mark.parametrize("name", NANO)
+def test_an_empty_batch(name):
+    """Gives an empty batch, with gradients of zero; of tokens also a loss of zero, from a state and packed."""
+    model: Any = zoo.create_model(name).eval()
+    x = inputs(model, batch=1)[:0]
+    y = model(x)
+    y.square().sum().backward()
+    assert y.shape == (0, *model(inputs(model, batch=1)).shape[1:])
+    if name in LANGUAGE:
+        loss = model.train()(x, labels=x, seq_idx=torch.zeros_like(x))
+        loss.backward()
+        state = model.eval().init_state(0)
+        parts = [model(part, state) for part in (x[:, :5], x[:, 5:6], x[:, 6:])]
+        assert loss == 0 and torch.cat(parts, 1).shape == y.shape
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", NANO)
 def test_batch_rows_are_independent(name):
     model: Any = opened(zoo.create_model(name, dtype=torch.float64)).eval()
     x = inputs(model, batch=3)
