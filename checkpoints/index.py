@@ -182,6 +182,7 @@ for _name, _file, _top1 in (
         _name, "in1k",
         Weights(
             url=f"https://dl.dropbox.com/s/{_file}?dl=1", data=_IMAGENET, metric=f"{_top1} % top-1", converter="vovnet",
+            fields=(("residual", True),),
         ),
     )  # fmt: skip
 

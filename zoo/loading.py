@@ -150,7 +150,8 @@ def check_rebuilds(model: nn.Module, build: Callable[[Any], nn.Module], config: 
         raise ValueError(
             f"create_model could not load this {name} again; nothing was written: {', '.join(differences[:5])}"
             f"{', ...' if differences[5:] else ''}. Change a model by its configuration, which is saved with it: "
-            "create_model(..., vocab_size=, tie_embeddings=, num_classes=) or model.reset_classifier(classes); merge "
+            "create_model(..., vocab_size=, tie_embeddings=, num_classes=), model.reset_classifier(classes) or "
+            "model.resize_token_embeddings(words); merge "
             "adapters first; torch.save(model.state_dict(), FILE) keeps the tensors as they are"
         )
 

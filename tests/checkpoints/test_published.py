@@ -134,3 +134,22 @@ def test_every_entry_is_described_or_its_file_the_authors_own():
         for tag, weights in sets.items():
             assert weights.in_layout or weights.file or weights.url, (name, tag)
             dataclasses.replace(zoo.registry.lookup(name).configure(), **dict(weights.fields))
+
+
+@pytest.mark.parametrize(("name", "tag"), [("mcunet_in0", "in1k"), ("mcunet_vww0", "vww"), ("vovnet39a", "in1k")])
+def test_files_of_addresses(name, tag, hub, tmp_path, monkeypatch):
+    """Addresses with a query too; what the authors' networks differ in comes with the tag."""
+    small = {"dims": (6, 8, 8, 12, 12), "mid_dims": (0, 4, 4, 6, 6), "stem_dim": 8} if name == "vovnet39a" else {}
+    model: Any = zoo.create_model(f"{name}.{tag}", **small)
+    weights = INDEX[name][tag]
+    published = {f"module.{key}": tensor for key, tensor in model.state_dict().items()}
+    torch.save({"state_dict": published}, tmp_path / "file.pth")
+    file = weights.url.rpartition("/")[2].partition("?")[0]
+    hub.plain[file] = (tmp_path / "file.pth").read_bytes()
+    monkeypatch.setitem(INDEX[name], tag, dataclasses.replace(weights, url=f"{hub.url}/{file}?dl=1"))
+    loaded: Any = zoo.create_model(name, pretrained=True, **small)
+    assert loaded.config == model.config and loaded.config.num_classes == (2 if tag == "vww" else 1000)
+    assert all(torch.equal(loaded.state_dict()[key], tensor) for key, tensor in model.state_dict().items())
+    assert zoo.prefetch(f"{name}.{tag}").name == file and file.endswith(".pth")
+    if name == "vovnet39a":
+        assert model.config.residual and not zoo.create_model(name, device="meta").config.residual
