@@ -134,9 +134,8 @@ class Operation:
             RuntimeError: for an ``impl`` that cannot run on the device of the tensors.
         """
         check_floating(self.name, **floating)
-        check_device(self.name, **floating, **(others or {}))
+        device = check_device(self.name, **floating, **(others or {}))
         if not torch.compiler.is_compiling() and (name := self.choice(impl)) != "auto":
-            device = next(t.device for t in floating.values() if t is not None)
             self.resolve(name, torch.device("cpu") if device.type == "meta" else device)
 
     def plain(self, name: str, device: torch.device) -> Implementation | None:
@@ -224,12 +223,13 @@ def check_floating(operation: str, **tensors: Tensor | None) -> None:
             raise ValueError(f"{operation}: {name} must be a floating-point tensor, got {tensor.dtype}")
 
 
-def check_device(operation: str, **tensors: Tensor | None) -> None:
-    """Raise a ValueError for tensors on more than one device."""
-    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
-    if len(set(devices.values())) > 1:
-        where = ", ".join(f"{name} on {device}" for name, device in devices.items())
+def check_device(operation: str, **tensors: Tensor | None) -> torch.device:
+    """The device that all these tensors are on; a ValueError where they are on several."""
+    first, *others = [tensor.device for tensor in tensors.values() if tensor is not None]
+    if any(other != first for other in others):
+        where = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items() if tensor is not None)
         raise ValueError(f"{operation}: all tensors must be on one device, got {where}")
+    return first
 
 
 def sequence_starts(seq_idx: Tensor | None) -> Tensor | None:

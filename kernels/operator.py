@@ -40,7 +40,8 @@ class Like(NamedTuple):
 
     def fit(self, found: Tensor) -> Tensor:
         """``found`` in the dtype of the result."""
-        return found.to(self.dtype or self.tensor.dtype)
+        dtype = self.dtype or self.tensor.dtype
+        return found if found.dtype == dtype else found.to(dtype)
 
     @property
     def size(self) -> Sequence[int]:
@@ -104,13 +105,13 @@ class Operator:
             return self.forward(*inputs)
         inputs, impl = inputs[:-1], self.operation.choice(inputs[-1])
         if under_transforms() and (plain := self.operation.plain(impl, inputs[0].device)):
-            return _one_or_all(self._compute(plain, inputs))
+            return _one_or_all(self._compute(plain, inputs, self._likes(inputs)))
         return self.forward(*inputs, impl)
 
-    def _compute(self, chosen: Implementation, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
+    def _compute(self, chosen: Implementation, inputs: Sequence[Any], likes: Sequence[Like]) -> tuple[Tensor, ...]:
         tensors, options = inputs[: self.num_tensors], inputs[self.num_tensors :]
         found = chosen.forward(*chosen.prepare(compute_dtype(*tensors), *tensors), *options)
-        return tuple(like.fit(t) for like, t in zip(self._likes(inputs), _as_tuple(found), strict=True))
+        return tuple(like.fit(t) for like, t in zip(likes, _as_tuple(found), strict=True))
 
     def _likes(self, inputs: Sequence[Any]) -> tuple[Like, ...]:
         likes = self.shapes(*inputs)
@@ -121,7 +122,7 @@ class Operator:
         chosen, likes = self.operation.resolve(impl, inputs[0].device), self._likes(inputs)
         if all(0 in like.size for like in likes):
             return _one_or_all(tuple(like.make() for like in likes))
-        return _one_or_all(tuple(_owned(t) for t in self._compute(chosen, inputs)))
+        return _one_or_all(tuple(_owned(t) for t in self._compute(chosen, inputs, likes)))
 
     def _fake(self, *inputs: Any) -> Any:
         return _one_or_all(tuple(like.make() for like in self._likes(inputs[:-1])))
@@ -165,7 +166,9 @@ class Operator:
         arriving, saved, (*options, impl) = arriving[: self.arriving], ctx.saved_tensors, ctx.options
         tensors, none = saved[self.kept :], [None] * len(ctx.options)
         if torch.is_grad_enabled() and (plain := self.operation.plain(impl, tensors[0].device)):
-            return *recorded_gradients(lambda *t: self._compute(plain, (*t, *options)), tensors, arriving), *none
+            likes = self._likes((*tensors, *options))
+            found = recorded_gradients(lambda *t: self._compute(plain, (*t, *options), likes), tensors, arriving)
+            return *found, *none
         found = iter(self.backward(*arriving, *saved, *options, impl))
         wanted = zip(tensors, self.differentiable, strict=True)
         return *(next(found) if named and t is not None else None for t, named in wanted), *none
