@@ -20,6 +20,7 @@ from zoo.layers.moe import TaskMoE
 from zoo.layers.ssm import S4Block
 from zoo.loading import tied
 from zoo.registry import ModelEntry, entries
+from zoo.vision.base import VisionModel
 from zoo.vision.surface import described
 
 __all__: list[str] = []  # timm's registry appends the names it is given
@@ -34,8 +35,9 @@ def register_with_timm() -> list[str]:
     ``timm.create_model`` mean what they mean for timm's models: tags of weights, pretrained_cfg,
     pretrained_cfg_overlay, checkpoint_path, cache_dir, features_only, out_indices and feature_cls (by default timm's
     "getter", all stages or blocks); num_classes, in_chans, img_size, drop_rate, drop_path_rate and every other field of
-    the configuration reach the model. A source of weights in an overlay takes the place of all registered ones. Files
-    may be in any layout that the zoo reads. TorchScript is refused; torch.fx keeps scans and routed layers whole.
+    the configuration reach the model. A source of weights in an overlay takes the place of all registered ones, and its
+    files may be in any layout that the zoo reads; a checkpoint_path, which timm itself loads, has the zoo's names.
+    TorchScript is refused; torch.fx keeps scans and routed layers whole.
 
     Returns:
         The names that this call registered.
@@ -47,7 +49,8 @@ def register_with_timm() -> list[str]:
         register_notrace_module(kept)
     registered = []
     for name, entry in entries().items():
-        if entry.task == "image-classification" and not is_model(name):
+        ours = isinstance(entry.model_class, type) and issubclass(entry.model_class, VisionModel)
+        if entry.task == "image-classification" and ours and not is_model(name):
             default_cfgs.update(generate_default_cfgs({**_published(entry)}))
             register_model(_entrypoint(entry))
             registered.append(name)

@@ -11,6 +11,7 @@ from zoo.layers.conv.long_conv import H3Conv, H3ConvState, LongConv, decaying_ke
 from zoo.layers.conv.mbconv3d import MBConv3d
 from zoo.layers.conv.osa import OneShotAggregation, SeparableConvNorm, conv3x3
 from zoo.layers.conv.patch_merging import ConvStem, MergingDownsample, PatchMerging
+from zoo.layers.conv.pyramid import PyramidPooling, Scales, UperHead
 from zoo.layers.conv.squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
 
 __all__ = [
@@ -32,9 +33,12 @@ __all__ = [
     "MergingDownsample",
     "OneShotAggregation",
     "PatchMerging",
+    "PyramidPooling",
     "ReLU6ConvNorm",
+    "Scales",
     "SeparableConvNorm",
     "SqueezeExcite",
+    "UperHead",
     "conv3x3",
     "decaying_kernel",
     "depthwise",

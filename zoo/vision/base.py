@@ -13,8 +13,6 @@ from torch.fx import Proxy
 
 from zoo.config import require_positive, require_ranges
 from zoo.layers import fuse, recompute
-from zoo.limits import each_parameter
-from zoo.loading import release
 from zoo.vision.surface import TimmSurface
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -225,36 +223,6 @@ class VisionModel(TimmSurface, ABC):
         nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
         return head
-
-    def set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: int | None = None) -> None:
-        """Take images of another size from now on, in place; tables of positions are resized.
-
-        Args:
-            img_size: Side or (height, width) in pixels; None for no change.
-            patch_size: There for timm's callers: patches keep their size.
-
-        Raises:
-            ValueError: for another patch_size, or a size that patches do not cover or other weights depend on.
-        """
-        if patch_size not in (None, getattr(self.config, "patch_size", None)):
-            raise ValueError(f"patches keep their size: create the model with patch_size={patch_size}")
-        if img_size is None:
-            return
-        with each_parameter(release):
-            resized: Any = type(self)(dataclasses.replace(self.config, img_size=img_size))
-        tensors, expected = resized.adapt_tensors(self.state_dict(), self.config), resized.state_dict()
-        if fixed := [name for name, t in tensors.items() if name in expected and t.shape != expected[name].shape]:
-            raise ValueError(f"{type(self).__name__} has weights for images of its own size alone: {', '.join(fixed)}")
-        others = dict(resized.named_modules())
-        for prefix, module in self.named_modules():
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                tensor = tensors[f"{prefix}.{name}" if prefix else name]
-                if tensor.shape != parameter.shape:
-                    setattr(module, name, nn.Parameter(tensor.detach(), parameter.requires_grad))
-            for name in getattr(module, "of_image_size", ()):
-                value = getattr(others[prefix], name)
-                setattr(module, name, value.to(next(self.parameters()).device) if isinstance(value, Tensor) else value)
-        self.config = resized.config
 
     def adapt_tensors(self, tensors: Mapping[str, Tensor], known: Any = None) -> dict[str, Tensor]:
         """Tensors of this model for images of another size, as they are for images of its own; a family with tables of

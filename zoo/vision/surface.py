@@ -9,6 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from zoo.limits import each_parameter
+from zoo.loading import release
+
 PREPARATION = ("interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
@@ -137,6 +140,36 @@ class TimmSurface(nn.Module):
         if prune_head:
             self.reset_classifier(0)  # type: ignore[operator]
         return taken
+
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: int | None = None) -> None:
+        """Take images of another size from now on, in place; tables of positions are resized.
+
+        Args:
+            img_size: Side or (height, width) in pixels; None for no change.
+            patch_size: There for timm's callers: patches keep their size.
+
+        Raises:
+            ValueError: for another patch_size, or a size that patches do not cover or other weights depend on.
+        """
+        if patch_size not in (None, getattr(self.config, "patch_size", None)):
+            raise ValueError(f"patches keep their size: create the model with patch_size={patch_size}")
+        if img_size is None:
+            return
+        with each_parameter(release):
+            resized: Any = type(self)(dataclasses.replace(self.config, img_size=img_size))
+        tensors, expected = resized.adapt_tensors(self.state_dict(), self.config), resized.state_dict()
+        if fixed := [name for name, t in tensors.items() if name in expected and t.shape != expected[name].shape]:
+            raise ValueError(f"{type(self).__name__} has weights for images of its own size alone: {', '.join(fixed)}")
+        others = dict(resized.named_modules())
+        for prefix, module in self.named_modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                tensor = tensors[f"{prefix}.{name}" if prefix else name]
+                if tensor.shape != parameter.shape:
+                    setattr(module, name, nn.Parameter(tensor.detach(), parameter.requires_grad))
+            for name in getattr(module, "of_image_size", ()):
+                value = getattr(others[prefix], name)
+                setattr(module, name, value.to(next(self.parameters()).device) if isinstance(value, Tensor) else value)
+        self.config = resized.config
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Called by ``torch.jit.script``."""
