@@ -1,6 +1,7 @@
 """State-space mixers."""
 
 from zoo.layers.ssm.bimamba import BiMamba
+from zoo.layers.ssm.delta_net import DeltaNet, DeltaNetState, GatedDeltaNet
 from zoo.layers.ssm.mamba import Mamba, MambaState
 from zoo.layers.ssm.mamba2 import Mamba2, Mamba2State
 from zoo.layers.ssm.s4 import S4
@@ -12,6 +13,9 @@ __all__ = [
     "S4",
     "S4D",
     "BiMamba",
+    "DeltaNet",
+    "DeltaNetState",
+    "GatedDeltaNet",
     "Mamba",
     "Mamba2",
     "Mamba2State",

@@ -14,7 +14,7 @@ from zoo.layers.attention import (
 )
 from zoo.layers.conv import GatedConv, H3Conv, decaying_kernel
 from zoo.layers.depth import ActiveAttention
-from zoo.layers.ssm import S4, S4D
+from zoo.layers.ssm import S4, S4D, DeltaNet, GatedDeltaNet
 from zoo.layers.ssm.hippo import diagonal_inv, diagonal_real
 from zoo.layers.ssm.s4d import bilinear
 
@@ -54,6 +54,9 @@ MIXERS = {
     "h3-conv": lambda: H3Conv(DIM, kernel_length=LENGTH + 3),
     "h3-conv-short": lambda: H3Conv(DIM, kernel_length=6, lam=0.01, smooth_window=3, init=decaying_kernel),
     "h3-conv-one-tap": lambda: H3Conv(DIM, kernel_length=1),
+    "delta-net": lambda: DeltaNet(DIM, num_heads=3, chunk_size=8),
+    "delta-net-wide": lambda: DeltaNet(DIM, 2, head_dim=6, expand_v=1.5, d_conv=2, negative_eigenvalues=True),
+    "gated-delta-net": lambda: GatedDeltaNet(DIM, num_heads=3, head_dim=6, chunk_size=8),
     "s4": lambda: S4(DIM, d_state=8, chunk_size=8),
     "s4-untied": lambda: S4(DIM, d_state=4, num_ssm=DIM, chunk_size=5),
     "s4d": lambda: S4D(DIM, d_state=8, chunk_size=8),

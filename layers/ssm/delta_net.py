@@ -1,0 +1,170 @@
+"""The mixers of the delta rule: DeltaNet, and Gated DeltaNet, whose state also decays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.kernels import delta_rule, rms_norm
+from zoo.layers.conv import CausalConv1d
+from zoo.layers.mixer import Mixer, skips_padding
+from zoo.layers.norm import RMSNorm
+from zoo.layers.options import require_at_least
+from zoo.layers.ssm.init import dt_bias_init
+from zoo.layers.ssm.state_space import wide
+from zoo.layers.state import State, keep_rows
+
+
+@dataclass
+class DeltaNetState(State):
+    """q, k, v (B, d_conv - 1, channels): newest inputs of the convolutions; memory (B, H, K, V), float32."""
+
+    wide: ClassVar[tuple[str, ...]] = ("memory",)
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    memory: Tensor
+
+
+class DeltaNet(Mixer):
+    r"""Linear attention that corrects what its memory returns for a key, behind short convolutions.
+
+    .. math::
+        q, k, v = \mathrm{silu}(\mathrm{conv}(W_{q, k, v} x)), \; \beta = b \, \sigma(W_\beta x), \quad
+        y = W_o \, \mathrm{RMSNorm}(\mathrm{delta\_rule}(q / |q|, k / |k|, v, \beta))
+
+    with the norms over each head, and b = 2 where ``negative_eigenvalues`` are allowed, else 1.
+
+    Args:
+        dim: model width.
+        num_heads: heads H.
+        head_dim: K, channels of a query and key; dim / num_heads when None.
+        expand_v: V / K.
+        d_conv: taps of the convolutions.
+        negative_eigenvalues: beta in (0, 2): a step may turn what it finds around.
+        chunk_size: steps a chunk of the parallel form; it changes the speed, not the result.
+        norm_eps: of the norm over the outputs.
+
+    Raises:
+        ValueError: where num_heads does not divide dim and there is no head_dim, or expand_v head_dim is no integer.
+
+    Paper: Yang et al., "Parallelizing Linear Transformers with the Delta Rule over Sequence Length", arXiv 2406.06484;
+    as in flash-linear-attention's DeltaNet. Negative eigenvalues: Grazzi et al., arXiv 2411.12537.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        head_dim: int | None = None,
+        expand_v: float = 1.0,
+        d_conv: int = 4,
+        negative_eigenvalues: bool = False,
+        chunk_size: int = 64,
+        norm_eps: float = 1e-5,
+    ):
+        super().__init__()
+        require_at_least(1, dim=dim, num_heads=num_heads, chunk_size=chunk_size, head_dim=head_dim)
+        if head_dim is None and dim % num_heads:
+            raise ValueError(f"num_heads must divide dim where head_dim is None, got dim {dim}, num_heads {num_heads}")
+        head_dim = head_dim or dim // num_heads
+        if (value_dim := expand_v * head_dim) != int(value_dim) or value_dim < 1:
+            raise ValueError(f"expand_v * head_dim must be an integer from 1 on, got {expand_v} * {head_dim}")
+        self.num_heads, self.head_dim, self.value_dim, self.d_conv = num_heads, head_dim, int(value_dim), d_conv
+        self.negative_eigenvalues, self.chunk_size = negative_eigenvalues, chunk_size
+        keys, values = num_heads * head_dim, num_heads * self.value_dim
+        self.q_proj, self.k_proj = nn.Linear(dim, keys, bias=False), nn.Linear(dim, keys, bias=False)
+        self.v_proj, self.b_proj = nn.Linear(dim, values, bias=False), nn.Linear(dim, num_heads, bias=False)
+        self.q_conv1d, self.k_conv1d, self.v_conv1d = (
+            CausalConv1d(channels, d_conv, bias=False, activation="silu") for channels in (keys, keys, values)
+        )
+        self.o_norm = RMSNorm(self.value_dim, norm_eps)
+        self.out_proj = nn.Linear(values, dim, bias=False)
+
+    @skips_padding
+    def forward(self, x: Tensor, state: DeltaNetState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
+        """x (B, T, dim) -> (B, T, dim)."""
+        rows = None if state is None else state.advance_sequence(seq_idx)
+        q = k = v = memory = None
+        if state is not None:
+            q, k, v, memory = (keep_rows(t, rows) for t in (state.q, state.k, state.v, state.memory))
+        q, q_inputs = self.q_conv1d(self.q_proj(x), q, seq_idx)
+        k, k_inputs = self.k_conv1d(self.k_proj(x), k, seq_idx)
+        v, v_inputs = self.v_conv1d(self.v_proj(x), v, seq_idx)
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))  # (B, T, H, K or V)
+        beta = wide(self.b_proj(x)).sigmoid()
+        o, memory = delta_rule(
+            unit(q), unit(k), v, 2 * beta if self.negative_eigenvalues else beta,
+            log_decay=self.log_decay(x), initial_state=memory, seq_idx=seq_idx, chunk_size=self.chunk_size,
+        )  # fmt: skip
+        if state is not None:
+            state.q, state.k, state.v, state.memory = q_inputs, k_inputs, v_inputs, memory
+        return self.out_proj(self.normalised(o, x).flatten(-2))
+
+    def log_decay(self, x: Tensor) -> Tensor | None:
+        """Of the memory at each step and head (B, T, H); None for none."""
+        return None
+
+    def normalised(self, o: Tensor, x: Tensor) -> Tensor:
+        """The outputs (B, T, H, V) as out_proj reads them."""
+        return self.o_norm(o)
+
+    def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> DeltaNetState:
+        """Zeros; the size does not depend on ``max_length``."""
+        device, dtype = self.placement(device, dtype)
+        inputs = (
+            torch.zeros(batch_size, self.d_conv - 1, self.num_heads * size, device=device, dtype=dtype)
+            for size in (self.head_dim, self.head_dim, self.value_dim)
+        )
+        shape = batch_size, self.num_heads, self.head_dim, self.value_dim
+        return DeltaNetState(
+            *inputs, torch.zeros(shape, device=device, dtype=torch.promote_types(dtype, torch.float32))
+        )
+
+    def state_size(self, length: int) -> int:
+        """Constant in ``length``."""
+        inputs = (self.d_conv - 1) * (2 * self.head_dim + self.value_dim)
+        return self.num_heads * (inputs + self.head_dim * self.value_dim)
+
+
+class GatedDeltaNet(DeltaNet):
+    r"""DeltaNet whose memory decays, as that of Mamba-2, and whose output is gated.
+
+    .. math::
+        g = -e^{A} \, \mathrm{softplus}(W_a x + b), \quad
+        y = W_o \big( \mathrm{RMSNorm}(\mathrm{delta\_rule}(q / |q|, k / |k|, v, \beta, g)) \odot \mathrm{silu}(W_g x)
+        \big)
+
+    Args and errors: those of ``DeltaNet``; head_dim num_heads is 3/4 dim and expand_v 2 in the paper.
+
+    Paper: Yang, Kautz and Hatamizadeh, "Gated Delta Networks", arXiv 2412.06464; as in flash-linear-attention's
+    GatedDeltaNet, and its initial values: e^A uniform in (0, 16), steps log-uniform in [0.001, 0.1].
+    """
+
+    float32_parameters = ("A_log", "dt_bias")
+
+    def __init__(self, dim: int, num_heads: int, head_dim: int | None = None, expand_v: float = 2.0, **options):
+        super().__init__(dim, num_heads, head_dim, expand_v, **options)
+        self.a_proj = nn.Linear(dim, num_heads, bias=False)
+        self.g_proj = nn.Linear(dim, num_heads * self.value_dim, bias=False)
+        self.A_log = nn.Parameter(torch.empty(num_heads).uniform_(1e-4, 16).log())
+        self.dt_bias = nn.Parameter(dt_bias_init(num_heads))
+
+    def log_decay(self, x: Tensor) -> Tensor:
+        """g (B, T, H)."""
+        return -wide(self.A_log).exp() * F.softplus(wide(self.a_proj(x)) + self.dt_bias)
+
+    def normalised(self, o: Tensor, x: Tensor) -> Tensor:
+        """The outputs (B, T, H, V) as out_proj reads them."""
+        gate = self.g_proj(x).unflatten(-1, (self.num_heads, -1))
+        return rms_norm(o, self.o_norm.weight, z=gate.to(o.dtype), norm_before_gate=True, eps=self.o_norm.eps)
+
+
+def unit(x: Tensor) -> Tensor:
+    """x / |x| over the last axis, with 1e-6 added to the sum of squares."""
+    return (wide(x) * (wide(x).square().sum(-1, keepdim=True) + 1e-6).rsqrt()).to(x.dtype)
