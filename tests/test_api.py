@@ -301,3 +301,9 @@ def test_works_with_triton_blocked():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "fine", done.stderr
+
+
+def test_a_folder_is_not_taken_for_a_name():
+    for place in ("./mine", "runs/mine", "../mine"):
+        with pytest.raises(ValueError, match="write local-dir:FOLDER for a folder"):
+            zoo.create_model(place)

@@ -31,7 +31,8 @@ def export_onnx(model: nn.Module, path: str | Path, *, fixed_batch: int | None =
         The path.
 
     Raises:
-        ValueError: for a model that is no vision model, or computes with complex numbers (``s4_pixel``).
+        ValueError: for a model that is no vision model or computes with complex numbers (``s4_pixel``), or a batch size
+            below 1.
         FileNotFoundError: for a file in no folder.
         ImportError: without onnx and onnxscript: ``pip install 'efficient-zoo[export]'``.
     """
@@ -45,6 +46,8 @@ def export_onnx(model: nn.Module, path: str | Path, *, fixed_batch: int | None =
         except ModuleNotFoundError as error:
             message = f"exporting to ONNX needs {package}: pip install 'efficient-zoo[export]'"
             raise ModuleNotFoundError(message, name=package) from error
+    if fixed_batch is not None and fixed_batch < 1:
+        raise ValueError(f"fixed_batch must be at least 1, got {fixed_batch}")
     path = Path(path)
     if not path.parent.is_dir() or path.is_dir():
         raise FileNotFoundError(
@@ -53,8 +56,10 @@ def export_onnx(model: nn.Module, path: str | Path, *, fixed_batch: int | None =
             else f"there is no folder {path.parent} for {path.name}"
         )
     parameter = next(model.eval().parameters())
-    images = torch.randn(fixed_batch or 2, model.config.in_chans, *model.config.image_shape).to(parameter)
-    shapes = None if fixed_batch else ({0: torch.export.Dim("batch")},)
+    images = torch.randn(
+        2 if fixed_batch is None else fixed_batch, model.config.in_chans, *model.config.image_shape
+    ).to(parameter)
+    shapes = None if fixed_batch is not None else ({0: torch.export.Dim("batch")},)
     with torch.no_grad():
         program = torch.export.export(model, (images,), dynamic_shapes=shapes).run_decompositions(_decompositions())
     name = getattr(model, "config_name", type(model).__name__)
@@ -87,13 +92,10 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     from zoo.kernels.rms_norm import reference as norm
     from zoo.kernels.rope import reference as rope
 
-    def rms_norm(x, weight, z, num_groups, norm_before_gate, eps, _):
-        return norm.forward(x, weight, z, num_groups, norm_before_gate, eps, (x if weight is None else weight).dtype)
-
     table: dict[Any, Callable[..., Any]] = dict(torch.export.default_decompositions().items())
     return table | {
         torch.ops.zoo.causal_conv1d.default: lambda *args: conv.forward(*args[:-1]),
-        torch.ops.zoo.rms_norm.default: rms_norm,
+        torch.ops.zoo.rms_norm.default: lambda *args: norm.forward(*args[:-1]),
         torch.ops.zoo.rope.default: lambda *args: rope.forward(*args[:-1]),
         torch.ops.zoo.selective_scan.default: _selective_scan,
         torch.ops.zoo.grouped_matmul.default: _grouped_matmul,

@@ -168,6 +168,10 @@ def prefetch(name: str) -> Path:
 
 def _entry_and_tag(name: str, pretrained: bool) -> tuple[ModelEntry, str]:
     """The model and the tag of "family_size.tag"; of the name alone its first tag, if weights are wanted, or ""."""
+    if "/" in name or "\\" in name or name.startswith("."):
+        raise ValueError(
+            f"{name!r} is no model's name: write local-dir:FOLDER for a folder, hf-hub:owner/repo for the Hub"
+        )
     base, _, tag = name.partition(".")
     entry = lookup(base)
     if tag and tag not in entry.tags:

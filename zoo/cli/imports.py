@@ -25,6 +25,8 @@ def import_models(source: str, folder: Path = Path()) -> str:
         FileNotFoundError: there is no such file. ValueError: there is no such module.
     """
     if not source.endswith(".py"):
+        if not all(part.isidentifier() for part in source.split(".")):
+            raise ValueError(f"{source!r} is no file ending in .py and no module's name: nothing to import")
         if str(Path.cwd()) not in sys.path:
             sys.path.append(str(Path.cwd()))
         try:

@@ -64,10 +64,10 @@ def saved(model: str) -> str:
         FileNotFoundError: for a path where there is no folder.
     """
     path = Path(model)
-    if path.is_dir():
+    if model and path.is_dir():
         return f"local-dir:{path if (path / 'config.json').exists() else _exported(path)}"
     separators = [separator for separator in (os.sep, os.altsep) if separator]
-    is_path = any(separator in model for separator in separators) or model.startswith(".") or path.exists()
+    is_path = any(separator in model for separator in separators) or model.startswith(".") or (model and path.exists())
     if is_path and ":" not in model:
         raise FileNotFoundError(f"{model} is {'no folder' if path.exists() else 'not there'}: {WANTED}")
     return model
