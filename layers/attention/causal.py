@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels.rope import rope
-from zoo.layers.attention.state import KeyValueState, Place, attended
+from zoo.layers.attention.state import KeyValueState, Place, attended, is_causal
 from zoo.layers.mixer import Mixer
 from zoo.layers.options import require_at_least
 from zoo.layers.positions import rotary_tables
@@ -67,7 +67,7 @@ class CausalAttention(Mixer):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """q (B, H, T, d) over k and v (B, num_kv_heads, S, d) with a mask as in ``Attended`` -> (B, H, T, d)."""
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and 1 < q.shape[2] == k.shape[2], scale=self.scale,
+            q, k, v, attn_mask=mask, is_causal=is_causal(q, k, mask), scale=self.scale,
             enable_gqa=self.num_heads != self.num_kv_heads,
         )  # fmt: skip
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from zoo.kernels.dispatch import compute_dtype
 from zoo.kernels.rope import rope
-from zoo.layers.attention.state import KeyValueState, Place, attended
+from zoo.layers.attention.state import KeyValueState, Place, attended, is_causal
 from zoo.layers.attention.yarn import Yarn
 from zoo.layers.linear import is_plain, is_watched, read_matrix
 from zoo.layers.mixer import Mixer
@@ -111,9 +111,8 @@ class LatentAttention(Mixer):
         k_nope, v = self._expand(latent)
         q = torch.cat([q_nope, q_rope], dim=-1)
         k = torch.cat([k_nope, k_rope.expand(-1, self.num_heads, -1, -1)], dim=-1)
-        causal = mask is None and 1 < q.shape[2] == k.shape[2]
         v = F.pad(v, (0, max(0, q.shape[-1] - self.v_head_dim)))  # torch's fast kernels want one width
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal(q, k, mask), scale=self.scale)
         return y[..., : self.v_head_dim]
 
     def absorbed(

@@ -80,6 +80,13 @@ class Keys(NamedTuple):
         return mask if mask.dim() == 2 else mask[:, None]
 
 
+def is_causal(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
+    """Whether queries and keys (B, H, T or S, d) whose mask is None are the same tokens, to be masked causally."""
+    if mask is None and 1 < q.shape[2] == k.shape[2]:  # noqa: SIM103 - a comparison of traced sizes is no bool
+        return True
+    return False
+
+
 def attended(key: Tensor, value: Tensor, place: Place, state: KeyValueState | None) -> Attended:
     """What queries at ``place`` attend to, given their own keys and values (B, H, T, d); a state keeps these."""
     if state is not None:

@@ -146,3 +146,15 @@ def test_vocabulary_that_cannot_be_resized_says_so():
     model.head = nn.Identity()
     with pytest.raises(ValueError, match="head has no weights to resize, it is Identity"):
         model.resize_token_embeddings(300)
+
+
+@torch.no_grad()
+def test_decoding_compiles_as_one_graph_at_any_length():
+    """Also where the lengths of the calls have become symbols."""
+    model = built("transformer_nano", depth=1)
+    tokens = text(model, 2, 9)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    expected, state = compiled(tokens), model.init_state(2, 9)
+    parts = [compiled(part, state) for part in tokens.split([5, 1, 1, 2], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected)
