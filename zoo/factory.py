@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zoo.checkpoints import bundled, fit_state_dict, read_config, read_state_dict, write_folder
 from zoo.checkpoints.convert import foreign_config, implied, to_zoo
 from zoo.checkpoints.index import INDEX
-from zoo.checkpoints.io import CONFIG
+from zoo.checkpoints.io import CONFIG, SINGLE
 from zoo.config import agreed, describe_fields, from_json, override
 from zoo.limits import check_sizes
 from zoo.loading import build_around, cast, check_rebuilds, tied, without_memory
@@ -66,8 +66,9 @@ def create_model(
             mamba-ssm write them.
         pretrained: load the published weights, downloaded once, or the bundled ones. The config.json beside them
             decides over the name's defaults. With another num_classes the classifier is a fresh one.
-        checkpoint_path: load these weights: a safetensors or PyTorch file, or a folder. Of a Lightning checkpoint of
-            this library the averaged model, where there is one. With another num_classes the classifier is a fresh one.
+        checkpoint_path: load these weights: a safetensors or PyTorch file, or a folder, whose config.json decides as
+            above. Of a Lightning checkpoint of this library the averaged model, where there is one. With another
+            num_classes the classifier is a fresh one.
         device: where to build it; "meta" builds without memory, and so without weights.
         dtype: floating dtype of the parameters; those a layer names in ``float32_parameters`` (A_log, D, dt_bias) stay
             float32 under bfloat16 and float16. "auto" takes that of the weights, as most of their numbers have it.
@@ -134,14 +135,30 @@ def _resolve(name: str, pretrained: bool, checkpoint_path: str | Path | None, ov
             weights, known = _fetched(entry, tag)
         elif checkpoint_path is not None:
             weights, source = read_state_dict(checkpoint_path), str(checkpoint_path)
+            known = _known_beside(Path(checkpoint_path), weights, entry) or known
         folder = None
         if tag in INDEX.get(entry.name, {}):
             known = override(known, entry.name, dict(INDEX[entry.name][tag].fields))
     config = override(known, entry.name, overrides)
     if weights is not None:
         config = agreed(config, overrides, implied(weights), source)
-    known = None if checkpoint_path else known
     return _Wanted(entry, config, weights, source, known, frozenset(overrides), folder)
+
+
+def _known_beside(path: Path, weights: Mapping[str, Tensor], entry: ModelEntry) -> Any:
+    """The configuration that the config.json of a folder, or beside a file as libraries name it, describes, if any.
+
+    A folder's must be of the model's family; beside a file it may be another library's, of no concern here.
+    """
+    folder = path if path.is_dir() else path.parent
+    if not (folder / CONFIG).exists() or not (path.is_dir() or path.name in SINGLE):
+        return None
+    try:
+        return describe_model(read_config(folder), weights, str(folder), entry)[1]
+    except ValueError:
+        if path.is_dir():
+            raise
+    return None
 
 
 def prefetch(name: str) -> Path:

@@ -13,7 +13,7 @@ from torch import nn
 
 import zoo
 from zoo.limits import each_parameter
-from zoo.loading import _release
+from zoo.loading import release
 
 MEASURE = """
 import re, sys
@@ -96,7 +96,7 @@ def test_tensors_shared_in_the_file_alone_are_taken_apart(tmp_path):
 
 def test_other_threads_build_as_ever():
     built: list[nn.Module] = []
-    with each_parameter(_release):
+    with each_parameter(release):
         thread = threading.Thread(target=lambda: built.append(nn.Linear(2, 2)))
         thread.start()
         thread.join()

@@ -123,6 +123,22 @@ def test_a_tag_applies_to_a_file(tmp_path):
     assert torch.equal(loaded.pos_embed, model.pos_embed)
 
 
+@pytest.mark.parametrize("place", ["", "model.safetensors"])
+def test_the_configuration_beside_a_checkpoint_decides(place, tmp_path):
+    """By ``checkpoint_path`` as well, for a folder and for the file in it; a file of another name is alone."""
+    model: Any = stand_in("falcon_h1_1_5b", tmp_path)
+    path = tmp_path / "published" / place
+    loaded: Any = zoo.create_model("falcon_h1_nano", checkpoint_path=path)
+    assert loaded.config.key_multiplier == 0.26
+    assert zoo.create_model("falcon_h1_nano", checkpoint_path=path, key_multiplier=0.5).config.key_multiplier == 0.5
+    torch.save(model.state_dict(), tmp_path / "published" / "mine.pth")
+    alone: Any = zoo.create_model("falcon_h1_nano", checkpoint_path=tmp_path / "published" / "mine.pth")
+    assert alone.config.key_multiplier == 1.0
+    if not place:
+        with pytest.raises(ValueError, match="it is of the family 'falcon_h1', and mamba2_nano of 'mamba2'"):
+            zoo.create_model("mamba2_nano", checkpoint_path=path)
+
+
 def test_prefetch_brings_the_description(hub, tmp_path, monkeypatch):
     stand_in("falcon_h1_1_5b", tmp_path)
     publish(hub, "falcon_h1_1_5b", "base", tmp_path / "published")
