@@ -183,3 +183,21 @@ def test_data_are_squashed_where_the_model_says_so(tmp_path):
     ((image,), _) = data.sources["test"].fetch(torch.arange(1), 0)
     assert image.shape == (3, 80, 80) and (image[:, :, :20] > 0.9).all() and (image[:, :, 40:] < -0.9).all()
     assert data.preparation["crop_mode"] == "squash"
+
+
+@pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_images_that_are_not_square_are_scored_as_they_are(tmp_path, capsys):
+    """The same image in both classes: one of the two is right."""
+    wide: dict[str, Any] = {"img_size": (8, 16), "in_chans": 3, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    model = zoo.create_model("shvit_nano", num_classes=2, **wide)
+    noise = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
+    for label in ("0", "1"):
+        (tmp_path / "val" / label).mkdir(parents=True)
+        Image.fromarray(noise).save(tmp_path / "val" / label / "noise.png")
+    data = ImageDataModule(root=str(tmp_path), train_split="val", pretrained_cfg=model.pretrained_cfg)  # type: ignore[arg-type]
+    assert data.input["input_size"] == (3, 8, 16)
+    folder = zoo.save_model(model, tmp_path / "model")
+    assert main(["eval", str(folder), "--images", str(tmp_path)]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "val/acc1" in line]
+    assert "0.5" in rows[0]
