@@ -7,6 +7,7 @@ from zoo.train.data.histogram import histogram_bits_per_dim
 from zoo.train.data.images import ImageDataModule
 from zoo.train.data.listops import ListOps
 from zoo.train.data.loader import Batch, BatchLoader, Source
+from zoo.train.data.shapes import ShapesDataModule
 from zoo.train.data.synthetic import MQAR, InductionHeads, SelectiveCopying, SyntheticDataModule, SyntheticTask
 from zoo.train.data.text import DocumentationDataModule, TextDataModule, TextFilesDataModule
 from zoo.train.data.volumes import EllipsoidsDataModule
@@ -24,6 +25,7 @@ __all__ = [
     "InductionHeads",
     "ListOps",
     "SelectiveCopying",
+    "ShapesDataModule",
     "Source",
     "SyntheticDataModule",
     "SyntheticTask",

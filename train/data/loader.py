@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from zoo.train.data.rng import derive_seed
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Any]  # inputs and targets
 T = TypeVar("T")
 
 
