@@ -79,6 +79,8 @@ class MultiTask(Task):
         """Of each task the mean loss, the share of right classes or None, and the number of known targets."""
         images, targets = batch
         outputs = model(images)
+        if isinstance(outputs, Tensor):  # of a model with one task
+            outputs = dict.fromkeys(targets, outputs)
         if outputs.keys() != targets.keys() or self.task_weights.keys() - targets.keys():
             raise ValueError(
                 f"tasks must be the same: the model has {sorted(outputs)}, the data {sorted(targets)}, task_weights "
