@@ -88,6 +88,7 @@ for _size, _published in (
     ("130m", "130m"), ("370m", "370m"), ("780m", "780m"), ("1_3b", "1.3b"), ("2_7b", "2.7b"),
 ):  # fmt: skip
     _add(f"mamba2_{_size}", "pile", replace(_MAMBA, repo=f"state-spaces/mamba2-{_published}", file="pytorch_model.bin"))
+_add("mamba2attn_2_7b", "pile", replace(_MAMBA, repo="state-spaces/mamba2attn-2.7b", file="pytorch_model.bin"))
 for _size, _published in (
     ("tiny_90m", "Tiny-90M"), ("0_5b", "0.5B"), ("1_5b", "1.5B"), ("1_5b_deep", "1.5B-Deep"), ("3b", "3B"),
     ("7b", "7B"), ("34b", "34B"),

@@ -45,6 +45,9 @@ _SSM = {  # layer -> family, options with a counterpart
         "dt_limit": "dt_limit", "conv_bias": "conv_bias", "bias": "bias",
     }),
 }  # fmt: skip
+_ATTENTION = {
+    "num_heads": "attention_heads", "head_dim": "attention_head_dim", "rotary_emb_dim": "attention_rotary_dim",
+}  # fmt: skip
 _SSM_DEFAULTS = {"mamba": {"d_state": 16}, "mamba2": {"d_state": 128, "head_dim": 64}}  # where a nano model differs
 _INITIAL = {  # initial values and speed, which change no output of trained weights
     "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "conv_init", "A_init_range", "use_fast_path",
@@ -76,7 +79,7 @@ def config_from_mamba_ssm(config: Mapping[str, Any]) -> tuple[str, dict[str, Any
     Raises:
         ValueError: for an option this architecture does not have here.
     """
-    for name, wanted in (("attn_layer_idx", []), ("d_intermediate", 0), ("rms_norm", True)):
+    for name, wanted in (("d_intermediate", 0), ("rms_norm", True)):
         if config.get(name, wanted) != wanted:
             raise ValueError(f"{name} must be {wanted!r}, as in the released Mamba and Mamba-2, got {config[name]!r}")
     options = dict(config.get("ssm_cfg", {}))
@@ -90,13 +93,36 @@ def config_from_mamba_ssm(config: Mapping[str, Any]) -> tuple[str, dict[str, Any
     if fields.get("dt_rank") == "auto":
         del fields["dt_rank"]
     multiple = config.get("pad_vocab_size_multiple", 8)
-    return family, fields | {
+    return family, fields | _attention(config, family, fields.get("d_conv", 4)) | {
         "dim": config["d_model"],
         "depth": config["n_layer"],
         "vocab_size": -(-config["vocab_size"] // multiple) * multiple,
         "tie_embeddings": config.get("tie_embeddings", True),
         "residual_in_fp32": config.get("residual_in_fp32", True),
     }
+
+
+def _attention(config: Mapping[str, Any], family: str, d_conv: int) -> dict[str, Any]:
+    """Fields of the attention layers of a hybrid; none where there are no such layers."""
+    if not config.get("attn_layer_idx"):
+        return {}
+    if family != "mamba2":
+        raise ValueError(f"attn_layer_idx must be [] in a Mamba, got {config['attn_layer_idx']!r}")
+    given = dict(config.get("attn_cfg", {}))
+    fields = {ours: given.pop(theirs) for theirs, ours in _ATTENTION.items() if theirs in given}
+    wanted = {
+        "causal": True,
+        "d_conv": d_conv,
+        "qkv_proj_bias": False,
+        "out_proj_bias": False,
+        "rotary_emb_base": 10000.0,
+    }
+    if missing := sorted(set(_ATTENTION.values()) - set(fields)):
+        raise ValueError(f"attn_cfg must say what {', '.join(missing)} are, got {config.get('attn_cfg')}")
+    for name, value in given.items():
+        if value != wanted.get(name, value) or name not in wanted:
+            raise ValueError(f"attn_cfg's {name} must be {wanted.get(name, 'left out')!r}, got {value!r}")
+    return fields | {"attention_layers": tuple(config["attn_layer_idx"])}
 
 
 def config_from_transformers(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

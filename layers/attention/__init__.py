@@ -3,6 +3,7 @@
 from zoo.layers.attention.axial import AxialAttention, shift_down, shift_right
 from zoo.layers.attention.cascaded_group import CascadedGroupAttention
 from zoo.layers.attention.causal import CausalAttention
+from zoo.layers.attention.convolved import ConvolvedAttention
 from zoo.layers.attention.full import Attention
 from zoo.layers.attention.kmeans import OnlineKMeans
 from zoo.layers.attention.latent import LatentAttention
@@ -21,6 +22,7 @@ __all__ = [
     "BidirectionalScatterbrain",
     "CascadedGroupAttention",
     "CausalAttention",
+    "ConvolvedAttention",
     "KeyValueState",
     "Keys",
     "LatentAttention",

@@ -6,6 +6,7 @@ import torch
 
 from zoo.layers import CausalAttention, Mamba, Mamba2, Mixer, ParallelMixers
 from zoo.layers.attention import (
+    ConvolvedAttention,
     LatentAttention,
     RoutingAttention,
     ScatterbrainAttention,
@@ -29,6 +30,7 @@ MIXERS = {
     "attention-grouped": lambda: CausalAttention(DIM, num_heads=6, num_kv_heads=2),
     "attention-no-positions": lambda: CausalAttention(DIM, num_heads=4, rope_base=None),
     "attention-wide": lambda: CausalAttention(DIM, num_heads=3, head_dim=10, scale=0.1),
+    "attention-convolved": lambda: ConvolvedAttention(DIM, 3, head_dim=8, rotary_dim=4, kernel_size=3),
     "active-attention": lambda: ActiveAttention(DIM, num_heads=6, num_kv_heads=2),
     "latent": lambda: LatentAttention(DIM, 4, kv_lora_rank=12, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6),
     "taylor": lambda: TaylorAttention(DIM, num_heads=3, feature_dim=5, chunk_size=8),

@@ -104,6 +104,20 @@ class LanguageModel(nn.Module, ABC):
             with torch.no_grad():
                 linear.weight /= math.sqrt(len(outputs))
 
+    def init_normal(self, *residual: str) -> None:
+        """Linear layers of the blocks normal, those into the residual stream over sqrt(2 depth); their biases 0.
+
+        Args:
+            residual: how the names of the latter end, from a dot on.
+        """
+        std = self.config.initializer_range
+        for name, module in self.blocks.named_modules():
+            if isinstance(module, nn.Linear):
+                into_residual = f".{name}".endswith(tuple(f".{end}" for end in residual))
+                nn.init.normal_(module.weight, std=std / math.sqrt(2 * self.config.depth) if into_residual else std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
     def forward(
         self,
         tokens: Tensor,

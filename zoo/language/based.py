@@ -6,10 +6,7 @@ Paper: Arora et al., arXiv 2402.18668. Sizes, order of the layers and vocabulary
 from __future__ import annotations
 
 import dataclasses
-import math
 from functools import partial
-
-from torch import nn
 
 from zoo.config import require_positive
 from zoo.language.base import Block, LanguageConfig, LanguageModel
@@ -73,14 +70,7 @@ class BasedLanguageModel(LanguageModel):
     def init_weights(self) -> None:
         """The authors' initial values: all projections normal, those into the residual stream over sqrt(2 depth)."""
         super().init_weights()
-        std = self.config.initializer_range
-        for name, module in self.blocks.named_modules():
-            if not isinstance(module, nn.Linear):
-                continue
-            into_residual = name.endswith(("mixer.out_proj", "mlp.w2"))
-            nn.init.normal_(module.weight, std=std / math.sqrt(2 * self.config.depth) if into_residual else std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        self.init_normal("mixer.out_proj", "mlp.w2")
 
 
 _register = partial(

@@ -11,6 +11,7 @@ from functools import partial
 from zoo.config import require_positive
 from zoo.language.base import Block, LanguageConfig, LanguageModel
 from zoo.layers import Mamba2
+from zoo.layers.attention import ConvolvedAttention
 from zoo.layers.options import require_limits
 from zoo.registry import Paper, register_model
 
@@ -38,21 +39,39 @@ class Mamba2Config(LanguageConfig):
     """The convolution has a bias."""
     bias: bool = False
     """The projections in and out have biases."""
+    attention_layers: tuple[int, ...] = ()
+    """Blocks (from 0) with attention in place of the Mamba-2 mixer."""
+    attention_heads: int = 1
+    """Heads of these."""
+    attention_head_dim: int = 128
+    """Width of such a head."""
+    attention_rotary_dim: int = 64
+    """Channels of its queries and keys that are turned by their position."""
 
     def __post_init__(self):
         super().__post_init__()
+        if not set(self.attention_layers) <= set(range(self.depth)):
+            raise ValueError(
+                f"attention_layers must be blocks in [0, depth = {self.depth}), got {self.attention_layers}"
+            )
         require_positive(self, "d_state", "d_conv", "expand", "head_dim", "num_groups", "chunk_size")
         require_limits("dt_limit", self.dt_limit)
 
 
 class Mamba2LanguageModel(LanguageModel):
-    """A stack of Mamba-2 blocks."""
+    """A stack of Mamba-2 blocks, or a hybrid in which some have attention."""
 
     config: Mamba2Config
 
     def build_block(self, index: int) -> Block:
-        """Norm and Mamba-2 mixer."""
+        """Norm and Mamba-2 mixer, or attention."""
         c = self.config
+        if index in c.attention_layers:
+            attention = ConvolvedAttention(
+                c.dim, c.attention_heads, head_dim=c.attention_head_dim, rotary_dim=c.attention_rotary_dim,
+                kernel_size=c.d_conv,
+            )  # fmt: skip
+            return Block(c, attention)
         mixer = Mamba2(
             c.dim, c.d_state, c.d_conv, c.expand, c.head_dim, c.num_groups, c.chunk_size, c.dt_limit, c.norm_eps,
             c.conv_bias, c.bias,
@@ -97,3 +116,8 @@ def mamba2_1_3b():
 @_register()
 def mamba2_2_7b():
     return Mamba2Config(dim=2560, depth=64)
+
+
+@_register()
+def mamba2attn_2_7b():
+    return Mamba2Config(dim=2560, depth=64, attention_layers=(9, 18, 27, 36, 45, 56), attention_heads=30)
