@@ -8,7 +8,6 @@ library's RMSNorm and its attention has no biases; the authors' dropout of embed
 from __future__ import annotations
 
 import dataclasses
-import math
 from functools import partial
 
 from torch import nn
@@ -77,15 +76,8 @@ class LongConvLanguageModel(LanguageModel):
         """Normal projections, those of attention and MLP into the residual stream over sqrt(2 depth); biases 0. Kernels
         are as built."""
         super().init_weights()
-        std = self.config.initializer_range
-        scaled = ("mlp.fc2", *(f"{index}.mixer.out_proj" for index in self.config.attention_layers))
-        for name, module in self.blocks.named_modules():
-            if not isinstance(module, nn.Linear):
-                continue
-            into_residual = f".{name}".endswith(tuple(f".{end}" for end in scaled))
-            nn.init.normal_(module.weight, std=std / math.sqrt(2 * self.config.depth) if into_residual else std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        attention = (f"{index}.mixer.out_proj" for index in self.config.attention_layers)
+        self.init_normal("mlp.fc2", *attention)
 
 
 _register = partial(
