@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from zoo.kernels import causal_conv1d
+from zoo.kernels.rope import rope
 from zoo.layers.attention.causal import CausalAttention
 from zoo.layers.attention.state import KeyValueState, Place
 from zoo.layers.conv import CausalConv1d
 from zoo.layers.mixer import Mixer, skips_padding
+from zoo.layers.positions import rotary_tables
 from zoo.layers.state import JointState, State, keep_rows
 
 
@@ -75,6 +77,8 @@ class ConvolvedAttention(CausalAttention):
     those of the published checkpoint.
     """
 
+    rope_base: float
+
     def __init__(
         self,
         dim: int,
@@ -101,14 +105,15 @@ class ConvolvedAttention(CausalAttention):
         place = Place.of(x, cache, seq_idx)
         heads = self.conv1d(self.in_proj(x), newest, seq_idx=seq_idx).unflatten(-1, (-1, self.head_dim))
         q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=2)  # (B, T, H, d)
-        q, k = self.rotated(q, place.position), self.rotated(k, place.position)
+        q, k = self.rotated(place.position, q, k)
         y = self.mix(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), place, cache)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
-    def rotated(self, heads: Tensor, positions: Tensor) -> Tensor:
+    def rotated(self, positions: Tensor, *heads: Tensor) -> tuple[Tensor, ...]:
         """Queries or keys (B, T, H, d), their first channels turned by their positions (T,) or (B, T)."""
-        turned, still = heads.split((self.rotary_dim, self.head_dim - self.rotary_dim), dim=-1)
-        return torch.cat([super().rotated(turned, positions), still], dim=-1)
+        parts = [one.split((self.rotary_dim, self.head_dim - self.rotary_dim), dim=-1) for one in heads]
+        tables = rotary_tables(positions, self.rotary_dim, self.rope_base, heads[0].dtype)
+        return tuple(torch.cat([rope(turned.contiguous(), *tables), still], dim=-1) for turned, still in parts)
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> JointState:  # pyright: ignore[reportIncompatibleMethodOverride]
         """An empty cache, of capacity ``max_length`` or growing, and the convolution's newest inputs."""
