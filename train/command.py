@@ -123,7 +123,7 @@ class TrainingRun(Run):
         source: Path | str = recipe
         if self.checkpoint is not None:
             read_checkpoint(self.checkpoint)
-            source = _own(output, recipe) if has_configuration(output) else recipe
+            source = _own(output, recipe, overrides) if has_configuration(output) else recipe
         always = [RNGState(), ValidateAtEnd(), ExportModel(), StopOnSignal()]
         super().__init__(
             source, overrides, output, trainer_defaults={"callbacks": always}, save_config_kwargs={"overwrite": True}
@@ -136,9 +136,8 @@ class TrainingRun(Run):
         chosen = self.config_init["trainer"]
         given = chosen["logger"]
         loggers = given if isinstance(given, list) else [given] if isinstance(given, Logger) else []
-        if chosen["enable_progress_bar"] is not False and not any(
-            isinstance(callback, Bar) for callback in chosen["callbacks"] or ()
-        ):
+        callbacks = chosen["callbacks"] if isinstance(chosen["callbacks"], list) else [chosen["callbacks"]]
+        if chosen["enable_progress_bar"] is not False and not any(isinstance(one, Bar) for one in callbacks):
             self.trainer_defaults["callbacks"].append(ProgressBar())
         if chosen["enable_checkpointing"] is False:
             self.parser.callback_keys.remove("checkpoint")
@@ -175,7 +174,7 @@ class EvaluationRun(Run):
     def __init__(self, recipe: Path | None, overrides: Sequence[str], source: Path) -> None:
         self.checkpoint = None
         own = has_configuration(source) and newest_checkpoint(source) is not None
-        chosen = _own(source, recipe, EVALUATED) if own else recipe
+        chosen = _own(source, recipe, overrides, EVALUATED) if own else recipe
         if chosen is None:
             raise ValueError(
                 f"{source} is no run folder with a configuration and a checkpoint: name its recipe as well"
@@ -217,8 +216,8 @@ def _with_folder(overrides: Sequence[str], folder: Path) -> Iterator[str]:
             yield f"--trainer.logger.save_dir={folder}"
 
 
-def _own(run: Path, recipe: Path | None, keys: tuple[str, ...] = KEYS) -> str:
-    content, differing = configuration(run, recipe, keys)
+def _own(run: Path, recipe: Path | None, overrides: Sequence[str], keys: tuple[str, ...] = KEYS) -> str:
+    content, differing = configuration(run, recipe, keys, overrides)
     if differing:
         rank_zero_info(f"the configuration is that of {run}, which differs from {recipe}: {'; '.join(differing)}")
     return content

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,19 @@ def has_configuration(run: Path) -> bool:
     return (run / NAME).is_file()
 
 
-def configuration(run: Path, recipe: Path | None = None, keys: tuple[str, ...] = KEYS) -> tuple[str, list[str]]:
+def configuration(
+    run: Path, recipe: Path | None = None, keys: tuple[str, ...] = KEYS, overrides: Sequence[str] = ()
+) -> tuple[str, list[str]]:
     """The configuration of a run, and where it differs from the recipe that was named.
 
     A run folder may come from elsewhere, so its configuration makes nothing but classes of this library, of Lightning
-    and those that the recipe itself names: importing others would run their code.
+    and those that the recipe or an override names as well: importing others would run their code.
 
     Args:
         run: the folder.
         recipe: what the user believes it was trained by; None to ask the folder alone.
         keys: sections to take.
+        overrides: options of the command line.
 
     Returns:
         YAML, and lines such as "model.init_args.lr is 0.1, not 0.3".
@@ -43,10 +46,10 @@ def configuration(run: Path, recipe: Path | None = None, keys: tuple[str, ...] =
     known = _read(recipe) if recipe is not None else {}
     allowed = set(_classes(known))
     for name in _classes(content):
-        if not name.startswith(OURS) and name not in allowed:
+        if not name.startswith(OURS) and name not in allowed and not any(name in option for option in overrides):
             raise ValueError(
-                f"{path} makes a {name}, which is no class of this library: where you trust it, give {path} as the "
-                "recipe and a file of checkpoints/ as --checkpoint"
+                f"{path} makes a {name}, which is no class of this library: where you trust it, name it by an option "
+                f"too, or give {path} as the recipe (and for an evaluation a file of checkpoints/ as --checkpoint)"
             )
     for part in ("model", "data"):
         if not isinstance(content.get(part), dict) or not isinstance(content[part].get("init_args", {}), dict):

@@ -81,6 +81,8 @@ class DataModule(LightningDataModule, ABC):
         sizes = ", ".join(f"{split}={len(source)}" for split, source in self.sources.items())
         return f"{type(self).__name__}({sizes or 'not set up'})"
 
+    repeats = 1  # of a training sample in an epoch, see BatchLoader
+
     def _loader(self, split: str, batch_size: int, shuffle: bool = False, drop_last: bool = False) -> BatchLoader:
         self.setup()
         if split not in self.sources:
@@ -92,6 +94,7 @@ class DataModule(LightningDataModule, ABC):
             seed=self.seed,
             shuffle=shuffle,
             drop_last=drop_last,
+            repeats=self.repeats if split == "train" else 1,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             rank=rank,

@@ -59,6 +59,8 @@ class ImageDataModule(DataModule):
         scale, hflip, color_jitter: of the random resized crop, the mirror image and the colours in training.
         auto_augment: timm's name of an augmentation policy, such as "rand-m9-mstd0.5-inc1" (RandAugment).
         random_erasing: probability that a rectangle of a training image is erased.
+        repeated_augmentation: differently augmented copies of an image in a batch; an epoch is as long as without, and
+            sees a part of the images. (DeiT: 3; timm's `RepeatAugSampler`.)
         mixup, cutmix: alpha of each; 0 turns it off. label_smoothing applies with either.
 
     Raises:
@@ -66,7 +68,7 @@ class ImageDataModule(DataModule):
         FileNotFoundError: a folder that is not there.
 
     Papers: RandAugment arXiv:1909.13719, random erasing arXiv:1708.04896, mixup arXiv:1710.09412, CutMix
-    arXiv:1905.04899.
+    arXiv:1905.04899, repeated augmentation arXiv:1901.09335.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class ImageDataModule(DataModule):
         color_jitter: float = 0.0,
         auto_augment: str | None = None,
         random_erasing: float = 0.0,
+        repeated_augmentation: int = 1,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         label_smoothing: float = 0.0,
@@ -114,6 +117,7 @@ class ImageDataModule(DataModule):
         self.dataset_kwargs = dict(dataset_kwargs or {})
         self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
         self.val_fraction = val_fraction
+        self.repeats = repeated_augmentation
         self.label_smoothing, self.mixup, self.cutmix = label_smoothing, mixup, cutmix
         self.augmentation = {
             "scale": tuple(scale),
@@ -287,7 +291,7 @@ class LabelledImages:
         with global_state_kept():
             for index in indices.tolist():
                 seed_global(derive_seed(self.seed, epoch, index))
-                image, label = self.dataset[int(self.members[index])]
+                image, label = self.dataset[int(self.members[index % len(self)])]
                 images.append(self.transform(to_mode(image, self.mode)))
                 labels.append(int(label))
             batch = torch.stack(images), torch.tensor(labels)

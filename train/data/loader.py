@@ -53,6 +53,8 @@ class BatchLoader:
         seed: of the order. Every process must be given the same one.
         shuffle: a new permutation each epoch; otherwise the source's own order.
         drop_last: see above.
+        repeats: how often a sample comes in an epoch of the same length, side by side, each time under another index:
+            copy c of sample i of N is i + c N. An epoch then sees a part of the samples.
         num_workers: processes that prepare batches ahead; 0 prepares each when it is asked for. Changes no batch.
         pin_memory: copy batches to page-locked memory.
         rank, world_size: this process among those that share the data; read from `torch.distributed` when left out.
@@ -69,6 +71,7 @@ class BatchLoader:
         seed: int = 0,
         shuffle: bool = False,
         drop_last: bool = False,
+        repeats: int = 1,
         num_workers: int = 0,
         pin_memory: bool = False,
         rank: int | None = None,
@@ -76,7 +79,7 @@ class BatchLoader:
     ) -> None:
         found_rank, found_world_size = _distributed()
         self.source, self.batch_size, self.seed = source, batch_size, seed
-        self.shuffle, self.drop_last = shuffle, drop_last
+        self.shuffle, self.drop_last, self.repeats = shuffle, drop_last, repeats
         self.num_workers, self.pin_memory = num_workers, pin_memory
         self.rank = found_rank if rank is None else rank
         self.world_size = found_world_size if world_size is None else world_size
@@ -86,10 +89,10 @@ class BatchLoader:
         self._check()
 
     def _check(self) -> None:
-        if self.batch_size < 1 or self.num_workers < 0:
+        if min(self.batch_size, self.repeats) < 1 or self.num_workers < 0:
             raise ValueError(
-                f"batch_size must be >= 1 and num_workers >= 0, got batch_size={self.batch_size}, "
-                f"num_workers={self.num_workers}"
+                f"batch_size must be >= 1, repeats >= 1 and num_workers >= 0, got batch_size={self.batch_size}, "
+                f"repeats={self.repeats}, num_workers={self.num_workers}"
             )
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank must be in [0, world_size), got rank={self.rank}, world_size={self.world_size}")
@@ -115,6 +118,8 @@ class BatchLoader:
         order = torch.arange(samples)
         if self.shuffle:
             order = torch.randperm(samples, generator=torch.Generator().manual_seed(derive_seed(self.seed, epoch)))
+        if self.repeats > 1:
+            order = (order[:, None] + samples * torch.arange(self.repeats)).flatten()[:samples]
         kept = self.batch_size * shards if self.drop_last else samples
         for shard in range(start * self.world_size + self.rank, shards, self.world_size):
             yield epoch, order[shard * kept // shards : (shard + 1) * kept // shards].tolist()
@@ -161,7 +166,7 @@ class BatchLoader:
         epoch, position = state_dict["epoch"], state_dict["position"]
         if position >= state_dict["steps"]:
             epoch, position = epoch + 1, 0
-        saved = {name: state_dict[name] for name in self._order()}
+        saved = {name: state_dict.get(name, 1) for name in self._order()}  # what repeats nothing does not say so
         if position and saved != self._order():
             raise ValueError(
                 "a run can be resumed in mid-epoch only with the same data, seed and global batch size, "
@@ -176,6 +181,7 @@ class BatchLoader:
             "global_batch_size": self.batch_size * self.world_size,
             "seed": self.seed,
             "shuffle": self.shuffle,
+            "repeats": self.repeats,
         }
 
 

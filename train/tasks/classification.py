@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.train.optim import unwrapped
 from zoo.train.tasks.base import Task
+from zoo.train.tasks.distillation import Teacher
 from zoo.train.tasks.metrics import Mean
 
 Batch = tuple[Tensor, Tensor]
@@ -25,6 +27,8 @@ class ImageClassification(Task):
         model: see `Task`, which also has the other arguments.
         label_smoothing: eps: the target is 1 - eps + eps / num_classes on the class and eps / num_classes elsewhere.
             Probabilities are taken as they are: mixup smooths them itself.
+        teacher: learn from this model's predictions too: "local-dir:FOLDER", or a name with weights.
+        distillation, distillation_weight, temperature: how, see `Teacher`.
     """
 
     unit = "images"
@@ -35,18 +39,32 @@ class ImageClassification(Task):
         model_args: dict[str, Any] | None = None,
         *,
         label_smoothing: float = 0.0,
+        teacher: str | None = None,
+        distillation: Literal["hard", "soft"] = "hard",
+        distillation_weight: float = 0.5,
+        temperature: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, model_args, **kwargs)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         self.label_smoothing = label_smoothing
+        kept = (distillation, distillation_weight, temperature)
+        self.teacher = None if teacher is None else Teacher(teacher, *kept)
         self.means = nn.ModuleDict({name: Mean() for name in ("loss", "acc1", "acc5")})
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.teacher and self.teacher.model is None:
+            self.teacher.build()
+            self.teacher.check(unwrapped(self.trained))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
         logits = self.trained(images).float()  # (B, num_classes)
         loss = self._loss(logits, targets)
+        if self.teacher:
+            loss = self.teacher.mixed(loss, logits, self.teacher.logits(images, unwrapped(self.trained)))
         if found := getattr(self.trained, "auxiliary_logits", None):
             weight, auxiliary = found
             loss = loss + weight * self._loss(auxiliary.float(), targets)

@@ -197,3 +197,20 @@ def test_errors_in_folders(folders: Path):
     (folders / "test" / "ant").rename(folders / "test" / "dog")
     with pytest.raises(ValueError, match=r"same classes, got 3 and 3, only one has \['ant', 'dog'\]"):
         ImageDataModule(root=str(folders)).setup()
+
+
+def test_repeated_augmentation_puts_copies_of_an_image_into_a_batch():
+    data = ImageDataModule(**FAKE, repeated_augmentation=4)
+    loader = data.train_dataloader()
+    plan = list(loader.plan(0))
+    samples = len(loader.source)
+    assert len(plan) == len(ImageDataModule(**FAKE).train_dataloader()), "an epoch is as long as without"
+    for _, indices in plan:
+        images = [index % samples for index in indices]
+        assert images[::4] == images[1::4] == images[2::4] == images[3::4] and len({*indices}) == 8
+    copies, labels = loader.source.fetch(torch.tensor(plan[0][1]), 0)
+    assert len({*labels[:4].tolist()}) == 1
+    assert all(not torch.equal(copies[0], other) for other in copies[1:4]), "each copy is augmented by itself"
+    assert [index % samples for _, indices in loader.plan(1) for index in indices] != [
+        index % samples for _, indices in plan for index in indices
+    ]
