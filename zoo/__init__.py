@@ -6,11 +6,12 @@
 
 from zoo.convert import convert
 from zoo.export import export_onnx
-from zoo.factory import ModelInfo, create_model, load_weights, model_info, prefetch, save_model
+from zoo.factory import ModelInfo, create_model, load_weights, model_info, prefetch
 from zoo.generate import generate
 from zoo.layers.report import activity, after_step, auxiliary_losses
 from zoo.predict import predict, read_labels
 from zoo.registry import Paper, list_families, list_models, register_model
+from zoo.saving import save_model
 from zoo.timm_registry import register_with_timm
 from zoo.warmup import warmup
 

@@ -6,19 +6,18 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from zoo.checkpoints import bundled, fit_state_dict, read_config, read_state_dict, write_folder
+from zoo.checkpoints import bundled, fit_state_dict, read_config, read_state_dict
 from zoo.checkpoints.convert import foreign_config, implied, to_zoo
 from zoo.checkpoints.index import INDEX
 from zoo.checkpoints.io import CONFIG, SINGLE
 from zoo.config import agreed, describe_fields, from_json, override
 from zoo.limits import check_sizes
-from zoo.loading import build_around, cast, check_rebuilds, tied, without_memory
+from zoo.loading import build_around, cast, tied, without_memory
 from zoo.registry import ModelEntry, Paper, entries, lookup, nearest
 
 if TYPE_CHECKING:
@@ -225,50 +224,6 @@ def _fetched(entry: ModelEntry, tag: str) -> tuple[dict[str, Tensor], Any]:
     return weights, config
 
 
-def save_model(
-    model: nn.Module,
-    folder: str | Path,
-    *,
-    notes: Mapping[str, str] | None = None,
-    max_shard_size: int | str | None = None,
-) -> Path:
-    """Write ``model.safetensors``, ``config.json`` and a model card; ``create_model("local-dir:FOLDER")`` reads them.
-
-    Weights of an earlier save go; a tokenizer in the folder stays, and one beside the files that the model was loaded
-    from is copied. The module inside ``torch.compile``'s or DistributedDataParallel's is the one that is saved.
-    Compressed weights (torchao's ``quantize_``) are written as the numbers they stand for: the folder loads as a plain
-    model of the same outputs, which can be compressed again.
-
-    Args:
-        model: built by ``create_model``.
-        folder: made where it does not exist.
-        notes: further rows of the card, such as {"licence": "apache-2.0", "metric": "98.3 % accuracy", "recipe":
-            "digits_vim_nano", "commit": "44174c2"}.
-        max_shard_size: bytes of a file of weights, such as 5_000_000_000 or "5GB"; None writes one file.
-
-    Raises:
-        ValueError: for a model that ``create_model`` did not build or would build otherwise (a head replaced by hand, a
-            grown vocabulary, an adapter), or that was fused, a tensor that is not plain and cannot be made so, or a
-            path that is a file.
-    """
-    model = getattr(model, "_orig_mod", model)
-    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        model = model.module
-    if not isinstance(getattr(model, "config_name", None), str):
-        raise ValueError(f"save_model takes a model built by create_model, got {type(model).__name__}")
-    if getattr(model, "fused", False):
-        raise ValueError("a fused model cannot be rebuilt from its configuration: save it before fuse() or deploy=True")
-    known: Any = model
-    entry = lookup(known.config_name)
-    check_rebuilds(model, entry.model_class, known.config, entry.name)
-    aliases = tied(model)
-    tensors = {key: tensor for key, tensor in model.state_dict().items() if key not in aliases}
-    config = {"architecture": entry.name, "config": dataclasses.asdict(known.config)}
-    card = describe(entry, sum(parameter.numel() for parameter in model.parameters()), notes or {})
-    companions = getattr(model, "source_folder", None)
-    return write_folder(folder, tensors, config, card, companions=companions, max_shard_size=max_shard_size)
-
-
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str = "the checkpoint") -> None:
     """Load a state dict of the zoo, of the authors or of transformers into a model, all of it or nothing.
 
@@ -403,16 +358,3 @@ def recognise(
     start = entry if entry is not None and base in families else found
     check = None if weights is None else partial(check_sizes, tensors=weights)
     return entry or found, from_json(start.configure(), base, fields, check)
-
-
-def describe(entry: ModelEntry, count: int, notes: Mapping[str, str] = MappingProxyType({})) -> str:
-    """A model card: what it is, its size, its paper, what else is known, and how to load it."""
-    licence = f"license: {notes['licence']}\n" if "licence" in notes else ""
-    rows = "".join(f"| {name} | {value} |\n" for name, value in notes.items())
-    table = f"| | |\n| --- | --- |\n{rows}\n" if rows else ""
-    return (
-        f"---\nlibrary_name: efficient-zoo\n{licence}tags: [{entry.task}, {entry.family}]\n---\n\n# {entry.name}\n\n"
-        f"{count:,} parameters. Architecture: {entry.paper.title} (arXiv {entry.paper.arxiv}, {entry.paper.year}).\n\n"
-        f"{table}"
-        f'```python\nimport zoo\n\nmodel = zoo.create_model("local-dir:FOLDER")\n```\n'
-    )

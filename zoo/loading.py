@@ -131,31 +131,6 @@ def tied(model: nn.Module) -> dict[str, str]:
     }
 
 
-def check_rebuilds(model: nn.Module, build: Callable[[Any], nn.Module], config: Any, name: str) -> None:
-    """Raise a ValueError unless ``build(config)`` takes the state dict of ``model`` back as it is."""
-    with torch.device("meta"):
-        made = build(config)
-    held, expected = model.state_dict(), made.state_dict()
-    differences = [
-        *(f"{key} is not of its configuration" for key in held if key not in expected),
-        *(f"{key} is missing" for key in expected if key not in held),
-        *(
-            f"{key} has shape {tuple(tensor.shape)}, its configuration {tuple(expected[key].shape)}"
-            for key, tensor in held.items()
-            if key in expected and isinstance(tensor, Tensor) and tensor.shape != expected[key].shape
-        ),
-        *(f"{key} is {'' if key in tied(model) else 'not '}tied" for key in tied(model).keys() ^ tied(made).keys()),
-    ]
-    if differences:
-        raise ValueError(
-            f"create_model could not load this {name} again; nothing was written: {', '.join(differences[:5])}"
-            f"{', ...' if differences[5:] else ''}. Change a model by its configuration, which is saved with it: "
-            "create_model(..., vocab_size=, tie_embeddings=, num_classes=), model.reset_classifier(classes) or "
-            "model.resize_token_embeddings(words); merge "
-            "adapters first; torch.save(model.state_dict(), FILE) keeps the tensors as they are"
-        )
-
-
 def adapt_channels(tensors: Mapping[str, Tensor], name: str, channels: int) -> dict[str, Tensor]:
     """The tensors of a model for images of as many ``channels``, from those for C_in.
 
