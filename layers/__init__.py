@@ -30,7 +30,8 @@ from zoo.layers.recompute import recompute
 from zoo.layers.residual import Residual
 from zoo.layers.reversible import ReversibleSequence
 from zoo.layers.ssm import BiMamba, Mamba, Mamba2, Mamba2State, MambaState
-from zoo.layers.state import JointState, ModelState, State
+from zoo.layers.state import State
+from zoo.layers.states import JointState, ModelState
 
 __all__ = [
     "Attention",

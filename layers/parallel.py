@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from zoo.layers.mixer import Mixer
-from zoo.layers.state import JointState
+from zoo.layers.states import JointState
 
 
 class ParallelMixers(Mixer):

@@ -5,6 +5,7 @@ from zoo.layers.attention.cascaded_group import CascadedGroupAttention
 from zoo.layers.attention.causal import CausalAttention
 from zoo.layers.attention.convolved import ConvolvedAttention
 from zoo.layers.attention.full import Attention
+from zoo.layers.attention.keys import Keys
 from zoo.layers.attention.kmeans import OnlineKMeans
 from zoo.layers.attention.latent import LatentAttention
 from zoo.layers.attention.routing import RoutingAttention, RoutingState
@@ -12,7 +13,7 @@ from zoo.layers.attention.scatterbrain import ScatterbrainAttention, Scatterbrai
 from zoo.layers.attention.scatterbrain_full import BidirectionalScatterbrain
 from zoo.layers.attention.single_head import SingleHeadAttention
 from zoo.layers.attention.sliding_window import SlidingWindowAttention, SlidingWindowState
-from zoo.layers.attention.state import Keys, KeyValueState
+from zoo.layers.attention.state import KeyValueState
 from zoo.layers.attention.taylor import TaylorAttention, TaylorAttentionState
 from zoo.layers.attention.yarn import Yarn
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels.rope import rope
-from zoo.layers.attention.state import KeyValueState, Place, attended, is_causal
+from zoo.layers.attention.keys import Place, attended, is_causal
+from zoo.layers.attention.state import KeyValueState
 from zoo.layers.mixer import Mixer
 from zoo.layers.options import require_at_least
 from zoo.layers.positions import rotary_tables

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from zoo.kernels import causal_conv1d
 from zoo.kernels.rope import rope
 from zoo.layers.attention.causal import CausalAttention
-from zoo.layers.attention.state import KeyValueState, Place
+from zoo.layers.attention.keys import Place
+from zoo.layers.attention.state import KeyValueState
 from zoo.layers.conv import CausalConv1d
 from zoo.layers.mixer import Mixer, skips_padding
 from zoo.layers.positions import rotary_tables
-from zoo.layers.state import JointState, State, keep_rows
+from zoo.layers.state import State, keep_rows
+from zoo.layers.states import JointState
 
 
 @dataclass

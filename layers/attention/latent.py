@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from zoo.kernels.dispatch import compute_dtype
 from zoo.kernels.rope import rope
-from zoo.layers.attention.state import KeyValueState, Place, attended, is_causal
+from zoo.layers.attention.keys import Place, attended, is_causal
+from zoo.layers.attention.state import KeyValueState
 from zoo.layers.attention.yarn import Yarn
 from zoo.layers.linear import is_plain, is_watched, read_matrix
 from zoo.layers.mixer import Mixer

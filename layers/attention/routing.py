@@ -17,8 +17,9 @@ from zoo.layers.attention.clusters import (
     nearest_attention,
     sorted_nearest_attention,
 )
+from zoo.layers.attention.keys import Place, attended
 from zoo.layers.attention.kmeans import OnlineKMeans
-from zoo.layers.attention.state import KeyValueState, Place, attended
+from zoo.layers.attention.state import KeyValueState
 from zoo.layers.mixer import Mixer
 from zoo.layers.options import require_at_least
 from zoo.layers.positions import rotary_embedding

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from zoo.kernels.sliding_window_attention import sliding_window_attention
 from zoo.layers.attention.causal import CausalAttention
-from zoo.layers.attention.state import EMPTY, FILLERS, Keys, KeyValueState, Place, gathered, widened
+from zoo.layers.attention.keys import EMPTY, Keys, Place
+from zoo.layers.attention.state import FILLERS, KeyValueState
+from zoo.layers.cache.buffer import gathered, widened
 from zoo.layers.state import State
 
 

@@ -1,97 +1,21 @@
-"""The key-value cache, and the one place that says which key a query sees."""
+"""The key-value cache."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.layers.attention.keys import EMPTY, Attended, Keys, Place
 from zoo.layers.cache import Dense, Policy
+from zoo.layers.cache.buffer import gathered, widened, written
 from zoo.layers.state import State, edges, is_traced
 
-EMPTY = 2**31 - 1  # the position of no token: later than all, so that no query sees it
 FILLERS = {"position": EMPTY, "ids": -1}  # of free slots
-
-
-class Placed(Protocol):
-    """Tokens that know their position (T,) or (B, T), ``EMPTY`` at padding, and their sequence ids (B, T) or None."""
-
-    @property
-    def position(self) -> Tensor: ...
-    @property
-    def ids(self) -> Tensor | None: ...
-
-
-class Place(NamedTuple):
-    """Where the new tokens of a call stand; ``named``: the ids were given in this call."""
-
-    position: Tensor
-    ids: Tensor | None = None
-    named: bool = False
-
-    @classmethod
-    def of(cls, x: Tensor, state: KeyValueState | None, seq_idx: Tensor | None) -> Place:
-        """Of the tokens x (B, T, ...), which come after those of the state."""
-        if state is not None:
-            return state.place(x.shape[1], seq_idx)
-        return cls(torch.arange(x.shape[1], device=x.device), seq_idx, seq_idx is not None)
-
-
-class Attended(NamedTuple):
-    """Keys and values (B, H, S, d), and the boolean mask, (T, S) or (B, 1, T, S), of those that each query may see.
-
-    None as a mask: the keys of the T queries alone, each to see those up to its own; or one query, to see all.
-    """
-
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-
-
-class Keys(NamedTuple):
-    """Keys and values (B, H, S, d) at positions (S,) or (B, S), with the sequence ids (B, S) of their tokens."""
-
-    key: Tensor
-    value: Tensor
-    position: Tensor
-    ids: Tensor | None = None
-
-    def mask(self, tokens: Placed, window: int | None = None) -> Tensor | None:
-        """Which keys each of ``tokens`` sees: no later one, none of another sequence, none ``window`` or more back.
-
-        What stands for no token sees everything, lest a softmax be over nothing. None: see ``Attended``.
-        """
-        key, query = self.position[..., None, :], tokens.position[..., :, None]
-        if self.ids is None and (window is None or self.position.shape[-1] <= window):
-            one = tokens.position.shape[-1] == 1 and self.position.dim() == 1
-            if one or self.position is tokens.position:
-                return None
-        mask = key <= query
-        if window is not None:
-            mask = mask & (query - key < window)
-        if self.ids is not None and tokens.ids is not None:
-            mask = mask & (self.ids[:, None, :] == tokens.ids[:, :, None])
-        if tokens.position.dim() == 2:
-            mask = mask | (query == EMPTY)
-        return mask if mask.dim() == 2 else mask[:, None]
-
-
-def is_causal(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
-    """Whether queries and keys (B, H, T or S, d) whose mask is None are the same tokens, to be masked causally."""
-    if mask is None and 1 < q.shape[2] == k.shape[2]:  # noqa: SIM103 - a comparison of traced sizes is no bool
-        return True
-    return False
-
-
-def attended(key: Tensor, value: Tensor, place: Place, state: KeyValueState | None) -> Attended:
-    """What queries at ``place`` attend to, given their own keys and values (B, H, T, d); a state keeps these."""
-    if state is not None:
-        return state.append(key, value, place)
-    return Attended(key, value, Keys(key, value, place.position, place.ids).mask(place))
 
 
 @dataclass
@@ -261,24 +185,3 @@ class KeyValueState(State):
         first = self.seen - self.filled
         position = torch.arange(first, first + self.key.shape[2], device=self.key.device).repeat(len(self.key), 1)
         return position if self.padding is None else position - self.padding.sum(1, keepdim=True)
-
-
-def written(buffer: Tensor, new: Tensor, start: int, dim: int) -> Tensor:
-    """``buffer`` with ``new`` at ``start`` of a dimension: in place, or a copy where autograd may need the old one."""
-    new, end = new.to(buffer.dtype), start + new.shape[dim]
-    if buffer.is_floating_point() and (torch.is_grad_enabled() or buffer.requires_grad):
-        after = buffer.narrow(dim, end, buffer.shape[dim] - end)
-        return torch.cat([buffer.narrow(dim, 0, start), new, after], dim)
-    buffer.narrow(dim, start, new.shape[dim]).copy_(new)
-    return buffer
-
-
-def gathered(tensor: Tensor, slots: Tensor, dim: int) -> Tensor:
-    """The slots (B, n) of a tensor (B, ..., capacity, ...) that has them in a dimension."""
-    return tensor.take_along_dim(slots.view(len(slots), *[1] * (dim - 1), -1, *[1] * (tensor.dim() - 1 - dim)), dim)
-
-
-def widened(buffer: Tensor, capacity: int, dim: int, filler: float = 0) -> Tensor:
-    """``buffer`` with free slots at the end of a dimension."""
-    free = [0, 0] * (buffer.dim() - 1 - dim) + [0, capacity - buffer.shape[dim]]
-    return F.pad(buffer, free, value=filler)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zoo.layers.attention.state import EMPTY, KeyValueState, Place
+from zoo.layers.attention.keys import EMPTY, Place
+from zoo.layers.attention.state import KeyValueState
 from zoo.layers.state import is_traced
 
 TILE = 16  # tokens are gathered in multiples of it: the sums over them then round alike, however many others there are

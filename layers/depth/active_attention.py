@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from zoo.layers.attention.causal import CausalAttention
-from zoo.layers.attention.state import EMPTY, Keys, KeyValueState
+from zoo.layers.attention.keys import EMPTY, Keys
+from zoo.layers.attention.state import KeyValueState
 from zoo.layers.depth.active import ActiveTokens
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from cases.mixers import DIM, MIXERS, build
 from zoo.layers import CausalAttention, JointState, Mamba, Mixer, ModelState
 from zoo.layers.attention import SlidingWindowAttention
-from zoo.layers.attention.state import EMPTY
+from zoo.layers.attention.keys import EMPTY
 from zoo.layers.state import State
 
 PAST, LAYOUTS = 5, {  # ids of a call: padding first, last, between, other amounts in each row, rows of padding alone

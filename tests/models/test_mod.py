@@ -14,7 +14,7 @@ from torch import Tensor
 
 import zoo
 from zoo.kernels.flops import flop_counter
-from zoo.layers.attention.state import EMPTY
+from zoo.layers.attention.keys import EMPTY
 from zoo.layers.depth import ActiveTokens, TokenRouter, top_share
 
 DIM, KEYS, HIDDEN, PREDICTOR = 128, 64, 384, 64
