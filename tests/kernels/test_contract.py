@@ -36,7 +36,6 @@ def differentiable_twice(case: Case, impl: str) -> bool:
 PACKABLE = [
     run for run in RUNS if run.values[0].over_time and "seq_idx" in inspect.signature(run.values[0].call).parameters
 ]
-RECURRENCES = ("delta_rule", "linear_attention", "selective_scan", "ssd")
 IGNORE_GRAD = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf"
 )  # opcheck reads it
@@ -69,9 +68,7 @@ def test_accuracy_of_triton(case, impl, length, assert_accurate):
     assert_accurate(case.call, case.inputs(2, length, torch.float32), impl)
 
 
-@pytest.mark.parametrize(
-    ("case", "impl"), [run for run in RUNS if run.values[0].operation in RECURRENCES and run.values[1] != "triton"]
-)
+@pytest.mark.parametrize(("case", "impl"), [run for run in RUNS if run.values[1] != "triton"])
 def test_an_empty_batch(case, impl):
     """It has the shapes of a batch of one but for the batch, and gradients of zero."""
     empty, one = (everything(case, impl, case.inputs(batch, 5, torch.float32)) for batch in (0, 1))
