@@ -25,6 +25,7 @@ RECIPES = [
     "text_mamba2_130m",
 ]
 CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto", "--trainer.precision=32-true"]
+NANOS = [name for name in recipe_names() if name.endswith("_nano")]  # these are run
 
 
 def test_names() -> None:
@@ -40,7 +41,7 @@ def test_first_lines_state_command_metric_time_and_hardware(name: str) -> None:
     assert any(line.startswith("# Time: ") and "Hardware: " in line for line in comments)
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name not in NANOS[1:]])
 def test_every_recipe_instantiates(name: str, tmp_path: Path) -> None:
     run = TrainingRun(recipe_path(name), CPU, tmp_path)
     written = yaml.safe_load(recipe_path(name).read_text())
@@ -50,3 +51,14 @@ def test_every_recipe_instantiates(name: str, tmp_path: Path) -> None:
     assert run.trainer.default_root_dir == str(tmp_path)
     callbacks = {type(callback).__name__ for callback in run.trainer.callbacks}  # pyright: ignore
     assert {"EMA", "ExportModel", "LastCheckpoint", "NaNGuard", "RNGState", "Throughput"} <= callbacks
+
+
+@pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
+@pytest.mark.parametrize("name", NANOS)
+def test_every_nano_trains_and_is_evaluated_for_two_batches(name: str, tmp_path: Path) -> None:
+    quick = ["--trainer.fast_dev_run=2", "--data.batch_size=4", "--data.eval_batch_size=4"]
+    quick += ["--throughput.count_flops=false", "--trainer.enable_progress_bar=false"]
+    run = TrainingRun(recipe_path(name), [*CPU, *quick], tmp_path)
+    run.fit()
+    assert run.trainer.global_step == 2 and run.scores()["val/loss"] > 0
+    assert (tmp_path / "model" / "config.json").exists()
