@@ -117,14 +117,13 @@ class DeltaNet(Mixer):
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> DeltaNetState:
         """Zeros; the size does not depend on ``max_length``."""
         device, dtype = self.placement(device, dtype)
-        inputs = (
+        q, k, v = (
             torch.zeros(batch_size, self.d_conv - 1, self.num_heads * size, device=device, dtype=dtype)
             for size in (self.head_dim, self.head_dim, self.value_dim)
         )
         shape = batch_size, self.num_heads, self.head_dim, self.value_dim
-        return DeltaNetState(
-            *inputs, torch.zeros(shape, device=device, dtype=torch.promote_types(dtype, torch.float32))
-        )
+        memory = torch.zeros(shape, device=device, dtype=torch.promote_types(dtype, torch.float32))
+        return DeltaNetState(q, k, v, memory)
 
     def state_size(self, length: int) -> int:
         """Constant in ``length``."""

@@ -111,7 +111,7 @@ class _InBlocks(torch.autograd.Function):
 
     @staticmethod
     def forward(length: int, channels: int, *systems: Tensor) -> Tensor:
-        return torch.cat([_kernel(*part, length) for part in _blocks(channels, systems)], dim=1)
+        return torch.cat([_kernel(*part, length=length) for part in _blocks(channels, systems)], dim=1)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -127,7 +127,7 @@ class _InBlocks(torch.autograd.Function):
         ):
             leaves = [t.detach().requires_grad_() for t in part]
             with torch.enable_grad():
-                kernel = _kernel(*leaves, ctx.length)
+                kernel = _kernel(*leaves, length=ctx.length)
             found.append(torch.autograd.grad(kernel, leaves, arriving))
         return None, None, *(torch.cat(gradients) for gradients in zip(*found, strict=True))
 

@@ -54,8 +54,18 @@ def encoder(vocab_size: int, dim: int, depth: int, inner: int, mlp_dim: int, cla
     return vocab_size * dim + depth * block + 2 * dim + pair * (4 * dim + 1) * dim + (dim + 1) * classes
 
 
+def delta_net(dim: int, depth: int, heads: int, keys: int, values: int, mlp_dim: int, gated: bool = False) -> int:
+    """Embedding and head of 32000 words; a block has projections, short convolutions, a norm a head, SwiGLU, norms."""
+    mixer = dim * (2 * keys + values + heads) + 4 * (2 * keys + values) + values // heads + values * dim
+    mixer += gated * (dim * (heads + values) + 2 * heads)
+    return 2 * 32000 * dim + depth * (mixer + 3 * dim * mlp_dim + 2 * dim) + dim
+
+
 # Ours, or of sizes whose papers give no count: a sum over the paper's equations.
 BY_HAND = {
+    "deltanet_340m": delta_net(1024, 24, 8, 1024, 1024, 2816),
+    "deltanet_1_3b": delta_net(2048, 24, 16, 2048, 2048, 5632),
+    "gated_deltanet_1_3b": delta_net(2048, 21, 6, 1536, 3072, 5632, gated=True),
     "transformer_130m": dense(50280, 768, 12, 256, 2560),
     "transformer_350m": dense(50280, 1024, 24, 256, 3072),
     "transformer_1_3b": dense(50280, 2048, 24, 512, 6144),

@@ -4,6 +4,12 @@ from zoo.language.base import Block, LanguageConfig, LanguageModel
 from zoo.language.based import BasedConfig, BasedLanguageModel
 from zoo.language.classifier import SequenceClassifier, SequenceConfig
 from zoo.language.deepseek import DeepSeekConfig, DeepSeekLanguageModel
+from zoo.language.deltanet import (
+    DeltaNetConfig,
+    DeltaNetLanguageModel,
+    GatedDeltaNetConfig,
+    GatedDeltaNetLanguageModel,
+)
 from zoo.language.falcon_h1 import FalconH1Config, FalconH1LanguageModel
 from zoo.language.longconv import LongConvConfig, LongConvLanguageModel
 from zoo.language.mamba import MambaConfig, MambaLanguageModel
@@ -24,8 +30,12 @@ __all__ = [
     "Block",
     "DeepSeekConfig",
     "DeepSeekLanguageModel",
+    "DeltaNetConfig",
+    "DeltaNetLanguageModel",
     "FalconH1Config",
     "FalconH1LanguageModel",
+    "GatedDeltaNetConfig",
+    "GatedDeltaNetLanguageModel",
     "LanguageConfig",
     "LanguageModel",
     "LongConvConfig",
