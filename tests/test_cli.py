@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -152,7 +153,7 @@ def test_a_package_that_is_not_installed_is_one_line(arguments, capsys, tmp_path
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert main(arguments) == 2
-    assert "needs transformers, which is not installed: pip install 'efficient-zoo[text]'" in capsys.readouterr().err
+    assert re.search(r"needs transformers.*\[text\]", capsys.readouterr().err)
 
 
 def test_bench_help_is_of_the_command_or_of_the_subject(capsys: pytest.CaptureFixture[str]) -> None:
