@@ -51,7 +51,8 @@ def fit_state_dict(
     """The tensors for exactly the keys of ``expected``.
 
     Args:
-        state_dict: what the checkpoint holds. expected: what the model's ``state_dict()`` holds.
+        state_dict: what the checkpoint holds.
+        expected: what the model's ``state_dict()`` holds.
         aliases: keys of tied tensors -> the key they share their tensor with; one of the two is enough.
         source: name of the checkpoint, for the error.
 

@@ -72,8 +72,8 @@ def define(
             ``Like`` or ``tuple[Like, ...]``. The operator's schema and its fake are made from it.
         flops: count of the forward, of the arguments with shapes in place of tensors. The backward counts twice as
             much: what it recomputes is not counted.
-        extras: how many of the last results are for the backward alone: no gradient goes through them, and the
-            backward gets all results ("kept"), behind the gradients.
+        extras: how many of the last results are for the backward alone: no gradient goes through them, and the backward
+            gets all results ("kept"), behind the gradients.
         adjoint: for an operation that is its own gradient, of its first input: the arguments of that call, from the
             arriving gradient and the arguments behind the first.
     """
@@ -205,7 +205,8 @@ def register(
     Args:
         arguments: of the schema, as in "Tensor x".
         results: how many tensors it returns; None for a list of any length.
-        run: computes it. fake: its results without data.
+        run: computes it.
+        fake: its results without data.
         save: ``save(ctx, inputs, output)`` keeps what ``gradients(ctx, *arriving)`` needs, as in an autograd.Function.
         flops: its count, of the arguments with shapes in place of tensors.
     """

@@ -2,10 +2,18 @@
 
 from zoo.layers.attention import (
     Attention,
+    BidirectionalScatterbrain,
     CascadedGroupAttention,
     CausalAttention,
+    ConvolvedAttention,
     KeyValueState,
+    LatentAttention,
+    RoutingAttention,
+    ScatterbrainAttention,
+    ShortConv,
     SingleHeadAttention,
+    SlidingWindowAttention,
+    TaylorAttention,
 )
 from zoo.layers.batch_norm import NormLinear
 from zoo.layers.conv import (
@@ -14,11 +22,14 @@ from zoo.layers.conv import (
     ConvMlp,
     ConvNorm,
     ConvStem,
+    GatedConv,
+    H3Conv,
     MergingDownsample,
     OneShotAggregation,
     conv3x3,
     depthwise,
 )
+from zoo.layers.depth import ActiveAttention
 from zoo.layers.drop import DropPath
 from zoo.layers.embed import PatchEmbed
 from zoo.layers.fuse import fuse
@@ -29,13 +40,17 @@ from zoo.layers.parallel import ParallelMixers
 from zoo.layers.recompute import recompute
 from zoo.layers.residual import Residual
 from zoo.layers.reversible import ReversibleSequence
-from zoo.layers.ssm import BiMamba, Mamba, Mamba2, Mamba2State, MambaState
+from zoo.layers.ssm import S4, S4D, BiMamba, DeltaNet, GatedDeltaNet, Mamba, Mamba2, Mamba2State, MambaState
 from zoo.layers.state import State
 from zoo.layers.states import JointState, ModelState
 
 __all__ = [
+    "S4",
+    "S4D",
+    "ActiveAttention",
     "Attention",
     "BiMamba",
+    "BidirectionalScatterbrain",
     "CascadedGroupAttention",
     "CausalAttention",
     "CausalConv1d",
@@ -43,10 +58,16 @@ __all__ = [
     "ConvMlp",
     "ConvNorm",
     "ConvStem",
+    "ConvolvedAttention",
+    "DeltaNet",
     "DropPath",
+    "GatedConv",
+    "GatedDeltaNet",
     "GatedRMSNorm",
+    "H3Conv",
     "JointState",
     "KeyValueState",
+    "LatentAttention",
     "Mamba",
     "Mamba2",
     "Mamba2State",
@@ -62,9 +83,14 @@ __all__ = [
     "RMSNorm",
     "Residual",
     "ReversibleSequence",
+    "RoutingAttention",
+    "ScatterbrainAttention",
+    "ShortConv",
     "SingleHeadAttention",
+    "SlidingWindowAttention",
     "State",
     "SwiGLU",
+    "TaylorAttention",
     "conv3x3",
     "depthwise",
     "fuse",

@@ -11,7 +11,8 @@ class PatchEmbed(nn.Module):
     """Non-overlapping (or, with a smaller stride, overlapping) patches through one linear map.
 
     Args:
-        img_size: side or (height, width) in pixels. patch_size, stride: in pixels; stride defaults to the patch size.
+        img_size: side or (height, width) in pixels.
+        patch_size, stride: in pixels; stride defaults to the patch size.
 
     Raises:
         ValueError: when the image is smaller than a patch or the patches do not cover it exactly.

@@ -59,7 +59,8 @@ def read_matrix(linear: nn.Module, like: Tensor) -> Tensor:
     """The matrix W (out, in) of a linear layer without bias: where it is not plain, what it makes of the unit vectors.
 
     Args:
-        linear: the layer. like: (..., in), an input.
+        linear: the layer.
+        like: (..., in), an input.
     """
     if is_plain(linear):
         return linear.weight  # type: ignore[return-value]
@@ -73,7 +74,9 @@ def head_loss(head: nn.Module, hidden: Tensor, labels: Tensor, ignore_index: int
     once more in the backward pass.
 
     Args:
-        head: (..., D) -> (..., V). hidden: (M, D). labels: (M,) int64 in [0, V), or ``ignore_index``.
+        head: (..., D) -> (..., V).
+        hidden: (M, D).
+        labels: (M,) int64 in [0, V), or ``ignore_index``.
 
     Returns:
         Scalar, float32 or wider; 0 where no row counts.

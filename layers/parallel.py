@@ -12,7 +12,8 @@ class ParallelMixers(Mixer):
     """y = sum over i of output_scales[i] * mixer_i(input_scales[i] * x): attention and state-space heads in parallel.
 
     Args:
-        mixers: name -> mixer, all of one width. input_scales, output_scales: a constant for each.
+        mixers: name -> mixer, all of one width.
+        input_scales, output_scales: a constant for each.
 
     Paper: Zuo et al., "Falcon-H1", arXiv 2507.22448, section 2.
     """

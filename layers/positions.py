@@ -18,7 +18,9 @@ def rotary_embedding(x: Tensor, positions: Tensor, base: float = 10000.0) -> Ten
     r"""Rotate channel pairs (i, i + d/2) of each head by position * base^(-2i/d).
 
     Args:
-        x: (B, T, H, d) with even d. positions: (T,) or (B, T) token positions. base: wavelength base.
+        x: (B, T, H, d) with even d.
+        positions: (T,) or (B, T) token positions.
+        base: wavelength base.
 
     Paper: Su et al., "RoFormer", arXiv 2104.09864 (the half-split pairing of GPT-NeoX and LLaMA).
     """

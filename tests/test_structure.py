@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import zoo.layers
 
 ROOT = Path(__file__).resolve().parent.parent
 LINKED = ("kernels", "layers", "train", "checkpoints", "benchmarks")
@@ -114,3 +117,15 @@ assert len(zoo.list_models()) > 0
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "" and done.stderr == ""
+
+
+def test_every_mixer_is_exported_by_the_layers() -> None:
+    """From where users take them; what only others are derived from stays below."""
+    for module in MODULES:
+        if module.startswith("zoo.layers."):
+            importlib.import_module(module)
+    kinds = [zoo.layers.Mixer]
+    for kind in kinds:
+        kinds += [found for found in kind.__subclasses__() if found.__module__.startswith("zoo.layers.")]
+    concrete = {kind.__name__ for kind in kinds if not kind.__subclasses__()}
+    assert concrete <= set(zoo.layers.__all__), sorted(concrete - set(zoo.layers.__all__))

@@ -26,8 +26,8 @@ def build_optimizer(model: nn.Module, name: str, *, lr: float, weight_decay: flo
         name: see `timm.optim.list_optimizers()`.
         lr: peak learning rate.
         weight_decay: decoupled where the optimiser is (AdamW).
-        kwargs: of the optimiser, such as `betas` and `eps`. An optimiser of three betas takes three, or its own
-            where `betas` is Adam's default.
+        kwargs: of the optimiser, such as `betas` and `eps`. An optimiser of three betas takes three, or its own where
+            `betas` is Adam's default.
 
     Raises:
         ValueError: timm has no optimiser of that name, or it does not take these arguments.
@@ -84,7 +84,9 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: float, min_ratio: f
         m + (1 - m) (1 + cos(pi (k - W) / (N - W))) / 2      for W <= k < N,  and m from there on
 
     Args:
-        step: k. warmup_steps: W. total_steps: N; infinite for 1 after warm-up.
+        step: k.
+        warmup_steps: W.
+        total_steps: N; infinite for 1 after warm-up.
         min_ratio: m, the last rate over the peak.
 
     Paper: Loshchilov and Hutter, "SGDR", arXiv:1608.03983.

@@ -50,7 +50,9 @@ def register_model(
 
     Args:
         model_class: called with the configuration, returns the module.
-        task: one of TASKS. family: the architecture. paper: its publication.
+        task: one of TASKS.
+        family: the architecture.
+        paper: its publication.
         tags: names of weight sets, besides those of ``checkpoints/index.py`` and the bundled ones.
 
     Raises:
@@ -95,8 +97,9 @@ def list_models(
     """Names that match the shell-style ``pattern``, in natural order (numbers inside a name count as numbers).
 
     Args:
-        pattern: wildcards ``*``, ``?``, ``[seq]``. task, family: keep only these. pretrained: keep only models with
-            (True) or without (False) downloadable weights.
+        pattern: wildcards ``*``, ``?``, ``[seq]``.
+        task, family: keep only these.
+        pretrained: keep only models with (True) or without (False) downloadable weights.
 
     Raises:
         ValueError: for an unknown task or family.

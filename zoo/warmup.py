@@ -19,7 +19,8 @@ def warmup(model: nn.Module, shapes: Sequence[tuple[int, ...]], *, training: boo
 
     Args:
         model: a language model (shapes are (batch, length)) or an image model ((batch, channels, height, width)).
-        shapes: the input shapes to expect. training: also compile the backward kernels.
+        shapes: the input shapes to expect.
+        training: also compile the backward kernels.
 
     Returns:
         shape -> seconds its first run took.

@@ -18,7 +18,8 @@ def rename(
     """Replace the first prefix that fits each key; keys that none fits, and all tensors, stay as they are.
 
     Args:
-        pairs: (published, ours); "#" in both stands for the same number. backwards: from ours to published.
+        pairs: (published, ours); "#" in both stands for the same number.
+        backwards: from ours to published.
     """
     rules = []
     for pair in pairs:

@@ -47,7 +47,8 @@ def causal_conv1d(
 
     Args:
         x: input (B, T, D), any floating dtype; sums are kept in float32 (float64 if any input is float64).
-        weight: (D, W); weight[:, -1] multiplies the present input. bias: (D,).
+        weight: (D, W); weight[:, -1] multiplies the present input.
+        bias: (D,).
         activation: None or "silu".
         initial_state: (B, W - 1, D), the inputs before the first, oldest first; zeros when None. They belong to the
             first token's sequence.

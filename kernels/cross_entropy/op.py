@@ -39,14 +39,15 @@ def linear_cross_entropy(
 
     Args:
         hidden: (M, D), any floating dtype; logits and sums are float32 (float64 if any input is float64).
-        weight: (V, D). bias: (V,).
+        weight: (V, D).
+        bias: (V,).
         labels: (M,) integers y in [0, V), or ``ignore_index`` for rows that do not count; others raise an error (on
             CUDA torch's assertion, or a loss of NaN).
         z_loss: the factor zeta, which keeps the logsumexp near 0.
         softcap: the largest logit s; None for f(a) = a.
         label_smoothing: epsilon, the part of the target that is uniform over the vocabulary.
-        chunk_size: rows whose logits exist at a time, at most: memory is no more than chunk_size * V numbers, and
-            for large V no more than 2^23 (twice that with a softcap).
+        chunk_size: rows whose logits exist at a time, at most: memory is no more than chunk_size * V numbers, and for
+            large V no more than 2^23 (twice that with a softcap).
         impl: "auto" or the name of an implementation ("triton", "chunked", "reference").
 
     Returns:

@@ -53,8 +53,8 @@ def linear_attention(
         q, k: queries and keys (B, T, H, K), any floating dtype; sums and state are float32 (float64 if any of q, k, v
             and log_decay is float64).
         v: values (B, T, H, V).
-        log_decay: (B, T, H) or (B, T, H, K), at most 0 for a stable state, -inf to forget it; applied before step
-            t's input is added.
+        log_decay: (B, T, H) or (B, T, H, K), at most 0 for a stable state, -inf to forget it; applied before step t's
+            input is added.
         scale: factor of the output; K^-0.5 when None.
         initial_state: (B, H, K, V), continues the sequence that the first token belongs to; zeros when None.
         seq_idx: (B, T) integers; the state restarts from zero where the value changes (packed sequences).

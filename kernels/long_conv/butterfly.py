@@ -42,7 +42,8 @@ def butterfly_conv(
         kernel_factors: those of the kernel's transform; ``factors`` when None.
         inverse_factors: those of the inverse, in the order of ``factors``; their conjugate transposes divided by Np
             when None, which inverts DFT matrices.
-        D: skip weight (D,). gate: (B, T, D).
+        D: skip weight (D,).
+        gate: (B, T, D).
 
     Returns:
         y (B, T, D) in the dtype of u.

@@ -34,7 +34,8 @@ def long_conv(
         u: input (B, T, D), any floating dtype; transforms and sums are float32 (float64 if any input is float64).
         kernel: (D, L), the taps of each channel, tap j acting on the input j steps back. Any L when causal: the taps
             from T on meet no input, are ignored and get the gradient 0. At most T when circular.
-        D: skip weight (D,). gate: (B, T, D), multiplies the result.
+        D: skip weight (D,).
+        gate: (B, T, D), multiplies the result.
         impl: "auto" or the name of an implementation: "triton", "native" (C), "fft" (torch.fft in cached blocks),
             "monarch" (small dense matrix products) or "reference". A single time step is one product and has one
             implementation.

@@ -23,7 +23,9 @@ def packed_long_conv(u: Tensor, kernel: Tensor, seq_idx: Tensor, *, D: Tensor | 
 
     Args:
         u: (B, T, D), any floating dtype; computed in float32 (float64 if u, kernel or D is float64).
-        kernel: (D, L), the taps of each channel. seq_idx: (B, T) integers, equal within a sequence. D: (D,).
+        kernel: (D, L), the taps of each channel.
+        seq_idx: (B, T) integers, equal within a sequence.
+        D: (D,).
 
     Returns:
         y (B, T, D) in the dtype of u, differentiable in u, kernel and D.

@@ -30,7 +30,8 @@ def load_balance_loss(scores: Tensor, experts: Tensor, *, mask: Tensor | None = 
     the experts, one sequence at a time, and is divided by k.
 
     Args:
-        scores: (M, E), of ``top_k_routing``: the probabilities of all experts. experts: (M, k), before any capacity.
+        scores: (M, E), of ``top_k_routing``: the probabilities of all experts.
+        experts: (M, k), before any capacity.
         mask: (M,), True for tokens that count; all when None.
 
     Returns:
@@ -51,7 +52,8 @@ def router_z_loss(logits: Tensor, *, mask: Tensor | None = None) -> Tensor:
     r"""Mean over tokens of :math:`(\log \sum_e \exp \mathrm{logits}_e)^2`: keeps the logits small.
 
     Args:
-        logits: (M, E), before softmax or sigmoid. mask: (M,), True for tokens that count; all when None.
+        logits: (M, E), before softmax or sigmoid.
+        mask: (M,), True for tokens that count; all when None.
 
     Returns:
         () float32 (float64 for float64 logits), to be multiplied by a coefficient such as 0.001.

@@ -91,8 +91,10 @@ def moe(
     Args:
         x: tokens (M, D), any floating dtype.
         routing: of ``top_k_routing``; only weights (M, k) and experts (M, k) are used.
-        up, gate: (E, D, F). down: (E, F, D). Without a gate the MLP has two layers.
-        up_bias: (E, F). down_bias: (E, D).
+        up, gate: (E, D, F).
+        down: (E, F, D). Without a gate the MLP has two layers.
+        up_bias: (E, F).
+        down_bias: (E, D).
         activation: phi, elementwise.
         capacity: as in ``sort_by_expert``; what is dropped adds nothing to its token.
         impl: implementation of ``grouped_matmul``. "auto" on the CPU computes a single token, where no gradient is

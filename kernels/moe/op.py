@@ -31,7 +31,8 @@ def grouped_matmul(
     give zeros and have no gradient. Sums are float32 (float64 if x or weight is).
 
     Args:
-        x: rows (M, D), any floating dtype. weight: (E, D, F).
+        x: rows (M, D), any floating dtype.
+        weight: (E, D, F).
         offsets: (E + 1,) int64 on the device of x, rising from 0 to at most M. Where an implementation reads them on
             the host this is checked; Triton's reads them on the device only.
         bias: (E, F).

@@ -56,7 +56,8 @@ def top_k_routing(
         score: "softmax" over the experts or "sigmoid" of each.
         normalize: weights of a token sum to ``scale``.
         bias: (E,), added for the selection only: it balances the load and has no gradient.
-        num_groups: divides E. top_groups: at most num_groups.
+        num_groups: divides E.
+        top_groups: at most num_groups.
 
     Returns:
         Routing(weights, experts, scores); gradients flow through the scores of the chosen experts.

@@ -59,7 +59,9 @@ def selective_scan(
         A: continuous-time decay rate (D, N), negative for a stable system; of any size: -inf forgets the state in every
             step of dt > 0, and gets no gradient. A step of dt = 0 leaves the state as it is.
         B, C: input and output maps (B, T, G, N) for G groups of D / G neighbouring channels.
-        D: skip weight (D,). z: gate (B, T, D). dt_bias: (D,), added to dt before the softplus.
+        D: skip weight (D,).
+        z: gate (B, T, D).
+        dt_bias: (D,), added to dt before the softplus.
         initial_state: (B, D, N), continues the sequence that the first token belongs to; zeros when None.
         seq_idx: (B, T) integers; the state restarts from zero where the value changes (packed sequences).
         impl: "auto" or the name of an implementation ("triton", "native", "chunked", "reference", "mamba_ssm"). A

@@ -48,8 +48,8 @@ def sliding_window_attention(
         scale: s above; 1 / sqrt(K) when None.
         seq_idx: (B, S) integers; where the value changes another sequence begins, whose queries see none of the keys
             before it (packed sequences). Not together with ``sinks``.
-        impl: "auto" or the name of an implementation ("triton", "blocked", "reference"). A single query is one call
-            of torch's own attention over the keys it sees, and has one implementation.
+        impl: "auto" or the name of an implementation ("triton", "blocked", "reference"). A single query is one call of
+            torch's own attention over the keys it sees, and has one implementation.
 
     Returns:
         Output (B, T, H, V) in the dtype of q, differentiable in q, k and v.

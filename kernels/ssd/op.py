@@ -60,7 +60,8 @@ def ssd(
         A: continuous-time decay rate (H,), negative for a stable system; of any size: where dt A is beyond -1500, -inf
             included, the state is forgotten and no gradient passes. A step of dt = 0 leaves the state as it is.
         B, C: input and output maps (B, T, G, N) for G groups of H / G neighbouring heads.
-        D: skip weight (H,) or (H, P). dt_bias: (H,), added to dt before the softplus.
+        D: skip weight (H,) or (H, P).
+        dt_bias: (H,), added to dt before the softplus.
         dt_limit: smallest and largest step size, applied last.
         initial_state: (B, H, P, N), continues the sequence that the first token belongs to; zeros when None.
         seq_idx: (B, T) integers; the state restarts from zero where the value changes (packed sequences).

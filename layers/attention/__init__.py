@@ -3,7 +3,7 @@
 from zoo.layers.attention.axial import AxialAttention, shift_down, shift_right
 from zoo.layers.attention.cascaded_group import CascadedGroupAttention
 from zoo.layers.attention.causal import CausalAttention
-from zoo.layers.attention.convolved import ConvolvedAttention
+from zoo.layers.attention.convolved import ConvolvedAttention, ShortConv
 from zoo.layers.attention.full import Attention
 from zoo.layers.attention.keys import Keys
 from zoo.layers.attention.kmeans import OnlineKMeans
@@ -32,6 +32,7 @@ __all__ = [
     "RoutingState",
     "ScatterbrainAttention",
     "ScatterbrainState",
+    "ShortConv",
     "SingleHeadAttention",
     "SlidingWindowAttention",
     "SlidingWindowState",

@@ -16,7 +16,8 @@ class AxialAttention(nn.Module):
     A tensor of N = S^k positions costs O(N S) instead of the O(N^2) of full attention: O(N sqrt(N)) for images.
 
     Args:
-        dim: channels. num_heads: H heads of width d = dim / H.
+        dim: channels.
+        num_heads: H heads of width d = dim / H.
         axis: the axis of the input along which positions attend, 1 for the first after the batch.
         masked: position i sees the positions up to and including i; otherwise all of its line.
 

@@ -23,7 +23,10 @@ class CascadedGroupAttention(nn.Module):
     whole; any other is padded with zeros, which are attended too, and cut into windows.
 
     Args:
-        dim: channels. num_heads: H. window: side of a window. kernels: sizes of the convolutions, one a head.
+        dim: channels.
+        num_heads: H.
+        window: side of a window.
+        kernels: sizes of the convolutions, one a head.
         qk_dim: d, channels of a head's queries and keys.
 
     Raises:

@@ -18,9 +18,12 @@ class CausalAttention(Mixer):
     r"""softmax(q k^T / sqrt(d)) v over the present and the past, H query heads sharing num_kv_heads keys and values.
 
     Args:
-        dim: model width. num_heads: query heads. num_kv_heads: key and value heads, num_heads when None.
-        rope_base: wavelength base of the rotary embedding, None for no position information. head_dim: d,
-            dim / num_heads when None. scale: factor of the logits, d^-0.5 when None.
+        dim: model width.
+        num_heads: query heads.
+        num_kv_heads: key and value heads, num_heads when None.
+        rope_base: wavelength base of the rotary embedding, None for no position information.
+        head_dim: d, dim / num_heads when None.
+        scale: factor of the logits, d^-0.5 when None.
 
     Raises:
         ValueError: when num_heads does not divide dim into heads of even width, or num_kv_heads does not divide

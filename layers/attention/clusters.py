@@ -23,7 +23,10 @@ def balanced_attention(
     ones the clusters' lists would differ, and the order within a list would not tell what is past.
 
     Args:
-        qk, v: (B, H, T, d). affinity: (B, H, T, K). scale: of the logits. seq_idx: (B, T), negative for padding.
+        qk, v: (B, H, T, d).
+        affinity: (B, H, T, K).
+        scale: of the logits.
+        seq_idx: (B, T), negative for padding.
 
     Returns:
         Output (B, H, T, d), and the members of the clusters (B, H, K, min(cluster_size, T)), positions in order.

@@ -27,7 +27,10 @@ class OnlineKMeans(KeepsFloat32):
         centroids: buffer mu (H, K, d), saved with the model. sums (H, K, d), counts (H, K): of the observed points.
 
     Args:
-        num_heads: H. num_clusters: K. dim: d, of points with mean 0 and variance 1 (norm sqrt(d)). decay: lambda.
+        num_heads: H.
+        num_clusters: K.
+        dim: d, of points with mean 0 and variance 1 (norm sqrt(d)).
+        decay: lambda.
 
     Raises:
         ValueError: for a decay outside [0, 1).

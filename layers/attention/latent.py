@@ -36,11 +36,16 @@ class LatentAttention(Mixer):
     Parameter names are the published ones, but for ``out_proj``.
 
     Args:
-        dim: model width. num_heads: H. kv_lora_rank: width of c.
-        qk_nope_head_dim, qk_rope_head_dim: parts of a query or key without and with position. v_head_dim: of a value.
+        dim: model width.
+        num_heads: H.
+        kv_lora_rank: width of c.
+        qk_nope_head_dim, qk_rope_head_dim: parts of a query or key without and with position.
+        v_head_dim: of a value.
         q_lora_rank: width of the queries' own latent vector; None for none.
-        rope_base: wavelength base. rope_interleaved: rotated pairs are the channels (2i, 2i + 1), as in the published
-            weights, instead of (i, i + P). yarn: scaling for longer contexts.
+        rope_base: wavelength base.
+        rope_interleaved: rotated pairs are the channels (2i, 2i + 1), as in the published weights, instead of (i, i +
+            P).
+        yarn: scaling for longer contexts.
 
     Raises:
         ValueError: for an odd qk_rope_head_dim.
@@ -103,7 +108,10 @@ class LatentAttention(Mixer):
         """Attention to keys and values of every head.
 
         Args:
-            q_nope: (B, H, T, nope). q_rope: (B, H, T, rope). latent: (B, 1, L, rank). k_rope: (B, 1, L, rope).
+            q_nope: (B, H, T, nope).
+            q_rope: (B, H, T, rope).
+            latent: (B, 1, L, rank).
+            k_rope: (B, 1, L, rope).
             mask: see ``Attended``.
 
         Returns:

@@ -43,7 +43,9 @@ def lsh_buckets(
     Which vectors share a bucket depends on the whole sequence.
 
     Args:
-        q, k: (B, T, H, d). directions: (R, d + 2). size: of a bucket; a sequence's last one may be smaller.
+        q, k: (B, T, H, d).
+        directions: (R, d + 2).
+        size: of a bucket; a sequence's last one may be smaller.
         positions, segments: (B, T), of packed rows: the steps since the sequence began, and its number in the row from
             0. Each sequence is sorted by itself.
 

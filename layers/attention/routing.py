@@ -64,10 +64,15 @@ class RoutingAttention(Reports, Mixer):
             cluster; "agreement", share of the balanced clusters' members whose nearest centroid is that cluster's.
 
     Args:
-        dim: model width. num_heads: H. num_clusters: K, of each head. cluster_size: positions a centroid takes in
-            training mode, all where the row is shorter. head_dim: d, dim / num_heads when None. scale: d^-0.5 when
-            None; the authors' code has 1. decay: of the centroids. commitment_weight: of the loss. rope_base: of the
-            rotary positions, which stand for the paper's learned relative ones.
+        dim: model width.
+        num_heads: H.
+        num_clusters: K, of each head.
+        cluster_size: positions a centroid takes in training mode, all where the row is shorter.
+        head_dim: d, dim / num_heads when None.
+        scale: d^-0.5 when None; the authors' code has 1.
+        decay: of the centroids.
+        commitment_weight: of the loss.
+        rope_base: of the rotary positions, which stand for the paper's learned relative ones.
 
     Raises:
         ValueError: when num_heads does not divide dim into heads of even width, num_clusters or cluster_size is below

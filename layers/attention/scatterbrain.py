@@ -55,8 +55,13 @@ class ScatterbrainAttention(Mixer):
     once, for all heads, and saved with the model: the queries are trained to them.
 
     Args:
-        dim: model width. num_heads: H. window: steps a query sees exactly, itself included. num_features: M, even.
-        cluster_size: steps of a bucket. num_hashes: 0 for the window alone. head_dim: d, dim / num_heads when None.
+        dim: model width.
+        num_heads: H.
+        window: steps a query sees exactly, itself included.
+        num_features: M, even.
+        cluster_size: steps of a bucket.
+        num_hashes: 0 for the window alone.
+        head_dim: d, dim / num_heads when None.
         rope_base: wavelength base of the rotary positions, which stand for the paper's absolute ones.
 
     Raises:

@@ -17,7 +17,9 @@ class SingleHeadAttention(nn.Module):
     Every position attends to all others; the norm is over all channels and positions of :math:`x_a` of an image.
 
     Args:
-        dim: channels. partial_dim: channels that attend. qk_dim: d, channels of queries and keys.
+        dim: channels.
+        partial_dim: channels that attend.
+        qk_dim: d, channels of queries and keys.
 
     Raises:
         ValueError: for a partial_dim that is not below dim.

@@ -32,9 +32,10 @@ def scatterbrain_weights(q: Tensor, k: Tensor, projection: Tensor, support: Tens
         S_{ij} = \exp(q_i \cdot k_j) - \phi(q_i) \cdot \phi(k_j) \text{ on the support, else } 0
 
     Args:
-        q: (..., T, d), already divided by the temperature, as ``exp(q . k)`` is approximated. k: (..., S, d).
-        projection: (rows, d) from ``orthogonal_gaussian``. support: boolean (..., T, S), True where exact.
-            Not causal: multiply by a mask for that.
+        q: (..., T, d), already divided by the temperature, as ``exp(q . k)`` is approximated.
+        k: (..., S, d).
+        projection: (rows, d) from ``orthogonal_gaussian``.
+        support: boolean (..., T, S), True where exact. Not causal: multiply by a mask for that.
 
     Paper: Chen et al., "Scatterbrain: Unifying Sparse and Low-rank Attention", arXiv 2110.15343, section 4.
     """
@@ -67,7 +68,8 @@ def sparse_low_rank_attention(
         projection: (rows, d); there are M = 2 * rows features.
         positions: (B, T): steps of each query since its sequence began; keys further back are not seen.
         memory: (B, H, M, V + 1), sums of the keys that left the window; zeros when None.
-        seq_idx: (B, T), of packed sequences. buckets: further exact pairs.
+        seq_idx: (B, T), of packed sequences.
+        buckets: further exact pairs.
 
     Returns:
         Output (B, T, H, V), and the memory after the last step.

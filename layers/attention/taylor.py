@@ -36,9 +36,11 @@ class TaylorAttention(Mixer):
     no biases, no position information and no norms of q and k.
 
     Args:
-        dim: model width. num_heads: heads H of width V = dim / num_heads. feature_dim: width of a head's queries and
-            keys; the state grows with its square. eps: added to the sum of the weights. chunk_size: steps a chunk of
-            the parallel form; it changes the speed, not the result.
+        dim: model width.
+        num_heads: heads H of width V = dim / num_heads.
+        feature_dim: width of a head's queries and keys; the state grows with its square.
+        eps: added to the sum of the weights.
+        chunk_size: steps a chunk of the parallel form; it changes the speed, not the result.
 
     Raises:
         ValueError: when num_heads does not divide dim, or feature_dim is below 1.

@@ -21,9 +21,11 @@ class Yarn:
     is corrected by :math:`m(s) = 0.1 s \ln(\mathrm{factor}) + 1`.
 
     Args:
-        factor: how many times longer the context is, at least 1. length: context of the training before.
+        factor: how many times longer the context is, at least 1.
+        length: context of the training before.
         beta_fast, beta_slow: turns within ``length`` from which on channels are kept, below which interpolated.
-        mscale: s of the rotation's magnitude. mscale_all_dim: s of the softmax scale; 0 for none.
+        mscale: s of the rotation's magnitude.
+        mscale_all_dim: s of the softmax scale; 0 for none.
         magnitude: of the rotation, in place of the one that follows from mscale and mscale_all_dim.
 
     Raises:

@@ -12,7 +12,9 @@ class CausalConv1d(nn.Conv1d):
     """Depthwise causal convolution over time; parameters (and names) of a depthwise ``nn.Conv1d``.
 
     Args:
-        dim: channels. kernel_size: taps, the present input included. bias: add a bias.
+        dim: channels.
+        kernel_size: taps, the present input included.
+        bias: add a bias.
         activation: None or "silu".
 
     Raises:

@@ -50,7 +50,9 @@ class SeparableConv(nn.Module):
     """y = bn(pointwise(depthwise(relu(x)))), once or, with the stride in the first, twice.
 
     Args:
-        dim: channels. kernel_size, stride, dilation: of the depthwise convolutions. repeats: 1 or 2.
+        dim: channels.
+        kernel_size, stride, dilation: of the depthwise convolutions.
+        repeats: 1 or 2.
     """
 
     def __init__(self, dim: int, kernel_size: int, stride: int = 1, dilation: int = 1, repeats: int = 2):
@@ -93,9 +95,11 @@ class Cell(nn.Module):
     through an operation.
 
     Args:
-        dims: channels of the two inputs. dim: of each node; the output has one ``dim`` a node.
+        dims: channels of the two inputs.
+        dim: of each node; the output has one ``dim`` a node.
         edges: (operation, node it comes from) of every edge, two a node, in order.
-        reduction: halve the resolution on edges from the inputs. halve_first: the first input has twice the resolution.
+        reduction: halve the resolution on edges from the inputs.
+        halve_first: the first input has twice the resolution.
         drop_path: stochastic depth of every edge that is not the identity.
 
     Raises:

@@ -14,9 +14,13 @@ class ConvNorm(nn.Module):
     """y = bn(conv(x)), and relu of it where asked for; size-keeping padding.
 
     Args:
-        in_dim, out_dim: channels. kernel_size: odd side of the kernel. stride: of the convolution.
-        groups: of the convolution; in_dim for a depthwise one. gamma: initial weight of the norm; 0 closes a branch.
-        relu: end with a ReLU. bias: of the convolution, which the norm makes redundant.
+        in_dim, out_dim: channels.
+        kernel_size: odd side of the kernel.
+        stride: of the convolution.
+        groups: of the convolution; in_dim for a depthwise one.
+        gamma: initial weight of the norm; 0 closes a branch.
+        relu: end with a ReLU.
+        bias: of the convolution, which the norm makes redundant.
 
     Raises:
         ValueError: for an even kernel_size.

@@ -13,8 +13,11 @@ class DenseDecoder(nn.Module):
     upsampling; a 1x1 convolution stands before the last upsampling.
 
     Args:
-        dim: width of the tokens. hidden_dim: channels of the convolutions. out_chans: channels of the result.
-        grid_size: (height, width) in patches. patch_size: side of a patch in pixels, a power of two.
+        dim: width of the tokens.
+        hidden_dim: channels of the convolutions.
+        out_chans: channels of the result.
+        grid_size: (height, width) in patches.
+        patch_size: side of a patch in pixels, a power of two.
 
     Raises:
         ValueError: for a patch_size that is no power of two.

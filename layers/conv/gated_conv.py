@@ -25,8 +25,10 @@ class GatedConv(Mixer):
     .. math:: [u, g] = W_{in} x + b_{in}, \quad y = W_{out} (\mathrm{silu}(\mathrm{conv}(u)) \odot g) + b_{out}
 
     Args:
-        dim: model width. kernel_size: taps of the causal convolution, the present step included. expand: width of u
-            and g over dim. bias: biases of the projections; the convolution has none.
+        dim: model width.
+        kernel_size: taps of the causal convolution, the present step included.
+        expand: width of u and g over dim.
+        bias: biases of the projections; the convolution has none.
 
     Raises:
         ValueError: for a kernel_size below 2 or an expand below 1.

@@ -36,7 +36,9 @@ class InferenceConv2d(nn.Conv2d):
     traced programs use torch's convolution and then the activation.
 
     Args:
-        conv: whose sizes and dtype are taken. weight, bias: the fused ones. activation: "relu", "relu6" or None.
+        conv: whose sizes and dtype are taken.
+        weight, bias: the fused ones.
+        activation: "relu", "relu6" or None.
     """
 
     def __init__(self, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, activation: str | None = None):

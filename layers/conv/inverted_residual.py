@@ -29,8 +29,11 @@ class InvertedResidual(nn.Module):
     every product followed by batch norm; the input is added where it has the shape of the output and ``expand`` > 1.
 
     Args:
-        in_dim, out_dim: channels. expand: width between them over in_dim; 1 leaves W_1 out. kernel_size: odd side of
-            the depthwise kernel. stride: of that convolution. drop_path: stochastic depth, where the input is added.
+        in_dim, out_dim: channels.
+        expand: width between them over in_dim; 1 leaves W_1 out.
+        kernel_size: odd side of the depthwise kernel.
+        stride: of that convolution.
+        drop_path: stochastic depth, where the input is added.
 
     Paper: Sandler et al., "MobileNetV2", arXiv 1801.04381.
     """

@@ -42,9 +42,12 @@ class LongConv(KeepsFloat32):
     ``kernel_length`` inputs and nothing older, however long the sequence.
 
     Args:
-        dim: channels. kernel_length: taps L, the present input included. lam: the threshold of squash; taps within it
-            are 0, and their parameters get no gradient. smooth_window: w, odd; 1 smooths nothing. kernel_dropout:
-            probability of dropping a tap in training mode. init: (dim, kernel_length) -> the initial kernel.
+        dim: channels.
+        kernel_length: taps L, the present input included.
+        lam: the threshold of squash; taps within it are 0, and their parameters get no gradient.
+        smooth_window: w, odd; 1 smooths nothing.
+        kernel_dropout: probability of dropping a tap in training mode.
+        init: (dim, kernel_length) -> the initial kernel.
 
     Raises:
         ValueError: for a kernel_length below 1, a negative lam, an even smooth_window, or a kernel_dropout outside
@@ -134,8 +137,8 @@ class H3Conv(Mixer):
     products a step and channel, from a state that grows up to the newest kernel_length - 1 steps.
 
     Args:
-        dim: model width. kernel_length, lam, smooth_window, kernel_dropout, init: of both convolutions, see
-            ``LongConv``.
+        dim: model width.
+        kernel_length, lam, smooth_window, kernel_dropout, init: of both convolutions, see ``LongConv``.
 
     Raises:
         ValueError: see ``LongConv``.

@@ -12,8 +12,11 @@ class MBConv3d(nn.Module):
     norms, which do not remember batches and so bear recomputation; the last one starts at 0, which closes the branch.
 
     Args:
-        dim: channels. expand_ratio: hidden channels over dim. kernel_size: odd side of the depthwise kernel.
-        num_groups: of the norms. drop_rate: dropout of whole channels.
+        dim: channels.
+        expand_ratio: hidden channels over dim.
+        kernel_size: odd side of the depthwise kernel.
+        num_groups: of the norms.
+        drop_rate: dropout of whole channels.
 
     Raises:
         ValueError: for an even kernel_size, or num_groups that do not divide dim.

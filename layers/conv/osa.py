@@ -43,9 +43,12 @@ class OneShotAggregation(nn.Module):
     with batch norm and ReLU after each convolution; then squeeze-and-excitation and the addition of x where asked for.
 
     Args:
-        dim, mid_dim, out_dim: channels of x, of the chain and of y. num_layers: L.
+        dim, mid_dim, out_dim: channels of x, of the chain and of y.
+        num_layers: L.
         separable: depthwise-separable chain; a 1 x 1 convolution then brings x to mid_dim first where they differ.
-        squeeze: end with ``EffectiveSqueezeExcite``. residual: add x. drop_path: rate of dropping all but x.
+        squeeze: end with ``EffectiveSqueezeExcite``.
+        residual: add x.
+        drop_path: rate of dropping all but x.
 
     Raises:
         ValueError: for a residual block whose width changes.

@@ -33,8 +33,8 @@ class ActiveAttention(CausalAttention):
 
     Args:
         dim, num_heads, num_kv_heads, rope_base: of ``CausalAttention``.
-        share: of the tokens that are expected to be active, which ``init_state`` reserves memory for and
-            ``state_size`` counts; None where that is not known: memory is taken as tokens become active.
+        share: of the tokens that are expected to be active, which ``init_state`` reserves memory for and ``state_size``
+            counts; None where that is not known: memory is taken as tokens become active.
 
     Papers: Bae et al., "Mixture-of-Recursions", arXiv 2507.10524, section 2.2; Raposo et al., "Mixture-of-Depths",
     arXiv 2404.02258.

@@ -42,8 +42,11 @@ class TokenRouter(Reports):
             program is exported.
 
     Args:
-        dim: width D. capacity: share of the tokens, in (0, 1]. bias: the offset b. predictor_dim: hidden width of the
-            predictor. predictor_weight: of its loss.
+        dim: width D.
+        capacity: share of the tokens, in (0, 1].
+        bias: the offset b.
+        predictor_dim: hidden width of the predictor.
+        predictor_weight: of its loss.
 
     Raises:
         ValueError: for a capacity outside (0, 1].
@@ -105,8 +108,10 @@ def top_share(score: Tensor, share: float, groups: Tensor | None = None) -> Tens
     """Boolean (B, T): the ceil(share * n) highest scores of each group of n tokens, of equal ones the earlier.
 
     Args:
-        score: (B, T). share: in (0, 1]. groups: (B, T) integers, tokens of a row with the same one compete; of a
-            negative group nothing is chosen. None: a row is a group.
+        score: (B, T).
+        share: in (0, 1].
+        groups: (B, T) integers, tokens of a row with the same one compete; of a negative group nothing is chosen. None:
+            a row is a group.
 
     With sequences as groups this is the choice of Mixture-of-Depths (arXiv 2404.02258). That of VideoLLM-MoD (arXiv
     2408.16730), a share of each frame's tokens and all text, is ``top_share(score, 0.2, frames) | text`` with negative

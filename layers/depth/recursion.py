@@ -43,7 +43,8 @@ class Recursion(Reports, KeepsFloat32, ABC):
         """The residual stream after all recursions.
 
         Args:
-            x: (B, T, D). tokens: all T of them; those with negative ids are padding.
+            x: (B, T, D).
+            tokens: all T of them; those with negative ids are padding.
             step: f of recursion r: ``step(r, h, active)`` maps the active tokens h (B, N, D) to (B, N, D).
             sampling: decide by a token and its past alone. False only in training, where the choice may look ahead.
         """

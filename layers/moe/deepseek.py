@@ -30,16 +30,21 @@ class DeepSeekMoE(RoutedExperts):
     load is counted over the training passes since then, on all processes: accumulated and recomputed passes see one b.
 
     Attributes:
-        selection_bias: buffer b (E,), float32; None without a bias_speed.
-        auxiliary_losses: in training mode "load_balance" (already weighted), where its weight is not 0.
-        activity: of the latest forward pass: "tokens_per_expert" (E,) int64, what was really computed; "utilisation"
-            (), the exponential of the entropy of the router's choices over E: 1 when even. Not kept while exporting.
+        selection_bias: buffer b (E,), float32; None without a bias_speed. auxiliary_losses: in training mode
+            "load_balance" (already weighted), where its weight is not 0. activity: of the latest forward pass:
+            "tokens_per_expert" (E,) int64, what was really computed; "utilisation" (), the exponential of the entropy
+            of the router's choices over E: 1 when even. Not kept while exporting.
 
     Args:
-        dim: model width D. hidden_dim: width F of an expert. num_experts: E. top_k: experts a token.
+        dim: model width D.
+        hidden_dim: width F of an expert.
+        num_experts: E.
+        top_k: experts a token.
         num_shared: shared experts, one SwiGLU of width num_shared F; 0 for none.
-        score: "softmax" over the experts (V2) or "sigmoid" of each (V3). normalize: divide by the sum (V3).
-        scale: lambda. num_groups, top_groups, group_top: see above; group_top is 1 in V2, 2 in V3.
+        score: "softmax" over the experts (V2) or "sigmoid" of each (V3).
+        normalize: divide by the sum (V3).
+        scale: lambda.
+        num_groups, top_groups, group_top: see above; group_top is 1 in V2, 2 in V3.
         bias_speed: gamma of V3, 0 to freeze the bias; None for no bias (V2).
         balance_weight: of the load-balance loss within each sequence, alpha in both papers. V2's (softmax, no bias)
             counts the experts that were chosen, V3's the top_k best by the score alone, whatever bias and groups say.

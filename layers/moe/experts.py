@@ -72,7 +72,8 @@ class RoutedExperts(Reports, KeepsFloat32):
         """Tokens (M, D) through their experts, weighted and summed; under autocast in its dtype.
 
         Args:
-            kept: (M,) bool; where it is False no expert is visited and the output is 0. capacity: see ``moe``.
+            kept: (M,) bool; where it is False no expert is visited and the output is 0.
+            capacity: see ``moe``.
         """
         if kept is not None:
             routing = routing._replace(experts=routing.experts.masked_fill(~kept[:, None], self.num_experts))

@@ -35,10 +35,15 @@ class MoE(RoutedExperts):
         routing: of the latest forward pass in training mode, for a loss over several layers; else None.
 
     Args:
-        dim: model width D. hidden_dim: width F of an expert. num_experts: E. top_k: experts a token.
+        dim: model width D.
+        hidden_dim: width F of an expert.
+        num_experts: E.
+        top_k: experts a token.
         normalize: the weights of a token sum to 1 (Mixtral); None: where top_k > 1. With top_k 1 (Switch) the weight
             must stay the probability, through which alone the router learns from the model's loss.
-        capacity_factor: None for no limit. balance_weight: of ``load_balance_loss``. z_weight: of ``router_z_loss``.
+        capacity_factor: None for no limit.
+        balance_weight: of ``load_balance_loss``.
+        z_weight: of ``router_z_loss``.
 
     Raises:
         ValueError: for a top_k outside [1, num_experts], a capacity_factor that is not positive or a negative weight.

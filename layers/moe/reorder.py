@@ -17,7 +17,8 @@ class ExpertMemory:
     """The weights of a ``TaskMoE`` as a device sees them that has room for one expert: each use is a fetch.
 
     Attributes:
-        reads: fetches so far, each of one expert's two matrices and biases. num_bytes: what they amount to.
+        reads: fetches so far, each of one expert's two matrices and biases.
+        num_bytes: what they amount to.
     """
 
     def __init__(self, layer: TaskMoE):

@@ -78,8 +78,11 @@ class TaskMoE(RoutedExperts):
             () int64, the experts that had a token, whose weights were therefore needed. Not kept while exporting.
 
     Args:
-        router: ``TaskGates`` or ``ConditionedGate``. dim: model width D. hidden_dim: width F of an expert.
-        num_experts: E. top_k: experts a token.
+        router: ``TaskGates`` or ``ConditionedGate``.
+        dim: model width D.
+        hidden_dim: width F of an expert.
+        num_experts: E.
+        top_k: experts a token.
 
     Raises:
         ValueError: for a top_k outside [1, num_experts], or a negative noise_std or balance_weight.

@@ -26,7 +26,10 @@ class BiMamba(KeepsFloat32):
     state.
 
     Args:
-        dim: model width. d_state: state size of a channel. d_conv: convolution taps. expand: d_inner / dim.
+        dim: model width.
+        d_state: state size of a channel.
+        d_conv: convolution taps.
+        expand: d_inner / dim.
         dt_rank: rank of the step-size projections, ceil(dim / 16) when None.
 
     Paper: Zhu et al., "Vision Mamba", arXiv 2401.09417. Parameter names are those of the published checkpoints.

@@ -15,7 +15,9 @@ def convolve(u: Tensor, past: Tensor, future: Tensor | None = None, *, seq_idx: 
     r"""Each channel with its own kernel: :math:`y_t = \sum_{j \le t} k_{t-j} u_j + \sum_{j > t} k'_{j-t-1} u_j`.
 
     Args:
-        u: (B, T, D). past: k (D, T), float32 or float64. future: k' (D, T), or None for a causal convolution.
+        u: (B, T, D).
+        past: k (D, T), float32 or float64.
+        future: k' (D, T), or None for a causal convolution.
         seq_idx: (B, T) integers; each run of equal ones is convolved by itself. Their number and lengths decide the
             shapes of the computation, so that one with seq_idx cannot be traced as a single graph.
 

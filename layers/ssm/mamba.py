@@ -38,9 +38,12 @@ class Mamba(Mixer):
         y = W_{out}(\mathrm{scan}(x, \Delta, A, B, C) \odot \mathrm{silu}(z))
 
     Args:
-        dim: model width. d_state: state size N of a channel. d_conv: convolution taps. expand: d_inner / dim.
-        dt_rank: rank of the step-size projection, ceil(dim / 16) when None. conv_bias, bias: biases of the
-            convolution and of in_proj and out_proj.
+        dim: model width.
+        d_state: state size N of a channel.
+        d_conv: convolution taps.
+        expand: d_inner / dim.
+        dt_rank: rank of the step-size projection, ceil(dim / 16) when None.
+        conv_bias, bias: biases of the convolution and of in_proj and out_proj.
 
     Paper: Gu and Dao, "Mamba", arXiv 2312.00752. Parameter names are those of the published checkpoints.
     """

@@ -44,13 +44,20 @@ class Mamba2(Mixer):
         y = W_{out} \, \mathrm{RMSNorm}(\mathrm{ssd}(x, \mathrm{softplus}(\delta + b), A, B, C) \odot \mathrm{silu}(z))
 
     Args:
-        dim: model width. d_state: state size N. d_conv: convolution taps. expand: d_inner / dim. head_dim: P.
-        num_groups: groups G that share B and C. chunk_size: steps a chunk of the parallel form; it changes the speed,
-            not the result. dt_limit: smallest and largest step size. norm_eps: of the gated norm.
+        dim: model width.
+        d_state: state size N.
+        d_conv: convolution taps.
+        expand: d_inner / dim.
+        head_dim: P.
+        num_groups: groups G that share B and C.
+        chunk_size: steps a chunk of the parallel form; it changes the speed, not the result.
+        dt_limit: smallest and largest step size.
+        norm_eps: of the gated norm.
         conv_bias, bias: biases of the convolution and of in_proj and out_proj.
-        d_inner: inner width, in place of expand * dim. gated_norm: False gates by silu(z) alone, without the norm.
-        multipliers: constants for the five parts z, x, B, C and dt of in_proj's output (maximal update
-            parametrisation, Falcon-H1).
+        d_inner: inner width, in place of expand * dim.
+        gated_norm: False gates by silu(z) alone, without the norm.
+        multipliers: constants for the five parts z, x, B, C and dt of in_proj's output (maximal update parametrisation,
+            Falcon-H1).
 
     Raises:
         ValueError: when head_dim does not divide d_inner, or the groups do not divide the heads; for sizes below 1 and

@@ -172,10 +172,13 @@ class S4(StateSpaceMixer):
     :math:`\bar B = (I - \Delta A / 2)^{-1} \Delta B`.
 
     Args:
-        dim: model width, and number of systems. d_state: state size N, N / 2 complex modes. init: N to the initial A
-            and B, of ``zoo.layers.ssm.hippo``. dt_min, dt_max: range of the initial step sizes, log-uniform.
+        dim: model width, and number of systems.
+        d_state: state size N, N / 2 complex modes.
+        init: N to the initial A and B, of ``zoo.layers.ssm.hippo``.
+        dt_min, dt_max: range of the initial step sizes, log-uniform.
         num_ssm: distinct A and B, shared by the channels in turn.
-        bidirectional: also read the future, by a second C; without a state then. drop_rate: dropout before W.
+        bidirectional: also read the future, by a second C; without a state then.
+        drop_rate: dropout before W.
         chunk_size: steps at a time when there is a state; it changes the speed, not the result.
 
     Raises:

@@ -45,8 +45,11 @@ class StateSpaceKernel(KeepsFloat32, ABC):
     ``learning_rates``, which ``zoo.train.optim`` reads.
 
     Args:
-        dim: channels D. initial: A and B at the start. directions: 1, or 2 for a second C, of the future. num_ssm:
-            distinct A and B, which the channels take in turn. dt_min, dt_max: range of the initial step sizes.
+        dim: channels D.
+        initial: A and B at the start.
+        directions: 1, or 2 for a second C, of the future.
+        num_ssm: distinct A and B, which the channels take in turn.
+        dt_min, dt_max: range of the initial step sizes.
 
     Raises:
         ValueError: when num_ssm does not divide dim, or the step sizes are not 0 < dt_min <= dt_max.
@@ -142,7 +145,8 @@ class StateSpaceMixer(Mixer):
 
     Args:
         kernel: the systems, one a channel. With two directions the mixer sees the future and has no state.
-        drop_rate: dropout before W. chunk_size: steps a chunk with a state; it changes the speed, not the result.
+        drop_rate: dropout before W.
+        chunk_size: steps a chunk with a state; it changes the speed, not the result.
     """
 
     def __init__(self, kernel: StateSpaceKernel, drop_rate: float, chunk_size: int):

@@ -49,8 +49,8 @@ class ImageDataModule(DataModule):
         val_fraction: share of the training part held out for validation where `val_split` is None; 0 for none.
         num_classes: read from the dataset when left out.
         batch_size, eval_batch_size, num_workers, seed: see `DataModule`.
-        pretrained_cfg: a model's `pretrained_cfg`, for input size, mean, std, interpolation and crop; each of the
-            next arguments overrides what it says.
+        pretrained_cfg: a model's `pretrained_cfg`, for input size, mean, std, interpolation and crop; each of the next
+            arguments overrides what it says.
         img_size, in_chans, mean, std, interpolation, crop_pct, crop_mode: of the model's input; timm's defaults
             otherwise. An image's size is its side, or (height, width).
         exif_orientation: turn images of folders as the camera notes that it was held.

@@ -194,8 +194,7 @@ class TextFilesDataModule(TextDataModule):
 
     Args:
         paths: files, folders (with all that is in them, but for hidden files) or patterns (`**` goes through folders);
-            the same file counts once.
-        others: see `TextDataModule`.
+            the same file counts once. others: see `TextDataModule`.
 
     Raises:
         FileNotFoundError: a path or pattern that no file fits.

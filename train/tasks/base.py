@@ -42,10 +42,9 @@ class Task(LightningModule):
         grad_checkpointing: recompute activations in the backward pass to save memory.
 
     Attributes:
-        model: the module being trained; None before `configure_model`.
-        average: its averaged copy where the `EMA` callback asked for one, of at least float32 unless it is sharded;
-            evaluation uses it, checkpoints hold it.
-        unit: what the task counts ("images", "tokens"), for throughput.
+        model: the module being trained; None before `configure_model`. average: its averaged copy where the `EMA`
+            callback asked for one, of at least float32 unless it is sharded; evaluation uses it, checkpoints hold it.
+            unit: what the task counts ("images", "tokens"), for throughput.
 
     Raises:
         ValueError, TypeError: an unknown model or override, optimiser or argument of it, or a number out of range.

@@ -23,7 +23,8 @@ class Teacher:
     Args:
         name: "local-dir:FOLDER", or a name with published or bundled weights.
         kind: see above.
-        weight: w. temperature: t.
+        weight: w.
+        temperature: t.
 
     Raises:
         ValueError: an unknown kind or name, or a number out of range.

@@ -23,8 +23,9 @@ class DualInputClassification(ImageClassification):
     Args:
         model: see `ImageClassification`, which also has the other arguments.
         dual_epochs: epochs of the first stage.
-        rotation: largest angle, in degrees. zoom, shift, brightness: largest relative change of the size, move in
-            parts of the image's side, relative change of the values.
+        rotation: largest angle, in degrees.
+        zoom, shift, brightness: largest relative change of the size, move in parts of the image's side, relative change
+            of the values.
 
     Paper: Isong, "Building Efficient Lightweight CNN Models", arXiv 2501.15547.
     """

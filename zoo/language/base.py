@@ -133,14 +133,14 @@ class LanguageModel(nn.Module, ABC):
         Args:
             tokens: (B, T) int64 in [0, vocab_size).
             state: from ``init_state``; the call continues from it and advances it.
-            labels: (B, T) int64, the tokens themselves: position t is scored against labels[:, t + 1]; -100 is
-                not scored, nor is the first token of a packed sequence.
+            labels: (B, T) int64, the tokens themselves: position t is scored against labels[:, t + 1]; -100 is not
+                scored, nor is the first token of a packed sequence.
             logits_to_keep: logits of the last so many positions only; 0 for all.
             seq_idx: (B, T) integers: packed sequences that do not see each other. Negative ids are padding, which is
                 skipped wherever it stands: its logits mean nothing and it is not scored. The first sequence continues
                 that of the state when its id is that of the state's newest token, or when no id was given before.
-            num_scored: what the sum of the losses is divided by, in place of the tokens scored in this call: the
-                tokens scored in all calls whose gradients are added up, so that each token counts the same.
+            num_scored: what the sum of the losses is divided by, in place of the tokens scored in this call: the tokens
+                scored in all calls whose gradients are added up, so that each token counts the same.
 
         Returns:
             Logits (B, T or logits_to_keep, vocab_size), or the mean loss in nats a scored token.

@@ -201,7 +201,8 @@ class DeepSeekLanguageModel(Reports, LanguageModel):
         """What the multi-token prediction modules see and are scored against.
 
         Args:
-            hidden: (B, T, dim) as the head reads it. tokens, labels, seq_idx: as in ``forward``.
+            hidden: (B, T, dim) as the head reads it.
+            tokens, labels, seq_idx: as in ``forward``.
 
         Returns:
             For depth k = 1, 2, ... of those that fit into T: hidden states (B, T - k, dim), of which position t

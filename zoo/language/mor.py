@@ -170,7 +170,8 @@ class SharedBlock(Block):
         """x (B, N, dim) of the active tokens -> the same, and the keys that later recursions may share.
 
         Args:
-            shared: the keys to attend to, None to make them. refresh: make those of the active tokens all the same.
+            shared: the keys to attend to, None to make them.
+            refresh: make those of the active tokens all the same.
         """
         normal = self.norm(x)
         if shared is None:

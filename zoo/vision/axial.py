@@ -221,7 +221,8 @@ class AxialTransformer(nn.Module):
         """Draw images (batch_size, C, H, W) int64, in eval mode.
 
         Args:
-            temperature: divides the logits; 0 takes the likeliest level. generator: source of randomness.
+            temperature: divides the logits; 0 takes the likeliest level.
+            generator: source of randomness.
 
         Raises:
             ValueError: for a negative temperature or a batch_size below 1.

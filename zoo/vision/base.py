@@ -152,7 +152,8 @@ class VisionModel(TimmSurface, ABC):
 
         Args:
             indices: blocks to return (negative from the end), the last so many for an int, all for None.
-            norm: apply the final norm to them. stop_early: run no further than the last of them.
+            norm: apply the final norm to them.
+            stop_early: run no further than the last of them.
             output_fmt: "NCHW" maps or "NLC" tokens, without the class token.
             intermediates_only: return only the list, else (final tokens, list).
             return_prefix_tokens: pairs of them and the class token (B, 1, dim), where there is one.

@@ -336,7 +336,8 @@ class PatchedModel(nn.Module):
 
     Args:
         model: in eval mode, best fused; of convolutions, poolings and inverted residuals in the first ``stages``.
-        stages: stages that run by patches. grid: patches a side of their output, which need not divide it.
+        stages: stages that run by patches.
+        grid: patches a side of their output, which need not divide it.
         channels: of the wide map of a fused inverted residual, in all stages, so many exist at a time; None: all.
 
     Raises:
