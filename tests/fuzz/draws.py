@@ -37,7 +37,7 @@ class Dice:
         self.batch = self.pick((0, 1, 1, 2, 2, 3))
         self.length = self.pick(LENGTHS)
 
-    def pick(self, values):
+    def pick(self, values: Sequence[Any]) -> Any:
         return self.random.choice(values)
 
     def maybe(self, make: Callable, chance: float = 0.5):

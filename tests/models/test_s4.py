@@ -251,7 +251,7 @@ def test_dropouts_of_the_wikitext_model():
     config = zoo.create_model("s4_wikitext103", device="meta").config
     assert config.embedding_drop_rate == config.drop_rate == 0.25
     model = zoo.create_model("s4_nano", drop_rate=0.25, depth=2).train()
-    rates = [module.p for block in model.blocks for module in block.modules() if isinstance(module, torch.nn.Dropout)]
+    rates = [module.p for module in model.blocks.modules() if isinstance(module, torch.nn.Dropout)]
     within = 1 - 0.75**2
     assert sorted(rates) == [0.25] * 3 + [within] * 2
     model = zoo.create_model("s4_nano", embedding_drop_rate=0.5, depth=1).train()

@@ -170,7 +170,7 @@ def test_predict_reads_our_loaders(trainer: MakeTrainer) -> None:
         torch.testing.assert_close(logits[:3], task.trained(data.sources["test"].fetch(torch.arange(3), 0)[0]))
     text = DocumentationDataModule(seq_len=32, test_fraction=0.001)
     outputs = trainer(limit_predict_batches=1).predict(LanguageModeling("mamba2_nano", {"depth": 1}), datamodule=text)
-    assert outputs[0].shape[1:] == (32, 256)
+    assert outputs is not None and outputs[0].shape[1:] == (32, 256)
 
 
 def test_making_a_task_draws_no_random_numbers() -> None:
