@@ -48,6 +48,7 @@ def test_names_of_the_foundation():
     assert {name for family in families for name in zoo.list_models(family=family)} == {
         *(f"mamba_{size}" for size in ("130m", "370m", "790m", "1_4b", "2_8b", "nano")),
         *(f"mamba2_{size}" for size in ("130m", "370m", "780m", "1_3b", "2_7b", "nano")),
+        "mamba2attn_2_7b",
         *(f"transformer_{size}" for size in ("130m", "350m", "1_3b", "nano")),
         *(f"vim_{size}" for size in ("tiny", "small", "base", "nano")),
         *(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base")),

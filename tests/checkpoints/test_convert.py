@@ -143,7 +143,9 @@ def test_the_authors_sizes_of_mamba_ssm():
                       "pad_vocab_size_multiple": 16, "tie_embeddings": True}  # fmt: skip
     assert recognise(plain)[1] == zoo.registry.lookup("mamba_130m").configure()
     assert recognise(second)[1] == zoo.registry.lookup("mamba2_130m").configure()
-    with pytest.raises(ValueError, match="attn_layer_idx must be"):
+    with pytest.raises(ValueError, match=r"attn_layer_idx must be \[\] in a Mamba"):
+        recognise(plain | {"attn_layer_idx": [9, 18]})
+    with pytest.raises(ValueError, match="attn_cfg must say what attention_head_dim"):
         recognise(second | {"attn_layer_idx": [9, 18]})
     with pytest.raises(ValueError, match="ssm_cfg's rmsnorm cannot be set here"):
         recognise(second | {"ssm_cfg": {"layer": "Mamba2", "rmsnorm": False}})

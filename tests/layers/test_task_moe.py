@@ -78,7 +78,7 @@ def test_the_layer_itself_multiplies_by_each_expert_in_use_once(monkeypatch):
 
     monkeypatch.setattr(grouped.torch, "mm", counted)
     with torch.no_grad():
-        experts(tokens(4), 0)
+        experts(tokens(2), 0)
     used = int(experts.activity["experts_read"])
     assert used < 6 and len(factors) == len(set(factors)) == 2 * used
 

@@ -61,11 +61,20 @@ def delta_net(dim: int, depth: int, heads: int, keys: int, values: int, mlp_dim:
     return 2 * 32000 * dim + depth * (mixer + 3 * dim * mlp_dim + 2 * dim) + dim
 
 
+def mamba2_hybrid(vocab_size: int, dim: int, ssm: int, attention: int, heads: int, attention_heads: int) -> int:
+    """A tied embedding; blocks of Mamba-2 of twice the width and state 128, and of attention with heads of 128."""
+    inner, state, width = 2 * dim, 128, 128 * attention_heads
+    mamba2 = dim * (2 * inner + 2 * state + heads) + 5 * (inner + 2 * state) + 3 * heads + inner + inner * dim + dim
+    convolved = dim * 3 * width + 5 * 3 * width + width * dim + dim  # the convolution has four taps and a bias
+    return vocab_size * dim + ssm * mamba2 + attention * convolved + dim
+
+
 # Ours, or of sizes whose papers give no count: a sum over the paper's equations.
 BY_HAND = {
     "deltanet_340m": delta_net(1024, 24, 8, 1024, 1024, 2816),
     "deltanet_1_3b": delta_net(2048, 24, 16, 2048, 2048, 5632),
     "gated_deltanet_1_3b": delta_net(2048, 21, 6, 1536, 3072, 5632, gated=True),
+    "mamba2attn_2_7b": mamba2_hybrid(50288, 2560, 58, 6, 80, 30),
     "transformer_130m": dense(50280, 768, 12, 256, 2560),
     "transformer_350m": dense(50280, 1024, 24, 256, 3072),
     "transformer_1_3b": dense(50280, 2048, 24, 512, 6144),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 import zoo
 from zoo.checkpoints.convert import CONVERTERS
@@ -125,5 +126,6 @@ def test_authors_names_load(tmp_path):
 
 def test_unknown_model_type_says_what_can_be_loaded(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"gpt2.*has no converter"):
         zoo.create_model(f"local-dir:{tmp_path}")

@@ -78,5 +78,5 @@ def test_errors_of_training():
     with pytest.raises(ValueError, match=r"no parameter's name begins with \['tail'\]"):
         ProgressiveUnfreezing(["head", "tail"]).on_train_start(SimpleNamespace(), task)
     model: Any = task.trained
-    with pytest.raises(ValueError, match="flattens its maps and has no pooling, got 'avg'"):
+    with pytest.raises(ValueError, match="global_pool must be 'flatten', or '' without classes, got 'avg'"):
         model.reset_classifier(3, "avg")

@@ -55,6 +55,7 @@ class Mamba2Config(LanguageConfig):
                 f"attention_layers must be blocks in [0, depth = {self.depth}), got {self.attention_layers}"
             )
         require_positive(self, "d_state", "d_conv", "expand", "head_dim", "num_groups", "chunk_size")
+        require_positive(self, "attention_heads", "attention_head_dim", "attention_rotary_dim")
         require_limits("dt_limit", self.dt_limit)
 
 

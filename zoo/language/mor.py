@@ -33,7 +33,7 @@ from zoo.layers.depth import (
     mlp_router,
     refreshed,
 )
-from zoo.layers.options import require_at_least
+from zoo.layers.options import require_above, require_at_least
 from zoo.registry import Paper, nearest, register_model
 
 Plan = list[list[int]]  # the shared blocks, by number, that each recursion runs
@@ -105,6 +105,7 @@ class MoRConfig(TransformerConfig):
         require_positive(self, "num_recursions")
         for field in ("auxiliary_weight", "balance_weight", "z_weight", "expert_z_weight"):
             require_at_least(0, **{field: getattr(self, field)})
+        require_above(0, bias_speed=self.bias_speed)
         choices = {"sharing": SHARING, "router": ROUTERS, "scorer": SCORERS, "balance": ("loss", "loss_free")}
         for name, known in {**choices, "gate": GATES.get(self.router, ())}.items():
             value = getattr(self, name)

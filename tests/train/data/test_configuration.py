@@ -14,6 +14,7 @@ MODULES = {
     "DigitsDataModule": "{batch_size: 32, augment: false}",
     "DigitLevelsDataModule": "{batch_size: 32}",
     "EllipsoidsDataModule": "{batch_size: 2}",
+    "ShapesDataModule": "{batch_size: 2}",
     "DocumentationDataModule": "{seq_len: 32, windows: random}",
     "TextFilesDataModule": "{paths: [FILE], seq_len: 16, val_fraction: 0.2}",
     "ImageDataModule": (
