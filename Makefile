@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 QUIET  := $(if $(CI),--quiet --progress-bar off)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest lint bench gpu bundled clean
+.PHONY: help demo test test-slow test-oldest fuzz lint bench gpu bundled clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | while IFS='|' read -r name what; \
@@ -25,6 +25,9 @@ test-oldest: ## run the tests with the oldest versions of what the zoo is built 
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install $(QUIET) -c constraints-oldest.txt -e '.[dev]'
 	.venv-oldest/bin/pytest -n auto --maxprocesses 8 -W ignore::DeprecationWarning -W ignore::FutureWarning # of old versions
+
+fuzz: $(STAMP) ## compare every operation with plain loops on random inputs, for five minutes
+	PYTHONPATH=tests $(BIN)/python -m fuzz
 
 lint: $(STAMP) ## ruff check, ruff format --check, pyright
 	$(BIN)/ruff check

@@ -13,7 +13,7 @@ import zoo.layers
 
 ROOT = Path(__file__).resolve().parent.parent
 LINKED = ("kernels", "layers", "train", "checkpoints", "benchmarks")
-# room -> the rooms it may import; "zoo" is everything in zoo/ but the four links
+# room -> the rooms it may import; "zoo" is everything in zoo/ but the links
 MAY_IMPORT = {
     "kernels": {"kernels"},
     "layers": {"layers", "kernels"},

@@ -61,6 +61,7 @@ class Results:
         self._path(step).unlink(missing_ok=True)
 
     def write(self, step: Step, status: str, seconds: float, found: dict[str, Any], error: str | None = None) -> None:
+        """Keep what a step found, and how it ended."""
         record = {"name": step.name, "status": status, "seconds": round(seconds, 2), "identity": self.identity}
         write_json(self._path(step), record | {"found": found} | ({"error": error} if error else {}))
 

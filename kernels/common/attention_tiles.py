@@ -40,6 +40,7 @@ def load_tile(
 
 @triton.jit
 def store_tile(pointer, start, valid, row_stride, tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """Write a tile (ROWS, BLOCK) from row ``start`` on: its valid rows and first COLUMNS columns."""
     row, column = tl.arange(0, ROWS).to(tl.int64), tl.arange(0, BLOCK).to(tl.int64)
     offsets = start * row_stride + row[:, None] * row_stride + column[None, :]
     tl.store(pointer + offsets, tile, mask=valid[:, None] & (column < COLUMNS)[None, :])

@@ -87,6 +87,7 @@ class ChunkLaunch:
 
 
 def block_size(size: int, largest: int) -> int:
+    """The power of two that covers ``size``, between the smallest a product takes and ``largest``."""
     return max(SMALLEST_BLOCK, min(triton.next_power_of_2(size), largest))
 
 
