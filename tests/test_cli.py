@@ -55,10 +55,10 @@ def test_list_never_cuts_names(columns, capsys: pytest.CaptureFixture[str], monk
         monkeypatch.delenv("COLUMNS")
     else:
         monkeypatch.setenv("COLUMNS", columns)
-    for more in ([], ["--params"], ["--pretrained"]):
-        assert main(["list", *more]) == 0
+    for pattern, more in (("*", []), ("scatterbrain*", ["--params"]), ("*", ["--pretrained"])):
+        assert main(["list", pattern, *more]) == 0
         shown = {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]}
-        assert shown == set(zoo.list_models(pretrained=True if "--pretrained" in more else None))
+        assert shown == set(zoo.list_models(pattern, pretrained=True if "--pretrained" in more else None))
 
 
 def test_list_and_info_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ def run(path: Path, images: Tensor) -> Tensor:
     return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
-@pytest.mark.parametrize("name", WITHOUT_COMPLEX_NUMBERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "shvit_nano")) for n in WITHOUT_COMPLEX_NUMBERS]
+)
 def test_the_file_computes_what_the_model_does(name, tmp_path):
     model = randomised(name, **({"depth": 2} if name == "vim_nano" else {}))
     images = torch.randn(5, model.config.in_chans, *model.config.image_shape)

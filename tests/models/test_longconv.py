@@ -169,6 +169,7 @@ def test_decodes_past_the_kernel_after_packed_and_padded_prompts():
     close(torch.cat(parts, dim=1)[seq_idx >= 0], whole[seq_idx >= 0])
 
 
+@pytest.mark.slow
 def test_packed_training_compiles_as_one_graph():
     model, tokens = small(), torch.randint(0, 50, (2, 20))
     seq_idx = torch.tensor([[0] * 7 + [1] * 13, [0] * 16 + [2] * 4])

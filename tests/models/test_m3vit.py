@@ -121,6 +121,7 @@ def test_saving_checkpointing_and_fusing_with_several_tasks(gate, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", GATES)
 def test_exports_and_compiles_with_one_task_and_with_all(gate):
     model, x = several(gate, depth=2), images()
