@@ -13,6 +13,7 @@ NAME = "config.yaml"
 KEYS = ("seed_everything", "trainer", "model", "data", "import", "ema", "nan_guard", "throughput", "checkpoint")
 EVALUATED = ("seed_everything", "model", "data", "import", "ema")  # the trainer's machine may be another one now
 OURS = ("zoo.", "lightning.")
+FOLDERS = (("default_root_dir",), ("save_dir",), ("dirpath",))  # plain text to a parser
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
 
 
@@ -80,7 +81,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _classes(content: Any, place: tuple[str, ...] = ()) -> Iterator[str]:
-    """Whatever a parser would import: class paths, and dotted names where a class may stand by its name alone."""
+    """Whatever a parser would import: class paths, and dotted names, or files of classes, where a class may stand."""
     if isinstance(content, dict):
         for key, value in content.items():
             yield from _classes(value, (*place, str(key)))
@@ -89,8 +90,17 @@ def _classes(content: Any, place: tuple[str, ...] = ()) -> Iterator[str]:
             yield from _classes(value, place)
     elif isinstance(content, str):
         by_name = place[:1] == ("trainer",) or place[-1:] == ("task",) or len(place) == 1
-        if "class_path" in place[-1:] or (by_name and place != ("import",) and DOTTED.fullmatch(content)):
+        named = DOTTED.fullmatch(content) or (_is_read(content) and place[-1:] not in FOLDERS)
+        if "class_path" in place[-1:] or (by_name and place != ("import",) and named):
             yield content
+
+
+def _is_read(text: str) -> bool:
+    """Whether a parser may take what stands for a section or a class as a file that holds it, here or elsewhere."""
+    try:
+        return ":" in text or Path(text).is_file()
+    except (OSError, ValueError):  # no path at all
+        return False
 
 
 def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from zoo.cli import main
 from zoo.train.data import DigitsDataModule
+from zoo.train.run_folder import configuration
 from zoo.train.tasks import ImageClassification
 from zoo.train.trust import read_checkpoint
 
@@ -153,3 +155,26 @@ def test_an_index_stays_in_its_folder(tmp_path: Path) -> None:
     path = sharded(tmp_path / "last.ckpt", index=Metadata({"lr": BytesStorageMetadata()}, storage_data=place))
     with pytest.raises(ValueError, match="no plain file in its folder"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    ["{}", "memory://more.yaml", {"callbacks": ["{}"]}, {"logger": "{}"}, {"strategy": {"init_args": {"x": "{}"}}}],
+    ids=str,
+)
+def test_a_run_folder_has_no_sections_in_other_files(trainer: Any, tmp_path: Path) -> None:
+    """A parser reads a section, or a class, from the file that a text names: with classes that nobody has looked at."""
+    more = tmp_path / "more.yaml"
+    more.write_text("{callbacks: [{class_path: evil.Evil}]}")
+    part = {"class_path": "zoo.train.tasks.ImageClassification", "init_args": {}}
+    content = {"trainer": trainer, "model": part, "data": part}
+    (tmp_path / "config.yaml").write_text(json.dumps(content).replace('"{}"', json.dumps(str(more))))
+    with pytest.raises(ValueError, match=r"makes a .*more\.yaml, which is no class of this library"):
+        configuration(tmp_path)
+
+
+def test_folders_of_a_run_are_no_classes(tmp_path: Path) -> None:
+    part = {"class_path": "zoo.train.tasks.ImageClassification", "init_args": {}}
+    trainer = {"default_root_dir": "s3://bucket/runs", "accelerator": "auto", "precision": "bf16-mixed"}
+    (tmp_path / "config.yaml").write_text(json.dumps({"trainer": trainer, "model": part, "data": part}))
+    assert "s3://bucket/runs" in configuration(tmp_path)[0]
