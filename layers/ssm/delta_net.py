@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.kernels import delta_rule, rms_norm
 from zoo.layers.conv import CausalConv1d
+from zoo.layers.linear import is_watched
 from zoo.layers.mixer import Mixer, skips_padding
 from zoo.layers.norm import RMSNorm
 from zoo.layers.options import require_at_least
@@ -161,6 +162,9 @@ class GatedDeltaNet(DeltaNet):
     def normalised(self, o: Tensor, x: Tensor) -> Tensor:
         """The outputs (B, T, H, V) as out_proj reads them."""
         gate = self.g_proj(x).unflatten(-1, (self.num_heads, -1))
+        if type(self.o_norm) is not RMSNorm or is_watched(self.o_norm):  # replaced, or a hook is on it
+            o = self.o_norm(o)
+            return o * F.silu(wide(gate)).to(o.dtype)
         return rms_norm(o, self.o_norm.weight, z=gate.to(o.dtype), norm_before_gate=True, eps=self.o_norm.eps)
 
 

@@ -57,3 +57,18 @@ def test_errors_name_the_rule():
         DeltaNet(24, 5)
     with pytest.raises(ValueError, match=r"expand_v \* head_dim must be an integer from 1 on, got 1.5 \* 3"):
         DeltaNet(24, 8, expand_v=1.5)
+
+
+def test_a_norm_in_place_of_the_gated_one_is_in_effect() -> None:
+    layer = GatedDeltaNet(DIM, HEADS, head_dim=4)
+    x = torch.randn(2, 5, DIM)
+    with torch.no_grad():
+        layer.o_norm.weight.uniform_(0.5, 1.5)
+    expected = layer(x)
+    handle = layer.o_norm.register_forward_hook(lambda norm, inputs, y: 2 * y)
+    torch.testing.assert_close(layer(x), 2 * expected)
+    handle.remove()
+    replaced = torch.nn.RMSNorm(8, layer.o_norm.eps)
+    replaced.weight = layer.o_norm.weight
+    layer.o_norm = replaced  # type: ignore[assignment]
+    torch.testing.assert_close(layer(x), expected)
