@@ -7,7 +7,8 @@ from zoo.layers.conv.dense_decoder import DenseDecoder
 from zoo.layers.conv.gated_conv import GatedConv, GatedConvState
 from zoo.layers.conv.inference import InferenceConv2d
 from zoo.layers.conv.inverted_residual import InvertedResidual, ReLU6ConvNorm
-from zoo.layers.conv.long_conv import H3Conv, H3ConvState, LongConv, decaying_kernel, random_kernel
+from zoo.layers.conv.long_conv import H3Conv, H3ConvState, LearnedTaps, LongConv, decaying_kernel, random_kernel
+from zoo.layers.conv.long_conv_mixer import BidirectionalLongConv, LongConvMixer
 from zoo.layers.conv.mbconv3d import MBConv3d
 from zoo.layers.conv.osa import OneShotAggregation, SeparableConvNorm, conv3x3
 from zoo.layers.conv.patch_merging import ConvStem, MergingDownsample, PatchMerging
@@ -15,6 +16,7 @@ from zoo.layers.conv.pyramid import PyramidPooling, Scales, UperHead
 from zoo.layers.conv.squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
 
 __all__ = [
+    "BidirectionalLongConv",
     "CausalConv1d",
     "Cell",
     "ConvMlp",
@@ -28,7 +30,9 @@ __all__ = [
     "H3ConvState",
     "InferenceConv2d",
     "InvertedResidual",
+    "LearnedTaps",
     "LongConv",
+    "LongConvMixer",
     "MBConv3d",
     "MergingDownsample",
     "OneShotAggregation",

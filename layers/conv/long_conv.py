@@ -30,24 +30,24 @@ def decaying_kernel(dim: int, kernel_length: int) -> Tensor:
     )
 
 
-class LongConv(KeepsFloat32):
-    r"""Depthwise causal convolution whose every tap is a parameter, regularised at each use.
+class LearnedTaps(KeepsFloat32):
+    r"""The taps of long convolutions, each a parameter, regularised at each use, and the skip weight D.
 
     .. math::
         K = \mathrm{dropout}(\mathrm{squash}_\lambda(\mathrm{smooth}_w(\mathrm{kernel}))), \quad
-        \mathrm{squash}_\lambda(k) = \mathrm{sign}(k) \max(|k| - \lambda, 0), \quad
-        y_t = \sum_{j=0}^{L-1} K_j u_{t-j} + D u_t
+        \mathrm{squash}_\lambda(k) = \mathrm{sign}(k) \max(|k| - \lambda, 0)
 
-    smooth is the mean over w neighbouring taps, with zeros beyond both ends. The step t sees the newest L =
-    ``kernel_length`` inputs and nothing older, however long the sequence.
+    smooth is the mean over w neighbouring taps, with zeros beyond both ends.
 
     Args:
         dim: channels.
-        kernel_length: taps L, the present input included.
+        kernel_length: taps L of a direction, the present input included.
         lam: the threshold of squash; taps within it are 0, and their parameters get no gradient.
         smooth_window: w, odd; 1 smooths nothing.
         kernel_dropout: probability of dropping a tap in training mode.
         init: (dim, kernel_length) -> the initial kernel.
+        directions: kernels a channel; ``kernel`` has directions dim rows.
+        learning_rate: largest peak rate of ``kernel``, which ``zoo.train.optim`` reads; None for that of the rest.
 
     Raises:
         ValueError: for a kernel_length below 1, a negative lam, an even smooth_window, or a kernel_dropout outside
@@ -68,6 +68,8 @@ class LongConv(KeepsFloat32):
         smooth_window: int = 1,
         kernel_dropout: float = 0.0,
         init: KernelInit = random_kernel,
+        directions: int = 1,
+        learning_rate: float | None = None,
     ):
         super().__init__()
         if (
@@ -84,13 +86,28 @@ class LongConv(KeepsFloat32):
             )
         self.kernel_length, self.lam = kernel_length, lam
         self.smooth_window, self.kernel_dropout = smooth_window, kernel_dropout
-        self.kernel = nn.Parameter(init(dim, kernel_length))
+        self.directions = directions
+        self.learning_rates = {} if learning_rate is None else {"kernel": learning_rate}
+        self.kernel = nn.Parameter(torch.cat([init(dim, kernel_length) for _ in range(directions)]))
         self.D = nn.Parameter(torch.randn(dim))
 
     def taps(self) -> Tensor:
-        """K (dim, kernel_length)."""
+        """K (directions dim, kernel_length)."""
         smooth = F.avg_pool1d(self.kernel, self.smooth_window, stride=1, padding=self.smooth_window // 2)
         return F.dropout(F.softshrink(smooth, self.lam), self.kernel_dropout, self.training)
+
+
+class LongConv(LearnedTaps):
+    r"""Depthwise causal convolution whose every tap is a parameter, regularised at each use.
+
+    .. math::
+        y_t = \sum_{j=0}^{L-1} K_j u_{t-j} + D u_t
+
+    with the taps K of ``LearnedTaps``, whose arguments it takes. The step t sees the newest L = ``kernel_length``
+    inputs and nothing older, however long the sequence.
+
+    Paper: Fu et al., "Simple Hardware-Efficient Long Convolutions for Sequence Modeling", arXiv 2302.06646, section 3.
+    """
 
     def forward(self, u: Tensor, past: Tensor | None = None, seq_idx: Tensor | None = None) -> ConvOutput:
         """u (B, T, dim) after the inputs past (B, P, dim) -> output (B, T, dim) and the newest inputs, at most L - 1.
@@ -138,10 +155,10 @@ class H3Conv(Mixer):
 
     Args:
         dim: model width.
-        kernel_length, lam, smooth_window, kernel_dropout, init: of both convolutions, see ``LongConv``.
+        kernel_length, lam, smooth_window, kernel_dropout, init: of both convolutions, see ``LearnedTaps``.
 
     Raises:
-        ValueError: see ``LongConv``.
+        ValueError: see ``LearnedTaps``.
 
     Paper: Fu et al., arXiv 2302.06646, section 5.2; the block is from "Hungry Hungry Hippos", arXiv 2212.14052, with
     heads of width 1 as in the authors' code.

@@ -1,11 +1,12 @@
 """State-space mixers."""
 
+from zoo.layers.sequence_block import SequenceNorm
 from zoo.layers.ssm.bimamba import BiMamba
 from zoo.layers.ssm.delta_net import DeltaNet, DeltaNetState, GatedDeltaNet
 from zoo.layers.ssm.mamba import Mamba, MambaState
 from zoo.layers.ssm.mamba2 import Mamba2, Mamba2State
 from zoo.layers.ssm.s4 import S4
-from zoo.layers.ssm.s4_block import S4Block, SequenceNorm
+from zoo.layers.ssm.s4_block import S4Block
 from zoo.layers.ssm.s4d import S4D
 from zoo.layers.ssm.state_space import StateSpaceState
 

@@ -69,6 +69,12 @@ def mamba2_hybrid(vocab_size: int, dim: int, ssm: int, attention: int, heads: in
     return vocab_size * dim + ssm * mamba2 + attention * convolved + dim
 
 
+def convolutions(dim: int, depth: int, taps: int, convs: int = 2, prenorm: bool = True) -> int:
+    """Blocks of long convolutions with a skip weight, a gated linear layer and a batch norm, and perhaps one more."""
+    block = convs * (taps + 1) * dim + 2 * dim * (convs * dim + 1) + 2 * dim
+    return depth * block + 2 * dim * prenorm
+
+
 # Ours, or of sizes whose papers give no count: a sum over the paper's equations.
 BY_HAND = {
     "deltanet_340m": delta_net(1024, 24, 8, 1024, 1024, 2816),
@@ -90,6 +96,9 @@ BY_HAND = {
     "scatterbrain_text_lra_retrieval": encoder(256, 64, 2, 64, 128, 2, pair=True),
     "scatterbrain_text_lra_image": encoder(256, 128, 1, 64, 128, 10),
     "scatterbrain_text_lra_pathfinder": encoder(256, 64, 2, 32, 128, 2),
+    "longconv_text_lra_listops": 15 * 128 + convolutions(128, 8, 2048, prenorm=False) + 129 * 10,
+    "longconv_text_lra_text": 256 * 256 + convolutions(256, 6, 4096) + 257 * 2,
+    "longconv_text_lra_retrieval": 256 * 256 + convolutions(256, 6, 4000) + (4 * 256 + 1) * 256 + 257 * 2,
     "mor_1_7b": dense(49152, 2048, 9, 2048, 8192) + 2048 * 3,
 }
 # Papers without a count, or whose count is of another head (S4 on WikiText-103: 249 M with an adaptive softmax).

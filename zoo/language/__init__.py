@@ -12,6 +12,7 @@ from zoo.language.deltanet import (
 )
 from zoo.language.falcon_h1 import FalconH1Config, FalconH1LanguageModel
 from zoo.language.longconv import LongConvConfig, LongConvLanguageModel
+from zoo.language.longconv_text import LongConvTextClassifier, LongConvTextConfig
 from zoo.language.mamba import MambaConfig, MambaLanguageModel
 from zoo.language.mamba2 import Mamba2Config, Mamba2LanguageModel
 from zoo.language.mod import MoDConfig, MoDLanguageModel
@@ -40,6 +41,8 @@ __all__ = [
     "LanguageModel",
     "LongConvConfig",
     "LongConvLanguageModel",
+    "LongConvTextClassifier",
+    "LongConvTextConfig",
     "Mamba2Config",
     "Mamba2LanguageModel",
     "MambaConfig",

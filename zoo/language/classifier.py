@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zoo.config import require_positive, require_ranges
 from zoo.layers import recompute
+from zoo.layers.sequence_block import SequenceNorm, normalised
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,3 +141,34 @@ class SequenceClassifier(nn.Module, ABC):
             return
         if (highest := int(tokens.max())) >= self.config.vocab_size:
             raise ValueError(f"tokens must be below vocab_size {self.config.vocab_size}, got {highest}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchNormConfig(SequenceConfig):
+    """Options of the classifiers of residual blocks with batch norms."""
+
+    bidirectional: bool = True
+    """The mixers also read from the end."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the last block, growing linearly up to it."""
+    prenorm: bool = True
+    """Batch norm before the mixer and after the last block; False: after each sum."""
+
+
+class BatchNormClassifier(SequenceClassifier):
+    """Residual blocks of a mixer, with batch norms; pairs are compared by a layer with GELU."""
+
+    config: BatchNormConfig
+    activation = nn.GELU
+
+    def build_norm(self) -> nn.Module:
+        """A batch norm, unless there is one after each sum."""
+        return SequenceNorm(self.config.dim) if self.config.prenorm else nn.Identity()
+
+    def forward_norm(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The norm over what is not padding."""
+        return normalised(self.norm, x, mask)
+
+    def drop_path(self, index: int) -> float:
+        """Stochastic depth of block ``index``."""
+        return self.config.drop_path_rate * index / max(1, self.config.depth - 1)

@@ -21,6 +21,12 @@ from zoo.registry import Paper, register_model
 KERNEL_INITS = {"random": random_kernel, "double_exp": decaying_kernel}
 
 
+def check_kernel_init(name: str) -> None:
+    """ValueError for a name that is not in ``KERNEL_INITS``."""
+    if name not in KERNEL_INITS:
+        raise ValueError(f"kernel_init must be one of {', '.join(KERNEL_INITS)}, got {name!r}")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LongConvConfig(LanguageConfig):
     """Options of LongConv; ``initializer_range`` is that of the embedding and of all projections."""
@@ -47,8 +53,7 @@ class LongConvConfig(LanguageConfig):
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, "kernel_length", "num_heads", "mlp_ratio")
-        if self.kernel_init not in KERNEL_INITS:
-            raise ValueError(f"kernel_init must be one of {', '.join(KERNEL_INITS)}, got {self.kernel_init!r}")
+        check_kernel_init(self.kernel_init)
         if not set(self.attention_layers) <= set(range(self.depth)):
             raise ValueError(
                 f"attention_layers must be blocks in [0, depth = {self.depth}), got {self.attention_layers}"

@@ -12,16 +12,16 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.config import require_positive
-from zoo.language.classifier import SequenceClassifier, SequenceConfig
-from zoo.layers.ssm import S4Block, SequenceNorm
+from zoo.language.classifier import BatchNormClassifier, BatchNormConfig
+from zoo.layers.ssm import S4Block
 from zoo.registry import Paper, register_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class S4TextConfig(SequenceConfig):
+class S4TextConfig(BatchNormConfig):
     """Options of S4 as a classifier of token sequences."""
 
     d_state: int = 4
@@ -32,23 +32,16 @@ class S4TextConfig(SequenceConfig):
     """Smallest initial step size."""
     dt_max: float = 0.1
     """Largest initial step size."""
-    bidirectional: bool = True
-    """The mixers also read from the end."""
-    drop_path_rate: float = 0.0
-    """Stochastic depth of the last block, growing linearly up to it."""
-    prenorm: bool = True
-    """Batch norm before the mixer and after the last block; False: after each sum."""
 
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, "d_state", "num_ssm")
 
 
-class S4TextClassifier(SequenceClassifier):
+class S4TextClassifier(BatchNormClassifier):
     """A token embedding, S4 blocks, the mean over the tokens of a sequence, and a classifier of it."""
 
     config: S4TextConfig
-    activation = nn.GELU
 
     def build_block(self, index: int) -> nn.Module:
         """Batch norm and S4."""
@@ -56,16 +49,8 @@ class S4TextClassifier(SequenceClassifier):
         return S4Block(
             c.dim, d_state=c.d_state, num_ssm=c.num_ssm, dt_min=c.dt_min, dt_max=c.dt_max,
             bidirectional=c.bidirectional, drop_rate=c.mixer_drop_rate,
-            drop_path=c.drop_path_rate * index / max(1, c.depth - 1), prenorm=c.prenorm,
+            drop_path=self.drop_path(index), prenorm=c.prenorm,
         )  # fmt: skip
-
-    def build_norm(self) -> nn.Module:
-        """A batch norm, unless there is one after each sum."""
-        return SequenceNorm(self.config.dim) if self.config.prenorm else nn.Identity()
-
-    def forward_norm(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The norm over what is not padding."""
-        return self.norm(x, mask) if self.config.prenorm else x
 
 
 _register = partial(
