@@ -37,13 +37,16 @@ class LearnedTaps(KeepsFloat32):
         K = \mathrm{dropout}(\mathrm{squash}_\lambda(\mathrm{smooth}_w(\mathrm{kernel}))), \quad
         \mathrm{squash}_\lambda(k) = \mathrm{sign}(k) \max(|k| - \lambda, 0)
 
-    smooth is the mean over w neighbouring taps, with zeros beyond both ends.
+    smooth is the mean over w neighbouring taps, with zeros beyond both ends; with ``smooth_freq`` it is the sum of w
+    neighbouring frequencies of the kernel's real Fourier transform, n frequencies away by :math:`e^{-n^2 / 2}`, with
+    zeros beyond both ends, as in the authors' code. It leaves L taps of the same steps: what is causal stays so.
 
     Args:
         dim: channels.
         kernel_length: taps L of a direction, the present input included.
         lam: the threshold of squash; taps within it are 0, and their parameters get no gradient.
         smooth_window: w, odd; 1 smooths nothing.
+        smooth_freq: smooth the frequencies in place of the taps.
         kernel_dropout: probability of dropping a tap in training mode.
         init: (dim, kernel_length) -> the initial kernel.
         directions: kernels a channel; ``kernel`` has directions dim rows.
@@ -66,6 +69,7 @@ class LearnedTaps(KeepsFloat32):
         *,
         lam: float = 0.003,
         smooth_window: int = 1,
+        smooth_freq: bool = False,
         kernel_dropout: float = 0.0,
         init: KernelInit = random_kernel,
         directions: int = 1,
@@ -86,6 +90,7 @@ class LearnedTaps(KeepsFloat32):
             )
         self.kernel_length, self.lam = kernel_length, lam
         self.smooth_window, self.kernel_dropout = smooth_window, kernel_dropout
+        self.smooth = smooth_frequencies if smooth_freq else smooth_taps
         self.directions = directions
         self.learning_rates = {} if learning_rate is None else {"kernel": learning_rate}
         self.kernel = nn.Parameter(torch.cat([init(dim, kernel_length) for _ in range(directions)]))
@@ -93,8 +98,21 @@ class LearnedTaps(KeepsFloat32):
 
     def taps(self) -> Tensor:
         """K (directions dim, kernel_length)."""
-        smooth = F.avg_pool1d(self.kernel, self.smooth_window, stride=1, padding=self.smooth_window // 2)
+        smooth = self.smooth(self.kernel, self.smooth_window)
         return F.dropout(F.softshrink(smooth, self.lam), self.kernel_dropout, self.training)
+
+
+def smooth_taps(kernel: Tensor, window: int) -> Tensor:
+    """(D, L): the mean over the taps in the window around each."""
+    return F.avg_pool1d(kernel, window, stride=1, padding=window // 2)
+
+
+def smooth_frequencies(kernel: Tensor, window: int) -> Tensor:
+    """(D, L): each frequency, and its neighbours weighed by a Gaussian of width 1."""
+    reach = window // 2
+    weight = torch.exp(-0.5 * torch.arange(-reach, reach + 1, device=kernel.device, dtype=kernel.dtype).square())
+    neighbours = F.pad(torch.fft.rfft(kernel), (reach, reach)).unfold(-1, window, 1)
+    return torch.fft.irfft((neighbours * weight).sum(-1), n=kernel.shape[-1])
 
 
 class LongConv(LearnedTaps):
@@ -155,7 +173,7 @@ class H3Conv(Mixer):
 
     Args:
         dim: model width.
-        kernel_length, lam, smooth_window, kernel_dropout, init: of both convolutions, see ``LearnedTaps``.
+        kernel_length, lam, smooth_window, smooth_freq, kernel_dropout, init: of both convolutions, see ``LearnedTaps``.
 
     Raises:
         ValueError: see ``LearnedTaps``.
@@ -171,6 +189,7 @@ class H3Conv(Mixer):
         *,
         lam: float = 0.003,
         smooth_window: int = 1,
+        smooth_freq: bool = False,
         kernel_dropout: float = 0.0,
         init: KernelInit = random_kernel,
     ):
@@ -178,9 +197,12 @@ class H3Conv(Mixer):
         self.dim = dim
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(dim, dim) for _ in range(4))
         self.k_conv, self.conv = (
-            LongConv(dim, kernel_length, lam=lam, smooth_window=smooth_window, kernel_dropout=kernel_dropout, init=init)
+            LongConv(
+                dim, kernel_length, lam=lam, smooth_window=smooth_window, smooth_freq=smooth_freq,
+                kernel_dropout=kernel_dropout, init=init,
+            )
             for _ in range(2)
-        )
+        )  # fmt: skip
 
     @skips_padding
     def forward(self, x: Tensor, state: H3ConvState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:

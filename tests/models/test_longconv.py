@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cmath
+import math
 from typing import Any
 
 import pytest
@@ -196,6 +198,36 @@ def test_sizes_are_the_authors(name, attention):
     per_block = 12 * dim**2 + 5 * dim + 2 * dim
     convolutions = (depth - len(attention)) * (4 * dim + 2 * (2048 + 1) * dim)
     assert zoo.model_info(name).num_parameters == 50264 * dim + depth * per_block + convolutions + dim
+
+
+@pytest.mark.parametrize("length", [1, 2, 16, 17])
+@pytest.mark.parametrize("window", [1, 5])
+def test_smoothing_in_frequency_is_the_sums_written_out(length, window):
+    conv = LongConv(3, length, lam=0, smooth_window=window, smooth_freq=True).double()
+    count, step = length // 2 + 1, 2j * math.pi / length
+    spectrum = [sum(conv.kernel[:, t] * cmath.exp(-step * f * t) for t in range(length)) for f in range(count)]
+    reach = range(-(window // 2), window // 2 + 1)
+    smooth = [sum(math.exp(-n * n / 2) * spectrum[f + n] for n in reach if 0 <= f + n < count) for f in range(count)]
+    weight = [1 if f == 0 or 2 * f == length else 2 for f in range(count)]
+    taps = [
+        sum(w * (s * cmath.exp(step * f * t)).real for f, (w, s) in enumerate(zip(weight, smooth, strict=True)))
+        for t in range(length)
+    ]
+    close(conv.taps(), torch.stack(taps, dim=1) / length)  # pyright: ignore[reportArgumentType]
+    if window == 1:
+        close(conv.taps(), conv.kernel)
+
+
+def test_smoothing_in_frequency_stays_causal_and_reaches_the_model():
+    model = small(smooth_freq=True, smooth_window=3, lam=0.0, attention_layers=())
+    tokens = torch.randint(0, 50, (1, 30))
+    changed = tokens.clone()
+    changed[:, 20:] = (tokens[:, 20:] + 1) % 50
+    close(model(changed)[:, :20], model(tokens)[:, :20])
+    state = model.init_state(1)
+    close(torch.cat([model(part, state) for part in tokens.split([12, 1, 17], dim=1)], dim=1), model(tokens))
+    kernels = [(conv.taps(), conv.kernel) for conv in (model.blocks[0].mixer.conv, model.blocks[0].mixer.k_conv)]
+    assert all((taps - kernel).abs().max() > 1e-3 for taps, kernel in kernels)
 
 
 def test_kernels_are_exempt_from_weight_decay():

@@ -39,6 +39,8 @@ class LongConvConfig(LanguageConfig):
     """Threshold of the squash, 0 for none."""
     smooth_window: int = 1
     """Taps the kernel is averaged over, odd, 1 for none."""
+    smooth_freq: bool = False
+    """Smooth smooth_window frequencies of the kernel, by a Gaussian, in place of taps."""
     kernel_dropout: float = 0.2
     """Dropout of the kernel's taps in training mode."""
     kernel_init: str = "random"
@@ -72,8 +74,8 @@ class LongConvLanguageModel(LanguageModel):
             mixer = CausalAttention(c.dim, c.num_heads, rope_base=None)
         else:
             mixer = H3Conv(
-                c.dim, c.kernel_length, lam=c.lam, smooth_window=c.smooth_window, kernel_dropout=c.kernel_dropout,
-                init=KERNEL_INITS[c.kernel_init],
+                c.dim, c.kernel_length, lam=c.lam, smooth_window=c.smooth_window, smooth_freq=c.smooth_freq,
+                kernel_dropout=c.kernel_dropout, init=KERNEL_INITS[c.kernel_init],
             )  # fmt: skip
         return Block(c, mixer, Mlp(c.dim, c.mlp_ratio * c.dim, act=partial(nn.GELU, approximate="tanh")))
 

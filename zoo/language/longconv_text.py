@@ -34,6 +34,8 @@ class LongConvTextConfig(BatchNormConfig):
     """Threshold of the squash, 0 for none."""
     smooth_window: int = 1
     """Taps the kernel is averaged over, odd, 1 for none."""
+    smooth_freq: bool = False
+    """Smooth smooth_window frequencies of the kernel, by a Gaussian, in place of taps."""
     kernel_dropout: float = 0.2
     """Dropout of the kernel's taps in training mode."""
     kernel_init: str = "random"
@@ -57,8 +59,8 @@ class LongConvTextClassifier(BatchNormClassifier):
         c = self.config
         mixer = LongConvMixer(
             c.dim, c.kernel_length, num_convs=c.num_convs, bidirectional=c.bidirectional, drop_rate=c.mixer_drop_rate,
-            lam=c.lam, smooth_window=c.smooth_window, kernel_dropout=c.kernel_dropout,
-            init=KERNEL_INITS[c.kernel_init], learning_rate=c.kernel_lr,
+            lam=c.lam, smooth_window=c.smooth_window, smooth_freq=c.smooth_freq,
+            kernel_dropout=c.kernel_dropout, init=KERNEL_INITS[c.kernel_init], learning_rate=c.kernel_lr,
         )  # fmt: skip
         return SequenceBlock(
             c.dim, mixer, prenorm=c.prenorm, drop_rate=c.mixer_drop_rate, drop_path=self.drop_path(index)
