@@ -53,8 +53,8 @@ class LearnedTaps(KeepsFloat32):
         learning_rate: largest peak rate of ``kernel``, which ``zoo.train.optim`` reads; None for that of the rest.
 
     Raises:
-        ValueError: for a kernel_length below 1, a negative lam, an even smooth_window, or a kernel_dropout outside
-            [0, 1).
+        ValueError: for a kernel_length below 1, a negative lam, an even smooth_window, a kernel_dropout outside [0, 1),
+            or a learning_rate that is not above 0.
 
     Paper: Fu et al., "Simple Hardware-Efficient Long Convolutions for Sequence Modeling", arXiv 2302.06646, section 3;
     initial values of the authors' code.
@@ -88,6 +88,8 @@ class LearnedTaps(KeepsFloat32):
                 f"kernel_length {kernel_length}, lam {lam}, smooth_window {smooth_window}, "
                 f"kernel_dropout {kernel_dropout}"
             )
+        if learning_rate is not None and not learning_rate > 0:
+            raise ValueError(f"the learning rate of the taps must be above 0, or None, got {learning_rate}")
         self.kernel_length, self.lam = kernel_length, lam
         self.smooth_window, self.kernel_dropout = smooth_window, kernel_dropout
         self.smooth = smooth_frequencies if smooth_freq else smooth_taps
