@@ -141,3 +141,12 @@ def test_a_failed_save_says_so_and_leaves_nothing(monkeypatch, capfd) -> None:
     line = said(capfd)
     assert "cannot be written: " in line and "No space left" in line
     assert not list(Path().glob("copy*/*"))
+
+
+@pytest.mark.parametrize("named", ["3", "[3]", "{a: b}"])
+def test_an_import_that_is_no_name_is_one_line(named: str, tmp_path, capsys) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"import: {named}")
+    assert main(["train", str(recipe), "--output", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "import must name files or modules" in error

@@ -53,6 +53,8 @@ def import_key(recipe: Path, imported: Sequence[str]) -> list[str]:
         raise UsageError(f"{recipe} is no YAML: {' '.join(str(error).split())}") from error
     named = content.get("import") or [] if isinstance(content, dict) else []
     named = [named] if isinstance(named, str) else named
+    if not isinstance(named, list) or not all(isinstance(source, str) for source in named):
+        raise UsageError(f"{recipe}: import must name files or modules, got {named!r}")
     sources = [*imported, *(checked(import_models, source, recipe.parent) for source in named)]
     return [f"--import={json.dumps(list(dict.fromkeys(sources)))}"] if sources else []
 
