@@ -13,7 +13,7 @@ NAME = "config.yaml"
 KEYS = ("seed_everything", "trainer", "model", "data", "import", "ema", "nan_guard", "throughput", "checkpoint")
 EVALUATED = ("seed_everything", "model", "data", "import", "ema")  # the trainer's machine may be another one now
 OURS = ("zoo.", "lightning.")
-FOLDERS = (("default_root_dir",), ("save_dir",), ("dirpath",))  # plain text to a parser
+PLAIN = (("default_root_dir",), ("save_dir",), ("dirpath",), ("max_time",))  # plain text to a parser
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
 
 
@@ -90,7 +90,7 @@ def _classes(content: Any, place: tuple[str, ...] = ()) -> Iterator[str]:
             yield from _classes(value, place)
     elif isinstance(content, str):
         by_name = place[:1] == ("trainer",) or place[-1:] == ("task",) or len(place) == 1
-        named = DOTTED.fullmatch(content) or (_is_read(content) and place[-1:] not in FOLDERS)
+        named = DOTTED.fullmatch(content) or (_is_read(content) and place[-1:] not in PLAIN)
         if "class_path" in place[-1:] or (by_name and place != ("import",) and named):
             yield content
 

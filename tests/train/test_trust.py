@@ -173,8 +173,8 @@ def test_a_run_folder_has_no_sections_in_other_files(trainer: Any, tmp_path: Pat
         configuration(tmp_path)
 
 
-def test_folders_of_a_run_are_no_classes(tmp_path: Path) -> None:
+def test_folders_and_times_of_a_run_are_no_classes(tmp_path: Path) -> None:
     part = {"class_path": "zoo.train.tasks.ImageClassification", "init_args": {}}
-    trainer = {"default_root_dir": "s3://bucket/runs", "accelerator": "auto", "precision": "bf16-mixed"}
+    trainer = {"default_root_dir": "s3://bucket/runs", "max_time": "00:12:00:00", "precision": "bf16-mixed"}
     (tmp_path / "config.yaml").write_text(json.dumps({"trainer": trainer, "model": part, "data": part}))
     assert "s3://bucket/runs" in configuration(tmp_path)[0]
