@@ -1,5 +1,6 @@
 """Convolutions over sequences and images."""
 
+from zoo.layers.conv.butterfly_long_conv import ButterflyLongConv
 from zoo.layers.conv.causal_conv1d import CausalConv1d
 from zoo.layers.conv.cell import Cell
 from zoo.layers.conv.conv_norm import ConvMlp, ConvNorm, depthwise
@@ -17,6 +18,7 @@ from zoo.layers.conv.squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
 
 __all__ = [
     "BidirectionalLongConv",
+    "ButterflyLongConv",
     "CausalConv1d",
     "Cell",
     "ConvMlp",

@@ -45,6 +45,7 @@ class LongConvMixer(nn.Module):
         num_convs: n.
         bidirectional: also read the future.
         drop_rate: dropout before W.
+        conv: (dim, kernel_length, directions=, **options) -> a convolution.
         options: of ``LearnedTaps``.
 
     Paper: Fu et al., arXiv 2302.06646; the layer of the authors' code for classification, with n = 2.
@@ -58,13 +59,12 @@ class LongConvMixer(nn.Module):
         num_convs: int = 2,
         bidirectional: bool = True,
         drop_rate: float = 0.0,
+        conv: type[BidirectionalLongConv] = BidirectionalLongConv,
         **options: Any,
     ):
         super().__init__()
         directions = 2 if bidirectional else 1
-        self.convs = nn.ModuleList(
-            BidirectionalLongConv(dim, kernel_length, directions=directions, **options) for _ in range(num_convs)
-        )
+        self.convs = nn.ModuleList(conv(dim, kernel_length, directions=directions, **options) for _ in range(num_convs))
         self.drop = nn.Dropout(drop_rate)
         self.output_linear = nn.Linear(num_convs * dim, 2 * dim)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import zoo
-from zoo.layers.conv import BidirectionalLongConv
+from zoo.layers.conv import BidirectionalLongConv, ButterflyLongConv
 from zoo.layers.sequence_block import SequenceNorm
 from zoo.train.optim import parameter_groups
 
@@ -92,3 +92,40 @@ def test_taps_have_a_rate_of_their_own_and_no_weight_decay():
     assert slow["lr"] == 1e-4 and slow["weight_decay"] == 0
     with pytest.raises(ValueError, match="kernel_init must be one of random, double_exp, got 'hippo'"):
         settled(kernel_init="hippo")
+
+
+@pytest.mark.parametrize(("taps", "lengths"), [(1, [1]), (9, [1, 9, 23]), (40, [40, 70])])
+def test_the_butterfly_starts_as_the_convolution(taps, lengths):
+    torch.manual_seed(0)
+    learned = ButterflyLongConv(5, taps, lam=0.0)
+    plain = BidirectionalLongConv(5, taps, lam=0.0)
+    plain.load_state_dict({key: learned.state_dict()[key] for key in ("kernel", "D")})
+    for length in lengths:
+        u = torch.randn(2, length, 5)
+        torch.testing.assert_close(learned(u), plain(u))
+
+
+def test_a_learned_butterfly_is_the_product_of_its_matrices():
+    """Of one stage, 16 steps: the inverse transform of the two products."""
+    learned = ButterflyLongConv(3, 6, lam=0.0).double()
+    with torch.no_grad():
+        for matrix in (learned.input_dft_16, learned.kernel_dft_16):
+            matrix.add_(torch.randn_like(matrix))
+    u = torch.randn(2, 10, 3, dtype=torch.float64)
+    past, future = learned.taps().chunk(2)
+    kernel = torch.cat([past, past.new_zeros(3, 4), future.flip(1)], dim=1).to(torch.complex128)
+    of_input, of_kernel = (torch.view_as_complex(m) for m in (learned.input_dft_16, learned.kernel_dft_16))
+    spectrum = (of_input[:, :10] @ u.to(torch.complex128)) * (of_kernel @ kernel.mT)
+    close(learned(u), torch.fft.ifft(spectrum, dim=1).real[:, :10] + learned.D * u)
+
+
+def test_the_butterfly_in_the_model():
+    model = settled(butterfly=True, lam=0.0, kernel_length=20)
+    tokens = torch.randint(0, 15, (3, 20))
+    close(model(F.pad(tokens, (0, 13), value=-1)), model(tokens))
+    model(tokens).square().sum().backward()
+    assert all(p.grad.any() for key, p in model.named_parameters() if "dft" in key)
+    with pytest.raises(ValueError, match="takes sequences up to 44, got 45"):
+        model(torch.zeros(1, 45, dtype=torch.int64))
+    with pytest.raises(ValueError, match="two directions, got 1"):
+        settled(butterfly=True, bidirectional=False)

@@ -17,7 +17,7 @@ from torch import nn
 from zoo.config import require_positive
 from zoo.language.classifier import BatchNormClassifier, BatchNormConfig
 from zoo.language.longconv import KERNEL_INITS, check_kernel_init
-from zoo.layers.conv import LongConvMixer
+from zoo.layers.conv import BidirectionalLongConv, ButterflyLongConv, LongConvMixer
 from zoo.layers.sequence_block import SequenceBlock
 from zoo.registry import Paper, register_model
 
@@ -40,6 +40,8 @@ class LongConvTextConfig(BatchNormConfig):
     """Dropout of the kernel's taps in training mode."""
     kernel_init: str = "random"
     """"random", or "double_exp", whose channels decay at rates between 1 and dim / 2 over the kernel."""
+    butterfly: bool = False
+    """Learn the Fourier transforms; every step then reads the whole sequence. kernel_length steps fit, or somewhat more."""
     kernel_lr: float | None = 1e-3
     """Largest peak learning rate of the taps; None for that of the other parameters."""
 
@@ -61,6 +63,7 @@ class LongConvTextClassifier(BatchNormClassifier):
             c.dim, c.kernel_length, num_convs=c.num_convs, bidirectional=c.bidirectional, drop_rate=c.mixer_drop_rate,
             lam=c.lam, smooth_window=c.smooth_window, smooth_freq=c.smooth_freq,
             kernel_dropout=c.kernel_dropout, init=KERNEL_INITS[c.kernel_init], learning_rate=c.kernel_lr,
+            conv=ButterflyLongConv if c.butterfly else BidirectionalLongConv,
         )  # fmt: skip
         return SequenceBlock(
             c.dim, mixer, prenorm=c.prenorm, drop_rate=c.mixer_drop_rate, drop_path=self.drop_path(index)
