@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +35,7 @@ class SequenceNorm(BatchNorm1d):
 
 
 class SequenceBlock(nn.Module):
-    """x + branch(norm(x)), or norm(x + branch(x)), where branch is a mixer, dropout and stochastic depth.
+    """x + branch(norm(x)), or norm(x + branch(x)): batch norms, and as branch a mixer, dropout, stochastic depth.
 
     Args:
         dim: model width.
@@ -45,7 +43,6 @@ class SequenceBlock(nn.Module):
         prenorm: norm before the mixer, or (False) after the sum.
         drop_rate: dropout after the mixer.
         drop_path: rate of leaving the branch out.
-        norm: dim -> the norm.
     """
 
     def __init__(
@@ -56,14 +53,13 @@ class SequenceBlock(nn.Module):
         prenorm: bool = True,
         drop_rate: float = 0.0,
         drop_path: float = 0.0,
-        norm: Callable[[int], nn.Module] = SequenceNorm,
     ):
         super().__init__()
-        self.before = norm(dim) if prenorm else nn.Identity()
+        self.before = SequenceNorm(dim) if prenorm else nn.Identity()
         self.mixer = mixer
         self.drop = nn.Dropout(drop_rate)
         self.drop_path = DropPath(drop_path)
-        self.after = nn.Identity() if prenorm else norm(dim)
+        self.after = nn.Identity() if prenorm else SequenceNorm(dim)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B, T, dim), and mask (B, T), False where there is padding, which changes nothing elsewhere -> as x."""

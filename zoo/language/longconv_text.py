@@ -41,7 +41,7 @@ class LongConvTextConfig(BatchNormConfig):
     kernel_init: str = "random"
     """"random", or "double_exp", whose channels decay at rates between 1 and dim / 2 over the kernel."""
     butterfly: bool = False
-    """Learn the Fourier transforms; every step then reads the whole sequence. kernel_length steps fit, or somewhat more."""
+    """Learn the Fourier transforms; every step then reads the whole sequence, up to kernel_length tokens or more."""
     kernel_lr: float | None = 1e-3
     """Largest peak learning rate of the taps; None for that of the other parameters."""
 
