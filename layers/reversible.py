@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from zoo.kernels.dispatch import compute_dtype
+from zoo.kernels.operator import under_transforms
 from zoo.layers.recompute import frozen_statistics
 
 
@@ -27,7 +28,8 @@ class ReversibleSequence(nn.Module):
     forward pass. Branches run again under the autocast mode they ran under, and batch norms update their statistics
     once. The halves are summed in float32 or wider, as the inverse loses what a sum rounds away.
 
-    A compiled or exported program, and one without gradients, computes the same without recomputation.
+    A compiled or exported program, one without gradients and one under torch.func's transforms compute the same without
+    recomputation.
 
     Args:
         branches: modules that keep the shape, take half of the channels and leave their input as it is.
@@ -49,7 +51,8 @@ class ReversibleSequence(nn.Module):
             ValueError: for an odd number of channels.
         """
         stream = self._stream(x)
-        if self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        plain = torch.compiler.is_compiling() or under_transforms()
+        if self.recompute and torch.is_grad_enabled() and not plain:
             parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
             return _Recomputed.apply(stream, self.branches, *parameters).to(x.dtype)  # type: ignore[union-attr]
         x1, x2 = stream.chunk(2, dim=1)

@@ -201,3 +201,9 @@ def test_images_that_are_not_square_are_scored_as_they_are(tmp_path, capsys):
     assert main(["eval", str(folder), "--images", str(tmp_path)]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "val/acc1" in line]
     assert "0.5" in rows[0]
+
+
+def test_labels_that_are_no_text_are_said_with_the_files_name(tmp_path):
+    (tmp_path / "labels.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"labels\.txt must be text in UTF-8"):
+        zoo.read_labels(tmp_path / "labels.txt", 2)

@@ -63,7 +63,7 @@ def configuration(
             )
     differing = [
         f"{name} is {value!r}, not {wanted!r}"
-        for name, wanted in _leaves({part: known.get(part, {}) for part in ("model", "data")})
+        for name, wanted in _leaves({part: known[part] for part in ("model", "data") if part in known})
         for value in [_at(content, name)]
         if value != wanted and not name.endswith("class_path")
     ]

@@ -74,9 +74,13 @@ def read_labels(path: str | Path, num_classes: int) -> list[str]:
     """Names of the classes: a text file with one a line, or JSON, a list or an object from index to name.
 
     Raises:
-        ValueError: when there is not one name for each of ``num_classes`` classes. FileNotFoundError: no such file.
+        ValueError: when there is not one name for each of ``num_classes`` classes, or the file is no UTF-8.
+        FileNotFoundError: no such file.
     """
-    text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8: {error}") from error
     if text.lstrip().startswith(("[", "{")):
         try:
             content: Any = json.loads(text)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
@@ -221,6 +222,17 @@ def test_changing_a_parameter_before_the_backward_pass_is_an_error():
         sequence.branches[0].weight.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.backward()
+
+
+def test_functional_gradients_are_those_of_autograd():
+    sequence, x = bottlenecks(2).double(), torch.randn(1, 8, 4, 4, 4, dtype=torch.float64)
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return functional_call(sequence, parameters, (x,)).square().sum()
+
+    parameters = dict(sequence.named_parameters())
+    expected = torch.autograd.grad(loss(parameters), list(parameters.values()))
+    close(list(grad(loss)(parameters).values()), list(expected))
 
 
 def test_without_gradients_nothing_is_kept():

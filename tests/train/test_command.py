@@ -94,13 +94,14 @@ def score(output: str) -> str:
     return next(line for line in output.splitlines() if "val/loss" in line)
 
 
-def test_a_run_folder_knows_its_configuration(finished, capsys) -> None:
+def test_a_run_folder_knows_its_configuration(finished, capsys, caplog) -> None:
     options = ["--data.val_fraction=0.3", "--model.model_args.depth=1", "--model.model_args.dim=32"]
     assert main(["eval", "digits_vit_nano", "--checkpoint", str(finished / "checkpoints" / "last.ckpt"), *options]) == 0
     expected = score(capsys.readouterr().out)
     for arguments in ([str(finished)], ["digits_vit_nano", "--checkpoint", str(finished)]):
         assert main(["eval", *arguments]) == 0
         assert score(capsys.readouterr().out) == expected
+        assert "differs" not in caplog.text
     assert main(["eval", str(finished), "--data.val_fraction=0.1"]) == 0
     assert score(capsys.readouterr().out) != expected
 
