@@ -37,6 +37,10 @@ def test_blocks_that_repeat_a_name_or_end_in_another_order_leave_the_others():
         with implementation("reference"):
             pass
         assert chosen() == "chunked"
+    with implementation("reference"):
+        with implementation("reference"):
+            pass
+        assert chosen() == "reference"
     first, second = implementation("reference"), implementation("chunked")
     first.__enter__()
     second.__enter__()
