@@ -125,8 +125,11 @@ class Operation:
             )
         return chosen
 
-    def check(self, impl: str, others: dict[str, Tensor | None] | None = None, **floating: Tensor | None) -> None:
+    def check(self, impl: str, others: dict[str, Tensor | None] | None = None, **floating: Tensor | None) -> str:
         """Raise what a call's tensors or its ``impl`` cannot be, whichever way the result is then computed.
+
+        Returns:
+            ``choice(impl)``; ``impl`` itself in a compiled program, where the choice is made when it runs.
 
         Raises:
             ValueError: for a tensor of ``floating`` that is not of a real floating dtype, tensors on different devices,
@@ -134,9 +137,12 @@ class Operation:
             RuntimeError: for an ``impl`` that cannot run on the device of the tensors.
         """
         check_floating(self.name, **floating)
-        device = check_device(self.name, **floating, **(others or {}))
-        if not torch.compiler.is_compiling() and (name := self.choice(impl)) != "auto":
-            self.resolve(name, torch.device("cpu") if device.type == "meta" else device)
+        device = check_device(self.name, **(floating | others if others else floating))
+        if torch.compiler.is_compiling():
+            return impl
+        if (impl := self.choice(impl)) != "auto":
+            self.resolve(impl, torch.device("cpu") if device.type == "meta" else device)
+        return impl
 
     def plain(self, name: str, device: torch.device) -> Implementation | None:
         """The implementation ``name`` stands for, where autograd itself differentiates it, as often as wanted."""
@@ -206,7 +212,7 @@ def compute_dtype(*given: Tensor | torch.dtype | None) -> torch.dtype:
 
 def check_shape(operation: str, name: str, tensor: Tensor | None, layout: str, *sizes: int | None) -> None:
     """Raise a ValueError unless ``tensor`` is None or has ``sizes`` (None: any size) in ``layout`` ("(B, T, D)")."""
-    if tensor is None:
+    if tensor is None or tensor.shape == sizes:
         return
     fits = tensor.dim() == len(sizes) and all(
         want is None or have == want for have, want in zip(tensor.shape, sizes, strict=True)
@@ -225,11 +231,11 @@ def check_floating(operation: str, **tensors: Tensor | None) -> None:
 
 def check_device(operation: str, **tensors: Tensor | None) -> torch.device:
     """The device that all these tensors are on; a ValueError where they are on several."""
-    first, *others = [tensor.device for tensor in tensors.values() if tensor is not None]
-    if any(other != first for other in others):
+    devices = {tensor.device for tensor in tensors.values() if tensor is not None}
+    if len(devices) > 1:
         where = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items() if tensor is not None)
         raise ValueError(f"{operation}: all tensors must be on one device, got {where}")
-    return first
+    return devices.pop()
 
 
 def sequence_starts(seq_idx: Tensor | None) -> Tensor | None:

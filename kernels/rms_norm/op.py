@@ -52,10 +52,9 @@ def rms_norm(
     Papers: Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467; the gate: Dao and Gu,
     "Transformers are SSMs", arXiv 2405.21060.
     """
-    _check(x, weight, z, num_groups, impl)
+    impl = _check(x, weight, z, num_groups, impl)
     dtype = (x if weight is None else weight).dtype
-    small = not torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() < SMALL
-    if small and operation.choice(impl) == "auto":
+    if impl == "auto" and x.numel() < SMALL and x.device.type == "cpu" and not torch.compiler.is_compiling():
         wide = compute_dtype(x, weight, z)
         z = z if z is None else z.to(wide)
         return fused.forward(x.to(wide), weight, z, num_groups, norm_before_gate, eps, dtype).to(dtype)
@@ -97,13 +96,13 @@ def _rows(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is None else tensor.reshape(1, -1, tensor.shape[-1])
 
 
-def _check(x, weight, z, num_groups, impl) -> None:
+def _check(x, weight, z, num_groups, impl) -> str:
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"rms_norm: x must have shape (..., D) with D at least 1, got {tuple(x.shape)}")
     if weight is not None and weight.shape != x.shape[-1:]:
         check_shape("rms_norm", "weight", weight, "(D,)", x.shape[-1])
     if z is not None and z.shape != x.shape:
         check_shape("rms_norm", "z", z, "(..., D) of x", *x.shape)
-    operation.check(impl, x=x, weight=weight, z=z)
     if num_groups < 1 or x.shape[-1] % num_groups:
         raise ValueError(f"rms_norm: num_groups must divide D, got {num_groups} groups for D {x.shape[-1]}")
+    return operation.check(impl, x=x, weight=weight, z=z)

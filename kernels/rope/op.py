@@ -38,9 +38,8 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, impl
 
     Paper: Su et al., "RoFormer", arXiv 2104.09864.
     """
-    _check(x, cos, sin, impl)
-    small = not torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() < SMALL
-    if small and operation.choice(impl) == "auto":
+    impl = _check(x, cos, sin, impl)
+    if impl == "auto" and x.numel() < SMALL and x.device.type == "cpu" and not torch.compiler.is_compiling():
         if x.dtype == cos.dtype == sin.dtype and x.dtype.itemsize >= 4:
             return halves.differentiable(x, cos, sin, interleaved)
         wide = compute_dtype(x, cos, sin)
@@ -71,7 +70,7 @@ _rope = define(
 )
 
 
-def _check(x, cos, sin, impl) -> None:
+def _check(x, cos, sin, impl) -> str:
     shape, table = x.shape, cos.shape
     if len(shape) != 4 or (table[:-1] != shape[1:2] and table[:-1] != shape[:2]):
         check_shape("rope", "x", x, "(B, T, H, K)", None, None, None, None)
@@ -79,8 +78,8 @@ def _check(x, cos, sin, impl) -> None:
         check_shape("rope", "cos", cos, "(B, T, P)" if cos.dim() == 3 else "(T, P)", *steps, None)
     if sin.shape != table:
         check_shape("rope", "sin", sin, "that of cos", *cos.shape)
-    operation.check(impl, x=x, cos=cos, sin=sin)
     if not 0 < 2 * table[-1] <= shape[-1]:
         raise ValueError(f"rope: cos and sin must have from 1 to K / 2 pairs, got {table[-1]} for K {shape[-1]}")
     if cos.requires_grad or sin.requires_grad:
         raise ValueError("rope: cos and sin must be constants, got one that requires a gradient; detach it")
+    return operation.check(impl, x=x, cos=cos, sin=sin)

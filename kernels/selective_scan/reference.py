@@ -10,7 +10,8 @@ from torch import Tensor
 def step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """One time step: x, dt (B, D); A (D, N); B, C (B, G, N); state (B, D, N) -> output (B, D), next state."""
     channels = x.shape[1] // B.shape[1]
-    B, C = (m.repeat_interleave(channels, dim=1) for m in (B, C))  # (B, D, N)
+    if B.shape[1] > 1:
+        B, C = (m.repeat_interleave(channels, dim=1) for m in (B, C))  # (B, D, N)
     state = torch.exp(dt[..., None] * A) * state + (dt * x)[..., None] * B
     return (state * C).sum(-1), state
 

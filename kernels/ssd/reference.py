@@ -9,7 +9,9 @@ from torch import Tensor
 def step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """One time step: x (B, H, P); dt (B, H); A (H,); B, C (B, G, N); state (B, H, P, N) -> output (B, H, P), state."""
     heads = x.shape[1] // B.shape[1]
-    B, C = (m.repeat_interleave(heads, dim=1)[:, :, None] for m in (B, C))  # (B, H, 1, N)
+    if B.shape[1] > 1:
+        B, C = (m.repeat_interleave(heads, dim=1) for m in (B, C))
+    B, C = B[:, :, None], C[:, :, None]  # (B, H, 1, N), or 1 for H
     state = torch.exp(dt * A)[..., None, None] * state + (dt[..., None] * x)[..., None] * B
     return (state * C).sum(-1), state
 
