@@ -112,6 +112,9 @@ class Operation:
         """
         name = self.choice(name)
         if name == "auto":
+            every = self.implementations.values()
+            if first := next((i for i in every if i.automatic(device) and i.obstacle(device) is None), None):
+                return first
             name = self.available(device)[0]
         if name not in self.implementations:
             raise ValueError(
