@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from zoo.kernels.dispatch import compute_dtype
 from zoo.kernels.rms_norm import rms_norm
 from zoo.layers.options import require_at_least
 
@@ -24,6 +25,22 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., dim) -> (..., dim)."""
         return rms_norm(x, self.weight, eps=self.eps)
+
+
+class OffsetRMSNorm(RMSNorm):
+    """y = (1 + weight) * x / sqrt(mean(x^2) + eps), the sum in float32: weight decay draws the factor to 1, not to 0.
+
+    Source: the published code of Gemma, arXiv 2403.08295.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__(dim, eps)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., dim) -> (..., dim)."""
+        factor = 1 + self.weight.to(compute_dtype(self.weight))
+        return rms_norm(x, factor, eps=self.eps).to(self.weight.dtype)
 
 
 class GatedRMSNorm(nn.Module):

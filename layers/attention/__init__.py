@@ -8,14 +8,15 @@ from zoo.layers.attention.full import Attention
 from zoo.layers.attention.keys import Keys
 from zoo.layers.attention.kmeans import OnlineKMeans
 from zoo.layers.attention.latent import LatentAttention
+from zoo.layers.attention.rotary import Rotary
 from zoo.layers.attention.routing import RoutingAttention, RoutingState
+from zoo.layers.attention.scaling import Linear, Llama3, RotaryScaling, Yarn
 from zoo.layers.attention.scatterbrain import ScatterbrainAttention, ScatterbrainState
 from zoo.layers.attention.scatterbrain_full import BidirectionalScatterbrain
 from zoo.layers.attention.single_head import SingleHeadAttention
 from zoo.layers.attention.sliding_window import SlidingWindowAttention, SlidingWindowState
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.attention.taylor import TaylorAttention, TaylorAttentionState
-from zoo.layers.attention.yarn import Yarn
 
 __all__ = [
     "Attention",
@@ -27,7 +28,11 @@ __all__ = [
     "KeyValueState",
     "Keys",
     "LatentAttention",
+    "Linear",
+    "Llama3",
     "OnlineKMeans",
+    "Rotary",
+    "RotaryScaling",
     "RoutingAttention",
     "RoutingState",
     "ScatterbrainAttention",

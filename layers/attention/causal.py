@@ -6,12 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.kernels.rope import rope
 from zoo.layers.attention.keys import Place, attended, is_causal
+from zoo.layers.attention.rotary import Rotary
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.mixer import Mixer
 from zoo.layers.options import require_at_least
-from zoo.layers.positions import rotary_tables
 
 
 class CausalAttention(Mixer):
@@ -24,10 +23,14 @@ class CausalAttention(Mixer):
         rope_base: wavelength base of the rotary embedding, None for no position information.
         head_dim: d, dim / num_heads when None.
         scale: factor of the logits, d^-0.5 when None.
+        rotary: how queries and keys are turned, in place of all their channels by ``rope_base``.
+        bias: queries, keys and values have biases.
+        out_bias: the output has one.
+        q_norm, k_norm: of queries and keys (..., H, d) before they are turned; none when None.
 
     Raises:
-        ValueError: when num_heads does not divide dim into heads of even width, or num_kv_heads does not divide
-            num_heads.
+        ValueError: when num_heads does not divide dim into heads of even width, num_kv_heads does not divide num_heads,
+            or a head has fewer channels than are to turn.
 
     Papers: Vaswani et al., arXiv 1706.03762; Ainslie et al., "GQA", arXiv 2305.13245; Su et al., arXiv 2104.09864.
     """
@@ -40,31 +43,42 @@ class CausalAttention(Mixer):
         rope_base: float | None = 10000.0,
         head_dim: int | None = None,
         scale: float | None = None,
+        *,
+        rotary: Rotary | None = None,
+        bias: bool = False,
+        out_bias: bool = False,
+        q_norm: nn.Module | None = None,
+        k_norm: nn.Module | None = None,
     ):
         super().__init__()
         require_at_least(1, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
         num_kv_heads = num_kv_heads or num_heads
-        if (head_dim is None and dim % num_heads) or num_heads % num_kv_heads or (head_dim or dim // num_heads) % 2:
+        width = head_dim or dim // num_heads
+        if (head_dim is None and dim % num_heads) or num_heads % num_kv_heads or (rotary is None and width % 2):
             raise ValueError(
                 "num_heads must divide dim into even heads and num_kv_heads must divide num_heads: "
                 f"got dim {dim}, num_heads {num_heads}, num_kv_heads {num_kv_heads}, head_dim {head_dim}"
             )
-        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim or dim // num_heads
-        self.rope_base, self.scale = rope_base, scale
-        self.build_projections(dim)
-        self.out_proj = nn.Linear(num_heads * self.head_dim, dim, bias=False)
+        if rotary is None and rope_base is not None:
+            rotary = Rotary(width, rope_base)
+        if rotary is not None and rotary.dim > width:
+            raise ValueError(f"rotary must turn at most the {width} channels of a head, got one for {rotary.dim}")
+        self.num_heads, self.num_kv_heads, self.head_dim, self.scale = num_heads, num_kv_heads, width, scale
+        self.build_projections(dim, bias)
+        self.q_norm, self.k_norm, self.rotary = q_norm or nn.Identity(), k_norm or nn.Identity(), rotary
+        self.out_proj = nn.Linear(num_heads * width, dim, bias=out_bias)
 
-    def build_projections(self, dim: int) -> None:
+    def build_projections(self, dim: int, bias: bool) -> None:
         """Of the input to queries, keys and values."""
-        self.q_proj = nn.Linear(dim, self.num_heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(dim, self.num_kv_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(dim, self.num_kv_heads * self.head_dim, bias=False)
+        self.q_proj = nn.Linear(dim, self.num_heads * self.head_dim, bias)
+        self.k_proj = nn.Linear(dim, self.num_kv_heads * self.head_dim, bias)
+        self.v_proj = nn.Linear(dim, self.num_kv_heads * self.head_dim, bias)
 
     def forward(self, x: Tensor, state: KeyValueState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
         place = Place.of(x, state, seq_idx)
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = self.rotated(place.position, q, k)  # (B, T, H, d)
+        q, k = self.rotated(place.position, self.q_norm(q), self.k_norm(k))  # (B, T, H, d)
         y = self.mix(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), place, state)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
@@ -81,10 +95,7 @@ class CausalAttention(Mixer):
 
     def rotated(self, positions: Tensor, *heads: Tensor) -> tuple[Tensor, ...]:
         """Queries or keys (B, T, H, d) turned by their positions (T,) or (B, T), if positions count here."""
-        if self.rope_base is None:
-            return heads
-        tables = rotary_tables(positions, self.head_dim, self.rope_base, heads[0].dtype)
-        return tuple(rope(one, *tables) for one in heads)
+        return heads if self.rotary is None else self.rotary(positions, *heads)
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> KeyValueState:
         """An empty cache of capacity ``max_length``, or one that grows."""

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from zoo.kernels import causal_conv1d
-from zoo.kernels.rope import rope
 from zoo.layers.attention.causal import CausalAttention
 from zoo.layers.attention.keys import Place
+from zoo.layers.attention.rotary import Rotary
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.conv import CausalConv1d
 from zoo.layers.mixer import Mixer, skips_padding
-from zoo.layers.positions import rotary_tables
 from zoo.layers.state import State, keep_rows
 from zoo.layers.states import JointState
 
@@ -79,8 +78,6 @@ class ConvolvedAttention(CausalAttention):
     those of the published checkpoint.
     """
 
-    rope_base: float
-
     def __init__(
         self,
         dim: int,
@@ -91,15 +88,16 @@ class ConvolvedAttention(CausalAttention):
         kernel_size: int = 4,
         rope_base: float = 10000.0,
     ):
-        super().__init__(dim, num_heads, num_kv_heads, rope_base, head_dim)
-        self.rotary_dim = self.head_dim if rotary_dim is None else rotary_dim
-        if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
+        super().__init__(dim, num_heads, num_kv_heads, None, head_dim)
+        turned = self.head_dim if rotary_dim is None else rotary_dim
+        if turned % 2 or not 0 < turned <= self.head_dim:
             raise ValueError(f"rotary_dim must be even and at most head_dim {self.head_dim}, got {rotary_dim}")
+        self.rotary = Rotary(turned, rope_base)
         self.conv1d = ShortConv(self.in_proj.out_features, kernel_size)
 
-    def build_projections(self, dim: int) -> None:
+    def build_projections(self, dim: int, bias: bool) -> None:
         """One for queries, keys and values."""
-        self.in_proj = nn.Linear(dim, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim, bias=False)
+        self.in_proj = nn.Linear(dim, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim, bias)
 
     def forward(self, x: Tensor, state: JointState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """x (B, T, dim) -> (B, T, dim)."""
@@ -110,12 +108,6 @@ class ConvolvedAttention(CausalAttention):
         q, k = self.rotated(place.position, q, k)
         y = self.mix(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), place, cache)
         return self.out_proj(y.transpose(1, 2).flatten(2))
-
-    def rotated(self, positions: Tensor, *heads: Tensor) -> tuple[Tensor, ...]:
-        """Queries or keys (B, T, H, d), their first channels turned by their positions (T,) or (B, T)."""
-        parts = [one.split((self.rotary_dim, self.head_dim - self.rotary_dim), dim=-1) for one in heads]
-        tables = rotary_tables(positions, self.rotary_dim, self.rope_base, heads[0].dtype)
-        return tuple(torch.cat([rope(turned.contiguous(), *tables), still], dim=-1) for turned, still in parts)
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> JointState:  # pyright: ignore[reportIncompatibleMethodOverride]
         """An empty cache, of capacity ``max_length`` or growing, and the convolution's newest inputs."""

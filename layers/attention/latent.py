@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels.dispatch import compute_dtype
-from zoo.kernels.rope import rope
 from zoo.layers.attention.keys import Place, attended, is_causal
+from zoo.layers.attention.rotary import Rotary
+from zoo.layers.attention.scaling import Yarn
 from zoo.layers.attention.state import KeyValueState
-from zoo.layers.attention.yarn import Yarn
 from zoo.layers.linear import is_plain, is_watched, read_matrix
 from zoo.layers.mixer import Mixer
 from zoo.layers.norm import RMSNorm
@@ -48,7 +48,7 @@ class LatentAttention(Mixer):
         yarn: scaling for longer contexts.
 
     Raises:
-        ValueError: for an odd qk_rope_head_dim.
+        ValueError: for a qk_rope_head_dim that is odd or below 2.
 
     Papers: DeepSeek-AI, "DeepSeek-V2", arXiv 2405.04434, section 2.1; "DeepSeek-V3", arXiv 2412.19437, section 2.1.1.
     """
@@ -68,11 +68,9 @@ class LatentAttention(Mixer):
         yarn: Yarn | None = None,
     ):
         super().__init__()
-        if qk_rope_head_dim % 2:
-            raise ValueError(f"qk_rope_head_dim must be even, it is rotated in pairs: got {qk_rope_head_dim}")
         self.num_heads, self.kv_lora_rank, self.v_head_dim = num_heads, kv_lora_rank, v_head_dim
         self.qk_nope_head_dim, self.qk_rope_head_dim = qk_nope_head_dim, qk_rope_head_dim
-        self.rope_base, self.rope_interleaved, self.yarn = rope_base, rope_interleaved, yarn
+        self.rotary = Rotary(qk_rope_head_dim, rope_base, scaling=yarn, interleaved=rope_interleaved)
         qk_head_dim = qk_nope_head_dim + qk_rope_head_dim
         self.scale = qk_head_dim**-0.5 * (yarn.softmax_scale if yarn else 1.0)
         if q_lora_rank is None:
@@ -93,10 +91,8 @@ class LatentAttention(Mixer):
         q = self.q_proj(x) if self.q_lora_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
         q_nope, q_rope = q.unflatten(-1, (self.num_heads, -1)).split((self.qk_nope_head_dim, self.qk_rope_head_dim), -1)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.kv_lora_rank, self.qk_rope_head_dim), -1)
-        cos, sin = self._rotation(place.position, x.dtype)
-        q_nope = q_nope.transpose(1, 2)  # (B, H, T, nope)
-        q_rope = rope(q_rope, cos, sin, interleaved=self.rope_interleaved).transpose(1, 2)  # (B, H, T, rope)
-        k_rope = rope(k_rope[:, :, None], cos, sin, interleaved=self.rope_interleaved).transpose(1, 2)
+        q_rope, k_rope = self.rotary(place.position, q_rope, k_rope[:, :, None])  # (B, T, H, rope), (B, T, 1, rope)
+        q_nope, q_rope, k_rope = (heads.transpose(1, 2) for heads in (q_nope, q_rope, k_rope))
         latent = self.kv_a_layernorm(latent)[:, None]  # (B, 1, T, rank)
         k_rope, latent, mask = attended(k_rope, latent, place, state)
         attend = self.absorbed if past and self._absorbs(x.shape[1], latent.shape[2]) else self.expanded
@@ -169,12 +165,3 @@ class LatentAttention(Mixer):
             return False
         expand = self.kv_lora_rank * (self.qk_nope_head_dim + self.v_head_dim)
         return length * 2 * self.kv_lora_rank <= expand + length * (self.qk_nope_head_dim + self.v_head_dim)
-
-    def _rotation(self, position: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (..., T, rope / 2) of the angles at the positions (..., T)."""
-        pairs, wide = self.qk_rope_head_dim // 2, compute_dtype(dtype)
-        frequency = self.rope_base ** (-torch.arange(pairs, device=position.device, dtype=wide) / pairs)
-        frequency = self.yarn.frequencies(frequency, self.rope_base) if self.yarn else frequency
-        angle = position[..., None].to(wide) * frequency
-        scale = self.yarn.rotation_scale if self.yarn else 1.0
-        return angle.cos() * scale, angle.sin() * scale

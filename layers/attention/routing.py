@@ -19,10 +19,10 @@ from zoo.layers.attention.clusters import (
 )
 from zoo.layers.attention.keys import Place, attended
 from zoo.layers.attention.kmeans import OnlineKMeans
+from zoo.layers.attention.rotary import Rotary
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.mixer import Mixer
 from zoo.layers.options import require_at_least
-from zoo.layers.positions import rotary_embedding
 from zoo.layers.report import Reports
 
 
@@ -109,7 +109,7 @@ class RoutingAttention(Reports, Mixer):
         self.num_heads, self.head_dim = num_heads, head_dim or dim // num_heads
         self.num_clusters, self.cluster_size = num_clusters, cluster_size
         self.scale = self.head_dim**-0.5 if scale is None else scale
-        self.commitment_weight, self.rope_base = commitment_weight, rope_base
+        self.commitment_weight, self.rotary = commitment_weight, Rotary(self.head_dim, rope_base)
         self.qk_proj = nn.Linear(dim, num_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(dim, num_heads * self.head_dim, bias=False)
         self.out_proj = nn.Linear(num_heads * self.head_dim, dim, bias=False)
@@ -121,7 +121,7 @@ class RoutingAttention(Reports, Mixer):
         qk, v = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.qk_proj, self.v_proj))  # (B, T, H, d)
         qk = F.layer_norm(qk, (self.head_dim,), eps=1e-6)
         points, v = qk.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, d)
-        qk = rotary_embedding(qk, place.position, self.rope_base).transpose(1, 2).to(v.dtype)
+        qk = self.rotary(place.position, qk)[0].transpose(1, 2).to(v.dtype)
         affinity = self.kmeans(points.detach())  # (B, H, T, K)
         cluster = affinity.argmax(-1)
         losses, activity = {}, {}

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from zoo.kernels.dispatch import compute_dtype
 from zoo.layers.attention.lsh import lsh_buckets, random_directions
 from zoo.layers.attention.random_features import orthogonal_gaussian
+from zoo.layers.attention.rotary import Rotary
 from zoo.layers.attention.sparse_low_rank import sparse_low_rank_attention
 from zoo.layers.mixer import Mixer, skips_padding
 from zoo.layers.options import require_at_least
-from zoo.layers.positions import rotary_embedding
 from zoo.layers.state import State, keep_rows
 
 
@@ -102,7 +102,7 @@ class ScatterbrainAttention(Mixer):
             )
         self.num_heads, self.head_dim = num_heads, head_dim or dim // num_heads
         self.window, self.num_features, self.cluster_size = window, num_features, cluster_size
-        self.rope_base = rope_base
+        self.rotary = Rotary(self.head_dim, rope_base)
         inner = num_heads * self.head_dim
         self.q_proj = nn.Linear(dim, inner, bias=False)
         self.k_proj = nn.Linear(dim, inner, bias=False)
@@ -116,7 +116,7 @@ class ScatterbrainAttention(Mixer):
         """x (B, T, dim) -> (B, T, dim)."""
         memory, positions = self._past(x, state, seq_idx)
         q, k, v = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = (rotary_embedding(heads, positions, self.rope_base) for heads in (q, k))  # (B, T, H, d)
+        q, k = self.rotary(positions, q, k)  # (B, T, H, d)
         if state is None:
             window = min(self.window, x.shape[1])
             k, v = (F.pad(heads, (0, 0, 0, 0, window, 0)) for heads in (k, v))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,7 @@ class SlidingWindowAttention(CausalAttention):
         rope_base: wavelength base of the rotary embedding, None for no position information.
         head_dim: d, dim / num_heads when None.
         scale: factor of the logits, d^-0.5 when None.
+        options: ``rotary`` and what follows it, of ``CausalAttention``.
 
     Raises:
         ValueError: for a window below 1, and see ``CausalAttention``.
@@ -88,8 +90,9 @@ class SlidingWindowAttention(CausalAttention):
         rope_base: float | None = 10000.0,
         head_dim: int | None = None,
         scale: float | None = None,
+        **options: Any,
     ):
-        super().__init__(dim, num_heads, num_kv_heads, rope_base, head_dim, scale)
+        super().__init__(dim, num_heads, num_kv_heads, rope_base, head_dim, scale, **options)
         if window < 1:
             raise ValueError(f"window must be at least 1, got {window}")
         self.window = window

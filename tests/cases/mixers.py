@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from zoo.layers import CausalAttention, Mamba, Mamba2, Mixer, ParallelMixers
+from zoo.layers import CausalAttention, Mamba, Mamba2, Mixer, OffsetRMSNorm, ParallelMixers, RMSNorm
 from zoo.layers.attention import (
     ConvolvedAttention,
     LatentAttention,
+    Llama3,
+    Rotary,
     RoutingAttention,
     ScatterbrainAttention,
     SlidingWindowAttention,
@@ -30,6 +32,16 @@ MIXERS = {
     "attention-grouped": lambda: CausalAttention(DIM, num_heads=6, num_kv_heads=2),
     "attention-no-positions": lambda: CausalAttention(DIM, num_heads=4, rope_base=None),
     "attention-wide": lambda: CausalAttention(DIM, num_heads=3, head_dim=10, scale=0.1),
+    "attention-options": lambda: CausalAttention(
+        DIM,
+        3,
+        head_dim=7,
+        rotary=Rotary(4, scaling=Llama3(4.0, 8), interleaved=True),
+        bias=True,
+        out_bias=True,
+        q_norm=RMSNorm(7),
+        k_norm=OffsetRMSNorm(7),
+    ),
     "attention-convolved": lambda: ConvolvedAttention(DIM, 3, head_dim=8, rotary_dim=4, kernel_size=3),
     "active-attention": lambda: ActiveAttention(DIM, num_heads=6, num_kv_heads=2),
     "latent": lambda: LatentAttention(DIM, 4, kv_lora_rank=12, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6),
@@ -39,6 +51,9 @@ MIXERS = {
     "sliding-window-grouped": lambda: SlidingWindowAttention(DIM, num_heads=6, window=50, num_kv_heads=2),
     "sliding-window-narrow": lambda: SlidingWindowAttention(DIM, num_heads=3, window=2),
     "sliding-window-wide": lambda: SlidingWindowAttention(DIM, num_heads=3, window=6, head_dim=10),
+    "sliding-window-options": lambda: SlidingWindowAttention(
+        DIM, num_heads=3, window=6, bias=True, q_norm=RMSNorm(8), k_norm=RMSNorm(8), rotary=Rotary(6)
+    ),
     "routing-one-cluster": lambda: RoutingAttention(DIM, 4, num_clusters=1, cluster_size=8).eval(),
     "routing-and-local": lambda: ParallelMixers(
         {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.layers.attention.latent import LatentAttention
-from zoo.layers.attention.yarn import Yarn
+from zoo.layers.attention.scaling import Yarn
 
 
 def close(a: Tensor, b: Tensor, tolerance: float) -> None:

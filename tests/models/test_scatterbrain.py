@@ -26,7 +26,7 @@ def queries_keys_values(layer: ScatterbrainAttention, x: Tensor) -> list[Tensor]
     heads = [proj(x[None]).unflatten(-1, (HEADS, -1)) for proj in (layer.q_proj, layer.k_proj, layer.v_proj)]
     positions = torch.arange(len(x))
     scale = layer.head_dim**-0.25
-    q, k = (rotary_embedding(t, positions, layer.rope_base) * scale for t in heads[:2])
+    q, k = (rotary_embedding(t, positions, layer.rotary.base) * scale for t in heads[:2])
     return [t[0].transpose(0, 1) for t in (q, k, heads[2])]
 
 

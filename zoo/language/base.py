@@ -45,11 +45,13 @@ class LanguageConfig:
 class Block(nn.Module):
     """Pre-norm residual block: x + mixer(norm(x)), then x + mlp(mlp_norm(x)) where there is an MLP."""
 
-    def __init__(self, config: LanguageConfig, mixer: Mixer, mlp: nn.Module | None = None):
+    def __init__(
+        self, config: LanguageConfig, mixer: Mixer, mlp: nn.Module | None = None, norm: type[RMSNorm] = RMSNorm
+    ):
         super().__init__()
-        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.norm = norm(config.dim, config.norm_eps)
         self.mixer = mixer
-        self.mlp_norm = RMSNorm(config.dim, config.norm_eps) if mlp is not None else None
+        self.mlp_norm = norm(config.dim, config.norm_eps) if mlp is not None else None
         self.mlp = mlp
 
     def forward(self, x: Tensor, state: State | None = None, seq_idx: Tensor | None = None) -> Tensor:
@@ -68,7 +70,7 @@ class LanguageModel(nn.Module, ABC):
         self.config = config
         self.embedding = self.build_embedding()
         self.blocks = nn.ModuleList(self.build_block(index) for index in range(config.depth))
-        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.norm = self.build_norm()
         self.head = nn.Linear(self.embedding.embedding_dim, config.vocab_size, bias=False)
         self.grad_checkpointing = False
         self.init_weights()
@@ -78,6 +80,10 @@ class LanguageModel(nn.Module, ABC):
     def build_embedding(self) -> nn.Embedding:
         """The token embedding; the head has its width."""
         return nn.Embedding(self.config.vocab_size, self.config.dim)
+
+    def build_norm(self) -> nn.Module:
+        """The norm before the head."""
+        return RMSNorm(self.config.dim, self.config.norm_eps)
 
     @abstractmethod
     def build_block(self, index: int) -> Block:

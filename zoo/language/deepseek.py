@@ -20,7 +20,7 @@ from zoo.config import require_positive
 from zoo.language.base import Block, LanguageConfig, LanguageModel
 from zoo.layers import ModelState, RMSNorm, State, SwiGLU
 from zoo.layers.attention.latent import LatentAttention
-from zoo.layers.attention.yarn import Yarn
+from zoo.layers.attention.scaling import RotaryScaling, Yarn
 from zoo.layers.moe.deepseek import DeepSeekMoE
 from zoo.layers.report import Reports
 from zoo.registry import Paper, register_model
@@ -87,7 +87,7 @@ class DeepSeekConfig(LanguageConfig):
     def __post_init__(self):
         super().__post_init__()
         if isinstance(self.yarn, dict):
-            object.__setattr__(self, "yarn", Yarn(**self.yarn))
+            object.__setattr__(self, "yarn", RotaryScaling.of({"kind": "yarn", **self.yarn}))
         require_positive(self, "num_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
         require_positive(self, "mlp_dim", "expert_dim", "num_experts", "top_k", "q_lora_rank")
         for name in ("first_k_dense", "num_shared", "mtp_depth"):
