@@ -45,6 +45,8 @@ LATENT = SIZES | HEADS | {
 }  # fmt: skip
 # transformers' configuration class and its options
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", SIZES | HEADS | {"intermediate_size": 2048}),
+    "qwen3": ("Qwen3Config", SIZES | HEADS | {"intermediate_size": 2048, "num_key_value_heads": 4, "head_dim": 64}),
     "mamba": ("MambaConfig", SIZES | {"state_size": 16}),
     "mamba2": ("Mamba2Config", SIZES | {"state_size": 128, "num_heads": 24, "head_dim": 64, "n_groups": 1}),
     "falcon_h1": (

@@ -107,6 +107,43 @@ for _size in ("8x7B", "8x22B"):
         _repo = f"mistralai/Mixtral-{_size}{_kind}-v0.1"
         _mixtral = Weights(repo=_repo, licence="apache-2.0", tokenizer=_repo, converter="mixtral")
         _add(f"mixtral_{_size.lower()}", _tag, _mixtral)
+for _name, _licence, _base, _tuned in (
+    ("llama2_7b", "llama2", "meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-7b-chat-hf"),
+    ("llama2_13b", "llama2", "meta-llama/Llama-2-13b-hf", "meta-llama/Llama-2-13b-chat-hf"),
+    ("llama2_70b", "llama2", "meta-llama/Llama-2-70b-hf", "meta-llama/Llama-2-70b-chat-hf"),
+    ("llama3_8b", "llama3", "meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B-Instruct"),
+    ("llama3_70b", "llama3", "meta-llama/Meta-Llama-3-70B", "meta-llama/Meta-Llama-3-70B-Instruct"),
+    ("llama3_1_8b", "llama3.1", "meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct"),
+    ("llama3_1_70b", "llama3.1", "meta-llama/Llama-3.1-70B", "meta-llama/Llama-3.1-70B-Instruct"),
+    ("llama3_2_1b", "llama3.2", "meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B-Instruct"),
+    ("llama3_2_3b", "llama3.2", "meta-llama/Llama-3.2-3B", "meta-llama/Llama-3.2-3B-Instruct"),
+    ("mistral_7b_v0_1", "apache-2.0", "mistralai/Mistral-7B-v0.1", "mistralai/Mistral-7B-Instruct-v0.1"),
+    ("mistral_7b_v0_2", "apache-2.0", None, "mistralai/Mistral-7B-Instruct-v0.2"),
+    ("mistral_7b_v0_3", "apache-2.0", "mistralai/Mistral-7B-v0.3", "mistralai/Mistral-7B-Instruct-v0.3"),
+    ("qwen2_5_0_5b", "apache-2.0", "Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B-Instruct"),
+    ("qwen2_5_1_5b", "apache-2.0", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-1.5B-Instruct"),
+    ("qwen2_5_3b", "qwen-research", "Qwen/Qwen2.5-3B", "Qwen/Qwen2.5-3B-Instruct"),
+    ("qwen2_5_7b", "apache-2.0", "Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct"),
+    ("qwen2_5_14b", "apache-2.0", "Qwen/Qwen2.5-14B", "Qwen/Qwen2.5-14B-Instruct"),
+    ("qwen2_5_32b", "apache-2.0", "Qwen/Qwen2.5-32B", "Qwen/Qwen2.5-32B-Instruct"),
+    ("qwen3_0_6b", "apache-2.0", "Qwen/Qwen3-0.6B-Base", "Qwen/Qwen3-0.6B"),
+    ("qwen3_1_7b", "apache-2.0", "Qwen/Qwen3-1.7B-Base", "Qwen/Qwen3-1.7B"),
+    ("qwen3_4b", "apache-2.0", "Qwen/Qwen3-4B-Base", "Qwen/Qwen3-4B"),
+    ("qwen3_8b", "apache-2.0", "Qwen/Qwen3-8B-Base", "Qwen/Qwen3-8B"),
+    ("qwen3_14b", "apache-2.0", "Qwen/Qwen3-14B-Base", "Qwen/Qwen3-14B"),
+    ("qwen3_32b", "apache-2.0", None, "Qwen/Qwen3-32B"),
+    ("smollm2_135m", "apache-2.0", "HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+    ("smollm2_360m", "apache-2.0", "HuggingFaceTB/SmolLM2-360M", "HuggingFaceTB/SmolLM2-360M-Instruct"),
+    ("smollm2_1_7b", "apache-2.0", "HuggingFaceTB/SmolLM2-1.7B", "HuggingFaceTB/SmolLM2-1.7B-Instruct"),
+    ("smollm3_3b", "apache-2.0", "HuggingFaceTB/SmolLM3-3B-Base", "HuggingFaceTB/SmolLM3-3B"),
+    ("olmo2_1b", "apache-2.0", "allenai/OLMo-2-0425-1B", "allenai/OLMo-2-0425-1B-Instruct"),
+    ("olmo2_7b", "apache-2.0", "allenai/OLMo-2-1124-7B", "allenai/OLMo-2-1124-7B-Instruct"),
+    ("olmo2_13b", "apache-2.0", "allenai/OLMo-2-1124-13B", "allenai/OLMo-2-1124-13B-Instruct"),
+    ("olmo2_32b", "apache-2.0", "allenai/OLMo-2-0325-32B", "allenai/OLMo-2-0325-32B-Instruct"),
+):
+    for _tag, _repo in (("base", _base), ("instruct", _tuned)):
+        if _repo is not None:
+            _add(_name, _tag, Weights(repo=_repo, licence=_licence, tokenizer=_repo, converter="dense"))
 for _name, _repo in (("based_360m", "hazyresearch/based-360m"), ("based_1_3b", "hazyresearch/based-1b")):
     _add(
         _name, "pile",

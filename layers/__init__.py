@@ -35,7 +35,7 @@ from zoo.layers.embed import PatchEmbed
 from zoo.layers.fuse import fuse
 from zoo.layers.mixer import Mixer
 from zoo.layers.mlp import Mlp, SwiGLU
-from zoo.layers.norm import GatedRMSNorm, OffsetRMSNorm, RMSNorm
+from zoo.layers.norm import GatedRMSNorm, JointRMSNorm, OffsetRMSNorm, RMSNorm
 from zoo.layers.parallel import ParallelMixers
 from zoo.layers.recompute import recompute
 from zoo.layers.residual import Residual
@@ -65,6 +65,7 @@ __all__ = [
     "GatedDeltaNet",
     "GatedRMSNorm",
     "H3Conv",
+    "JointRMSNorm",
     "JointState",
     "KeyValueState",
     "LatentAttention",

@@ -27,6 +27,14 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, eps=self.eps)
 
 
+class JointRMSNorm(RMSNorm):
+    """RMSNorm over the channels of all heads together."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., H, d), H d = dim -> (..., H, d)."""
+        return super().forward(x.flatten(-2)).view_as(x)
+
+
 class OffsetRMSNorm(RMSNorm):
     """y = (1 + weight) * x / sqrt(mean(x^2) + eps), the sum in float32: weight decay draws the factor to 1, not to 0.
 

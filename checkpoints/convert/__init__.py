@@ -11,6 +11,7 @@ from torch import Tensor
 from zoo.checkpoints.convert import (
     based,
     deepseek,
+    dense,
     efficientvit,
     falcon_h1,
     m3vit,
@@ -35,12 +36,14 @@ __all__ = [
     "to_zoo",
 ]
 
-CONVERTERS = (deepseek, falcon_h1, mamba, mixtral)
+CONVERTERS = (deepseek, dense, falcon_h1, mamba, mixtral)
 LAYOUTS = ("zoo", "transformers", "timm")
 _TRANSFORMERS: dict[str, Any] = {  # family -> converter
     "mamba": mamba, "mamba2": mamba, "falcon_h1": falcon_h1, "deepseek": deepseek, "moe": mixtral,
+    "transformer": dense,
 }  # fmt: skip
 _IN_FILES = {"deepseek": deepseek.to_transformers, "moe": mixtral.to_transformers}  # where files differ from memory
+_SETTLED = {"moe": mixtral.settled, "transformer": dense.settled}
 _TIMM = {"vit": dict, "efficientvit": efficientvit.to_timm, "shvit": efficientvit.to_timm, "vovnet": vovnet.to_timm}
 
 
@@ -104,7 +107,7 @@ def foreign_config(config: Mapping[str, Any], own: Collection[str] = ()) -> tupl
 
 def settled(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The zoo's configuration with the values that None stands for where a layout wants them."""
-    return mixtral.settled(config) if family == "moe" else dict(config)
+    return _SETTLED.get(family, dict)(config)
 
 
 def published_config(layout: str, family: str, name: str, config: Mapping[str, Any]) -> dict[str, Any]:

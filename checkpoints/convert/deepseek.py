@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.checkpoints.convert.rename import rename
+from zoo.checkpoints.convert.rope import read_rope, write_rope
 
 MODEL_TYPES = ("deepseek_v2", "deepseek_v3")
 _NAMES = [  # published, ours
@@ -54,15 +55,6 @@ _FIELDS = {
     "n_shared_experts": "num_shared",
     "routed_scaling_factor": "routed_scale",
     "aux_loss_alpha": "balance_weight",
-}
-_YARN = {
-    "factor": "factor",
-    "original_max_position_embeddings": "length",
-    "beta_fast": "beta_fast",
-    "beta_slow": "beta_slow",
-    "mscale": "mscale",
-    "mscale_all_dim": "mscale_all_dim",
-    "attention_factor": "magnitude",
 }
 _FIXED = {  # options with one value here
     "hidden_act": ("silu",),
@@ -156,23 +148,10 @@ def config_from_transformers(config: Mapping[str, Any]) -> tuple[str, dict[str, 
     fields["top_groups"] = config["topk_group"] if grouped else 1
     fields["rope_interleaved"] = bool(config.get("rope_interleave", True))
     fields["mtp_depth"] = 0 if "rope_parameters" in config else config.get("num_nextn_predict_layers") or 0
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    fields["rope_base"] = float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
-    fields["yarn"] = _yarn(rope, config)
+    fields["rope_base"], fields["yarn"] = read_rope(config)
+    if fields["yarn"] is not None and fields["yarn"]["kind"] != "yarn":
+        raise ValueError(f"rotary positions must be unscaled or scaled by YaRN, got {fields['yarn']}")
     return "deepseek", fields
-
-
-def _yarn(rope: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any] | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "yarn" or not rope.get("truncate", True):
-        raise ValueError(f"rotary positions must be unscaled or scaled by YaRN with truncated bounds, got {dict(rope)}")
-    fields = {ours: rope[theirs] for theirs, ours in _YARN.items() if rope.get(theirs) is not None}
-    fields.setdefault("length", config.get("max_position_embeddings", 4096))
-    if "factor" not in fields:
-        fields["factor"] = config["max_position_embeddings"] / fields["length"]
-    return fields
 
 
 def _stack(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -263,8 +242,9 @@ def config_to_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     yarn = config["yarn"]
     if yarn is None:
         return published
-    scaling = {theirs: yarn[ours] for theirs, ours in _YARN.items() if yarn[ours] is not None}
+    scaling = write_rope(config["rope_base"], yarn)
+    del scaling["rope_theta"]
     return published | {
         "max_position_embeddings": round(yarn["factor"] * yarn["length"]),
-        "rope_scaling": {"type": "yarn", "rope_type": "yarn"} | scaling,
+        "rope_scaling": {"type": "yarn"} | scaling,
     }

@@ -1,5 +1,6 @@
 """Language models: one file a family."""
 
+from zoo.language import dense  # noqa: F401 - registers its models
 from zoo.language.base import Block, LanguageConfig, LanguageModel
 from zoo.language.based import BasedConfig, BasedLanguageModel
 from zoo.language.classifier import SequenceClassifier, SequenceConfig

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -46,7 +47,11 @@ class Block(nn.Module):
     """Pre-norm residual block: x + mixer(norm(x)), then x + mlp(mlp_norm(x)) where there is an MLP."""
 
     def __init__(
-        self, config: LanguageConfig, mixer: Mixer, mlp: nn.Module | None = None, norm: type[RMSNorm] = RMSNorm
+        self,
+        config: LanguageConfig,
+        mixer: Mixer,
+        mlp: nn.Module | None = None,
+        norm: Callable[[int, float], nn.Module] = RMSNorm,
     ):
         super().__init__()
         self.norm = norm(config.dim, config.norm_eps)

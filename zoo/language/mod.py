@@ -12,15 +12,15 @@ from functools import partial
 from torch import Tensor
 
 from zoo.config import require_positive
-from zoo.language.base import Block
-from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
-from zoo.layers import KeyValueState, SwiGLU
+from zoo.language.base import Block, LanguageModel
+from zoo.language.transformer import DecoderConfig
+from zoo.layers import CausalAttention, KeyValueState, SwiGLU
 from zoo.layers.depth import ActiveAttention, ActiveTokens, TokenRouter
 from zoo.registry import Paper, register_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MoDConfig(TransformerConfig):
+class MoDConfig(DecoderConfig):
     """Options of the Mixture-of-Depths transformer."""
 
     capacity: float = 0.125
@@ -68,14 +68,17 @@ class MoDBlock(Block):
         return tokens.add(x, weight[..., None] * output)
 
 
-class MoDLanguageModel(TransformerLanguageModel):
+class MoDLanguageModel(LanguageModel):
     """A stack of attention and SwiGLU blocks, some of them routed."""
 
     config: MoDConfig
 
     def build_block(self, index: int) -> Block:
         """A routed block, or norm and causal attention, norm and SwiGLU."""
-        return super().build_block(index) if (index + 1) % self.config.routed_every else MoDBlock(self.config)
+        c = self.config
+        if (index + 1) % c.routed_every == 0:
+            return MoDBlock(c)
+        return Block(c, CausalAttention(c.dim, c.num_heads, c.num_kv_heads, c.rope_base), SwiGLU(c.dim, c.mlp_dim))
 
 
 _register = partial(

@@ -17,14 +17,14 @@ from torch import Tensor
 from zoo.config import require_positive
 from zoo.kernels.moe import load_balance_loss
 from zoo.language.base import Block, LanguageModel
-from zoo.language.transformer import TransformerConfig
+from zoo.language.transformer import DecoderConfig
 from zoo.layers import CausalAttention, ModelState, State, SwiGLU
 from zoo.layers.moe import MoE
 from zoo.registry import Paper, register_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MoEConfig(TransformerConfig):
+class MoEConfig(DecoderConfig):
     """Options of the transformer with experts; ``mlp_dim`` is the width of one expert and of the dense layers
     between."""
 

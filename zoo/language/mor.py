@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo.config import require_positive
 from zoo.language.base import Block, LanguageModel
 from zoo.language.mor_init import init_recursions
-from zoo.language.transformer import TransformerConfig
+from zoo.language.transformer import DecoderConfig
 from zoo.layers import CausalAttention, KeyValueState, Mixer, ModelState, SwiGLU
 from zoo.layers.attention import Keys
 from zoo.layers.depth import (
@@ -60,7 +60,7 @@ SHARING: dict[str, tuple[int, Callable[[int, int], Plan]]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MoRConfig(TransformerConfig):
+class MoRConfig(DecoderConfig):
     """Options of Mixture-of-Recursions; ``depth`` counts the blocks that have weights."""
 
     vocab_size: int = 49152

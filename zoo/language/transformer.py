@@ -1,23 +1,27 @@
-"""The measuring stick: a pre-norm transformer with rotary positions, grouped queries and SwiGLU.
+"""The transformer: rotary positions, grouped queries and SwiGLU, with the options of the published dense models.
 
-Paper: Touvron et al., "LLaMA", arXiv 2302.13971; grouped queries from arXiv 2305.13245. The sizes are this library's
-own, chosen to match the parameter counts of the other families.
+Paper: Touvron et al., "LLaMA", arXiv 2302.13971; grouped queries from arXiv 2305.13245. The sizes here are this
+library's own, chosen to match the parameter counts of the other families; the published ones are in ``dense.py``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
 
 from zoo.config import require_positive
 from zoo.language.base import Block, LanguageConfig, LanguageModel
-from zoo.layers import CausalAttention, SwiGLU
+from zoo.layers import CausalAttention, JointRMSNorm, Mixer, RMSNorm, SlidingWindowAttention, State, SwiGLU
+from zoo.layers.attention import Rotary, RotaryScaling
 from zoo.registry import Paper, register_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TransformerConfig(LanguageConfig):
-    """Options of the transformer."""
+class DecoderConfig(LanguageConfig):
+    """Options of the plain transformer, from which other families begin."""
 
     vocab_size: int = 50280
     num_heads: int
@@ -35,15 +39,99 @@ class TransformerConfig(LanguageConfig):
         require_positive(self, "num_heads", "num_kv_heads", "mlp_dim")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig(DecoderConfig):
+    """Options of the transformer."""
+
+    head_dim: int | None = None
+    """Width of an attention head, dim / num_heads when None."""
+    rope_scaling: RotaryScaling | None = None
+    """Stretching of the rotary positions to longer contexts: a Linear, Llama3 or Yarn, or its fields as a dict."""
+    nope_layers: tuple[int, ...] = ()
+    """Blocks whose attention has no positions."""
+    window: int | None = None
+    """Newest steps that attention sees; None for all."""
+    full_layers: tuple[int, ...] = ()
+    """Blocks whose attention sees all steps, where there is a window."""
+    qkv_bias: bool = False
+    """Queries, keys and values have biases."""
+    out_bias: bool = False
+    """The attention's output has a bias."""
+    qk_norm: str | None = None
+    """Norms of queries and keys: of each "head", or "joint" over all of them."""
+    norm_order: str = "before"
+    """The norms stand "before" attention and feed-forward layer, or "after" them, before the sum."""
+    context_length: int | None = None
+    """Steps of the sequences trained on, for the record: nothing here depends on it."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.rope_scaling, dict):
+            object.__setattr__(self, "rope_scaling", RotaryScaling.of(self.rope_scaling))
+        require_positive(self, "head_dim", "window", "context_length")
+        for name in ("nope_layers", "full_layers"):
+            if not all(0 <= index < self.depth for index in getattr(self, name)):
+                raise ValueError(f"{name} must be indices of the {self.depth} blocks, got {getattr(self, name)}")
+        if self.full_layers and self.window is None:
+            raise ValueError(f"full_layers are those without the window, and there is none: got {self.full_layers}")
+        for name, known in (("qk_norm", (None, *QK_NORMS)), ("norm_order", tuple(BLOCKS))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+
+
+class PostNormBlock(Block):
+    """x + post_norm(mixer(x)), then x + mlp_post_norm(mlp(x)).
+
+    Paper: OLMo Team, "2 OLMo 2 Furious", arXiv 2501.00656, section 3.2.
+    """
+
+    mlp: nn.Module
+
+    def __init__(self, config: LanguageConfig, mixer: Mixer, mlp: nn.Module):
+        super().__init__(config, mixer, mlp, norm=nn.Identity)
+        self.post_norm = RMSNorm(config.dim, config.norm_eps)
+        self.mlp_post_norm = RMSNorm(config.dim, config.norm_eps)
+
+    def forward(self, x: Tensor, state: State | None = None, seq_idx: Tensor | None = None) -> Tensor:
+        """x (B, T, dim), in the dtype of the residual stream, -> the same."""
+        x = x + self.post_norm(self.mixer(x, state, seq_idx=seq_idx))
+        return x + self.mlp_post_norm(self.mlp(x))
+
+
+BLOCKS = {"before": Block, "after": PostNormBlock}
+QK_NORMS = {  # of some heads
+    "head": lambda heads, head_dim, eps: RMSNorm(head_dim, eps),
+    "joint": lambda heads, head_dim, eps: JointRMSNorm(heads * head_dim, eps),
+}
+
+
 class TransformerLanguageModel(LanguageModel):
     """A stack of attention and SwiGLU blocks."""
 
     config: TransformerConfig
 
     def build_block(self, index: int) -> Block:
-        """Norm and causal attention, norm and SwiGLU."""
+        """Norm and causal attention, norm and SwiGLU; or the norms behind them."""
         c = self.config
-        return Block(c, CausalAttention(c.dim, c.num_heads, c.num_kv_heads, c.rope_base), SwiGLU(c.dim, c.mlp_dim))
+        return BLOCKS[c.norm_order](c, self.build_mixer(index), SwiGLU(c.dim, c.mlp_dim))
+
+    def build_mixer(self, index: int) -> CausalAttention:
+        """The attention of a block."""
+        c = self.config
+        width, kv_heads = c.head_dim or c.dim // c.num_heads, c.num_kv_heads or c.num_heads
+        window = None if index in c.full_layers else c.window
+        options: dict[str, Any] = {
+            "num_kv_heads": kv_heads, "rope_base": None, "head_dim": c.head_dim, "bias": c.qkv_bias,
+            "out_bias": c.out_bias,
+        }  # fmt: skip
+        if index not in c.nope_layers:
+            options["rotary"] = Rotary(width, c.rope_base, scaling=c.rope_scaling)
+        if c.qk_norm is not None:
+            norm = QK_NORMS[c.qk_norm]
+            options |= {"q_norm": norm(c.num_heads, width, c.norm_eps), "k_norm": norm(kv_heads, width, c.norm_eps)}
+        if window is None:
+            return CausalAttention(c.dim, c.num_heads, **options)
+        return SlidingWindowAttention(c.dim, c.num_heads, window, **options)
 
 
 _register = partial(
