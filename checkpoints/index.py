@@ -140,6 +140,11 @@ for _name, _licence, _base, _tuned in (
     ("olmo2_7b", "apache-2.0", "allenai/OLMo-2-1124-7B", "allenai/OLMo-2-1124-7B-Instruct"),
     ("olmo2_13b", "apache-2.0", "allenai/OLMo-2-1124-13B", "allenai/OLMo-2-1124-13B-Instruct"),
     ("olmo2_32b", "apache-2.0", "allenai/OLMo-2-0325-32B", "allenai/OLMo-2-0325-32B-Instruct"),
+    ("gemma2_2b", "gemma", "google/gemma-2-2b", "google/gemma-2-2b-it"),
+    ("gemma2_9b", "gemma", "google/gemma-2-9b", "google/gemma-2-9b-it"),
+    ("gemma2_27b", "gemma", "google/gemma-2-27b", "google/gemma-2-27b-it"),
+    ("gemma3_270m", "gemma", "google/gemma-3-270m", "google/gemma-3-270m-it"),
+    ("gemma3_1b", "gemma", "google/gemma-3-1b-pt", "google/gemma-3-1b-it"),
 ):
     for _tag, _repo in (("base", _base), ("instruct", _tuned)):
         if _repo is not None:

@@ -44,6 +44,21 @@ class WideBias(nn.Linear):
         return product.to(compute_dtype(product)) + self.bias
 
 
+class CappedLinear(nn.Linear):
+    """y = cap * tanh((W x + b) / cap): for the logits of a head.
+
+    Paper: Gemma Team, "Gemma 2", arXiv 2408.00118, section 2.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, cap: float):
+        super().__init__(in_features, out_features, bias)
+        self.cap = cap
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in_features) -> (..., out_features)."""
+        return self.cap * (super().forward(x) / self.cap).tanh()
+
+
 def is_plain(linear: nn.Module) -> bool:
     """Whether ``linear`` is nothing but x W^T + b: no adapter, compressed or distributed weight, or hook is in it."""
     return type(linear) is nn.Linear and type(linear.weight) in (Tensor, nn.Parameter) and not is_watched(linear)

@@ -9,20 +9,21 @@ from torch import Tensor, nn
 
 
 class SwiGLU(nn.Module):
-    """y = W2 (silu(W1 x) * W3 x), without biases.
+    """y = W2 (silu(W1 x) * W3 x), without biases; ``act`` is a function in silu's place.
 
     Paper: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202.
     """
 
-    def __init__(self, dim: int, hidden_dim: int):
+    def __init__(self, dim: int, hidden_dim: int, act: Callable[[Tensor], Tensor] = F.silu):
         super().__init__()
+        self.act = act
         self.w1 = nn.Linear(dim, hidden_dim, bias=False)
         self.w3 = nn.Linear(dim, hidden_dim, bias=False)
         self.w2 = nn.Linear(hidden_dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., dim) -> (..., dim)."""
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return self.w2(self.act(self.w1(x)) * self.w3(x))
 
 
 class Mlp(nn.Module):

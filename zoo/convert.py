@@ -28,8 +28,8 @@ def convert(
         source: a folder with a ``config.json`` (of the zoo, transformers, mamba-ssm, timm, or the authors of BASED),
             or, with ``name``, a file or folder of weights alone.
         target: the folder to write ``model.safetensors``, ``config.json`` and a card into.
-        to: "zoo", "transformers" (mamba, mamba2, falcon_h1, deepseek, moe) or "timm" (vit, efficientvit, shvit,
-            vovnet).
+        to: "zoo", "transformers" (mamba, mamba2, falcon_h1, deepseek, moe, transformer) or "timm" (vit, efficientvit,
+            shvit, vovnet).
         name: of the registered model whose weights ``source`` holds.
         ema: True takes the averaged copy of a PyTorch file, False the trained weights; None, as ``create_model`` does,
             the former of a Lightning checkpoint of this library and the latter of others.

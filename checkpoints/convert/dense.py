@@ -1,12 +1,14 @@
-"""Dense decoders in transformers' layout: Llama, Mistral, Qwen2, Qwen3, SmolLM3 and OLMo-2, options of one family here.
+"""Dense decoders in transformers' layout: the options of one family here.
 
-The tensors have the same names but for the norms: before attention and feed-forward layer, or (OLMo-2) behind them.
+The tensors have the same names but for the norms: they stand before attention and feed-forward layer, behind them
+(OLMo-2), or both (Gemma).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -34,10 +36,15 @@ _AFTER = [
     ("model.layers.#.post_attention_layernorm.", "blocks.#.post_norm."),
     ("model.layers.#.post_feedforward_layernorm.", "blocks.#.mlp_post_norm."),
 ]
+_BOTH = [
+    ("model.layers.#.input_layernorm.", "blocks.#.norm."),
+    ("model.layers.#.pre_feedforward_layernorm.", "blocks.#.mlp_norm."),
+    *_AFTER,
+]
 _KEY = re.compile(
     r"(model\.(embed_tokens|norm)|lm_head)\.weight|model\.layers\.\d+\.(rotary_emb\.inv_freq|self_attn\.("
     r"rotary_emb\.inv_freq|[qkvo]_proj\.(weight|bias)|[qk]_norm\.weight)|mlp\.(gate|up|down)_proj\.weight|"
-    r"(input|post_attention|post_feedforward)_layernorm\.weight)"
+    r"(input|post_attention|pre_feedforward|post_feedforward)_layernorm\.weight)"
 )
 _FIELDS = {
     "vocab_size": "vocab_size",
@@ -54,11 +61,25 @@ _FIELDS = {
 }
 _DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "initializer_range": 0.02}  # of all their classes
 _FIXED = {  # options with one value here
-    "hidden_act": "silu",
     "mlp_bias": False,
     "attention_dropout": 0,
     "quantization_config": None,
 }
+
+
+_NULLABLE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")  # null says more than nothing
+_PLAIN = {  # fields by which the types differ, where one says nothing of them
+    "window": None, "full_layers": (), "nope_layers": (), "qk_norm": None, "norm_order": "before", "qkv_bias": False,
+    "out_bias": False, "norm_offset": False, "activation": "silu", "local_rope_base": None, "attention_scale": None,
+    "attention_softcap": None, "logit_softcap": None, "embedding_scale": 1.0,
+}  # fmt: skip
+
+
+_SILU = {"hidden_act": "silu"}
+
+
+def _rope(given: Given, base: float = 10000.0) -> Fields:
+    return dict(zip(("rope_base", "rope_scaling"), read_rope(given, base), strict=True))
 
 
 class _Type(NamedTuple):
@@ -69,14 +90,16 @@ class _Type(NamedTuple):
         defaults: options that a config.json may leave out, besides _DEFAULTS.
         read: options -> fields of ours, besides _FIELDS.
         write: the inverse.
-        rope_base: where a config.json says none.
+        rope: options -> fields of the rotary positions.
+        fixed: options with one value here, besides _FIXED.
     """
 
     architecture: str
     defaults: Given
     read: Callable[[Given], Fields]
     write: Callable[[Given], Fields]
-    rope_base: float = 10000.0
+    rope: Callable[[Given], Fields] = _rope
+    fixed: Given = _SILU
 
 
 def _biases(given: Given) -> Fields:
@@ -118,6 +141,57 @@ def _nope(given: Given) -> Fields:
     return {"nope_layers": tuple(index for index, turns in enumerate(turning) if not turns)}
 
 
+def _gemma(given: Given) -> Fields:
+    pattern = given["sliding_window_pattern"]
+    kinds = [("sliding" if (i + 1) % pattern else "full") + "_attention" for i in range(given["num_hidden_layers"])]
+    always = {"use_sliding_window": True, "layer_types": given.get("layer_types") or kinds}
+    return _biases(given) | _windows({**given, **always}) | {
+        "norm_order": "both",
+        "norm_offset": True,
+        "activation": "gelu",
+        "attention_scale": given["query_pre_attn_scalar"] ** -0.5,
+        "attention_softcap": given["attn_logit_softcapping"],
+        "logit_softcap": given["final_logit_softcapping"],
+        "embedding_scale": given["hidden_size"] ** 0.5,
+    }  # fmt: skip
+
+
+def _written_gemma(config: Given) -> Fields:
+    windows = _written_windows(config)
+    scale = config["attention_scale"] or config["head_dim"] ** -0.5
+    return {name: windows[name] for name in ("sliding_window", "layer_types")} | {
+        "attention_bias": config["qkv_bias"],
+        "query_pre_attn_scalar": round(scale**-2),
+        "attn_logit_softcapping": config["attention_softcap"],
+        "final_logit_softcapping": config["logit_softcap"],
+    }
+
+
+def _gemma3_rope(given: Given) -> Fields:
+    """Full attention's positions, which may be scaled, and those of the windows."""
+    nested = given.get("rope_parameters") or {}
+    full, local = nested.get("full_attention"), nested.get("sliding_attention")
+    base, scaling = read_rope({**given, "rope_parameters": full}, 1e6)
+    local_base, stretched = read_rope({"rope_parameters": local, "rope_theta": given.get("rope_local_base_freq")})
+    if stretched is not None:
+        raise ValueError(f"rotary positions of sliding_attention must be unscaled, got {local}")
+    return {"rope_base": base, "rope_scaling": scaling, "local_rope_base": local_base}
+
+
+def _written_gemma3_rope(config: Given) -> Fields:
+    return {
+        "rope_parameters": {
+            "full_attention": write_rope(config["rope_base"], config["rope_scaling"]),
+            "sliding_attention": write_rope(config["local_rope_base"] or config["rope_base"], None),
+        }
+    }
+
+
+_GEMMA = {
+    "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096, "query_pre_attn_scalar": 256,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+_GEMMA_FIXED = {"hidden_activation": "gelu_pytorch_tanh", "use_bidirectional_attention": False}
 _TYPES = {
     "llama": _Type("LlamaForCausalLM", {}, _biases, lambda c: {"attention_bias": c["qkv_bias"]}),
     "mistral": _Type(
@@ -145,13 +219,27 @@ _TYPES = {
         lambda c: {"attention_bias": c["qkv_bias"]} | _written_windows(c) | {
             "no_rope_layers": [int(index not in c["nope_layers"]) for index in range(c["depth"])]
         },
-        rope_base=2e6,
+        rope=partial(_rope, base=2e6),
     ),
     "olmo2": _Type(
         "Olmo2ForCausalLM",
         {"rms_norm_eps": 1e-5},
         lambda given: {"qk_norm": "joint", "norm_order": "after"} | _biases(given),
         lambda c: {"attention_bias": c["qkv_bias"]},
+    ),
+    "gemma2": _Type(
+        "Gemma2ForCausalLM",
+        _GEMMA | {"sliding_window_pattern": 2, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        _gemma,
+        _written_gemma,
+        fixed=_GEMMA_FIXED,
+    ),
+    "gemma3_text": _Type(
+        "Gemma3ForCausalLM",
+        _GEMMA | {"sliding_window_pattern": 6, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+        lambda given: {"qk_norm": "head"} | _gemma(given) | _gemma3_rope(given),
+        lambda c: _written_gemma(c) | _written_gemma3_rope(c),
+        fixed=_GEMMA_FIXED,
     ),
 }  # fmt: skip
 MODEL_TYPES = tuple(_TYPES)
@@ -164,14 +252,16 @@ def recognises(state_dict: Mapping[str, Tensor]) -> bool:
 
 def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published names -> the zoo's; tensors unchanged, without the rotary frequencies that old files hold."""
-    norms = _AFTER if any(".post_feedforward_layernorm." in key for key in state_dict) else _BEFORE
+    behind, both = (any(f".{place}_feedforward_layernorm." in key for key in state_dict) for place in ("post", "pre"))
+    norms = _BOTH if both else _AFTER if behind else _BEFORE
     kept = {key: tensor for key, tensor in state_dict.items() if not key.endswith(".rotary_emb.inv_freq")}
     return rename(kept, _NAMES + norms)
 
 
 def to_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The zoo's names -> those of transformers; tensors unchanged."""
-    return rename(state_dict, _NAMES + _BEFORE + _AFTER, backwards=True)
+    both = any(key.endswith(".mlp_post_norm.weight") for key in state_dict)
+    return rename(state_dict, _NAMES + (_BOTH if both else _BEFORE), backwards=True)
 
 
 def config_from_transformers(config: Given) -> tuple[str, Fields]:
@@ -180,17 +270,16 @@ def config_from_transformers(config: Given) -> tuple[str, Fields]:
     Raises:
         ValueError: for an option that has no counterpart here.
     """
-    for name, value in _FIXED.items():
+    kind = _TYPES[config["model_type"]]
+    for name, value in {**_FIXED, **kind.fixed}.items():
         if config.get(name) is not None and config[name] != value:
             raise ValueError(f"{name} must be {value!r}, got {config[name]!r}")
-    kind = _TYPES[config["model_type"]]
-    named = {name: value for name, value in config.items() if value is not None or name == "sliding_window"}
+    named = {name: value for name, value in config.items() if value is not None or name in _NULLABLE}
     given = _DEFAULTS | kind.defaults | named
     given.setdefault("num_key_value_heads", given["num_attention_heads"])
     given.setdefault("head_dim", given["hidden_size"] // given["num_attention_heads"])
-    base, scaling = read_rope(config, kind.rope_base)
     fields = {ours: given[theirs] for theirs, ours in _FIELDS.items() if theirs in given}
-    return "transformer", fields | {"rope_base": base, "rope_scaling": scaling} | kind.read(given)
+    return "transformer", fields | kind.rope(given) | kind.read(given)
 
 
 def settled(config: Given) -> Fields:
@@ -209,16 +298,14 @@ def config_to_transformers(config: Given) -> Fields:
 def _written(name: str, config: Given) -> Fields:
     kind = _TYPES[name]
     fields = {theirs: config[ours] for theirs, ours in _FIELDS.items() if config[ours] is not None}
-    return fields | kind.write(config) | {
+    return fields | kind.fixed | {
         "model_type": name,
         "architectures": [kind.architecture],
-        "hidden_act": "silu",
         "rope_parameters": write_rope(config["rope_base"], config["rope_scaling"]),
-    }  # fmt: skip
+    } | kind.write(config)  # fmt: skip
 
 
 def _says_all(published: Given, config: Given) -> bool:
     """Whether the options by which the types differ are read as they are written."""
-    plain = {"window": None, "full_layers": (), "nope_layers": (), "qk_norm": None, "norm_order": "before"}
-    read = plain | {"qkv_bias": False, "out_bias": False} | config_from_transformers(published)[1]
-    return all(read[name] == config[name] for name in (*plain, "qkv_bias", "out_bias"))
+    read = _PLAIN | config_from_transformers(published)[1]
+    return all(read[name] == config[name] for name in _PLAIN)

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from zoo.layers.attention.keys import Place, attended, is_causal
 from zoo.layers.attention.rotary import Rotary
+from zoo.layers.attention.softcap import softcapped_attention
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.mixer import Mixer
-from zoo.layers.options import require_at_least
+from zoo.layers.options import require_above, require_at_least
 
 
 class CausalAttention(Mixer):
@@ -27,10 +28,11 @@ class CausalAttention(Mixer):
         bias: queries, keys and values have biases.
         out_bias: the output has one.
         q_norm, k_norm: of queries and keys (..., H, d) before they are turned; none when None.
+        softcap: bound of the logits, see ``softcapped_attention``; none when None.
 
     Raises:
         ValueError: when num_heads does not divide dim into heads of even width, num_kv_heads does not divide num_heads,
-            or a head has fewer channels than are to turn.
+            or a head has fewer channels than are to turn; for a softcap of 0 or less.
 
     Papers: Vaswani et al., arXiv 1706.03762; Ainslie et al., "GQA", arXiv 2305.13245; Su et al., arXiv 2104.09864.
     """
@@ -49,6 +51,7 @@ class CausalAttention(Mixer):
         out_bias: bool = False,
         q_norm: nn.Module | None = None,
         k_norm: nn.Module | None = None,
+        softcap: float | None = None,
     ):
         super().__init__()
         require_at_least(1, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
@@ -63,7 +66,10 @@ class CausalAttention(Mixer):
             rotary = Rotary(width, rope_base)
         if rotary is not None and rotary.dim > width:
             raise ValueError(f"rotary must turn at most the {width} channels of a head, got one for {rotary.dim}")
-        self.num_heads, self.num_kv_heads, self.head_dim, self.scale = num_heads, num_kv_heads, width, scale
+        if softcap is not None:
+            require_above(0, softcap=softcap)
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, width
+        self.scale, self.softcap = scale, softcap
         self.build_projections(dim, bias)
         self.q_norm, self.k_norm, self.rotary = q_norm or nn.Identity(), k_norm or nn.Identity(), rotary
         self.out_proj = nn.Linear(num_heads * width, dim, bias=out_bias)
@@ -88,6 +94,8 @@ class CausalAttention(Mixer):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """q (B, H, T, d) over k and v (B, num_kv_heads, S, d) with a mask as in ``Attended`` -> (B, H, T, d)."""
+        if self.softcap is not None:
+            return softcapped_attention(q, k, v, mask, self.softcap, self.scale or self.head_dim**-0.5)
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=is_causal(q, k, mask), scale=self.scale,
             enable_gqa=self.num_heads != self.num_kv_heads,

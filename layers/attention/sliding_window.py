@@ -98,11 +98,12 @@ class SlidingWindowAttention(CausalAttention):
         self.window = window
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, place: Place, state: KeyValueState | None) -> Tensor:
-        """By the kernel, which counts steps, where each row's steps are its positions; elsewhere by a mask."""
+        """By the kernel, which counts steps, where each row's steps are its positions; elsewhere, and with bounded
+        logits, by a mask."""
         keys = Keys(k, v, place.position, place.ids)
         if state is not None:
             keys = state.remember(keys, place)
-        if keys.position.dim() == 2 and keys.position is not place.position:
+        if self.softcap is not None or (keys.position.dim() == 2 and keys.position is not place.position):
             return self.attend(q, keys.key, keys.value, keys.mask(place, self.window))
         heads = (t.transpose(1, 2) for t in (q, keys.key, keys.value))
         return sliding_window_attention(*heads, window=self.window, scale=self.scale, seq_idx=keys.ids).transpose(1, 2)

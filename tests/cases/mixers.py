@@ -54,6 +54,8 @@ MIXERS = {
     "sliding-window-options": lambda: SlidingWindowAttention(
         DIM, num_heads=3, window=6, bias=True, q_norm=RMSNorm(8), k_norm=RMSNorm(8), rotary=Rotary(6)
     ),
+    "attention-capped": lambda: CausalAttention(DIM, num_heads=6, num_kv_heads=2, softcap=1.5),
+    "sliding-window-capped": lambda: SlidingWindowAttention(DIM, num_heads=3, window=6, softcap=1.5),
     "routing-one-cluster": lambda: RoutingAttention(DIM, 4, num_clusters=1, cluster_size=8).eval(),
     "routing-and-local": lambda: ParallelMixers(
         {

@@ -54,6 +54,26 @@ CASES = {
         transformers.SmolLM3Config,
         {"no_rope_layer_interval": 2, "tie_word_embeddings": False, "pad_token_id": 0},
     ),
+    "gemma2": (
+        transformers.Gemma2Config,
+        {"head_dim": 10, "sliding_window": 5, "query_pre_attn_scalar": 7, "attn_logit_softcapping": 2.0}
+        | {"final_logit_softcapping": 3.0},
+    ),
+    "gemma2-uncapped": (
+        transformers.Gemma2Config,
+        {"head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None, "layer_types": [FULL] * 3}
+        | {"tie_word_embeddings": False, "attention_bias": True},
+    ),
+    "gemma3": (
+        transformers.Gemma3TextConfig,
+        {"head_dim": 10, "sliding_window": 5, "layer_types": [SLIDING, FULL, SLIDING], "query_pre_attn_scalar": 9}
+        | {
+            "rope_parameters": {
+                SLIDING: {"rope_type": "default", "rope_theta": 30.0},
+                FULL: {"rope_type": "linear", "factor": 3.0, "rope_theta": 200.0},
+            }
+        },
+    ),
     "olmo2": (transformers.Olmo2Config, {"attention_bias": True}),
     "olmo2-tied": (transformers.Olmo2Config, {"tie_word_embeddings": True, "num_key_value_heads": 6}),
 }
@@ -63,7 +83,8 @@ def peer(case: str) -> torch.nn.Module:
     """transformers' model, every parameter away from its initial value, so that none can be forgotten."""
     config_class, options = CASES[case]
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config_class(**SIZES | options)).eval()
+    config = config_class(**SIZES | options)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -92,7 +113,7 @@ def test_prefill_and_every_step_agree_and_the_way_back(case, tmp_path):
                 close(ours(tokens[:, t : t + 1], state), expected.logits)
         zoo.convert(tmp_path / "theirs", tmp_path / "ours")
         zoo.convert(tmp_path / "ours", tmp_path / "back", to="transformers")
-        back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back")
+        back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back", attn_implementation="eager")
         assert torch.equal(back.eval()(tokens).logits, whole)
 
 
@@ -106,8 +127,9 @@ def test_layers_are_what_the_configuration_says(tmp_path):
     assert [mixer.rotary is None for mixer in model.mixers] == [False, True, False]
 
 
-def test_loss_and_gradients_agree(tmp_path):
-    theirs = peer("olmo2")
+@pytest.mark.parametrize("case", ["olmo2", "gemma2"])
+def test_loss_and_gradients_agree(case, tmp_path):
+    theirs = peer(case)
     theirs.save_pretrained(tmp_path)
     ours = zoo.create_model(f"local-dir:{tmp_path}")
     tokens = torch.randint(2, 96, (2, 30))
@@ -171,6 +193,8 @@ def test_a_mixture_that_no_published_family_has_is_refused_by_name(tmp_path):
         ({"qk_norm": "layer"}, "qk_norm must be one of .*, got 'layer'"),
         ({"norm_order": "both ways"}, "norm_order must be one of"),
         ({"rope_scaling": {"kind": "ntk"}}, "one of linear, llama3, yarn, got 'ntk'"),
+        ({"logit_softcap": 0.0}, "logit_softcap must be above 0, got 0.0"),
+        ({"activation": "relu"}, "activation must be one of"),
         ({"window": 0}, "window must be a positive integer, got 0"),
     ],
 )
@@ -191,6 +215,8 @@ COUNTS = {  # of the published checkpoints
     "smollm2_135m": 134_515_008, "smollm2_360m": 361_821_120, "smollm2_1_7b": 1_711_376_384,
     "smollm3_3b": 3_075_098_624,
     "olmo2_1b": 1_484_916_736, "olmo2_7b": 7_298_617_344, "olmo2_13b": 13_716_198_400, "olmo2_32b": 32_234_279_936,
+    "gemma2_2b": 2_614_341_888, "gemma2_9b": 9_241_705_984, "gemma2_27b": 27_227_128_320, "gemma3_270m": 268_098_176,
+    "gemma3_1b": 999_885_952,
 }  # fmt: skip
 
 

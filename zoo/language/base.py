@@ -76,7 +76,7 @@ class LanguageModel(nn.Module, ABC):
         self.embedding = self.build_embedding()
         self.blocks = nn.ModuleList(self.build_block(index) for index in range(config.depth))
         self.norm = self.build_norm()
-        self.head = nn.Linear(self.embedding.embedding_dim, config.vocab_size, bias=False)
+        self.head = self.build_head()
         self.grad_checkpointing = False
         self.init_weights()
         if config.tie_embeddings:
@@ -89,6 +89,10 @@ class LanguageModel(nn.Module, ABC):
     def build_norm(self) -> nn.Module:
         """The norm before the head."""
         return RMSNorm(self.config.dim, self.config.norm_eps)
+
+    def build_head(self) -> nn.Linear:
+        """From the width of the embedding to logits."""
+        return nn.Linear(self.embedding.embedding_dim, self.config.vocab_size, bias=False)
 
     @abstractmethod
     def build_block(self, index: int) -> Block:

@@ -7,6 +7,7 @@ positions.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
 from zoo.layers.attention import Llama3
@@ -23,6 +24,8 @@ _qwen3 = _register(paper=Paper("Qwen3 Technical Report", "2505.09388", 2025))
 _smollm2 = _register(paper=Paper("SmolLM2: When Smol Goes Big", "2502.02737", 2025))
 _smollm3 = _register(paper=Paper("Rope to Nope and Back Again: A New Hybrid Attention Strategy", "2501.18795", 2025))
 _olmo2 = _register(paper=Paper("2 OLMo 2 Furious", "2501.00656", 2025))
+_gemma2 = _register(paper=Paper("Gemma 2: Improving Open Language Models at a Practical Size", "2408.00118", 2024))
+_gemma3 = _register(paper=Paper("Gemma 3 Technical Report", "2503.19786", 2025))
 
 _LLAMA2 = partial(_config, vocab_size=32000, context_length=4096)
 _LLAMA3 = partial(_config, vocab_size=128256, num_kv_heads=8, rope_base=500000.0, context_length=8192)
@@ -44,6 +47,21 @@ _OLMO2 = partial(
     _config, vocab_size=100352, qk_norm="joint", norm_order="after", rope_base=500000.0, norm_eps=1e-6,
     context_length=4096,
 )  # fmt: skip
+
+
+def _gemma(depth: int, dim: int, every: int, scalar: int = 256, **options: Any) -> TransformerConfig:
+    """Gemma, one block of ``every`` without a window, the logits of attention over the root of ``scalar``."""
+    return _config(
+        dim=dim, depth=depth, full_layers=tuple(range(every - 1, depth, every)), norm_order="both", norm_offset=True,
+        activation="gelu", attention_scale=scalar**-0.5, embedding_scale=dim**0.5, norm_eps=1e-6, tie_embeddings=True,
+        **{"head_dim": 256, **options},
+    )  # fmt: skip
+
+
+_GEMMA2 = partial(
+    _gemma, vocab_size=256000, every=2, window=4096, attention_softcap=50.0, logit_softcap=30.0, context_length=8192
+)
+_GEMMA3 = partial(_gemma, vocab_size=262144, every=6, qk_norm="head", rope_base=1e6, local_rope_base=10000.0)
 
 
 @_llama2
@@ -207,3 +225,28 @@ def olmo2_13b():
 @_olmo2
 def olmo2_32b():
     return _OLMO2(dim=5120, depth=64, num_heads=40, num_kv_heads=8, mlp_dim=27648)
+
+
+@_gemma2
+def gemma2_2b():
+    return _GEMMA2(26, 2304, num_heads=8, num_kv_heads=4, mlp_dim=9216)
+
+
+@_gemma2
+def gemma2_9b():
+    return _GEMMA2(42, 3584, num_heads=16, num_kv_heads=8, mlp_dim=14336)
+
+
+@_gemma2
+def gemma2_27b():
+    return _GEMMA2(46, 4608, num_heads=32, num_kv_heads=16, head_dim=128, mlp_dim=36864, scalar=144)
+
+
+@_gemma3
+def gemma3_270m():
+    return _GEMMA3(18, 640, num_heads=4, num_kv_heads=1, mlp_dim=2048, window=512, context_length=32768)
+
+
+@_gemma3
+def gemma3_1b():
+    return _GEMMA3(26, 1152, num_heads=4, num_kv_heads=1, mlp_dim=6912, window=512, context_length=32768)

@@ -10,12 +10,24 @@ import dataclasses
 from functools import partial
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import require_positive
 from zoo.language.base import Block, LanguageConfig, LanguageModel
-from zoo.layers import CausalAttention, JointRMSNorm, Mixer, RMSNorm, SlidingWindowAttention, State, SwiGLU
+from zoo.layers import (
+    CausalAttention,
+    JointRMSNorm,
+    Mixer,
+    OffsetRMSNorm,
+    RMSNorm,
+    SlidingWindowAttention,
+    State,
+    SwiGLU,
+)
 from zoo.layers.attention import Rotary, RotaryScaling
+from zoo.layers.linear import CappedLinear
+from zoo.layers.options import require_above
 from zoo.registry import Paper, register_model
 
 
@@ -60,7 +72,21 @@ class TransformerConfig(DecoderConfig):
     qk_norm: str | None = None
     """Norms of queries and keys: of each "head", or "joint" over all of them."""
     norm_order: str = "before"
-    """The norms stand "before" attention and feed-forward layer, or "after" them, before the sum."""
+    """The norms stand "before" attention and feed-forward layer, "after" them, before the sum, or "both"."""
+    norm_offset: bool = False
+    """The norms multiply by 1 + weight."""
+    activation: str = "silu"
+    """Of the feed-forward layer's gate: "silu" or "gelu", which is the approximation by tanh."""
+    local_rope_base: float | None = None
+    """Wavelength base of the blocks with a window, whose positions are then unscaled; None for that of all."""
+    attention_scale: float | None = None
+    """Factor of the attention's logits, head_dim^-0.5 when None."""
+    attention_softcap: float | None = None
+    """Bound of the attention's logits, by a tanh."""
+    logit_softcap: float | None = None
+    """Bound of the model's logits, by a tanh."""
+    embedding_scale: float = 1.0
+    """Factor of the embedding, rounded to the precision it has."""
     context_length: int | None = None
     """Steps of the sequences trained on, for the record: nothing here depends on it."""
 
@@ -74,35 +100,41 @@ class TransformerConfig(DecoderConfig):
                 raise ValueError(f"{name} must be indices of the {self.depth} blocks, got {getattr(self, name)}")
         if self.full_layers and self.window is None:
             raise ValueError(f"full_layers are those without the window, and there is none: got {self.full_layers}")
-        for name, known in (("qk_norm", (None, *QK_NORMS)), ("norm_order", tuple(BLOCKS))):
+        for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {tuple(known)}, got {getattr(self, name)!r}")
+        for name in ("local_rope_base", "attention_softcap", "logit_softcap"):
+            if getattr(self, name) is not None:
+                require_above(0, **{name: getattr(self, name)})
 
 
 class PostNormBlock(Block):
-    """x + post_norm(mixer(x)), then x + mlp_post_norm(mlp(x)).
+    """x + post_norm(mixer(norm(x))), then x + mlp_post_norm(mlp(mlp_norm(x))); the inner norms only where ``before``.
 
-    Paper: OLMo Team, "2 OLMo 2 Furious", arXiv 2501.00656, section 3.2.
+    Papers: OLMo Team, "2 OLMo 2 Furious", arXiv 2501.00656, section 3.2; both: Gemma Team, "Gemma 2", arXiv 2408.00118.
     """
 
     mlp: nn.Module
+    mlp_norm: nn.Module
 
-    def __init__(self, config: LanguageConfig, mixer: Mixer, mlp: nn.Module):
-        super().__init__(config, mixer, mlp, norm=nn.Identity)
-        self.post_norm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp_post_norm = RMSNorm(config.dim, config.norm_eps)
+    def __init__(self, config: LanguageConfig, mixer: Mixer, mlp: nn.Module, norm: type[RMSNorm], before: bool = False):
+        super().__init__(config, mixer, mlp, norm if before else nn.Identity)
+        self.post_norm = norm(config.dim, config.norm_eps)
+        self.mlp_post_norm = norm(config.dim, config.norm_eps)
 
     def forward(self, x: Tensor, state: State | None = None, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim), in the dtype of the residual stream, -> the same."""
-        x = x + self.post_norm(self.mixer(x, state, seq_idx=seq_idx))
-        return x + self.mlp_post_norm(self.mlp(x))
+        x = x + self.post_norm(self.mixer(self.norm(x), state, seq_idx=seq_idx))
+        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
 
 
-BLOCKS = {"before": Block, "after": PostNormBlock}
+BLOCKS = {"before": Block, "after": PostNormBlock, "both": partial(PostNormBlock, before=True)}
 QK_NORMS = {  # of some heads
-    "head": lambda heads, head_dim, eps: RMSNorm(head_dim, eps),
-    "joint": lambda heads, head_dim, eps: JointRMSNorm(heads * head_dim, eps),
+    "head": lambda norm, heads, head_dim, eps: norm(head_dim, eps),
+    "joint": lambda norm, heads, head_dim, eps: JointRMSNorm(heads * head_dim, eps),
 }
+ACTIVATIONS = {"silu": F.silu, "gelu": partial(F.gelu, approximate="tanh")}
+CHOICES = {"qk_norm": (None, *QK_NORMS), "norm_order": BLOCKS, "activation": ACTIVATIONS}
 
 
 class TransformerLanguageModel(LanguageModel):
@@ -110,10 +142,32 @@ class TransformerLanguageModel(LanguageModel):
 
     config: TransformerConfig
 
-    def build_block(self, index: int) -> Block:
-        """Norm and causal attention, norm and SwiGLU; or the norms behind them."""
+    @property
+    def norm_class(self) -> type[RMSNorm]:
+        """Of all norms but the joint ones."""
+        return OffsetRMSNorm if self.config.norm_offset else RMSNorm
+
+    def build_norm(self) -> RMSNorm:
+        """The norm before the head."""
+        return self.norm_class(self.config.dim, self.config.norm_eps)
+
+    def build_head(self) -> nn.Linear:
+        """From the width of the embedding to logits."""
         c = self.config
-        return BLOCKS[c.norm_order](c, self.build_mixer(index), SwiGLU(c.dim, c.mlp_dim))
+        if c.logit_softcap is None:
+            return super().build_head()
+        return CappedLinear(c.dim, c.vocab_size, bias=False, cap=c.logit_softcap)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embeddings times their factor."""
+        x = self.embedding(tokens)
+        return x if self.config.embedding_scale == 1 else x * x.new_tensor(self.config.embedding_scale)
+
+    def build_block(self, index: int) -> Block:
+        """Norm and causal attention, norm and SwiGLU; or the norms behind them, or also there."""
+        c = self.config
+        mlp = SwiGLU(c.dim, c.mlp_dim, ACTIVATIONS[c.activation])
+        return BLOCKS[c.norm_order](c, self.build_mixer(index), mlp, norm=self.norm_class)
 
     def build_mixer(self, index: int) -> CausalAttention:
         """The attention of a block."""
@@ -122,13 +176,15 @@ class TransformerLanguageModel(LanguageModel):
         window = None if index in c.full_layers else c.window
         options: dict[str, Any] = {
             "num_kv_heads": kv_heads, "rope_base": None, "head_dim": c.head_dim, "bias": c.qkv_bias,
-            "out_bias": c.out_bias,
+            "out_bias": c.out_bias, "scale": c.attention_scale, "softcap": c.attention_softcap,
         }  # fmt: skip
         if index not in c.nope_layers:
-            options["rotary"] = Rotary(width, c.rope_base, scaling=c.rope_scaling)
+            own = window is not None and c.local_rope_base is not None
+            base, scaling = (c.local_rope_base, None) if own else (c.rope_base, c.rope_scaling)
+            options["rotary"] = Rotary(width, base, scaling=scaling)
         if c.qk_norm is not None:
-            norm = QK_NORMS[c.qk_norm]
-            options |= {"q_norm": norm(c.num_heads, width, c.norm_eps), "k_norm": norm(kv_heads, width, c.norm_eps)}
+            for name, heads in (("q_norm", c.num_heads), ("k_norm", kv_heads)):
+                options[name] = QK_NORMS[c.qk_norm](self.norm_class, heads, width, c.norm_eps)
         if window is None:
             return CausalAttention(c.dim, c.num_heads, **options)
         return SlidingWindowAttention(c.dim, c.num_heads, window, **options)
