@@ -158,6 +158,8 @@ def _gemma(given: Given) -> Fields:
 
 def _written_gemma(config: Given) -> Fields:
     windows = _written_windows(config)
+    if windows["sliding_window"] is None:  # their masks are made all the same
+        windows["sliding_window"] = _GEMMA["sliding_window"]
     scale = config["attention_scale"] or config["head_dim"] ** -0.5
     return {name: windows[name] for name in ("sliding_window", "layer_types")} | {
         "attention_bias": config["qkv_bias"],
@@ -275,7 +277,7 @@ def config_from_transformers(config: Given) -> tuple[str, Fields]:
         if config.get(name) is not None and config[name] != value:
             raise ValueError(f"{name} must be {value!r}, got {config[name]!r}")
     named = {name: value for name, value in config.items() if value is not None or name in _NULLABLE}
-    given = _DEFAULTS | kind.defaults | named
+    given = {**_DEFAULTS, **kind.defaults, **named}
     given.setdefault("num_key_value_heads", given["num_attention_heads"])
     given.setdefault("head_dim", given["hidden_size"] // given["num_attention_heads"])
     fields = {ours: given[theirs] for theirs, ours in _FIELDS.items() if theirs in given}
@@ -298,9 +300,10 @@ def config_to_transformers(config: Given) -> Fields:
 def _written(name: str, config: Given) -> Fields:
     kind = _TYPES[name]
     fields = {theirs: config[ours] for theirs, ours in _FIELDS.items() if config[ours] is not None}
-    return fields | kind.fixed | {
+    return {**fields, **kind.fixed} | {
         "model_type": name,
         "architectures": [kind.architecture],
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),  # not known here; the classes have defaults
         "rope_parameters": write_rope(config["rope_base"], config["rope_scaling"]),
     } | kind.write(config)  # fmt: skip
 

@@ -103,10 +103,13 @@ class SlidingWindowAttention(CausalAttention):
         keys = Keys(k, v, place.position, place.ids)
         if state is not None:
             keys = state.remember(keys, place)
-        if self.softcap is not None or (keys.position.dim() == 2 and keys.position is not place.position):
-            return self.attend(q, keys.key, keys.value, keys.mask(place, self.window))
-        heads = (t.transpose(1, 2) for t in (q, keys.key, keys.value))
-        return sliding_window_attention(*heads, window=self.window, scale=self.scale, seq_idx=keys.ids).transpose(1, 2)
+        steps = keys.position.dim() == 1 or keys.position is place.position
+        if steps and self.softcap is None:
+            heads, options = (t.transpose(1, 2) for t in (q, *keys[:2])), {"window": self.window, "scale": self.scale}
+            return sliding_window_attention(*heads, seq_idx=keys.ids, **options).transpose(1, 2)
+        if steps:
+            place = place._replace(position=keys.position[..., -q.shape[2] :])
+        return self.attend(q, keys.key, keys.value, keys.mask(place, self.window))
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> SlidingWindowState:
         """An empty cache of ``window`` steps; the size does not depend on ``max_length``."""

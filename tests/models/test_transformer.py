@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -119,11 +120,11 @@ def test_prefill_and_every_step_agree_and_the_way_back(case, tmp_path):
 
 def test_layers_are_what_the_configuration_says(tmp_path):
     peer("qwen3").save_pretrained(tmp_path)
-    model = zoo.create_model(f"local-dir:{tmp_path}")
+    model: Any = zoo.create_model(f"local-dir:{tmp_path}")
     assert [type(mixer) for mixer in model.mixers] == [SlidingWindowAttention, CausalAttention, SlidingWindowAttention]
     assert model.init_state(1).nbytes == 4 * model.state_size(16)
     peer("smollm3").save_pretrained(tmp_path)
-    model = zoo.create_model(f"local-dir:{tmp_path}")
+    model: Any = zoo.create_model(f"local-dir:{tmp_path}")
     assert [mixer.rotary is None for mixer in model.mixers] == [False, True, False]
 
 
@@ -201,25 +202,3 @@ def test_a_mixture_that_no_published_family_has_is_refused_by_name(tmp_path):
 def test_configurations_that_cannot_work_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         zoo.create_model("transformer_nano", **changes)
-
-
-COUNTS = {  # of the published checkpoints
-    "llama2_7b": 6_738_415_616, "llama2_13b": 13_015_864_320, "llama2_70b": 68_976_648_192,
-    "llama3_8b": 8_030_261_248, "llama3_70b": 70_553_706_496, "llama3_1_8b": 8_030_261_248,
-    "llama3_1_70b": 70_553_706_496, "llama3_2_1b": 1_235_814_400, "llama3_2_3b": 3_212_749_824,
-    "mistral_7b_v0_1": 7_241_732_096, "mistral_7b_v0_2": 7_241_732_096, "mistral_7b_v0_3": 7_248_023_552,
-    "qwen2_5_0_5b": 494_032_768, "qwen2_5_1_5b": 1_543_714_304, "qwen2_5_3b": 3_085_938_688,
-    "qwen2_5_7b": 7_615_616_512, "qwen2_5_14b": 14_770_033_664, "qwen2_5_32b": 32_763_876_352,
-    "qwen3_0_6b": 596_049_920, "qwen3_1_7b": 1_720_574_976, "qwen3_4b": 4_022_468_096, "qwen3_8b": 8_190_735_360,
-    "qwen3_14b": 14_768_307_200, "qwen3_32b": 32_762_123_264,
-    "smollm2_135m": 134_515_008, "smollm2_360m": 361_821_120, "smollm2_1_7b": 1_711_376_384,
-    "smollm3_3b": 3_075_098_624,
-    "olmo2_1b": 1_484_916_736, "olmo2_7b": 7_298_617_344, "olmo2_13b": 13_716_198_400, "olmo2_32b": 32_234_279_936,
-    "gemma2_2b": 2_614_341_888, "gemma2_9b": 9_241_705_984, "gemma2_27b": 27_227_128_320, "gemma3_270m": 268_098_176,
-    "gemma3_1b": 999_885_952,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_published_sizes(name):
-    assert zoo.model_info(name).num_parameters == COUNTS[name]

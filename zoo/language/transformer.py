@@ -179,9 +179,8 @@ class TransformerLanguageModel(LanguageModel):
             "out_bias": c.out_bias, "scale": c.attention_scale, "softcap": c.attention_softcap,
         }  # fmt: skip
         if index not in c.nope_layers:
-            own = window is not None and c.local_rope_base is not None
-            base, scaling = (c.local_rope_base, None) if own else (c.rope_base, c.rope_scaling)
-            options["rotary"] = Rotary(width, base, scaling=scaling)
+            local = None if window is None else c.local_rope_base
+            options["rotary"] = Rotary(width, local or c.rope_base, scaling=None if local else c.rope_scaling)
         if c.qk_norm is not None:
             for name, heads in (("q_norm", c.num_heads), ("k_norm", kv_heads)):
                 options[name] = QK_NORMS[c.qk_norm](self.norm_class, heads, width, c.norm_eps)
