@@ -48,7 +48,7 @@ class LatentAttention(Mixer):
         yarn: scaling for longer contexts.
 
     Raises:
-        ValueError: for a qk_rope_head_dim that is odd or below 2.
+        ValueError: for an odd qk_rope_head_dim.
 
     Papers: DeepSeek-AI, "DeepSeek-V2", arXiv 2405.04434, section 2.1; "DeepSeek-V3", arXiv 2412.19437, section 2.1.1.
     """
@@ -68,6 +68,8 @@ class LatentAttention(Mixer):
         yarn: Yarn | None = None,
     ):
         super().__init__()
+        if qk_rope_head_dim % 2:
+            raise ValueError(f"qk_rope_head_dim must be even, it is rotated in pairs: got {qk_rope_head_dim}")
         self.num_heads, self.kv_lora_rank, self.v_head_dim = num_heads, kv_lora_rank, v_head_dim
         self.qk_nope_head_dim, self.qk_rope_head_dim = qk_nope_head_dim, qk_rope_head_dim
         self.rotary = Rotary(qk_rope_head_dim, rope_base, scaling=yarn, interleaved=rope_interleaved)
