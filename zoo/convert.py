@@ -13,7 +13,7 @@ from zoo.config import FREE, agreed, from_json
 from zoo.factory import describe_model, recognise
 from zoo.loading import plan, tied
 from zoo.registry import ModelEntry, lookup, nearest
-from zoo.saving import describe
+from zoo.saving import describe, described
 
 
 def convert(
@@ -52,10 +52,10 @@ def convert(
     aliases = tied(model)
     tensors = {key: tensor for key, tensor in tensors.items() if key not in aliases}
     card = describe(entry, sum(parameter.numel() for parameter in model.parameters()))
-    described: Mapping[str, Any] = {"architecture": entry.name, "config": dataclasses.asdict(config)}
+    written: Mapping[str, Any] = described(entry, config, tensors)
     if to != "zoo":
-        described, tensors = _published(entry, config, to), published_names(to, entry.family, tensors)
-    return write_folder(target, tensors, described, card, companions=Path(source) if Path(source).is_dir() else None)
+        written, tensors = _published(entry, config, to), published_names(to, entry.family, tensors)
+    return write_folder(target, tensors, written, card, companions=Path(source) if Path(source).is_dir() else None)
 
 
 def _published(entry: ModelEntry, config: Any, to: str) -> Mapping[str, Any]:

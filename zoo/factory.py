@@ -17,7 +17,7 @@ from zoo.checkpoints.index import INDEX
 from zoo.checkpoints.io import CONFIG, SINGLE
 from zoo.config import agreed, describe_fields, from_json, override
 from zoo.limits import check_sizes
-from zoo.loading import build_around, cast, tied, without_memory
+from zoo.loading import build_around, cast, common_dtype, tied, without_memory
 from zoo.registry import ModelEntry, Paper, entries, lookup, nearest
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ def _build(wanted: _Wanted, device: torch.device, dtype: torch.dtype | Literal["
     build, config = wanted.entry.model_class, wanted.config
     tensors = None if wanted.weights is None else to_zoo(wanted.weights)
     if dtype == "auto":
-        dtype = _common_dtype(tensors or {})
+        dtype = common_dtype(tensors or {})
     model: Any
     if tensors is not None and device.type != "meta":  # which has no memory to load into
         model = build_around(
@@ -297,15 +297,6 @@ def _build(wanted: _Wanted, device: torch.device, dtype: torch.dtype | Literal["
             cast(model, dtype)
     model.config_name, model.source_folder = wanted.entry.name, wanted.folder
     return model
-
-
-def _common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
-    """The floating dtype that most of the numbers have."""
-    counts: dict[torch.dtype, int] = {}
-    for tensor in tensors.values():
-        if tensor.is_floating_point():
-            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
-    return max(counts, key=lambda dtype: counts[dtype], default=None)
 
 
 def _vision_form(model: nn.Module, deploy: bool, features_only: bool, out_indices: Any) -> nn.Module:

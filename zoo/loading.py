@@ -121,6 +121,15 @@ def cast(model: nn.Module, dtype: torch.dtype) -> None:
     model.to(dtype)
 
 
+def common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
+    """The floating dtype that most of the numbers have."""
+    counts: dict[torch.dtype, int] = {}
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    return max(counts, key=lambda dtype: counts[dtype], default=None)
+
+
 def tied(model: nn.Module) -> dict[str, str]:
     """Names of tied parameters -> the first name of the same parameter."""
     first: dict[int, str] = {}

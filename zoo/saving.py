@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints import write_folder
-from zoo.loading import tied
+from zoo.loading import common_dtype, tied
 from zoo.registry import ModelEntry, lookup
 
 
@@ -54,7 +54,7 @@ def save_model(
     check_rebuilds(model, entry.model_class, known.config, entry.name)
     aliases = tied(model)
     tensors = {key: tensor for key, tensor in model.state_dict().items() if key not in aliases}
-    config = {"architecture": entry.name, "config": dataclasses.asdict(known.config)}
+    config = described(entry, known.config, tensors)
     card = describe(entry, sum(parameter.numel() for parameter in model.parameters()), notes or {})
     companions = getattr(model, "source_folder", None)
     return write_folder(folder, tensors, config, card, companions=companions, max_shard_size=max_shard_size)
@@ -83,6 +83,13 @@ def check_rebuilds(model: nn.Module, build: Callable[[Any], nn.Module], config: 
             "model.resize_token_embeddings(words); merge "
             "adapters first; torch.save(model.state_dict(), FILE) keeps the tensors as they are"
         )
+
+
+def described(entry: ModelEntry, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The ``config.json``: model and configuration, and what ``zoo.integrations.transformers`` is found by."""
+    found = {"model_type": "zoo", "architecture": entry.name, "config": dataclasses.asdict(config)}
+    dtype = common_dtype(tensors)
+    return found if dtype is None else found | {"dtype": str(dtype).removeprefix("torch.")}
 
 
 def describe(entry: ModelEntry, count: int, notes: Mapping[str, str] = MappingProxyType({})) -> str:
