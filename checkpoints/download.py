@@ -26,6 +26,8 @@ from zoo.checkpoints.json_files import read_json
 
 ATTEMPTS = 5  # connections that may break before a download gives up; each goes on where the last one ended
 BLOCK = 1 << 20  # bytes
+TOKENIZER = "tokenizer.json"
+BESIDE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 
 
 class DownloadError(OSError):
@@ -86,6 +88,22 @@ def fetch_folder(repo: str, revision: str | None = None, name: str | None = None
         if path is not None:
             return Path(path).parent
     raise _lacking(repo, name, "no weights", f"has none of {', '.join((*SINGLE, *INDICES))}")
+
+
+def fetch_tokenizer(repo: str, revision: str | None = None, name: str | None = None) -> Path:
+    """The folder with a repository's tokenizer, where it has one, and its config.json, which tells where it has none.
+
+    Raises:
+        DownloadError: as for ``fetch``, and for a repository with neither.
+    """
+    name, optional = name or f"hf-hub:{repo}", {"optional": True}
+    tokenizer, config = (_hub_file(repo, file, revision, name, **optional) for file in (TOKENIZER, CONFIG))
+    if tokenizer is not None:
+        for file in BESIDE_TOKENIZER:
+            _hub_file(repo, file, revision, name, **optional)
+    if tokenizer is None and config is None:
+        raise _lacking(repo, name, f"no {TOKENIZER}", f"has neither {TOKENIZER} nor {CONFIG}")
+    return Path(tokenizer or config).parent
 
 
 def cache_folder() -> Path:

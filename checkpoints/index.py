@@ -53,6 +53,12 @@ class Weights:
         file of the authors' own, or of an address, is described by the model's name and ``fields``."""
         return self.repo is not None and self.file in (None, *SINGLE)
 
+    @property
+    def tokenizer_place(self) -> tuple[str, str | None] | None:
+        """Repository and revision of the tokenizer: its own, or that of the weights."""
+        repo = self.tokenizer or self.repo
+        return None if repo is None else (repo, self.revision if repo == self.repo else None)
+
 
 def check_inside(name: str) -> None:
     """Raise a ValueError for a file name that is absolute or leads out of its folder."""

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "benchmarks": {"benchmarks", "train", "zoo", "layers", "kernels", "checkpoints"},
 }
 COMMAND_LINE = "zoo.cli."  # starts what is in train and benchmarks, and imports it when asked to
-HEAVY = ("triton", "timm", "lightning", "transformers", "torchvision", "matplotlib", "sklearn")
+HEAVY = ("triton", "timm", "lightning", "transformers", "torchvision", "matplotlib", "sklearn", "tokenizers")
 
 
 def modules() -> dict[str, Path]:
@@ -111,6 +111,7 @@ after = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threa
 assert before == after, (before, after)
 heavy = sorted(m for m in set(sys.modules) if m.split(".")[0] in {HEAVY!r})
 assert not heavy, f"import zoo loads {{heavy[:5]}}"
+assert "jinja2" in loaded or "jinja2" not in sys.modules, "import zoo loads jinja2"
 assert "zoo.train" not in sys.modules, "import zoo loads zoo.train"
 assert len(zoo.list_models()) > 0
 """

@@ -12,6 +12,7 @@ from zoo.layers.report import activity, after_step, auxiliary_losses
 from zoo.predict import predict, read_labels
 from zoo.registry import Paper, list_families, list_models, register_model
 from zoo.saving import save_model
+from zoo.text import load_tokenizer
 from zoo.timm_registry import register_with_timm
 from zoo.warmup import warmup
 
@@ -30,6 +31,7 @@ __all__ = [
     "generate",
     "list_families",
     "list_models",
+    "load_tokenizer",
     "load_weights",
     "model_info",
     "predict",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -98,7 +99,8 @@ class _Wanted:
     """A registered model, its configuration, and the weights it starts from.
 
     weights: as the file has them. source: of them, for errors. known: the configuration they were made with, where
-    that is known. changed: the fields in which the caller wants the model to differ from them. folder: of a model.
+    that is known. changed: the fields in which the caller wants the model to differ from them. folder: of a model, or
+    of its tokenizer.
     """
 
     entry: ModelEntry
@@ -124,18 +126,18 @@ def _resolve(name: str, pretrained: bool, checkpoint_path: str | Path | None, ov
         content, weights, source = read_config(folder), read_state_dict(folder), str(folder)
         entry, known = describe_model(content, weights, source)
     else:
-        entry, tag = _entry_and_tag(name, pretrained)
-        known, weights, source = entry.configure(), None, f"{entry.name}.{tag}"
+        entry, tag = entry_and_tag(name, pretrained)
+        known, weights, source, folder = entry.configure(), None, f"{entry.name}.{tag}", None
         if pretrained and checkpoint_path is not None:
             raise ValueError("give either pretrained=True or checkpoint_path, not both")
         if pretrained and tag == "bundled":
             weights = bundled.read(entry.name)
         elif pretrained:
             weights, known = _fetched(entry, tag)
+            folder = _fetch_tokenizer(entry, tag)
         elif checkpoint_path is not None:
             weights, source = read_state_dict(checkpoint_path), str(checkpoint_path)
             known = _known_beside(Path(checkpoint_path), weights, entry) or known
-        folder = None
         if tag in INDEX.get(entry.name, {}):
             known = override(known, entry.name, dict(INDEX[entry.name][tag].fields))
     config = override(known, entry.name, overrides)
@@ -161,7 +163,8 @@ def _known_beside(path: Path, weights: Mapping[str, Tensor], entry: ModelEntry) 
 
 
 def prefetch(name: str) -> Path:
-    """Download what ``create_model(name, pretrained=True)`` or ``create_model("hf-hub:...")`` will load.
+    """Download what ``create_model(name, pretrained=True)`` or ``create_model("hf-hub:...")`` will load, the tokenizer
+    with it.
 
     Args:
         name: "family_size", "family_size.tag" or "hf-hub:owner/repo[@revision]".
@@ -173,16 +176,34 @@ def prefetch(name: str) -> Path:
         ValueError: for an unknown name or tag, or one without published weights.
         OSError: ``zoo.checkpoints.download.DownloadError``, when they could not be had.
     """
-    from zoo.checkpoints.download import fetch_folder
+    from zoo.checkpoints.download import DownloadError, fetch_folder, fetch_tokenizer
 
     if name.startswith("hf-hub:"):
         repo, _, revision = name.removeprefix("hf-hub:").partition("@")
-        return fetch_folder(repo, revision or None, name, config=True)
-    entry, tag = _entry_and_tag(name, pretrained=True)
-    return bundled.path(entry.name) if tag == "bundled" else _fetch(entry, tag)[0]  # type: ignore[return-value]
+        folder = fetch_folder(repo, revision or None, name, config=True)
+        with suppress(DownloadError):
+            fetch_tokenizer(repo, revision or None, name)
+        return folder
+    entry, tag = entry_and_tag(name, pretrained=True)
+    if tag == "bundled":
+        return bundled.path(entry.name)  # type: ignore[return-value]
+    path, _ = _fetch(entry, tag)
+    _fetch_tokenizer(entry, tag)
+    return path
 
 
-def _entry_and_tag(name: str, pretrained: bool) -> tuple[ModelEntry, str]:
+def _fetch_tokenizer(entry: ModelEntry, tag: str) -> Path | None:
+    """The folder of a tag's tokenizer; None where there is none, or it cannot be had: ``load_tokenizer`` tells why."""
+    from zoo.checkpoints.download import DownloadError, fetch_tokenizer
+
+    weights = INDEX[entry.name][tag]
+    if entry.task == "language" and (place := weights.tokenizer_place) is not None:
+        with suppress(DownloadError):
+            return fetch_tokenizer(*place, f"{entry.name}.{tag}")
+    return None
+
+
+def entry_and_tag(name: str, pretrained: bool = False) -> tuple[ModelEntry, str]:
     """The model and the tag of "family_size.tag"; of the name alone its first tag, if weights are wanted, or ""."""
     if "/" in name or "\\" in name or name.startswith("."):
         raise ValueError(

@@ -16,7 +16,7 @@ PARSER_NOISE = (
     "Problem with",
 )
 EXTRAS = {  # package -> the extra of pyproject.toml that installs it
-    "transformers": "text", "tokenizers": "text", "datasets": "text", "onnx": "export", "onnxscript": "export",
+    "transformers": "text", "datasets": "text", "onnx": "export", "onnxscript": "export",
     "mamba_ssm": "cuda",
 }  # fmt: skip
 
