@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo
 from zoo.layers import ConvNorm
 from zoo.vision.mcunet import redistribute
-from zoo.vision.patches import PatchedModel, best_plan, patch_inference, plan, steps_of
+from zoo.vision.patches import PatchedModel, best_plan, patch_inference, plan
+from zoo.vision.windows import steps_of
 
 
 @pytest.mark.parametrize(

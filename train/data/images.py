@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.images import open_image, to_mode
+from zoo.images import open_image
 from zoo.train.data.base import DataModule
 from zoo.train.data.folders import check_same_classes, count_classes, image_folder, labels_of, split_folders
+from zoo.train.data.labelled import LabelledImages, input_config
 from zoo.train.data.loader import Batch, BatchLoader, Source
-from zoo.train.data.rng import derive_seed, global_state_kept, seed_global
 from zoo.train.data.split import check_fraction, stratified_split
+from zoo.train.data.torchvision_sets import TorchvisionSet
 
 SPLIT_SEED = 0
 
@@ -113,8 +111,10 @@ class ImageDataModule(DataModule):
             raise ValueError(f"mixup and cutmix must be >= 0, got mixup={mixup}, cutmix={cutmix}")
         if (mixup or cutmix) and batch_size % 2:
             raise ValueError(f"mixup and cutmix mix images in pairs: batch_size must be even, got {batch_size}")
-        self.dataset, self.root, self.download = dataset, Path(root), download
-        self.dataset_kwargs = dict(dataset_kwargs or {})
+        self.root, self.download = Path(root), download
+        self.dataset = (
+            None if dataset is None else TorchvisionSet(dataset, self.root, dict(dataset_kwargs or {}), train_split)
+        )
         self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
         self.val_fraction = val_fraction
         self.repeats = repeated_augmentation
@@ -131,13 +131,12 @@ class ImageDataModule(DataModule):
         self._given |= {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
         self._given = {name: value for name, value in self._given.items() if value is not None}
         self.follows = pretrained_cfg is not None
-        self.input = _input_config(pretrained_cfg or {}, self._given)
+        self.input = input_config(pretrained_cfg or {}, self._given)
         self.exif_orientation, self.skip_bad_images = exif_orientation, skip_bad_images
         if dataset is not None and (exif_orientation or skip_bad_images):
             raise ValueError(f"exif_orientation and skip_bad_images are for folders: {dataset} reads its own images")
         self._num_classes = num_classes
-        self._dataset_class = None if dataset is None else _torchvision_dataset(dataset)
-        if self._has_no_splits() and val_split is not None:
+        if self.dataset is not None and not self.dataset.has_splits and val_split is not None:
             raise ValueError(f"{dataset} has no splits of its own: leave val_split out, got {val_split!r}")
 
     @property
@@ -159,7 +158,7 @@ class ImageDataModule(DataModule):
     def follow(self, pretrained_cfg: dict[str, Any]) -> None:
         """Prepare images as a model wants them, but for what this module was given itself."""
         if not self.follows:
-            self.input = _input_config(pretrained_cfg, self._given)
+            self.input = input_config(pretrained_cfg, self._given)
             self.sources, self.follows = {}, True
 
     @property
@@ -176,9 +175,9 @@ class ImageDataModule(DataModule):
         return {**kept, "label_names": tuple(map(str, names))}
 
     def prepare_data(self) -> None:
-        if self.download and self._dataset_class is not None:
+        if self.download and self.dataset is not None:
             for split in {self.train_split, self.test_split, self.val_split or self.train_split}:
-                self._open(split, download=True)
+                self.dataset.open(split, download=True)
 
     def build(self) -> dict[str, Source]:
         train_split, val_split, test_split = self._split_names() or ("", None, "")
@@ -233,99 +232,15 @@ class ImageDataModule(DataModule):
             num_classes=self._num_classes or count_classes(pool),
         )
 
-    def _parameters(self) -> Mapping[str, inspect.Parameter]:
-        return inspect.signature(self._dataset_class).parameters if self._dataset_class is not None else {}
-
-    def _has_no_splits(self) -> bool:
-        return self._dataset_class is not None and not {"train", "split"} & set(self._parameters())
-
     def _split_names(self) -> tuple[str, str | None, str | None] | None:
         """To train, validate and test on; None where the data have no splits of their own."""
-        if self._dataset_class is None:
+        if self.dataset is None:
             return split_folders(self.root, self.train_split, self.val_split, self.test_split)
-        return None if self._has_no_splits() else (self.train_split, self.val_split, self.test_split)
+        return (self.train_split, self.val_split, self.test_split) if self.dataset.has_splits else None
 
-    def _open(self, split: str, download: bool = False) -> Any:
-        if self._dataset_class is None:
-            mode = "L" if self.in_chans == 1 else "RGB"
-            read = partial(open_image, mode=mode, exif_orientation=self.exif_orientation)
-            return image_folder(self.root, split, read, self.skip_bad_images)
-        chosen: dict[str, Any] = dict(self.dataset_kwargs)
-        parameters = self._parameters()
-        if "root" in parameters:
-            chosen["root"] = str(self.root)
-        if "train" in parameters:
-            chosen["train"] = split == self.train_split
-        elif "split" in parameters:
-            chosen["split"] = split
-        if "download" in parameters:
-            chosen["download"] = download
-        return self._dataset_class(**chosen)
-
-
-class LabelledImages:
-    """The images numbered `members` of a map-style dataset of (PIL image, label).
-
-    Transforms draw from the global generators, which are seeded for each sample by (seed, epoch, index) and put back
-    afterwards; mixing draws by (seed, epoch, the batch's indices).
-    """
-
-    def __init__(
-        self,
-        dataset: Any,
-        members: Tensor,
-        transform: Callable[[Any], Tensor],
-        in_chans: int,
-        seed: int = 0,
-        mix: Callable[[Tensor, Tensor], Batch] | None = None,
-    ) -> None:
-        self.dataset, self.members, self.transform = dataset, members, transform
-        self.mode = "L" if in_chans == 1 else "RGB"
-        self.seed, self.mix = seed, mix
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def fetch(self, indices: Tensor, epoch: int) -> Batch:
-        images, labels = [], []
-        with global_state_kept():
-            for index in indices.tolist():
-                seed_global(derive_seed(self.seed, epoch, index))
-                image, label = self.dataset[int(self.members[index % len(self)])]
-                images.append(self.transform(to_mode(image, self.mode)))
-                labels.append(int(label))
-            batch = torch.stack(images), torch.tensor(labels)
-            if self.mix is None:
-                return batch
-            seed_global(derive_seed(self.seed, epoch, *indices.tolist()))
-            return self.mix(*batch)
-
-
-def _input_config(pretrained_cfg: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """timm's input configuration: given values first, then the model's, then timm's defaults."""
-    from timm.data.config import resolve_data_config
-
-    config = resolve_data_config(pretrained_cfg=pretrained_cfg or {"input_size": (3, 224, 224)})
-    chans, *shape = config["input_size"]
-    chans, size = given.get("in_chans", chans), given.get("img_size", tuple(shape))
-    if chans not in (1, 3):
-        raise ValueError(f"images have 1 or 3 channels, got in_chans={chans}")
-    shape = (size, size) if isinstance(size, int) else tuple(size)
-    names = ("interpolation", "mean", "std", "crop_pct", "crop_mode")
-    config = {"input_size": (chans, *shape), **{name: given.get(name, config[name]) for name in names}}
-    for name in ("mean", "std"):
-        values = tuple(config[name])
-        if len(values) != chans and name in given:
-            raise ValueError(f"{name} must have a value for each of {chans} channels, got {values}")
-        config[name] = values if len(values) == chans else (float(np.mean(values)),) * chans
-    return config
-
-
-def _torchvision_dataset(name: str) -> type:
-    from torchvision import datasets
-
-    if name not in datasets.__all__:
-        nearest = difflib.get_close_matches(name, datasets.__all__, n=1, cutoff=0.4)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise ValueError(f"torchvision has no dataset {name!r}; {hint}Leave `dataset` out to read folders of images.")
-    return getattr(datasets, name)
+    def _open(self, split: str) -> Any:
+        if self.dataset is not None:
+            return self.dataset.open(split)
+        mode = "L" if self.in_chans == 1 else "RGB"
+        read = partial(open_image, mode=mode, exif_orientation=self.exif_orientation)
+        return image_folder(self.root, split, read, self.skip_bad_images)

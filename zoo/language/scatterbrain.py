@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 from zoo.config import require_positive
 from zoo.language.base import Block, LanguageConfig, LanguageModel
@@ -62,6 +63,25 @@ class ScatterbrainLanguageModel(LanguageModel):
         return Block(c, attention, SwiGLU(c.dim, c.mlp_dim))
 
 
+LRA: dict[str, dict[str, Any]] = {  # task -> the authors' sizes, of the language models and of the classifiers
+    "listops": {
+        "dim": 512, "depth": 4, "num_heads": 8, "window": 64, "num_features": 32, "cluster_size": 32, "mlp_dim": 1024,
+    },
+    "text": {
+        "dim": 256, "depth": 4, "num_heads": 4, "window": 32, "num_features": 16, "cluster_size": 16, "mlp_dim": 1024,
+    },
+    "retrieval": {
+        "dim": 64, "depth": 2, "num_heads": 2, "window": 128, "num_features": 64, "cluster_size": 64, "mlp_dim": 128,
+    },
+    "image": {
+        "dim": 128, "depth": 1, "num_heads": 8, "head_dim": 8, "window": 32, "num_features": 16, "cluster_size": 16,
+        "mlp_dim": 128,
+    },
+    "pathfinder": {
+        "dim": 64, "depth": 2, "num_heads": 2, "head_dim": 16, "window": 32, "num_features": 16, "cluster_size": 16,
+        "mlp_dim": 128,
+    },
+}  # fmt: skip
 _register = partial(
     register_model,
     ScatterbrainLanguageModel,
@@ -85,30 +105,24 @@ def scatterbrain_wt103():
 
 @_register()
 def scatterbrain_lra_listops():
-    return ScatterbrainConfig(
-        vocab_size=16, dim=512, depth=4, num_heads=8, window=64, num_features=32, cluster_size=32, mlp_dim=1024
-    )
+    return ScatterbrainConfig(vocab_size=16, **LRA["listops"])
 
 
 @_register()
 def scatterbrain_lra_text():
-    return ScatterbrainConfig(dim=256, depth=4, num_heads=4, window=32, num_features=16, cluster_size=16, mlp_dim=1024)
+    return ScatterbrainConfig(**LRA["text"])
 
 
 @_register()
 def scatterbrain_lra_retrieval():
-    return ScatterbrainConfig(dim=64, depth=2, num_heads=2, window=128, num_features=64, cluster_size=64, mlp_dim=128)
+    return ScatterbrainConfig(**LRA["retrieval"])
 
 
 @_register()
 def scatterbrain_lra_image():
-    return ScatterbrainConfig(
-        dim=128, depth=1, num_heads=8, head_dim=8, window=32, num_features=16, cluster_size=16, mlp_dim=128
-    )
+    return ScatterbrainConfig(**LRA["image"])
 
 
 @_register()
 def scatterbrain_lra_pathfinder():
-    return ScatterbrainConfig(
-        dim=64, depth=2, num_heads=2, head_dim=16, window=32, num_features=16, cluster_size=16, mlp_dim=128
-    )
+    return ScatterbrainConfig(**LRA["pathfinder"])

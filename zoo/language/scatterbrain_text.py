@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from zoo.config import require_positive
 from zoo.language.classifier import SequenceClassifier, SequenceConfig
+from zoo.language.scatterbrain import LRA
 from zoo.layers import Mlp
 from zoo.layers.attention import BidirectionalScatterbrain
 from zoo.layers.positions import rotary_tables
@@ -113,36 +114,24 @@ def scatterbrain_text_nano():
 
 @_register()
 def scatterbrain_text_lra_listops():
-    return ScatterbrainTextConfig(
-        vocab_size=15, num_classes=10, dim=512, depth=4, num_heads=8, window=64, num_features=32, mlp_dim=1024
-    )
+    return ScatterbrainTextConfig(vocab_size=15, num_classes=10, **LRA["listops"])
 
 
 @_register()
 def scatterbrain_text_lra_text():
-    return ScatterbrainTextConfig(
-        vocab_size=256, num_classes=2, dim=256, depth=4, num_heads=4, window=32, num_features=16, mlp_dim=1024
-    )
+    return ScatterbrainTextConfig(vocab_size=256, num_classes=2, **LRA["text"])
 
 
 @_register()
 def scatterbrain_text_lra_retrieval():
-    return ScatterbrainTextConfig(
-        vocab_size=256, num_classes=2, pair=True, dim=64, depth=2, num_heads=2, window=128, num_features=64, mlp_dim=128
-    )
+    return ScatterbrainTextConfig(vocab_size=256, num_classes=2, pair=True, **LRA["retrieval"])
 
 
 @_register()
 def scatterbrain_text_lra_image():
-    return ScatterbrainTextConfig(
-        vocab_size=256, num_classes=10, dim=128, depth=1, num_heads=8, head_dim=8, window=32, num_features=16,
-        mlp_dim=128,
-    )  # fmt: skip
+    return ScatterbrainTextConfig(vocab_size=256, num_classes=10, **LRA["image"])
 
 
 @_register()
 def scatterbrain_text_lra_pathfinder():
-    return ScatterbrainTextConfig(
-        vocab_size=256, num_classes=2, dim=64, depth=2, num_heads=2, head_dim=16, window=32, num_features=16,
-        mlp_dim=128,
-    )  # fmt: skip
+    return ScatterbrainTextConfig(vocab_size=256, num_classes=2, **LRA["pathfinder"])
