@@ -15,6 +15,7 @@ from zoo.checkpoints.pickles import read_pickle
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 SINGLE = (WEIGHTS, "pytorch_model.bin")
 INDICES = tuple(f"{name}.index.json" for name in SINGLE)
+PREVIOUS = ".previous"  # the model before, while a save over it has not ended
 
 
 def read_state_dict(path: str | Path, ema: bool | None = None) -> dict[str, Tensor]:
@@ -33,6 +34,7 @@ def read_state_dict(path: str | Path, ema: bool | None = None) -> dict[str, Tens
     """
     path = Path(path)
     if path.is_dir():
+        path = whole(path)
         for name, index in zip(SINGLE, INDICES, strict=True):
             listed = _listed(path / index) if (path / index).exists() else {}
             if (path / name).exists() and name not in listed.values():  # an index is an earlier save's
@@ -94,10 +96,16 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: when there is none. ValueError: when it is not a JSON object.
     """
-    path = Path(folder) / CONFIG
+    path = whole(Path(folder)) / CONFIG
     if not path.exists():
         raise FileNotFoundError(f"no {CONFIG} in {folder}: is it a folder written by save_model or save_pretrained?")
     return read_json(path)
+
+
+def whole(folder: Path) -> Path:
+    """Where a folder's model is: in it, or in what a save over it kept of the one before and did not end."""
+    previous = folder / PREVIOUS
+    return previous if (previous / CONFIG).exists() and not (folder / CONFIG).exists() else folder
 
 
 def _is_of_kind(tensor: Tensor, expected: Tensor) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zoo.checkpoints.connection import endpoint, transport_errors, unreachable
-from zoo.checkpoints.io import CONFIG, SINGLE, read_config
+from zoo.checkpoints.io import CONFIG, SINGLE, read_config, whole
 from zoo.checkpoints.write import CARD, COMPANIONS, weights_in
 
 
@@ -26,6 +26,8 @@ def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
 
     folder = Path(folder)
     read_config(folder)
+    if whole(folder) != folder:
+        raise FileNotFoundError(f"{folder} lacks a {CONFIG}, as a save into it was broken off: save it again")
     weights = sorted(weights_in(folder))
     if not weights or not (folder / CARD).exists():
         raise FileNotFoundError(f"{folder} lacks {CARD if weights else ' or '.join(SINGLE)}: save it by zoo.save_model")

@@ -6,7 +6,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.checkpoints.io import CONFIG, INDICES, SINGLE, WEIGHTS
+from zoo.checkpoints.io import CONFIG, INDICES, PREVIOUS, SINGLE, WEIGHTS, whole
 from zoo.checkpoints.json_files import read_json, write_json
 
 CARD = "README.md"
@@ -37,8 +38,10 @@ def write_folder(
 ) -> Path:
     """Write ``model.safetensors`` (or shards of it and their index), ``config.json`` and ``README.md``.
 
-    Each file appears whole or not at all, and the weights of an earlier save go once the new ones are in place: shards
-    and their index, ``pytorch_model.bin``. Whatever else is in the folder stays, a tokenizer for one.
+    Whenever this ends, and if the process is killed, ``read_config`` and ``read_state_dict`` find the model that was in
+    the folder or the new one, never files of both: its ``config.json`` goes first and comes last, and in between the
+    earlier model stays in a folder ".previous". The weights of the earlier one go then: shards and their index,
+    ``pytorch_model.bin``. Whatever else is in the folder stays, a tokenizer for one.
 
     Args:
         folder: made where it does not exist.
@@ -59,7 +62,6 @@ def write_folder(
     tensors = _unshared(state_dict)
     shards = _shards(tensors, _bytes(max_shard_size))
     folder.mkdir(parents=True, exist_ok=True)
-    before = weights_in(folder)
     writers: dict[str, Callable[[Path], Any]] = {
         name: lambda path, held=held: save_file(held, path, metadata={"format": "pt"}) for name, held in shards.items()
     }
@@ -67,16 +69,16 @@ def write_folder(
         size = sum(tensor.nbytes for tensor in tensors.values())
         where = {key: name for name, held in shards.items() for key in held}
         writers[INDICES[0]] = lambda path: write_json(path, {"metadata": {"total_size": size}, "weight_map": where})
-    described = {
-        CONFIG: lambda path: write_json(path, config),
-        CARD: lambda path: path.write_text(card, encoding="utf-8"),
-    }
-    _put(folder, writers | described)
-    for name in sorted(before - writers.keys(), key=lambda name: name not in INDICES):  # an index before its shards
-        (folder / name).unlink(missing_ok=True)
+    writers[CARD] = lambda path: path.write_text(card, encoding="utf-8")
+    writers[CONFIG] = lambda path: write_json(path, config)
+    with _written(folder, writers) as files, _kept(folder, {*weights_in(folder), CARD, CONFIG}, files):
+        for name, path in files.items():
+            os.replace(path, folder / name)
     if companions is not None and companions.resolve() != folder.resolve():
         new = [companions / name for name in COMPANIONS if not (folder / name).exists()]
-        _put(folder, {path.name: partial(shutil.copyfile, path) for path in new if path.is_file()})
+        with _written(folder, {path.name: partial(shutil.copyfile, path) for path in new if path.is_file()}) as files:
+            for name, path in files.items():
+                os.replace(path, folder / name)
     return folder
 
 
@@ -97,8 +99,9 @@ def plain(name: str, tensor: Any) -> Tensor:
     return tensor
 
 
-def _put(folder: Path, writers: Mapping[str, Callable[[Path], Any]]) -> None:
-    """All files are written under other names first, then renamed; of a failure nothing stays."""
+@contextmanager
+def _written(folder: Path, writers: Mapping[str, Callable[[Path], Any]]) -> Iterator[dict[str, Path]]:
+    """Name -> a file under another name, all of them complete; those that are not renamed go."""
     from safetensors import SafetensorError
 
     written: dict[str, Path] = {}
@@ -108,13 +111,47 @@ def _put(folder: Path, writers: Mapping[str, Callable[[Path], Any]]) -> None:
                 written[name] = Path(file.name)
             write(written[name])
             os.chmod(written[name], 0o644)
-        for name, path in written.items():
-            os.replace(path, folder / name)
+        yield written
     except SafetensorError as error:  # a full disk, for one
         raise OSError(f"{folder} cannot be written: {error}") from error
     finally:
         for path in written.values():
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _kept(folder: Path, earlier: Collection[str], new: Collection[str]) -> Iterator[None]:
+    """While files ``new`` take the place of ``earlier`` ones, these are in PREVIOUS; after a failure they come back."""
+    previous = folder / PREVIOUS
+    if whole(folder) == folder:  # and no save was broken off
+        shutil.rmtree(previous, ignore_errors=True)
+        made = Path(tempfile.mkdtemp(dir=folder))
+        for name in earlier:
+            if (folder / name).is_file():
+                _copy(folder / name, made / name)
+        made.rename(previous)
+    try:
+        for name in sorted(earlier, key=lambda name: name != CONFIG):  # from here on PREVIOUS is the model
+            (folder / name).unlink(missing_ok=True)
+        yield
+    except BaseException:
+        for name in new:
+            (folder / name).unlink(missing_ok=True)
+        for file in sorted(previous.iterdir(), key=lambda file: file.name == CONFIG):
+            _copy(file, folder / file.name)
+        raise
+    finally:
+        if whole(folder) == folder:
+            shutil.rmtree(previous)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A second name of a file, or where a disk has no such thing a second file."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _unshared(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from zoo.train.callbacks import (
     newest_checkpoint,
 )
 from zoo.train.callbacks.checkpoint import is_complete
+from zoo.train.data import DataModule
 from zoo.train.history import History
 from zoo.train.parallel import register_strategies
 from zoo.train.quiet import quiet
@@ -144,6 +145,17 @@ class TrainingRun(Run):
         logger = False if given is False else [History(self.folder), *loggers]  # the first one's folder is the run's
         return super().instantiate_trainer(logger=logger, **kwargs)
 
+    def prepare(self, fixed: bool = False) -> None:
+        """As of every run; and whether the checkpoint is of these data.
+
+        Raises:
+            ValueError: the checkpoint was taken in the middle of an epoch of other data, or in another order.
+        """
+        first = not self.prepared
+        super().prepare(fixed)
+        if first and self.checkpoint is not None and self.trainer.world_size == 1:  # else the order has parts
+            check_position(self.datamodule, self.trainer, read_checkpoint(self.checkpoint))
+
     def fit(self) -> None:
         """Train to the end.
 
@@ -233,6 +245,19 @@ def check_state(task: Task, checkpoint: dict[str, Any], path: Path) -> None:
         found = {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("model.")}
         found = {name.removeprefix("model."): value for name, value in found.items()}
         fit_state_dict(found, task.sketch().state_dict(), {}, str(path))
+
+
+def check_position(data: LightningDataModule, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Whether a checkpoint's place in an epoch is one of these data, before a run's folder is written to.
+
+    Raises:
+        ValueError: see `BatchLoader.load_state_dict`.
+    """
+    if isinstance(data, DataModule):
+        data.trainer = trainer
+        loops = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
+        for place in loops.get("combined_loader", ()):
+            data.train_dataloader().load_state_dict(place)
 
 
 def evaluate_images(

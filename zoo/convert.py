@@ -10,14 +10,20 @@ from typing import Any
 from zoo.checkpoints import read_config, read_state_dict, write_folder
 from zoo.checkpoints.convert import LAYOUTS, implied, published_config, published_names, settled, to_zoo
 from zoo.config import FREE, agreed, from_json
-from zoo.factory import describe_model, recognise
+from zoo.factory import describe_model, known_beside, recognise
 from zoo.loading import plan, tied
 from zoo.registry import ModelEntry, lookup, nearest
 from zoo.saving import describe, described
 
 
 def convert(
-    source: str | Path, target: str | Path, to: str = "zoo", *, name: str | None = None, ema: bool | None = None
+    source: str | Path,
+    target: str | Path,
+    to: str = "zoo",
+    *,
+    name: str | None = None,
+    ema: bool | None = None,
+    max_shard_size: int | str | None = None,
 ) -> Path:
     """Read a checkpoint in any layout the zoo knows and write a folder in another.
 
@@ -30,9 +36,11 @@ def convert(
         target: the folder to write ``model.safetensors``, ``config.json`` and a card into.
         to: "zoo", "transformers" (mamba, mamba2, falcon_h1, deepseek, moe, transformer) or "timm" (vit, efficientvit,
             shvit, vovnet).
-        name: of the registered model whose weights ``source`` holds.
+        name: of the registered model whose weights ``source`` holds; of a folder with a ``config.json`` that is still
+            what the configuration comes from.
         ema: True takes the averaged copy of a PyTorch file, False the trained weights; None, as ``create_model`` does,
             the former of a Lightning checkpoint of this library and the latter of others.
+        max_shard_size: bytes of a file of weights, such as 5_000_000_000 or "5GB"; None writes one file.
 
     Raises:
         ValueError: for a checkpoint that is damaged or does not fit, a family the layout does not have, or a field of
@@ -46,7 +54,8 @@ def convert(
     if name is None:
         entry, config = describe_model(content, published, str(source))
     else:
-        entry, config = lookup(name), lookup(name).configure()
+        entry = lookup(name)
+        config = known_beside(Path(source), published, entry) or entry.configure()
     config = agreed(config, {}, implied(published), str(source))
     model, _, tensors = plan(to_zoo(published), entry.model_class, config, str(source))
     aliases = tied(model)
@@ -55,7 +64,8 @@ def convert(
     written: Mapping[str, Any] = described(entry, config, tensors)
     if to != "zoo":
         written, tensors = _published(entry, config, to), published_names(to, entry.family, tensors)
-    return write_folder(target, tensors, written, card, companions=Path(source) if Path(source).is_dir() else None)
+    companions = Path(source) if Path(source).is_dir() else None
+    return write_folder(target, tensors, written, card, companions=companions, max_shard_size=max_shard_size)
 
 
 def _published(entry: ModelEntry, config: Any, to: str) -> Mapping[str, Any]:

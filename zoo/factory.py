@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zoo.checkpoints import bundled, fit_state_dict, read_config, read_state_dict
 from zoo.checkpoints.convert import foreign_config, implied, to_zoo
 from zoo.checkpoints.index import INDEX
-from zoo.checkpoints.io import CONFIG, SINGLE
+from zoo.checkpoints.io import CONFIG, SINGLE, whole
 from zoo.config import agreed, describe_fields, from_json, override
 from zoo.limits import check_sizes
 from zoo.loading import build_around, cast, common_dtype, tied, without_memory
@@ -137,7 +137,7 @@ def _resolve(name: str, pretrained: bool, checkpoint_path: str | Path | None, ov
             folder = _fetch_tokenizer(entry, tag)
         elif checkpoint_path is not None:
             weights, source = read_state_dict(checkpoint_path), str(checkpoint_path)
-            known = _known_beside(Path(checkpoint_path), weights, entry) or known
+            known = known_beside(Path(checkpoint_path), weights, entry) or known
         if tag in INDEX.get(entry.name, {}):
             known = override(known, entry.name, dict(INDEX[entry.name][tag].fields))
     config = override(known, entry.name, overrides)
@@ -146,12 +146,12 @@ def _resolve(name: str, pretrained: bool, checkpoint_path: str | Path | None, ov
     return _Wanted(entry, config, weights, source, known, frozenset(overrides), folder)
 
 
-def _known_beside(path: Path, weights: Mapping[str, Tensor], entry: ModelEntry) -> Any:
+def known_beside(path: Path, weights: Mapping[str, Tensor], entry: ModelEntry) -> Any:
     """The configuration that the config.json of a folder, or beside a file as libraries name it, describes, if any.
 
     A folder's must be of the model's family; beside a file it may be another library's, of no concern here.
     """
-    folder = path if path.is_dir() else path.parent
+    folder = whole(path) if path.is_dir() else path.parent
     if not (folder / CONFIG).exists() or not (path.is_dir() or path.name in SINGLE):
         return None
     try:

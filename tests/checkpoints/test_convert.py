@@ -15,6 +15,7 @@ from torch import nn
 
 import zoo
 from zoo.checkpoints.convert import settled
+from zoo.cli import main
 from zoo.convert import FREE, convert
 
 MIXTRAL = {"normalize": True, "expert_every": 1, "residual_in_fp32": False, "depth": 2}
@@ -196,6 +197,18 @@ def test_dtypes_stay_and_averages_are_taken_on_request(tmp_path):
     torch.save({"model": model.state_dict()}, tmp_path / "plain.pth")
     with pytest.raises(ValueError, match="holds no averaged weights"):
         zoo.checkpoints.read_state_dict(tmp_path / "plain.pth", ema=True)
+
+
+def test_a_folder_of_a_named_model_keeps_its_configuration(tmp_path):
+    """And is written in shards on request."""
+    model = zoo.save_model(zoo.create_model("vit_nano", depth=2, num_heads=2, mean=(0.1,)), tmp_path / "model")
+    convert(model, tmp_path / "out", name="vit_nano", max_shard_size="100KB")
+    same_folder(model, tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 1
+    with pytest.raises(ValueError, match="it is of the family 'vit', and vim_nano of 'vim'"):
+        convert(model, tmp_path / "again", name="vim_nano")
+    assert main(["convert", str(model), str(tmp_path / "cli"), "--max-shard-size", "many"]) == 2
+    assert not (tmp_path / "again").exists() and not (tmp_path / "cli").exists()
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +164,53 @@ def test_a_failed_save_leaves_the_folder_as_it_was(failing, tmp_path, monkeypatc
     with pytest.raises(OSError, match="No space left"):
         zoo.save_model(model, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+class Dead(BaseException):
+    pass
+
+
+def killed_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From then on no name on the disk changes any more, as when a process is killed."""
+    left = [calls]
+
+    def dying(do: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Dead
+        return do(*args, **options)
+
+    for name in ("replace", "rename", "link", "unlink", "rmdir", "mkdir"):
+        monkeypatch.setattr(os, name, partial(dying, getattr(os, name)))
+
+
+@pytest.mark.parametrize("size", [None, "100KB"])
+def test_a_save_that_is_killed_leaves_the_old_model_or_the_new_one(size, tmp_path, monkeypatch):
+    """At any moment, and though their tensors fit both configurations; the next save finds its way."""
+    old: Any = zoo.create_model("vit_nano", depth=1, num_heads=4)
+    new: Any = zoo.create_model("vit_nano", depth=1, num_heads=2)
+    found, calls = [], 0
+    while not found or found[-1] != "saved":
+        folder = tmp_path / str(calls)
+        zoo.save_model(old, folder, max_shard_size=size)
+        with monkeypatch.context() as patched:
+            killed_after(calls, patched)
+            try:
+                zoo.save_model(new, folder, max_shard_size="120KB" if size else None)
+                found.append("saved")
+            except Dead:
+                found.append("killed")
+        read: Any = zoo.create_model(f"local-dir:{folder}")
+        whole = new if read.config.num_heads == 2 else old
+        assert all(torch.equal(tensor, whole.state_dict()[key]) for key, tensor in read.state_dict().items()), calls
+        assert whole is new or found[-1] == "killed"
+        assert zoo.create_model("vit_nano", checkpoint_path=folder).config == whole.config
+        zoo.save_model(old, folder)
+        assert zoo.create_model(f"local-dir:{folder}").config == old.config
+        calls += 1
+    assert len(found) > 12
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"model.safetensors", "config.json", "README.md"}
 
 
 def test_tokenizers_come_along(tmp_path):

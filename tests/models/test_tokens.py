@@ -62,6 +62,15 @@ def test_pooled_models_are_saved_and_read(name, tmp_path):
         zoo.create_model(name, global_pool="")
 
 
+@pytest.mark.parametrize(("made", "asked", "way_out"), [("token", "avg", False), ("avg", "token", True)])
+def test_weights_with_the_norm_on_the_other_side_of_the_pooling(made, asked, way_out, tmp_path):
+    zoo.save_model(zoo.create_model("vit_nano", global_pool=made), tmp_path)
+    with pytest.raises(ValueError, match=f"global_pool='{asked}' .*: create it with fc_norm={way_out}"):
+        zoo.create_model("vit_nano", checkpoint_path=tmp_path, global_pool=asked)
+    model: Any = zoo.create_model("vit_nano", checkpoint_path=tmp_path, global_pool=asked, fc_norm=way_out)
+    assert model.config.global_pool == asked
+
+
 @pytest.mark.parametrize("shape", [(64, 64), (96, 48), (32, 32)])
 def test_images_of_any_size_as_timm_takes_them(shape):
     theirs = peer(dynamic_img_size=True)

@@ -127,6 +127,22 @@ def test_resuming_keeps_the_configuration_but_for_overrides(finished, tmp_path, 
     assert "does not fit the model; nothing was loaded" in capsys.readouterr().err
 
 
+def test_other_data_in_the_middle_of_an_epoch_are_refused_before_anything_is_written(
+    finished, tmp_path, capsys
+) -> None:
+    """The sixth batch of a fraction of the data; what the folder says of itself stays."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    again = ["train", "digits_vit_nano", "--output", str(run), "--resume", "--trainer.max_epochs=2"]
+    for change in ("--data.val_fraction=0.1", "--data.batch_size=32", "--data.seed=7"):
+        assert main([*again, change]) == 2
+        error = capsys.readouterr().err
+        assert "resumed in mid-epoch only with the same data, seed and global batch size" in error
+        assert error.count("\n") == 1 and "Traceback" not in error
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize(
     "change",
     [

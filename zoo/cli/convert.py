@@ -16,6 +16,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("target", type=Path, help="folder to write")
     parser.add_argument("--to", choices=("zoo", "transformers", "timm"), default="zoo", help="layout (default: zoo)")
     parser.add_argument("--name", help="model whose weights the source holds, where no config.json says so")
+    parser.add_argument("--max-shard-size", metavar="SIZE", help="largest file of weights, such as 5GB (default: one)")
     parser.add_argument(
         "--ema", action=BooleanOptionalAction, help="take the averaged copy in a PyTorch file, or the trained weights"
     )
@@ -24,6 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(known: Namespace) -> int:
     import zoo
 
-    checked(zoo.convert, known.source, known.target, known.to, name=known.name, ema=known.ema)
-    say(f"{known.target}: model.safetensors and config.json for {known.to}")
+    options = {"name": known.name, "ema": known.ema, "max_shard_size": known.max_shard_size}
+    checked(zoo.convert, known.source, known.target, known.to, **options)
+    say(f"{known.target}: weights and config.json for {known.to}")
     return 0

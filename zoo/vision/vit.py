@@ -6,7 +6,9 @@ Paper: Dosovitskiy et al., "An Image is Worth 16x16 Words", arXiv 2010.11929. Pa
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +120,21 @@ class ViT(TokenModel):
     def pool(self, x: Tensor) -> Tensor:
         """What ``global_pool`` names, (B, dim), and the norm that may follow it."""
         return self.fc_norm(super().pool(x))
+
+    def adapt_tensors(self, tensors: Mapping[str, Tensor], known: Any = None) -> dict[str, Tensor]:
+        """As of every model over patches.
+
+        Raises:
+            ValueError: for tensors whose last norm is on the other side of the pooling.
+        """
+        names, after = ("norm.weight", "fc_norm.weight"), self.config.norm_after_pooling
+        if names[after] not in tensors and names[not after] in tensors:
+            here, there = ("after", "before") if after else ("before", "after")
+            raise ValueError(
+                f"the last norm of these weights is {there} the pooling, and with global_pool="
+                f"{self.config.global_pool!r} that of the model is {here} it: create it with fc_norm={not after}"
+            )
+        return super().adapt_tensors(tensors, known)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh classifier for ``num_classes``, none for 0; ``global_pool`` None keeps the present pooling, and the
