@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -35,11 +37,12 @@ class SequenceNorm(BatchNorm1d):
 
 
 class SequenceBlock(nn.Module):
-    """x + branch(norm(x)), or norm(x + branch(x)): batch norms, and as branch a mixer, dropout, stochastic depth.
+    """x + branch(norm(x)), or norm(x + branch(x)), where branch is a mixer, dropout and stochastic depth.
 
     Args:
         dim: model width.
         mixer: (B, T, dim) -> (B, T, dim); padding is 0 in what it reads.
+        norm: dim -> the norm: a batch norm, or ``nn.LayerNorm``.
         prenorm: norm before the mixer, or (False) after the sum.
         drop_rate: dropout after the mixer.
         drop_path: rate of leaving the branch out.
@@ -50,16 +53,17 @@ class SequenceBlock(nn.Module):
         dim: int,
         mixer: nn.Module,
         *,
+        norm: Callable[[int], nn.Module] = SequenceNorm,
         prenorm: bool = True,
         drop_rate: float = 0.0,
         drop_path: float = 0.0,
     ):
         super().__init__()
-        self.before = SequenceNorm(dim) if prenorm else nn.Identity()
+        self.before = norm(dim) if prenorm else nn.Identity()
         self.mixer = mixer
         self.drop = nn.Dropout(drop_rate)
         self.drop_path = DropPath(drop_path)
-        self.after = nn.Identity() if prenorm else SequenceNorm(dim)
+        self.after = nn.Identity() if prenorm else norm(dim)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B, T, dim), and mask (B, T), False where there is padding, which changes nothing elsewhere -> as x."""

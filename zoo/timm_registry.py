@@ -17,7 +17,7 @@ from zoo.factory import create_model
 from zoo.layers import BiMamba, CascadedGroupAttention, RMSNorm
 from zoo.layers.batch_norm import BatchNorm1d, BatchNorm2d
 from zoo.layers.moe import TaskMoE
-from zoo.layers.ssm import S4Block
+from zoo.layers.sequence_block import SequenceBlock
 from zoo.loading import tied
 from zoo.registry import ModelEntry, entries
 from zoo.vision.base import VisionModel
@@ -45,7 +45,7 @@ def register_with_timm() -> list[str]:
     from timm.layers import register_notrace_module
     from timm.models import generate_default_cfgs, is_model, register_model
 
-    for kept in (BatchNorm1d, BatchNorm2d, BiMamba, CascadedGroupAttention, RMSNorm, S4Block, TaskMoE):
+    for kept in (BatchNorm1d, BatchNorm2d, BiMamba, CascadedGroupAttention, RMSNorm, SequenceBlock, TaskMoE):
         register_notrace_module(kept)
     registered = []
     for name, entry in entries().items():

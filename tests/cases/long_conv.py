@@ -28,3 +28,14 @@ CASES = [
     Case("long_conv", "ungated", long_conv, plain_inputs, resumable=False, over_time=("u",)),
     Case("long_conv", "circular", partial(long_conv, circular=True), inputs, resumable=False, over_time=("u", "gate")),
 ]
+
+
+def both_ways(u: torch.Tensor, past: torch.Tensor, future: torch.Tensor, D: torch.Tensor) -> torch.Tensor:
+    """y (B, T, D), one product at a time: tap j of the past is j steps back, of the future j + 1 steps ahead."""
+    y, length = D * u, u.shape[1]
+    for t in range(length):
+        for s in range(length):
+            taps, distance = (past, t - s) if s <= t else (future, s - t - 1)
+            if distance < past.shape[1]:
+                y[:, t] += taps[:, distance] * u[:, s]
+    return y

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import zoo
+from cases.long_conv import both_ways
 from zoo.layers.conv import BidirectionalLongConv, ButterflyLongConv
 from zoo.layers.sequence_block import SequenceNorm
 from zoo.train.optim import parameter_groups
@@ -29,17 +30,6 @@ def settled(**options: Any) -> Any:
 
 def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
-
-
-def both_ways(u: Tensor, past: Tensor, future: Tensor, D: Tensor) -> Tensor:
-    """One product at a time: tap j of the past is j steps back, of the future j + 1 steps ahead."""
-    y, length = D * u, u.shape[1]
-    for t in range(length):
-        for s in range(length):
-            taps, distance = (past, t - s) if s <= t else (future, s - t - 1)
-            if distance < past.shape[1]:
-                y[:, t] += taps[:, distance] * u[:, s]
-    return y
 
 
 @pytest.mark.parametrize("length", [1, 2, 8, 9, 10, 25])

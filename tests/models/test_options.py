@@ -10,6 +10,7 @@ import typing
 import pytest
 
 import zoo
+from zoo.config import FREE
 from zoo.layers import CausalAttention, Mamba, Mamba2
 from zoo.layers.attention import TaylorAttention
 from zoo.layers.conv import CausalConv1d
@@ -81,3 +82,14 @@ def test_a_layer_refuses_what_cannot_work(layer, options):
     *_, (name, value) = options.items()
     with pytest.raises(ValueError, match=rf"{name}.*{re.escape(str(value))}"):
         layer(**options)
+
+
+def test_dropout_and_learning_rates_change_no_output_of_a_trained_model():
+    """So files made with others are no other model."""
+    names = {field.name for name in zoo.list_models("*_nano") for field in dataclasses.fields(config_of(name))}
+    training = {name for name in names if re.fullmatch(r".*(dropout|drop_rate|drop_path_rate|_lr)", name)}
+    assert {"kernel_lr", "kernel_dropout", "mixer_drop_rate"} <= training <= FREE
+
+
+def config_of(name: str):
+    return zoo.registry.lookup(name).configure()

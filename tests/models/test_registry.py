@@ -83,7 +83,7 @@ def mamba2_hybrid(vocab_size: int, dim: int, ssm: int, attention: int, heads: in
 
 
 def convolutions(dim: int, depth: int, taps: int, convs: int = 2, prenorm: bool = True) -> int:
-    """Blocks of long convolutions with a skip weight, a gated linear layer and a batch norm, and perhaps one more."""
+    """Blocks of long convolutions with a skip weight, a gated linear layer and a norm, and perhaps one more norm."""
     block = convs * (taps + 1) * dim + 2 * dim * (convs * dim + 1) + 2 * dim
     return depth * block + 2 * dim * prenorm
 
@@ -112,15 +112,19 @@ BY_HAND = {
     "longconv_text_lra_listops": 15 * 128 + convolutions(128, 8, 2048, prenorm=False) + 129 * 10,
     "longconv_text_lra_text": 256 * 256 + convolutions(256, 6, 4096) + 257 * 2,
     "longconv_text_lra_retrieval": 256 * 256 + convolutions(256, 6, 4000) + (4 * 256 + 1) * 256 + 257 * 2,
+    "longconv_pixel_scifar": 4 * 512 + convolutions(512, 6, 1024, prenorm=False) + 513 * 10,
+    "longconv_pixel_lra_image": 2 * 512 + convolutions(512, 6, 1024, prenorm=False) + 513 * 10,
+    "longconv_pixel_lra_pathfinder": 2 * 256 + convolutions(256, 6, 2 * 1024) + 257 * 2,  # taps of both directions
+    "longconv_pixel_lra_pathx": 2 * 256 + convolutions(256, 6, 2 * 16384) + 257 * 2,
     "mor_1_7b": dense(49152, 2048, 9, 2048, 8192) + 2048 * 3,
 }
 # Papers without a count, or whose count is of another head (S4 on WikiText-103: 249 M with an adaptive softmax).
 UNCOUNTED = {
     "longconv_125m", "longconv_355m", "longconv_1_3b", "m3vit_tiny", "m3vit_small", "m3vit_base", "revunet3d",
     "routing_pg19", "routing_wikitext103", "s4_pixel_lra_image", "s4_pixel_lra_pathfinder", "s4_pixel_lra_pathx",
-    "s4_text_lra_listops", "s4_text_lra_retrieval", "s4_text_lra_text", "s4_wikitext103", "s4d_wikitext103",
-    "scatterbrain_lra_image", "scatterbrain_lra_listops", "scatterbrain_lra_pathfinder", "scatterbrain_lra_retrieval",
-    "scatterbrain_lra_text", "scatterbrain_wt103",
+    "s4_pixel_scifar", "s4_text_lra_listops", "s4_text_lra_retrieval", "s4_text_lra_text", "s4_wikitext103",
+    "s4d_wikitext103", "scatterbrain_lra_image", "scatterbrain_lra_listops", "scatterbrain_lra_pathfinder",
+    "scatterbrain_lra_retrieval", "scatterbrain_lra_text", "scatterbrain_wt103",
 }  # fmt: skip
 
 

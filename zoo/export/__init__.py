@@ -31,8 +31,8 @@ def export_onnx(model: nn.Module, path: str | Path, *, fixed_batch: int | None =
         The path.
 
     Raises:
-        ValueError: for a model that is no vision model or computes with complex numbers (``s4_pixel``), or a batch size
-            below 1.
+        ValueError: for a model that is no vision model or computes with complex numbers (``s4_pixel``,
+            ``longconv_pixel``), or a batch size below 1.
         FileNotFoundError: for a file in no folder.
         ImportError: without onnx and onnxscript: ``pip install 'efficient-zoo[export]'``.
     """

@@ -15,36 +15,19 @@ from torch import nn
 from zoo.config import require_positive
 from zoo.language.base import Block, LanguageConfig, LanguageModel
 from zoo.layers import CausalAttention, Mlp
-from zoo.layers.conv import H3Conv, decaying_kernel, random_kernel
+from zoo.layers.conv import H3Conv
 from zoo.registry import Paper, register_model
-
-KERNEL_INITS = {"random": random_kernel, "double_exp": decaying_kernel}
-
-
-def check_kernel_init(name: str) -> None:
-    """ValueError for a name that is not in ``KERNEL_INITS``."""
-    if name not in KERNEL_INITS:
-        raise ValueError(f"kernel_init must be one of {', '.join(KERNEL_INITS)}, got {name!r}")
+from zoo.taps import TapsConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LongConvConfig(LanguageConfig):
+class LongConvConfig(TapsConfig, LanguageConfig):
     """Options of LongConv; ``initializer_range`` is that of the embedding and of all projections."""
 
     vocab_size: int = 50264
     kernel_length: int = 2048
     """Taps of each convolution, the longest distance it sees; the length of the training sequences in the paper.
     Longer sequences work, each step then sees the newest kernel_length."""
-    lam: float = 0.003
-    """Threshold of the squash, 0 for none."""
-    smooth_window: int = 1
-    """Taps the kernel is averaged over, odd, 1 for none."""
-    smooth_freq: bool = False
-    """Smooth smooth_window frequencies of the kernel, by a Gaussian, in place of taps."""
-    kernel_dropout: float = 0.2
-    """Dropout of the kernel's taps in training mode."""
-    kernel_init: str = "random"
-    """"random", or "double_exp", whose channels decay at rates between 1 and dim / 2 over the kernel."""
     attention_layers: tuple[int, ...]
     """Blocks (from 0) with causal attention, without position information, in place of the convolutions."""
     num_heads: int
@@ -55,7 +38,6 @@ class LongConvConfig(LanguageConfig):
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, "kernel_length", "num_heads", "mlp_ratio")
-        check_kernel_init(self.kernel_init)
         if not set(self.attention_layers) <= set(range(self.depth)):
             raise ValueError(
                 f"attention_layers must be blocks in [0, depth = {self.depth}), got {self.attention_layers}"
@@ -73,10 +55,7 @@ class LongConvLanguageModel(LanguageModel):
         if index in c.attention_layers:
             mixer = CausalAttention(c.dim, c.num_heads, rope_base=None)
         else:
-            mixer = H3Conv(
-                c.dim, c.kernel_length, lam=c.lam, smooth_window=c.smooth_window, smooth_freq=c.smooth_freq,
-                kernel_dropout=c.kernel_dropout, init=KERNEL_INITS[c.kernel_init],
-            )  # fmt: skip
+            mixer = H3Conv(c.dim, c.kernel_length, **c.tap_options())
         return Block(c, mixer, Mlp(c.dim, c.mlp_ratio * c.dim, act=partial(nn.GELU, approximate="tanh")))
 
     def init_weights(self) -> None:

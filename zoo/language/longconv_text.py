@@ -16,39 +16,21 @@ from torch import nn
 
 from zoo.config import require_positive
 from zoo.language.classifier import BatchNormClassifier, BatchNormConfig
-from zoo.language.longconv import KERNEL_INITS, check_kernel_init
-from zoo.layers.conv import BidirectionalLongConv, ButterflyLongConv, LongConvMixer
 from zoo.layers.sequence_block import SequenceBlock
 from zoo.registry import Paper, register_model
+from zoo.taps import ConvolutionsConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LongConvTextConfig(BatchNormConfig):
+class LongConvTextConfig(ConvolutionsConfig, BatchNormConfig):
     """Options of LongConv as a classifier of token sequences."""
 
     kernel_length: int
     """Taps of each convolution and direction. Longer sequences work, each step then sees kernel_length steps a way."""
-    num_convs: int = 2
-    """Convolutions of every channel."""
-    lam: float = 0.003
-    """Threshold of the squash, 0 for none."""
-    smooth_window: int = 1
-    """Taps the kernel is averaged over, odd, 1 for none."""
-    smooth_freq: bool = False
-    """Smooth smooth_window frequencies of the kernel, by a Gaussian, in place of taps."""
-    kernel_dropout: float = 0.2
-    """Dropout of the kernel's taps in training mode."""
-    kernel_init: str = "random"
-    """"random", or "double_exp", whose channels decay at rates between 1 and dim / 2 over the kernel."""
-    butterfly: bool = False
-    """Learn the Fourier transforms; every step then reads the whole sequence, up to kernel_length tokens or more."""
-    kernel_lr: float | None = 1e-3
-    """Largest peak learning rate of the taps; None for that of the other parameters."""
 
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, "kernel_length", "num_convs")
-        check_kernel_init(self.kernel_init)
 
 
 class LongConvTextClassifier(BatchNormClassifier):
@@ -59,12 +41,7 @@ class LongConvTextClassifier(BatchNormClassifier):
     def build_block(self, index: int) -> nn.Module:
         """Batch norm and long convolutions."""
         c = self.config
-        mixer = LongConvMixer(
-            c.dim, c.kernel_length, num_convs=c.num_convs, bidirectional=c.bidirectional, drop_rate=c.mixer_drop_rate,
-            lam=c.lam, smooth_window=c.smooth_window, smooth_freq=c.smooth_freq,
-            kernel_dropout=c.kernel_dropout, init=KERNEL_INITS[c.kernel_init], learning_rate=c.kernel_lr,
-            conv=ButterflyLongConv if c.butterfly else BidirectionalLongConv,
-        )  # fmt: skip
+        mixer = c.build_mixer(c.dim, c.kernel_length, c.bidirectional, c.mixer_drop_rate)
         return SequenceBlock(
             c.dim, mixer, prenorm=c.prenorm, drop_rate=c.mixer_drop_rate, drop_path=self.drop_path(index)
         )

@@ -7,6 +7,7 @@ from zoo.vision.efficientvit import EfficientViT, EfficientViTConfig
 from zoo.vision.features import FeatureInfo, FeatureNet
 from zoo.vision.hierarchical import HierarchicalConfig, HierarchicalModel
 from zoo.vision.lightcnn import LightCNN, LightCNNConfig
+from zoo.vision.longconv import LongConvPixel, LongConvPixelConfig
 from zoo.vision.m3vit import M3ViT, M3ViTConfig
 from zoo.vision.mcunet import MCUNet, MCUNetConfig
 from zoo.vision.patches import MemoryPlan, PatchedModel, best_plan, plan
@@ -31,6 +32,8 @@ __all__ = [
     "HierarchicalModel",
     "LightCNN",
     "LightCNNConfig",
+    "LongConvPixel",
+    "LongConvPixelConfig",
     "M3ViT",
     "M3ViTConfig",
     "MCUNet",
