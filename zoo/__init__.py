@@ -9,6 +9,7 @@ from zoo.export import export_onnx
 from zoo.factory import ModelInfo, create_model, load_weights, model_info, prefetch
 from zoo.generate import generate
 from zoo.layers.report import activity, after_step, auxiliary_losses
+from zoo.perplexity import TextScore, score_text
 from zoo.predict import predict, read_labels
 from zoo.registry import Paper, list_families, list_models, register_model
 from zoo.saving import save_model
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ModelInfo",
     "Paper",
+    "TextScore",
     "__version__",
     "activity",
     "after_step",
@@ -40,5 +42,6 @@ __all__ = [
     "register_model",
     "register_with_timm",
     "save_model",
+    "score_text",
     "warmup",
 ]
