@@ -20,6 +20,7 @@ from zoo.kernels import (
     grouped_matmul,
     linear_attention,
     linear_cross_entropy,
+    linear_recurrence,
     long_conv,
     rms_norm,
     rope,
@@ -88,6 +89,10 @@ def gated_inputs(length: int, *shape: int) -> Inputs:
     return q | {"log_decay": -torch.rand(1, length, HEADS, *shape) * 0.1}
 
 
+def recurrence_inputs(length: int) -> Inputs:
+    return {"x": torch.randn(1, length, 2560), "log_decay": -torch.rand(1, length, 2560)}
+
+
 def delta_inputs(length: int) -> Inputs:
     tensors = heads(length, q=HEAD_DIM, k=HEAD_DIM, v=HEAD_DIM)
     return tensors | {"k": F.normalize(tensors["k"], dim=-1), "beta": torch.rand(1, length, HEADS)}
@@ -135,6 +140,15 @@ def step_loop(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
         state = decay[:, t] * state + increment[:, t]
         steps.append((state @ C[:, t, 0, :, None])[..., 0])
     return torch.stack(steps, dim=1)
+
+
+def recurrence_loop(x: Tensor, log_decay: Tensor) -> Tensor:
+    """One step after another into a tensor of zeros, as transformers' RecurrentGemma has it."""
+    decay, states, state = log_decay.exp(), torch.zeros_like(x), torch.zeros_like(x[:, 0])
+    for t in range(x.shape[1]):
+        state = decay[:, t] * state + x[:, t]
+        states[:, t] = state
+    return states
 
 
 def eager_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -214,6 +228,10 @@ SUBJECTS = [
         "linear_attention, vector gate", "linear_attention", linear_attention,
         lambda length: gated_inputs(length, HEAD_DIM),
         cuda_peers=flash_linear_attention("gla", "chunk_gla", log_decay="g"), decodes=True,
+    ),
+    Subject(
+        "linear_recurrence", "linear_recurrence", linear_recurrence, recurrence_inputs, loops={"loop": recurrence_loop},
+        decodes=True,
     ),
     Subject(
         "delta_rule", "delta_rule", delta_rule, delta_inputs,

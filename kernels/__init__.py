@@ -6,6 +6,7 @@ from zoo.kernels.cross_entropy import linear_cross_entropy
 from zoo.kernels.delta_rule import delta_rule
 from zoo.kernels.dispatch import available_implementations, implementation
 from zoo.kernels.linear_attention import LinearAttentionOutput, linear_attention
+from zoo.kernels.linear_recurrence import RecurrenceOutput, linear_recurrence
 from zoo.kernels.long_conv import butterfly_conv, dft_factors, long_conv, packed_long_conv
 from zoo.kernels.moe import (
     MoEOutput,
@@ -31,6 +32,7 @@ __all__ = [
     "ConvOutput",
     "LinearAttentionOutput",
     "MoEOutput",
+    "RecurrenceOutput",
     "Routing",
     "SSDOutput",
     "ScanOutput",
@@ -48,6 +50,7 @@ __all__ = [
     "implementation",
     "linear_attention",
     "linear_cross_entropy",
+    "linear_recurrence",
     "load_balance_loss",
     "long_conv",
     "moe",

@@ -157,6 +157,18 @@ def linear_attention(dice: Dice) -> Draw:
     )
 
 
+def linear_recurrence(dice: Dice) -> Draw:
+    dim, time = dice.size(), (dice.batch, dice.length)
+    return Draw(
+        present(
+            x=dice.cast(dice.values(*time, dim)),
+            log_decay=_log_decays(dice, *time, dim),
+            initial_state=dice.maybe(lambda: dice.state(dice.batch, dim)),
+            seq_idx=dice.maybe(lambda: dice.sequences(*time), 0.4),
+        )
+    )
+
+
 def delta_rule(dice: Dice) -> Draw:
     """Keys of norm 1 and beta up to 2, where the state stays bounded."""
     heads, keys, values, time = dice.pick((1, 2, 3)), dice.size(), dice.size(), (dice.batch, dice.length)
@@ -320,6 +332,7 @@ DRAWS: dict[str, Callable[[Dice], Draw]] = {
         grouped_matmul,
         linear_attention,
         linear_cross_entropy,
+        linear_recurrence,
         long_conv,
         rms_norm,
         rope,

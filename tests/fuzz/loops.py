@@ -134,6 +134,14 @@ def taylor_attention(q, k, v, *, normalize=True, eps=1e-12, initial_state=None, 
     return torch.stack(outputs, 1), S
 
 
+def linear_recurrence(x, log_decay, *, initial_state=None, seq_idx=None):
+    h, states = 0 * x[:, 0] if initial_state is None else initial_state, []
+    for t in range(x.shape[1]):
+        h = _shrink(_forget(h, _restarts(seq_idx, t)), log_decay[:, t]) + x[:, t]
+        states.append(h)
+    return torch.stack(states, 1), h
+
+
 def causal_conv1d(x, weight, bias=None, *, activation=None, initial_state=None, seq_idx=None):
     (batch, length, dim), width = x.shape, weight.shape[1]
     history = x.new_zeros(batch, width - 1, dim) if initial_state is None else initial_state
