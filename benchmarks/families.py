@@ -53,6 +53,18 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
         "FalconH1Config",
         SIZES | HEADS | {"intermediate_size": 2048, "mamba_d_ssm": 1536, "mamba_n_heads": 24, "mamba_d_state": 128},
     ),
+    "recurrent_gemma": (
+        "RecurrentGemmaConfig",
+        SIZES
+        | HEADS
+        | {"num_key_value_heads": 1, "intermediate_size": 4096, "block_types": ["recurrent", "attention"]},
+    ),
+    "lfm2": (
+        "Lfm2Config",
+        SIZES
+        | HEADS
+        | {"intermediate_size": 2048, "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"]},
+    ),
     "deepseek_v2": ("DeepseekV2Config", LATENT | {"topk_method": "group_limited_greedy"}),
     "deepseek_v3": ("DeepseekV3Config", LATENT),
     "mixtral": (

@@ -102,6 +102,20 @@ for _size, _published in (
     for _tag, _kind in (("base", "Base"), ("instruct", "Instruct")):
         _repo = f"tiiuae/Falcon-H1-{_published}-{_kind}"
         _add(f"falcon_h1_{_size}", _tag, replace(_FALCON, repo=_repo, tokenizer=_repo))
+for _size, _published in (("2b", "2b"), ("9b", "9b")):
+    for _tag, _kind in (("base", ""), ("instruct", "-it")):
+        _repo = f"google/recurrentgemma-{_published}{_kind}"
+        _griffin = Weights(repo=_repo, licence="gemma", tokenizer=_repo, converter="recurrent_gemma")
+        _add(f"recurrentgemma_{_size}", _tag, _griffin)
+for _size, _published in (("350m", "350M"), ("700m", "700M"), ("1_2b", "1.2B"), ("2_6b", "2.6B")):
+    _repo = f"LiquidAI/LFM2-{_published}"
+    _add(f"lfm2_{_size}", "instruct", Weights(repo=_repo, licence="lfm1.0", tokenizer=_repo, converter="lfm2"))
+for _name, _tag, _repo in (
+    ("qwen3_next_80b_a3b", "instruct", "Qwen/Qwen3-Next-80B-A3B-Instruct"),
+    ("qwen3_next_80b_a3b", "thinking", "Qwen/Qwen3-Next-80B-A3B-Thinking"),
+    ("qwen3_5_9b", "instruct", "Qwen/Qwen3.5-9B"), ("qwen3_5_35b_a3b", "instruct", "Qwen/Qwen3.5-35B-A3B"),
+):  # fmt: skip
+    _add(_name, _tag, Weights(repo=_repo, licence="apache-2.0", tokenizer=_repo, converter="qwen3_next"))
 for _name, _tag, _repo in (
     ("deepseek_v2_lite", "base", "DeepSeek-V2-Lite"), ("deepseek_v2_lite", "chat", "DeepSeek-V2-Lite-Chat"),
     ("deepseek_v2_236b", "base", "DeepSeek-V2"), ("deepseek_v2_236b", "chat", "DeepSeek-V2-Chat"),

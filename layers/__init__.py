@@ -6,6 +6,7 @@ from zoo.layers.attention import (
     CascadedGroupAttention,
     CausalAttention,
     ConvolvedAttention,
+    GatedAttention,
     KeyValueState,
     LatentAttention,
     RoutingAttention,
@@ -22,6 +23,7 @@ from zoo.layers.conv import (
     ConvMlp,
     ConvNorm,
     ConvStem,
+    DoubleGatedConv,
     GatedConv,
     H3Conv,
     MergingDownsample,
@@ -40,7 +42,19 @@ from zoo.layers.parallel import ParallelMixers
 from zoo.layers.recompute import recompute
 from zoo.layers.residual import Residual
 from zoo.layers.reversible import ReversibleSequence
-from zoo.layers.ssm import S4, S4D, BiMamba, DeltaNet, GatedDeltaNet, Mamba, Mamba2, Mamba2State, MambaState
+from zoo.layers.ssm import (
+    S4,
+    S4D,
+    BiMamba,
+    DeltaNet,
+    FusedGatedDeltaNet,
+    GatedDeltaNet,
+    GriffinRecurrence,
+    Mamba,
+    Mamba2,
+    Mamba2State,
+    MambaState,
+)
 from zoo.layers.state import State
 from zoo.layers.states import JointState, ModelState
 
@@ -60,10 +74,14 @@ __all__ = [
     "ConvStem",
     "ConvolvedAttention",
     "DeltaNet",
+    "DoubleGatedConv",
     "DropPath",
+    "FusedGatedDeltaNet",
+    "GatedAttention",
     "GatedConv",
     "GatedDeltaNet",
     "GatedRMSNorm",
+    "GriffinRecurrence",
     "H3Conv",
     "JointRMSNorm",
     "JointState",

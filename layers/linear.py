@@ -7,6 +7,8 @@ that there is.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,19 +46,25 @@ class WideBias(nn.Linear):
         return product.to(compute_dtype(product)) + self.bias
 
 
-class CappedLinear(nn.Linear):
-    """y = cap * tanh((W x + b) / cap): for the logits of a head.
+class BlockLinear(nn.Module):
+    """y_k = x_k W_k + b_k over ``num_blocks`` equal parts x_k of the channels: a block-diagonal matrix.
 
-    Paper: Gemma Team, "Gemma 2", arXiv 2408.00118, section 2.
+    Raises:
+        ValueError: for num_blocks that do not divide dim.
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, cap: float):
-        super().__init__(in_features, out_features, bias)
-        self.cap = cap
+    def __init__(self, dim: int, num_blocks: int):
+        super().__init__()
+        if num_blocks < 1 or dim % num_blocks:
+            raise ValueError(f"num_blocks must divide dim, got dim {dim}, num_blocks {num_blocks}")
+        size = dim // num_blocks
+        self.weight = nn.Parameter(torch.empty(num_blocks, size, size).normal_(std=0.1 * size**-0.5))
+        self.bias = nn.Parameter(torch.zeros(num_blocks, size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in_features) -> (..., out_features)."""
-        return self.cap * (super().forward(x) / self.cap).tanh()
+        """x (..., dim) -> (..., dim)."""
+        parts = x.unflatten(-1, self.bias.shape)
+        return (torch.einsum("...ki,kij->...kj", parts, self.weight) + self.bias).flatten(-2)
 
 
 def is_plain(linear: nn.Module) -> bool:
@@ -82,7 +90,17 @@ def read_matrix(linear: nn.Module, like: Tensor) -> Tensor:
     return linear(torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)).mT
 
 
-def head_loss(head: nn.Module, hidden: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """c tanh(logits / c) for a softcap c, the logits themselves without one.
+
+    Paper: Gemma Team, "Gemma 2", arXiv 2408.00118, section 2.
+    """
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def head_loss(
+    head: nn.Module, hidden: Tensor, labels: Tensor, ignore_index: int = -100, softcap: float | None = None
+) -> Tensor:
     r"""Mean cross-entropy in nats of a linear head's logits over the counted rows; they are never all stored.
 
     A plain head is fused with the loss (``linear_cross_entropy``). Any other is called on some rows after another, and
@@ -92,15 +110,17 @@ def head_loss(head: nn.Module, hidden: Tensor, labels: Tensor, ignore_index: int
         head: (..., D) -> (..., V).
         hidden: (M, D).
         labels: (M,) int64 in [0, V), or ``ignore_index``.
+        softcap: bound of the logits, see ``capped``.
 
     Returns:
         Scalar, float32 or wider; 0 where no row counts.
     """
     if is_plain(head):
-        return linear_cross_entropy(hidden, head.weight, labels, bias=head.bias, ignore_index=ignore_index)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"bias": head.bias, "ignore_index": ignore_index, "softcap": softcap}
+        return linear_cross_entropy(hidden, head.weight, labels, **options)  # type: ignore[arg-type]
 
     def summed(rows: Tensor, target: Tensor) -> Tensor:
-        logits = head(rows)
+        logits = capped(head(rows), softcap)
         wide = compute_dtype(logits)
         return F.cross_entropy(logits.to(wide), target, ignore_index=ignore_index, reduction="sum")
 

@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 
 class SwiGLU(nn.Module):
-    """y = W2 (silu(W1 x) * W3 x), without biases; ``act`` is a function in silu's place.
+    """y = W2 (silu(W1 x) * W3 x), without biases unless ``bias``; ``act`` is a function in silu's place.
 
     Paper: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, act: Callable[[Tensor], Tensor] = F.silu):
+    def __init__(self, dim: int, hidden_dim: int, act: Callable[[Tensor], Tensor] = F.silu, bias: bool = False):
         super().__init__()
         self.act = act
-        self.w1 = nn.Linear(dim, hidden_dim, bias=False)
-        self.w3 = nn.Linear(dim, hidden_dim, bias=False)
-        self.w2 = nn.Linear(hidden_dim, dim, bias=False)
+        self.w1 = nn.Linear(dim, hidden_dim, bias=bias)
+        self.w3 = nn.Linear(dim, hidden_dim, bias=bias)
+        self.w2 = nn.Linear(hidden_dim, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., dim) -> (..., dim)."""

@@ -14,11 +14,14 @@ from zoo.checkpoints.convert import (
     dense,
     efficientvit,
     falcon_h1,
+    lfm2,
     m3vit,
     mamba,
     mcunet,
     mixtral,
     pcdarts,
+    qwen3_next,
+    recurrent_gemma,
     simplenet,
     timm_models,
     vovnet,
@@ -36,13 +39,15 @@ __all__ = [
     "to_zoo",
 ]
 
-CONVERTERS = (deepseek, dense, falcon_h1, mamba, mixtral)
+CONVERTERS = (deepseek, dense, falcon_h1, lfm2, mamba, mixtral, qwen3_next, recurrent_gemma)
 LAYOUTS = ("zoo", "transformers", "timm")
 _TRANSFORMERS: dict[str, Any] = {  # family -> converter
     "mamba": mamba, "mamba2": mamba, "falcon_h1": falcon_h1, "deepseek": deepseek, "moe": mixtral,
-    "transformer": dense,
+    "transformer": dense, "lfm2": lfm2, "qwen3_next": qwen3_next, "recurrent_gemma": recurrent_gemma,
 }  # fmt: skip
-_IN_FILES = {"deepseek": deepseek.to_transformers, "moe": mixtral.to_transformers}  # where files differ from memory
+_IN_FILES = {  # where files differ from memory
+    "deepseek": deepseek.to_transformers, "moe": mixtral.to_transformers, "qwen3_next": qwen3_next.to_transformers,
+}  # fmt: skip
 _SETTLED = {"moe": mixtral.settled, "transformer": dense.settled}
 _TIMM = {"vit": dict, "efficientvit": efficientvit.to_timm, "shvit": efficientvit.to_timm, "vovnet": vovnet.to_timm}
 

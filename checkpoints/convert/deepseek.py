@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from zoo.checkpoints.convert.experts import separate_experts, stack_experts, unstack_experts
 from zoo.checkpoints.convert.rename import rename
 from zoo.checkpoints.convert.rope import read_rope, write_rope
 
@@ -64,8 +63,6 @@ _FIXED = {  # options with one value here
     "scoring_func": ("softmax", "sigmoid"),
     "topk_method": ("greedy", "group_limited_greedy", "noaux_tc"),
 }
-_EXPERT = re.compile(r"(model\.layers\.\d+\.mlp\.)experts\.(\d+)\.(gate|up|down)_proj\.weight")
-_STACKED = {"gate": "w1", "up": "w3", "down": "w2"}
 _MODULE = ("enorm.", "hnorm.", "eh_proj.", "shared_head_norm.")
 _SIDE = 128  # of the square blocks that share a scale in FP8
 
@@ -86,7 +83,7 @@ def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     The experts of a layer are stacked and transposed, FP8 matrices multiplied by their scales, in float32.
     The layers behind the last, of multi-token prediction, become ``mtp``, without their copies of embedding and head.
     """
-    renamed = rename(_stack(_dequantise(state_dict)), _NAMES)
+    renamed = rename(stack_experts(_dequantise(state_dict)), _NAMES)
     further = sorted(int(key.split(".")[1]) for key in renamed if key.endswith(".eh_proj.weight"))
     modules = {f"blocks.{index}.": f"mtp.{k}." for k, index in enumerate(further)}
     shared = ("embed_tokens", "shared_head.head")
@@ -119,7 +116,7 @@ def to_transformers(state_dict: Mapping[str, Tensor], stacked: bool = True) -> d
                 if source in state_dict:
                     published[f"model.layers.{index}.{name}.weight"] = state_dict[source]
         published[key] = tensor
-    return rename((_unstack if stacked else _separate)(published), _NAMES, backwards=True)
+    return rename((unstack_experts if stacked else separate_experts)(published), _NAMES, backwards=True)
 
 
 def config_from_transformers(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -154,53 +151,6 @@ def config_from_transformers(config: Mapping[str, Any]) -> tuple[str, dict[str, 
     return "deepseek", fields
 
 
-def _stack(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The experts of each layer as w1, w3 (E, D, F) and w2 (E, F, D)."""
-    result: dict[str, Tensor] = {}
-    experts: dict[str, dict[int, Tensor]] = {}
-    for key, tensor in state_dict.items():
-        if found := _EXPERT.fullmatch(key):
-            layer, index, name = found.groups()
-            experts.setdefault(_ours(layer) + _STACKED[name], {})[int(index)] = tensor
-        elif key.endswith(".mlp.experts.gate_up_proj"):
-            layer = _ours(key.removesuffix("experts.gate_up_proj"))
-            result[f"{layer}w1"], result[f"{layer}w3"] = (part.mT.contiguous() for part in tensor.chunk(2, dim=1))
-        elif key.endswith(".mlp.experts.down_proj"):
-            result[_ours(key.removesuffix("experts.down_proj")) + "w2"] = tensor.mT.contiguous()
-        else:
-            result[key] = tensor
-    return result | {key: torch.stack([parts[i].mT for i in sorted(parts)]) for key, parts in experts.items()}
-
-
-def _unstack(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """w1, w3 and w2 of each layer as transformers' gate_up_proj (E, 2 F, D) and down_proj (E, D, F)."""
-    result = {}
-    for key, tensor in state_dict.items():
-        experts = key.replace("blocks.", "model.layers.").rpartition(".")[0] + ".experts."
-        if key.endswith(".mlp.w1"):
-            both = (tensor.mT, state_dict[f"{key.removesuffix('w1')}w3"].mT)
-            result[f"{experts}gate_up_proj"] = torch.cat(both, dim=1)
-        elif key.endswith(".mlp.w2"):
-            result[f"{experts}down_proj"] = tensor.mT.contiguous()
-        elif not key.endswith(".mlp.w3"):
-            result[key] = tensor
-    return result
-
-
-def _separate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """w1, w3 and w2 of each layer as the published gate_proj, up_proj and down_proj of each expert."""
-    published = {ours: theirs for theirs, ours in _STACKED.items()}
-    result = {}
-    for key, tensor in state_dict.items():
-        layer, _, name = key.rpartition(".")
-        if name in published and layer.endswith(".mlp"):
-            experts = layer.replace("blocks.", "model.layers.") + ".experts."
-            result |= {f"{experts}{i}.{published[name]}_proj.weight": t.mT.contiguous() for i, t in enumerate(tensor)}
-        else:
-            result[key] = tensor
-    return result
-
-
 def _dequantise(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """FP8 matrices times the scale of each block of 128 x 128."""
     result = {}
@@ -213,10 +163,6 @@ def _dequantise(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not key.endswith("_scale_inv"):
             result[key] = tensor
     return result
-
-
-def _ours(layer: str) -> str:
-    return layer.replace("model.layers.", "blocks.")
 
 
 def config_to_transformers(config: Mapping[str, Any]) -> dict[str, Any]:

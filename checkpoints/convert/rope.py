@@ -68,3 +68,27 @@ def write_rope(base: float, scaling: Mapping[str, Any] | None) -> dict[str, Any]
     words = _PARAMETERS[scaling["kind"]]
     fields = {theirs: scaling[ours] for theirs, ours in words.items() if scaling[ours] is not None}
     return {"rope_type": scaling["kind"], "rope_theta": base} | fields
+
+
+def read_partial_rope(config: Mapping[str, Any], fraction: float, base: float = 10000.0) -> tuple[float, float]:
+    """The wavelength base, and which part of a head's channels turns.
+
+    Args:
+        fraction, base: where the file says none.
+
+    Raises:
+        ValueError: for rotary positions that are scaled.
+    """
+    whole = dict(config)
+    rope = dict(whole.pop("rope_parameters", None) or {})
+    named = whole.pop("partial_rotary_factor", None)
+    fraction = rope.pop("partial_rotary_factor", named) or fraction
+    base, scaling = read_rope(whole | {"rope_parameters": rope}, base)
+    if scaling is not None:
+        raise ValueError(f"rotary positions must be unscaled, got {scaling}")
+    return base, float(fraction)
+
+
+def write_partial_rope(base: float, fraction: float) -> dict[str, Any]:
+    """The inverse: the "rope_parameters" of transformers 5."""
+    return write_rope(base, None) | {"partial_rotary_factor": fraction}

@@ -5,6 +5,7 @@ from zoo.layers.attention.cascaded_group import CascadedGroupAttention
 from zoo.layers.attention.causal import CausalAttention
 from zoo.layers.attention.convolved import ConvolvedAttention, ShortConv
 from zoo.layers.attention.full import Attention
+from zoo.layers.attention.gated import GatedAttention
 from zoo.layers.attention.keys import Keys
 from zoo.layers.attention.kmeans import OnlineKMeans
 from zoo.layers.attention.latent import LatentAttention
@@ -25,6 +26,7 @@ __all__ = [
     "CascadedGroupAttention",
     "CausalAttention",
     "ConvolvedAttention",
+    "GatedAttention",
     "KeyValueState",
     "Keys",
     "LatentAttention",

@@ -86,7 +86,11 @@ class CausalAttention(Mixer):
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = self.rotated(place.position, self.q_norm(q), self.k_norm(k))  # (B, T, H, d)
         y = self.mix(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), place, state)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
+        return self.output(y.transpose(1, 2).flatten(2), x)
+
+    def output(self, y: Tensor, x: Tensor) -> Tensor:
+        """The heads' outputs y (B, T, H d) for the input x (B, T, dim) -> (B, T, dim)."""
+        return self.out_proj(y)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, place: Place, state: KeyValueState | None) -> Tensor:
         """Queries, keys and values (B, H, T, d) of the tokens at ``place`` to their outputs (B, H, T, d)."""

@@ -5,7 +5,7 @@ from zoo.layers.conv.causal_conv1d import CausalConv1d
 from zoo.layers.conv.cell import Cell
 from zoo.layers.conv.conv_norm import ConvMlp, ConvNorm, depthwise
 from zoo.layers.conv.dense_decoder import DenseDecoder
-from zoo.layers.conv.gated_conv import GatedConv, GatedConvState
+from zoo.layers.conv.gated_conv import DoubleGatedConv, GatedConv, GatedConvState
 from zoo.layers.conv.inference import InferenceConv2d
 from zoo.layers.conv.inverted_residual import InvertedResidual, ReLU6ConvNorm
 from zoo.layers.conv.long_conv import H3Conv, H3ConvState, LearnedTaps, LongConv, decaying_kernel, random_kernel
@@ -25,6 +25,7 @@ __all__ = [
     "ConvNorm",
     "ConvStem",
     "DenseDecoder",
+    "DoubleGatedConv",
     "EffectiveSqueezeExcite",
     "GatedConv",
     "GatedConvState",

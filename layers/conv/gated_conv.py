@@ -1,4 +1,4 @@
-"""A gated short convolution as a sequence mixer."""
+"""Gated short convolutions as sequence mixers."""
 
 from __future__ import annotations
 
@@ -51,12 +51,17 @@ class GatedConv(Mixer):
     @skips_padding
     def forward(self, x: Tensor, state: GatedConvState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
-        u, gate = self.in_proj(x).chunk(2, dim=-1)
+        u, gate = self.gated(x)
         past = None if state is None else keep_rows(state.conv, state.advance_sequence(seq_idx))
         u, conv = self.conv(u, past, seq_idx)
         if state is not None:
             state.conv = conv
         return self.out_proj(u * gate)
+
+    def gated(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What is convolved, and what the result is multiplied by, (B, T, expand * dim)."""
+        u, gate = self.in_proj(x).chunk(2, dim=-1)
+        return u, gate
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> GatedConvState:
         """Zeros; the size does not depend on ``max_length``."""
@@ -66,3 +71,30 @@ class GatedConv(Mixer):
     def state_size(self, length: int) -> int:
         """Constant in ``length``."""
         return self.width * (self.kernel_size - 1)
+
+
+class DoubleGatedConv(GatedConv):
+    r"""The convolution of LFM2: linear, with a gate before and one behind it.
+
+    .. math:: [b, c, u] = W_{in} x, \quad y = W_{out} (c \odot \mathrm{conv}(b \odot u))
+
+    Args:
+        dim: model width.
+        kernel_size: taps of the causal convolution, the present step included.
+        bias: biases of the projections and of the convolution.
+
+    Raises:
+        ValueError: for a kernel_size below 2.
+
+    Paper: Amini et al., "LFM2 Technical Report", arXiv 2511.23404.
+    """
+
+    def __init__(self, dim: int, kernel_size: int = 3, bias: bool = False):
+        super().__init__(dim, kernel_size, expand=1, bias=bias)
+        self.in_proj = nn.Linear(dim, 3 * dim, bias=bias)
+        self.conv = CausalConv1d(dim, kernel_size, bias=bias)
+
+    def gated(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What is convolved, and what the result is multiplied by, (B, T, dim)."""
+        before, behind, u = self.in_proj(x).chunk(3, dim=-1)
+        return before * u, behind

@@ -41,6 +41,7 @@ class DeepSeekMoE(RoutedExperts):
         num_experts: E.
         top_k: experts a token.
         num_shared: shared experts, one SwiGLU of width num_shared F; 0 for none.
+        shared: (..., D) -> (..., D), in place of them.
         score: "softmax" over the experts (V2) or "sigmoid" of each (V3).
         normalize: divide by the sum (V3).
         scale: lambda.
@@ -69,6 +70,7 @@ class DeepSeekMoE(RoutedExperts):
         top_k: int,
         *,
         num_shared: int = 1,
+        shared: nn.Module | None = None,
         score: str = "sigmoid",
         normalize: bool = True,
         scale: float = 1.0,
@@ -89,7 +91,7 @@ class DeepSeekMoE(RoutedExperts):
             "group_top": group_top,
         }  # fmt: skip
         top_k_routing(torch.zeros(0, num_experts, device="cpu"), top_k, **self.routing)  # raises where sizes do not fit
-        self.shared = SwiGLU(dim, num_shared * hidden_dim) if num_shared else None
+        self.shared = SwiGLU(dim, num_shared * hidden_dim) if num_shared and shared is None else shared
         self.register_buffer("selection_bias", None if bias_speed is None else torch.zeros(num_experts))
         self.register_buffer("load", torch.zeros(num_experts, dtype=torch.int64), persistent=False)
 

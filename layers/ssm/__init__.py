@@ -2,7 +2,8 @@
 
 from zoo.layers.sequence_block import SequenceNorm
 from zoo.layers.ssm.bimamba import BiMamba
-from zoo.layers.ssm.delta_net import DeltaNet, DeltaNetState, GatedDeltaNet
+from zoo.layers.ssm.delta_net import DeltaNet, DeltaNetState, FusedGatedDeltaNet, GatedDeltaNet
+from zoo.layers.ssm.griffin import RGLRU, GriffinRecurrence, GriffinState
 from zoo.layers.ssm.mamba import Mamba, MambaState
 from zoo.layers.ssm.mamba2 import Mamba2, Mamba2State
 from zoo.layers.ssm.s4 import S4
@@ -11,12 +12,16 @@ from zoo.layers.ssm.s4d import S4D
 from zoo.layers.ssm.state_space import StateSpaceState
 
 __all__ = [
+    "RGLRU",
     "S4",
     "S4D",
     "BiMamba",
     "DeltaNet",
     "DeltaNetState",
+    "FusedGatedDeltaNet",
     "GatedDeltaNet",
+    "GriffinRecurrence",
+    "GriffinState",
     "Mamba",
     "Mamba2",
     "Mamba2State",

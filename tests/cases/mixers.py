@@ -15,9 +15,9 @@ from zoo.layers.attention import (
     SlidingWindowAttention,
     TaylorAttention,
 )
-from zoo.layers.conv import GatedConv, H3Conv, decaying_kernel
+from zoo.layers.conv import DoubleGatedConv, GatedConv, H3Conv, decaying_kernel
 from zoo.layers.depth import ActiveAttention
-from zoo.layers.ssm import S4, S4D, DeltaNet, GatedDeltaNet
+from zoo.layers.ssm import S4, S4D, DeltaNet, FusedGatedDeltaNet, GatedDeltaNet, GriffinRecurrence
 from zoo.layers.ssm.hippo import diagonal_inv, diagonal_real
 from zoo.layers.ssm.s4d import bilinear
 
@@ -70,12 +70,17 @@ MIXERS = {
     "scatterbrain-wide": lambda: ScatterbrainAttention(DIM, 3, window=50, num_features=2, head_dim=4),
     "gated-conv": lambda: GatedConv(DIM),
     "gated-conv-narrow": lambda: GatedConv(DIM, kernel_size=2, expand=1, bias=False),
+    "gated-conv-double": lambda: DoubleGatedConv(DIM, kernel_size=4),
     "h3-conv": lambda: H3Conv(DIM, kernel_length=LENGTH + 3),
     "h3-conv-short": lambda: H3Conv(DIM, kernel_length=6, lam=0.01, smooth_window=3, init=decaying_kernel),
     "h3-conv-one-tap": lambda: H3Conv(DIM, kernel_length=1),
     "delta-net": lambda: DeltaNet(DIM, num_heads=3, chunk_size=8),
     "delta-net-wide": lambda: DeltaNet(DIM, 2, head_dim=6, expand_v=1.5, d_conv=2, negative_eigenvalues=True),
     "gated-delta-net": lambda: GatedDeltaNet(DIM, num_heads=3, head_dim=6, chunk_size=8),
+    "gated-delta-net-grouped": lambda: GatedDeltaNet(DIM, num_heads=6, head_dim=5, expand_v=1.6, num_key_heads=2),
+    "gated-delta-net-fused": lambda: FusedGatedDeltaNet(DIM, num_heads=4, head_dim=6, num_key_heads=2, chunk_size=8),
+    "griffin": lambda: GriffinRecurrence(DIM, num_blocks=3),
+    "griffin-wide": lambda: GriffinRecurrence(DIM, num_blocks=2, width=36, d_conv=2),
     "s4": lambda: S4(DIM, d_state=8, chunk_size=8),
     "s4-untied": lambda: S4(DIM, d_state=4, num_ssm=DIM, chunk_size=5),
     "s4d": lambda: S4D(DIM, d_state=8, chunk_size=8),

@@ -12,6 +12,7 @@ from zoo.language.deltanet import (
     GatedDeltaNetLanguageModel,
 )
 from zoo.language.falcon_h1 import FalconH1Config, FalconH1LanguageModel
+from zoo.language.lfm2 import LFM2Config, LFM2LanguageModel
 from zoo.language.longconv import LongConvConfig, LongConvLanguageModel
 from zoo.language.longconv_text import LongConvTextClassifier, LongConvTextConfig
 from zoo.language.mamba import MambaConfig, MambaLanguageModel
@@ -19,6 +20,8 @@ from zoo.language.mamba2 import Mamba2Config, Mamba2LanguageModel
 from zoo.language.mod import MoDConfig, MoDLanguageModel
 from zoo.language.moe import MoEConfig, MoELanguageModel
 from zoo.language.mor import MoRConfig, MoRLanguageModel
+from zoo.language.qwen3_next import Qwen3NextConfig, Qwen3NextLanguageModel
+from zoo.language.recurrent_gemma import RecurrentGemmaConfig, RecurrentGemmaLanguageModel
 from zoo.language.routing import RoutingConfig, RoutingLanguageModel
 from zoo.language.s4 import S4Config, S4DConfig, S4DLanguageModel, S4LanguageModel
 from zoo.language.s4_text import S4TextClassifier, S4TextConfig
@@ -38,6 +41,8 @@ __all__ = [
     "FalconH1LanguageModel",
     "GatedDeltaNetConfig",
     "GatedDeltaNetLanguageModel",
+    "LFM2Config",
+    "LFM2LanguageModel",
     "LanguageConfig",
     "LanguageModel",
     "LongConvConfig",
@@ -54,6 +59,10 @@ __all__ = [
     "MoELanguageModel",
     "MoRConfig",
     "MoRLanguageModel",
+    "Qwen3NextConfig",
+    "Qwen3NextLanguageModel",
+    "RecurrentGemmaConfig",
+    "RecurrentGemmaLanguageModel",
     "RoutingConfig",
     "RoutingLanguageModel",
     "S4Config",

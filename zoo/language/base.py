@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo.config import require_positive, require_ranges
 from zoo.kernels.dispatch import compute_dtype
 from zoo.layers import Mixer, ModelState, RMSNorm, State
-from zoo.layers.linear import head_loss
+from zoo.layers.linear import capped, head_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class LanguageModel(nn.Module, ABC):
         self.embedding = self.build_embedding()
         self.blocks = nn.ModuleList(self.build_block(index) for index in range(config.depth))
         self.norm = self.build_norm()
-        self.head = self.build_head()
+        self.head = nn.Linear(self.embedding.embedding_dim, config.vocab_size, bias=False)
         self.grad_checkpointing = False
         self.init_weights()
         if config.tie_embeddings:
@@ -90,9 +90,10 @@ class LanguageModel(nn.Module, ABC):
         """The norm before the head."""
         return RMSNorm(self.config.dim, self.config.norm_eps)
 
-    def build_head(self) -> nn.Linear:
-        """From the width of the embedding to logits."""
-        return nn.Linear(self.embedding.embedding_dim, self.config.vocab_size, bias=False)
+    @property
+    def softcap(self) -> float | None:
+        """Bound of the logits by a tanh, which is no part of the head: that may be replaced. None for none."""
+        return None
 
     @abstractmethod
     def build_block(self, index: int) -> Block:
@@ -177,7 +178,7 @@ class LanguageModel(nn.Module, ABC):
             return self.loss(self.forward_norm(x), tokens, labels, seq_idx, num_scored)
         if order is not None:
             x = x.take_along_dim(order.argsort(dim=1)[..., None], 1)
-        return self.head(self.forward_norm(x[:, -logits_to_keep:]))
+        return capped(self.head(self.forward_norm(x[:, -logits_to_keep:])), self.softcap)
 
     def loss(
         self,
@@ -266,7 +267,7 @@ class LanguageModel(nn.Module, ABC):
             starts = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
             labels = labels.masked_fill(starts | (seq_idx < 0), -100)
         shifted = F.pad(labels[:, 1:], (0, 1), value=-100)
-        mean = head_loss(self.head, hidden.flatten(0, 1), shifted.flatten())
+        mean = head_loss(self.head, hidden.flatten(0, 1), shifted.flatten(), softcap=self.softcap)
         return mean if num_scored is None else mean * (shifted != -100).sum() / num_scored
 
     def _check(self, tokens, state, labels, seq_idx, logits_to_keep, num_scored) -> None:

@@ -26,7 +26,6 @@ from zoo.layers import (
     SwiGLU,
 )
 from zoo.layers.attention import Rotary, RotaryScaling
-from zoo.layers.linear import CappedLinear
 from zoo.layers.options import require_above
 from zoo.registry import Paper, register_model
 
@@ -151,12 +150,10 @@ class TransformerLanguageModel(LanguageModel):
         """The norm before the head."""
         return self.norm_class(self.config.dim, self.config.norm_eps)
 
-    def build_head(self) -> nn.Linear:
-        """From the width of the embedding to logits."""
-        c = self.config
-        if c.logit_softcap is None:
-            return super().build_head()
-        return CappedLinear(c.dim, c.vocab_size, bias=False, cap=c.logit_softcap)
+    @property
+    def softcap(self) -> float | None:
+        """Bound of the logits by a tanh."""
+        return self.config.logit_softcap
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeddings times their factor."""
