@@ -72,6 +72,8 @@ _MAMBA = Weights(repo="", licence="apache-2.0", data="the Pile, 300 B tokens", t
 _FALCON = Weights(repo="", licence="falcon-llm-license", converter="falcon_h1")
 _DEEPSEEK = Weights(repo="", licence="deepseek (model agreement)", converter="deepseek")
 _IMAGENET, _IMAGENET_21K = "ImageNet-1k", "ImageNet-21k, then ImageNet-1k"
+# MambaVision's for images of 512 pixels
+_WIDE = (("img_size", 512), ("windows", (0, 0, 32, 16)), ("crop_pct", 0.93), ("crop_mode", "squash"))
 
 INDEX: dict[str, dict[str, Weights]] = {}
 
@@ -246,6 +248,41 @@ for _name, _file, _top1 in (
         Weights(
             url=f"https://dl.dropbox.com/s/{_file}?dl=1", data=_IMAGENET, metric=f"{_top1} % top-1", converter="vovnet",
             fields=(("residual", True),),
+        ),
+    )  # fmt: skip
+for _name, _repo, _file, _options, _top1 in (
+    ("t", "T-1K", "tiny_1k", (), "82.3"), ("t2", "T2-1K", "tiny2_1k", (), "82.7"),
+    ("s", "S-1K", "small_1k", (), "83.3"), ("b", "B-1K", "base_1k", (), "84.2"), ("b", "B-21K", "base_21k", (), "84.9"),
+    ("l", "L-1K", "large_1k", (), "85.0"), ("l", "L-21K", "large_21k", (), "86.1"),
+    ("l2", "L2-1K", "large2_1k", (), "85.3"),
+    ("l2", "L2-512-21K", "L2_21k_240m_512", _WIDE, "87.3"), ("l3", "L3-256-21K", "L3_21k_740m_256", (), "87.3"),
+    ("l3", "L3-512-21K", "L3_21k_740m_512", _WIDE, "88.1"),
+):  # fmt: skip
+    _larger = _repo.endswith("21K")
+    _add(
+        f"mambavision_{_name}", ("in21k_ft_in1k" if _larger else "in1k") + ("_512" if _options else ""),
+        Weights(
+            repo=f"nvidia/MambaVision-{_repo}", file=f"mambavision_{_file}.pth.tar", licence="cc-by-nc-sa-4.0",
+            data=_IMAGENET_21K if _larger else _IMAGENET, metric=f"{_top1} % top-1", converter="mambavision",
+            fields=_options,
+        ),
+    )  # fmt: skip
+for _name, _file, _top1 in (
+    ("vanilla_vmamba_tiny", "v0cls/vssmtiny_dp01_ckpt_epoch_292", "82.2"),
+    ("vanilla_vmamba_small", "v0cls/vssmsmall_dp03_ckpt_epoch_238", "83.5"),
+    ("vanilla_vmamba_base", "v0cls/vssmbase_dp06_ckpt_epoch_241", "83.7"),
+    ("vmamba_tiny_s2l5", "v2cls/vssm_tiny_0230_ckpt_epoch_262", "82.5"),
+    ("vmamba_small_s2l15", "v2cls/vssm_small_0229_ckpt_epoch_222", "83.6"),
+    ("vmamba_base_s2l15", "v2cls/vssm_base_0229_ckpt_epoch_237", "83.9"),
+    ("vmamba_tiny_s1l8", "v2cls/vssm1_tiny_0230s_ckpt_epoch_264", "82.6"),
+    ("vmamba_small_s1l20", "v2cls/vssm1_small_0229s_ckpt_epoch_240", "83.3"),
+    ("vmamba_base_s1l20", "v2cls/vssm1_base_0229s_ckpt_epoch_225", "83.8"),
+):
+    _add(
+        _name, "in1k",
+        Weights(
+            url=f"https://github.com/MzeroMiko/VMamba/releases/download/%23{_file}.pth", licence="mit", data=_IMAGENET,
+            metric=f"{_top1} % top-1", converter="vmamba",
         ),
     )  # fmt: skip
 

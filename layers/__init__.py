@@ -45,6 +45,7 @@ from zoo.layers.reversible import ReversibleSequence
 from zoo.layers.ssm import (
     S4,
     S4D,
+    SS2D,
     BiMamba,
     DeltaNet,
     FusedGatedDeltaNet,
@@ -54,6 +55,7 @@ from zoo.layers.ssm import (
     Mamba2,
     Mamba2State,
     MambaState,
+    MambaVisionMixer,
 )
 from zoo.layers.state import State
 from zoo.layers.states import JointState, ModelState
@@ -61,6 +63,7 @@ from zoo.layers.states import JointState, ModelState
 __all__ = [
     "S4",
     "S4D",
+    "SS2D",
     "ActiveAttention",
     "Attention",
     "BiMamba",
@@ -91,6 +94,7 @@ __all__ = [
     "Mamba2",
     "Mamba2State",
     "MambaState",
+    "MambaVisionMixer",
     "MergingDownsample",
     "Mixer",
     "Mlp",

@@ -34,6 +34,26 @@ class BatchNorm2d(TraceableNorm, nn.BatchNorm2d):
         nn.init.constant_(self.weight, gamma)
 
 
+class MapNorm(BatchNorm2d):
+    """Batch norm of a map that no convolution of its own comes before."""
+
+    def fuse(self) -> nn.Module:
+        """y = s x + t."""
+        return Affine(*affine(self))
+
+
+class Affine(nn.Module):
+    """y = s x + t with a number of each for every channel of a map (B, dim, H, W)."""
+
+    def __init__(self, scale: Tensor, shift: Tensor):
+        super().__init__()
+        self.scale, self.shift = (nn.Parameter(t.detach()[:, None, None]) for t in (scale, shift))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, dim, H, W) -> (B, dim, H, W)."""
+        return torch.addcmul(self.shift, x, self.scale).to(x.dtype)
+
+
 class BatchNorm1d(TraceableNorm, nn.BatchNorm1d):
     """``nn.BatchNorm1d`` that stays float32 in a low-precision model."""
 

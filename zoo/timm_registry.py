@@ -14,7 +14,7 @@ from zoo.checkpoints.convert import implied, to_zoo
 from zoo.checkpoints.index import INDEX
 from zoo.config import agreed, override
 from zoo.factory import create_model
-from zoo.layers import BiMamba, CascadedGroupAttention, RMSNorm
+from zoo.layers import SS2D, BiMamba, CascadedGroupAttention, MambaVisionMixer, RMSNorm
 from zoo.layers.batch_norm import BatchNorm1d, BatchNorm2d
 from zoo.layers.moe import TaskMoE
 from zoo.layers.sequence_block import SequenceBlock
@@ -45,7 +45,10 @@ def register_with_timm() -> list[str]:
     from timm.layers import register_notrace_module
     from timm.models import generate_default_cfgs, is_model, register_model
 
-    for kept in (BatchNorm1d, BatchNorm2d, BiMamba, CascadedGroupAttention, RMSNorm, SequenceBlock, TaskMoE):
+    for kept in (
+        SS2D, BatchNorm1d, BatchNorm2d, BiMamba, CascadedGroupAttention, MambaVisionMixer, RMSNorm, SequenceBlock,
+        TaskMoE,
+    ):  # fmt: skip
         register_notrace_module(kept)
     registered = []
     for name, entry in entries().items():

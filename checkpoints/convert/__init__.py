@@ -17,6 +17,7 @@ from zoo.checkpoints.convert import (
     lfm2,
     m3vit,
     mamba,
+    mambavision,
     mcunet,
     mixtral,
     pcdarts,
@@ -24,6 +25,7 @@ from zoo.checkpoints.convert import (
     recurrent_gemma,
     simplenet,
     timm_models,
+    vmamba,
     vovnet,
 )
 from zoo.checkpoints.convert.rename import unwrapped
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 CONVERTERS = (deepseek, dense, falcon_h1, lfm2, mamba, mixtral, qwen3_next, recurrent_gemma)
+_AUTHORS = based, efficientvit, m3vit, mambavision, mcunet, pcdarts, simplenet, vmamba, vovnet  # of weights alone
 LAYOUTS = ("zoo", "transformers", "timm")
 _TRANSFORMERS: dict[str, Any] = {  # family -> converter
     "mamba": mamba, "mamba2": mamba, "falcon_h1": falcon_h1, "deepseek": deepseek, "moe": mixtral,
@@ -71,7 +74,7 @@ def _recognised(state_dict: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor
     """The converter that knows the names, None where none does, and the tensors without wrappers' prefixes."""
     forms = unwrapped(state_dict)
     for tensors in forms:
-        for converter in (*CONVERTERS, based, efficientvit, m3vit, mcunet, pcdarts, simplenet, vovnet):
+        for converter in (*CONVERTERS, *_AUTHORS):
             if converter.recognises(tensors):
                 return converter, tensors
     return None, forms[0]

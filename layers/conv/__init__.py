@@ -3,7 +3,8 @@
 from zoo.layers.conv.butterfly_long_conv import ButterflyLongConv
 from zoo.layers.conv.causal_conv1d import CausalConv1d
 from zoo.layers.conv.cell import Cell
-from zoo.layers.conv.conv_norm import ConvMlp, ConvNorm, depthwise
+from zoo.layers.conv.channel_norm import LayerNorm2d, NeighbourMerging, conv_layer_norm
+from zoo.layers.conv.conv_norm import ConvMlp, ConvNorm, GELUConvNorm, depthwise
 from zoo.layers.conv.dense_decoder import DenseDecoder
 from zoo.layers.conv.gated_conv import DoubleGatedConv, GatedConv, GatedConvState
 from zoo.layers.conv.inference import InferenceConv2d
@@ -27,17 +28,20 @@ __all__ = [
     "DenseDecoder",
     "DoubleGatedConv",
     "EffectiveSqueezeExcite",
+    "GELUConvNorm",
     "GatedConv",
     "GatedConvState",
     "H3Conv",
     "H3ConvState",
     "InferenceConv2d",
     "InvertedResidual",
+    "LayerNorm2d",
     "LearnedTaps",
     "LongConv",
     "LongConvMixer",
     "MBConv3d",
     "MergingDownsample",
+    "NeighbourMerging",
     "OneShotAggregation",
     "PatchMerging",
     "PyramidPooling",
@@ -47,6 +51,7 @@ __all__ = [
     "SqueezeExcite",
     "UperHead",
     "conv3x3",
+    "conv_layer_norm",
     "decaying_kernel",
     "depthwise",
     "random_kernel",

@@ -61,6 +61,18 @@ class ConvNorm(nn.Module):
         return InferenceConv2d(c, c.weight * scale[:, None, None, None], bias, activation)
 
 
+class GELUConvNorm(ConvNorm):
+    """y = gelu(bn(conv(x))), the GELU by its tanh formula; arguments as of ``ConvNorm``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, in_dim, H, W) -> (B, out_dim, ceil(H / stride), ceil(W / stride))."""
+        return F.gelu(super().forward(x), approximate="tanh")
+
+    def fuse(self) -> nn.Module:
+        """One convolution with a bias and the GELU."""
+        return self._fused("gelu_tanh")
+
+
 def depthwise(dim: int, kernel_size: int = 3, *, gamma: float = 1.0) -> ConvNorm:
     """A depthwise ``ConvNorm`` of stride 1."""
     return ConvNorm(dim, dim, kernel_size, groups=dim, gamma=gamma)

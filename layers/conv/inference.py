@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,19 +14,29 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
 class Activation(NamedTuple):
-    """An elementwise function that overwrites its argument, and oneDNN's name and numbers for it."""
+    """An elementwise function that may overwrite its argument, and oneDNN's name, numbers and algorithm for it."""
 
     function: Callable[[Tensor], Tensor]
     post_op: str
     numbers: tuple[float, ...] = ()
+    algorithm: str = ""
 
 
 def _relu6(x: Tensor) -> Tensor:
     return F.relu6(x, inplace=True)
 
 
-ACTIVATIONS = {"relu": Activation(F.relu_, "relu"), "relu6": Activation(_relu6, "hardtanh", (0.0, 6.0))}
-NO_ACTIVATION = Activation(lambda x: x, "none")
+def _silu(x: Tensor) -> Tensor:
+    return F.silu(x, inplace=True)
+
+
+ACTIVATIONS: dict[str | None, Activation] = {
+    None: Activation(lambda x: x, "none"),
+    "relu": Activation(F.relu_, "relu"),
+    "relu6": Activation(_relu6, "hardtanh", (0.0, 6.0)),
+    "silu": Activation(_silu, "swish"),
+    "gelu_tanh": Activation(partial(F.gelu, approximate="tanh"), "gelu", (), "tanh"),
+}
 
 
 class InferenceConv2d(nn.Conv2d):
@@ -38,7 +49,7 @@ class InferenceConv2d(nn.Conv2d):
     Args:
         conv: whose sizes and dtype are taken.
         weight, bias: the fused ones.
-        activation: "relu", "relu6" or None.
+        activation: "relu", "relu6", "silu", "gelu_tanh" or None.
     """
 
     def __init__(self, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, activation: str | None = None):
@@ -54,12 +65,12 @@ class InferenceConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, in_channels, H, W) -> (B, out_channels, H', W')."""
-        function, post_op, numbers = NO_ACTIVATION if self.activation is None else ACTIVATIONS[self.activation]
+        function, post_op, numbers, algorithm = ACTIVATIONS[self.activation]
         if not self._is_direct(x):
             return function(super().forward(x))
         sizes = (self.padding, self.stride, self.dilation, self.groups)
         x, weight = x.contiguous(memory_format=torch.channels_last), self._weight_for(x)
-        return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *sizes, post_op, numbers, "")
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *sizes, post_op, numbers, algorithm)
 
     def _is_direct(self, x: Tensor) -> bool:
         return (
@@ -97,3 +108,15 @@ class InferenceConv2d(nn.Conv2d):
     def extra_repr(self) -> str:
         """With the activation."""
         return super().extra_repr() + (f", activation={self.activation}" if self.activation else "")
+
+
+class SiLUConv2d(nn.Conv2d):
+    """y = silu(conv(x)); parameters (and names) of ``nn.Conv2d``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, in_channels, H, W) -> (B, out_channels, H', W')."""
+        return F.silu(super().forward(x))
+
+    def fuse(self) -> nn.Module:
+        """The two in one."""
+        return InferenceConv2d(self, self.weight.detach(), None if self.bias is None else self.bias.detach(), "silu")

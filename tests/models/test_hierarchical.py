@@ -1,4 +1,4 @@
-"""What holds for every convolutional backbone: fusing, deploying, feature maps, recomputation, memory formats."""
+"""What holds for every hierarchical backbone: fusing, deploying, feature maps, recomputation, memory formats."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_fusing_changes_nothing_but_the_layers(name, tmp_path):
     assert not fused.training and not model.fused
     torch.testing.assert_close(fused(x), expected, atol=1e-5, rtol=1e-5)
     assert not [m for m in fused.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
-    assert sum(p.numel() for p in fused.parameters()) < count
+    assert sum(p.numel() for p in fused.parameters()) < count or name == "vmamba_nano"  # it has no batch norm
     assert fused.get_classifier().weight.shape == (10, fused.num_features)
     torch.testing.assert_close(torch.export.export(fused, (x,)).module()(x), fused(x))
     with pytest.raises(ValueError, match=r"save it before fuse\(\)"):
@@ -69,7 +69,7 @@ def test_deploy_and_features_from_saved_weights(name, tmp_path):
     for ours, wanted, info in zip(features(x), maps, features.feature_info, strict=True):
         assert torch.equal(ours, wanted)
         assert wanted.shape[1:] == (info["num_chs"], 16 // info["reduction"], 16 // info["reduction"])
-    assert torch.equal(maps[-1], last)
+    assert torch.equal(model.norm(maps[-1]), last)
     first: Any = zoo.create_model(name, checkpoint_path=tmp_path, features_only=True, out_indices=[0]).eval()
     assert torch.equal(first(x)[0], maps[0]) and len(first.model.stages) == 1
     assert first.feature_info.channels() == [maps[0].shape[1]] and first.feature_info.module_name() == ["stages.0"]
@@ -89,7 +89,7 @@ def test_recomputation_leaves_the_statistics_as_they_are_without_it(name):
         copied(x).square().mean().backward()
         states.append(copied.state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    assert states[0]["stages.0.downsample.0.bn.num_batches_tracked"] == 6
+    assert {count.item() for key, count in states[0].items() if key.endswith("num_batches_tracked")} <= {6}
 
 
 @pytest.mark.parametrize("name", NANO)
@@ -118,7 +118,7 @@ def test_classifier_and_pooling(name):
     assert model(x).shape == (2, 3)
     with pytest.raises(ValueError, match="global_pool must be"):
         model.reset_classifier(3, "token")
-    tokens = model.forward_intermediates(x, indices=[-1], output_fmt="NLC", intermediates_only=True)[0]
+    tokens = model.forward_intermediates(x, indices=[-1], norm=True, output_fmt="NLC", intermediates_only=True)[0]
     assert torch.equal(tokens.mT.reshape(model.forward_features(x).shape), model.forward_features(x))
     for wrong in (torch.randn(2, 3, 16, 16), torch.randn(1, 16, 16)):
         with pytest.raises(ValueError, match=r"images must have shape \(batch, 1, height, width\)"):

@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from zoo.layers import ConvNorm
+from zoo.layers.conv import GELUConvNorm
+from zoo.layers.conv.osa import SeparableConvNorm
 from zoo.vision.mcunet import redistribute
 from zoo.vision.patches import PatchedModel, best_plan, patch_inference, plan
 from zoo.vision.windows import steps_of
@@ -214,6 +216,9 @@ def test_errors_of_patches():
         PatchedModel(model.eval(), 4, 2)
     with pytest.raises(ValueError, match="channels must be at least 1, or None for all at once, got 0"):
         PatchedModel(model, 1, 2, 0)
+    for unknown in (SeparableConvNorm(4, 4), GELUConvNorm(4, 4)):
+        with pytest.raises(ValueError, match=f"got {type(unknown).__name__}"):
+            steps_of(unknown.eval())
     with pytest.raises(ValueError, match=r"patches are for convolutions.*got AdaptiveAvgPool2d"):
         steps_of(nn.AdaptiveAvgPool2d(1).eval())
     with pytest.raises(ValueError, match="without dilation"):

@@ -9,6 +9,7 @@ from zoo.vision.hierarchical import HierarchicalConfig, HierarchicalModel
 from zoo.vision.lightcnn import LightCNN, LightCNNConfig
 from zoo.vision.longconv import LongConvPixel, LongConvPixelConfig
 from zoo.vision.m3vit import M3ViT, M3ViTConfig
+from zoo.vision.mambavision import MambaVision, MambaVisionConfig
 from zoo.vision.mcunet import MCUNet, MCUNetConfig
 from zoo.vision.patches import MemoryPlan, PatchedModel, best_plan, plan
 from zoo.vision.pcdarts import PCDARTS, PCDARTSConfig
@@ -18,6 +19,7 @@ from zoo.vision.shvit import SHViT, SHViTConfig
 from zoo.vision.simplenet import SimpleNet, SimpleNetConfig
 from zoo.vision.vim import Vim, VimConfig
 from zoo.vision.vit import ViT, ViTConfig
+from zoo.vision.vmamba import VMamba, VMambaConfig
 from zoo.vision.vovnet import VoVNet, VoVNetConfig
 
 __all__ = [
@@ -38,6 +40,8 @@ __all__ = [
     "M3ViTConfig",
     "MCUNet",
     "MCUNetConfig",
+    "MambaVision",
+    "MambaVisionConfig",
     "MemoryPlan",
     "PCDARTSConfig",
     "PatchedModel",
@@ -51,6 +55,8 @@ __all__ = [
     "SimpleNet",
     "SimpleNetConfig",
     "UperNet",
+    "VMamba",
+    "VMambaConfig",
     "ViT",
     "ViTConfig",
     "Vim",

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import operator
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -77,6 +77,14 @@ class HierarchicalConfig(VisionConfig):
         return [[next(rates) for _ in range(depth)] for depth in self.depths]
 
 
+Run = Callable[[nn.Module, Tensor], Tensor]
+
+
+def call(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x)."""
+    return layer(x)
+
+
 class Stage(nn.Module):
     """y = blocks(downsample(x)); the first stage's downsampling is the stem."""
 
@@ -85,11 +93,14 @@ class Stage(nn.Module):
         self.downsample = downsample
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) -> map (B, dim, height, width)."""
-        x = self.downsample(x)
+    def forward(self, x: Tensor, run: Run = call) -> Tensor:
+        """Map (B, C, H, W) -> map (B, dim, height, width); ``run(layer, x)`` is how each layer is called."""
+        return self.run_blocks(run(self.downsample, x), run)
+
+    def run_blocks(self, x: Tensor, run: Run) -> Tensor:
+        """Map (B, dim, height, width) -> the same shape; a stage whose blocks see another layout changes it here."""
         for block in self.blocks:
-            x = block(x)
+            x = run(block, x)
         return x
 
 
@@ -100,18 +111,21 @@ class HierarchicalModel(VisionModel):
     recomputes a block at a time, and updates the running statistics of batch norms once, as without it.
     """
 
-    fixed_input_size, final_norm = False, None
+    fixed_input_size = False
     first_conv = "stages.0.downsample.0.conv"
     config: HierarchicalConfig
 
     def __init__(self, config: Any):
         super().__init__(config)
         self.stages = nn.ModuleList(
-            Stage(
-                self.build_downsample(index), [self.build_block(index, block, rate) for block, rate in enumerate(rates)]
+            self.build_stage(
+                index,
+                self.build_downsample(index),
+                [self.build_block(index, block, rate) for block, rate in enumerate(rates)],
             )
             for index, rates in enumerate(config.drop_path_rates)
         )
+        self.norm = self.build_norm()
         self.head = self.build_head()
 
     @abstractmethod
@@ -122,6 +136,14 @@ class HierarchicalModel(VisionModel):
     def build_block(self, stage: int, index: int, drop_path: float) -> nn.Module:
         """Block ``index`` of ``stage``."""
 
+    def build_stage(self, index: int, downsample: nn.Module, blocks: Sequence[nn.Module]) -> Stage:
+        """Stage ``index`` of its parts."""
+        return Stage(downsample, blocks)
+
+    def build_norm(self) -> nn.Module:
+        """The norm of the last map; identity in most families."""
+        return nn.Identity()
+
     def layer_list(self) -> tuple[str, nn.ModuleList]:
         """The stages."""
         return "stages", self.stages
@@ -131,8 +153,8 @@ class HierarchicalModel(VisionModel):
         return x
 
     def forward_norm(self, x: Tensor) -> Tensor:
-        """The map itself: there is no norm after the last stage."""
-        return x
+        """The map, normalised where the family does."""
+        return self.norm(x)
 
     def grid_of(self, x: Tensor) -> tuple[int, int]:
         """That of the pixels."""
@@ -176,8 +198,13 @@ class HierarchicalModel(VisionModel):
         ]
 
     def no_weight_decay(self) -> set[str]:
-        """Nothing besides biases and norms."""
-        return set()
+        """The matrices that stay float32: decay rates of states. Nothing else, besides biases and norms."""
+        kept = (
+            (f"{prefix}.{name}", getattr(module, name))
+            for prefix, module in self.named_modules()
+            for name in getattr(module, "float32_parameters", ())
+        )
+        return {name for name, parameter in kept if parameter.dim() > 1}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort parameters by depth: a group a stage, or (not coarse) a block."""
@@ -185,9 +212,7 @@ class HierarchicalModel(VisionModel):
         return {"stem": r"^stages\.0\.downsample", "blocks": r"^stages\.(\d+)" if coarse else fine}
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        for layer in (block.downsample, *block.blocks):  # type: ignore[misc]
-            x = super()._run(layer, x)  # type: ignore[arg-type]
-        return x
+        return block(x, super()._run)
 
     def _check_shape(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.config.in_chans:

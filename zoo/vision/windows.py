@@ -196,7 +196,7 @@ def steps_of(*modules: nn.Module, channels: int | None = None) -> tuple[Any, ...
 
 
 def _steps(module: nn.Module, channels: int | None) -> Sequence[Any]:
-    if isinstance(module, Stage):
+    if type(module) is Stage:  # others change the layout
         return steps_of(module.downsample, *module.blocks, channels=channels)
     if isinstance(module, nn.Sequential):
         return steps_of(*module, channels=channels)
@@ -206,7 +206,7 @@ def _steps(module: nn.Module, channels: int | None) -> Sequence[Any]:
             window = replace(_convolution(module.depthwise), out_dim=None)  # type: ignore[arg-type]
             inner = (ChannelGroups(module, window, channels),)
         return (Residual(inner),) if module.residual else inner
-    if isinstance(module, ConvNorm):
+    if isinstance(module, ConvNorm) and type(module) in (ConvNorm, ReLU6ConvNorm):  # others compute more
         activation = nn.ReLU6(inplace=True) if isinstance(module, ReLU6ConvNorm) else nn.ReLU(inplace=True)
         activated = isinstance(module, ReLU6ConvNorm) or module.relu
         return (_convolution(module.conv), *steps_of(module.bn, activation if activated else nn.Identity()))
