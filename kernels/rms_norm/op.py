@@ -54,7 +54,8 @@ def rms_norm(
     """
     impl = _check(x, weight, z, num_groups, impl)
     dtype = (x if weight is None else weight).dtype
-    if impl == "auto" and x.numel() < SMALL and x.device.type == "cpu" and not torch.compiler.is_compiling():
+    direct = impl == "auto" and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    if direct and x.numel() < SMALL:  # a traced size is not to be asked
         wide = compute_dtype(x, weight, z)
         z = z if z is None else z.to(wide)
         return fused.forward(x.to(wide), weight, z, num_groups, norm_before_gate, eps, dtype).to(dtype)

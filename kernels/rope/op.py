@@ -39,7 +39,8 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, impl
     Paper: Su et al., "RoFormer", arXiv 2104.09864.
     """
     impl = _check(x, cos, sin, impl)
-    if impl == "auto" and x.numel() < SMALL and x.device.type == "cpu" and not torch.compiler.is_compiling():
+    direct = impl == "auto" and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    if direct and x.numel() < SMALL:  # a traced size is not to be asked
         if x.dtype == cos.dtype == sin.dtype and x.dtype.itemsize >= 4:
             return halves.differentiable(x, cos, sin, interleaved)
         wide = compute_dtype(x, cos, sin)
