@@ -72,6 +72,7 @@ _PLAIN = {  # fields by which the types differ, where one says nothing of them
     "window": None, "full_layers": (), "nope_layers": (), "qk_norm": None, "norm_order": "before", "qkv_bias": False,
     "out_bias": False, "norm_offset": False, "activation": "silu", "local_rope_base": None, "attention_scale": None,
     "attention_softcap": None, "logit_softcap": None, "embedding_scale": 1.0,
+    "context_length": None,
 }  # fmt: skip
 
 
@@ -281,7 +282,7 @@ def config_from_transformers(config: Given) -> tuple[str, Fields]:
     given.setdefault("num_key_value_heads", given["num_attention_heads"])
     given.setdefault("head_dim", given["hidden_size"] // given["num_attention_heads"])
     fields = {ours: given[theirs] for theirs, ours in _FIELDS.items() if theirs in given}
-    return "transformer", fields | kind.rope(given) | kind.read(given)
+    return "transformer", _PLAIN | fields | kind.rope(given) | kind.read(given)
 
 
 def settled(config: Given) -> Fields:
@@ -310,5 +311,5 @@ def _written(name: str, config: Given) -> Fields:
 
 def _says_all(published: Given, config: Given) -> bool:
     """Whether the options by which the types differ are read as they are written."""
-    read = _PLAIN | config_from_transformers(published)[1]
+    _, read = config_from_transformers(published)
     return all(read[name] == config[name] for name in _PLAIN)

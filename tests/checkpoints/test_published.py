@@ -13,11 +13,13 @@ import torch
 import zoo
 from zoo.checkpoints.download import DownloadError
 from zoo.checkpoints.index import INDEX, Weights
+from zoo.layers.attention import Llama3
 
 SMALL: dict[str, dict[str, Any]] = {  # a name of the index -> a nano-sized stand-in with options unlike the name's own
     "falcon_h1_1_5b": {"name": "falcon_h1_nano", "key_multiplier": 0.26, "mlp_multipliers": (0.7, 0.3)},
     "mamba2_130m": {"name": "mamba2_nano", "dt_limit": (0.01, 0.2)},
     "deepseek_v3_671b": {"name": "deepseek_nano", "mtp_depth": 1, "routed_scale": 1.7},
+    "qwen3_0_6b": {"name": "transformer_nano", "qkv_bias": True, "rope_scaling": Llama3(4.0, 16)},
     "vit_tiny_patch16_224": {
         "name": "vit_tiny_patch16_224", "img_size": 32, "dim": 24, "depth": 1, "mean": (0.1, 0.2, 0.3)
     },
