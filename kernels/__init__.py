@@ -5,6 +5,7 @@ from zoo.kernels.causal_conv1d import ConvOutput, causal_conv1d
 from zoo.kernels.cross_entropy import linear_cross_entropy
 from zoo.kernels.delta_rule import delta_rule
 from zoo.kernels.dispatch import available_implementations, implementation
+from zoo.kernels.generalized_delta_rule import generalized_delta_rule
 from zoo.kernels.linear_attention import LinearAttentionOutput, linear_attention
 from zoo.kernels.linear_recurrence import RecurrenceOutput, linear_recurrence
 from zoo.kernels.long_conv import butterfly_conv, dft_factors, long_conv, packed_long_conv
@@ -46,6 +47,7 @@ __all__ = [
     "delta_rule",
     "dft_factors",
     "expert_utilisation",
+    "generalized_delta_rule",
     "grouped_matmul",
     "implementation",
     "linear_attention",

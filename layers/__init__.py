@@ -7,8 +7,10 @@ from zoo.layers.attention import (
     CausalAttention,
     ConvolvedAttention,
     GatedAttention,
+    GatedLinearAttention,
     KeyValueState,
     LatentAttention,
+    Retention,
     RoutingAttention,
     ScatterbrainAttention,
     ShortConv,
@@ -37,7 +39,7 @@ from zoo.layers.embed import PatchEmbed
 from zoo.layers.fuse import fuse
 from zoo.layers.mixer import Mixer
 from zoo.layers.mlp import Mlp, SwiGLU
-from zoo.layers.norm import GatedRMSNorm, JointRMSNorm, OffsetRMSNorm, RMSNorm
+from zoo.layers.norm import GatedRMSNorm, JointRMSNorm, LayerNorm, OffsetRMSNorm, RMSNorm
 from zoo.layers.parallel import ParallelMixers
 from zoo.layers.recompute import recompute
 from zoo.layers.residual import Residual
@@ -56,6 +58,7 @@ from zoo.layers.ssm import (
     Mamba2State,
     MambaState,
     MambaVisionMixer,
+    RWKV7Block,
 )
 from zoo.layers.state import State
 from zoo.layers.states import JointState, ModelState
@@ -83,6 +86,7 @@ __all__ = [
     "GatedAttention",
     "GatedConv",
     "GatedDeltaNet",
+    "GatedLinearAttention",
     "GatedRMSNorm",
     "GriffinRecurrence",
     "H3Conv",
@@ -90,6 +94,7 @@ __all__ = [
     "JointState",
     "KeyValueState",
     "LatentAttention",
+    "LayerNorm",
     "Mamba",
     "Mamba2",
     "Mamba2State",
@@ -105,7 +110,9 @@ __all__ = [
     "ParallelMixers",
     "PatchEmbed",
     "RMSNorm",
+    "RWKV7Block",
     "Residual",
+    "Retention",
     "ReversibleSequence",
     "RoutingAttention",
     "ScatterbrainAttention",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels.dispatch import compute_dtype
 from zoo.kernels.rms_norm import rms_norm
+from zoo.layers.linear import is_watched
 from zoo.layers.options import require_at_least
 
 
@@ -66,3 +68,35 @@ class GatedRMSNorm(nn.Module):
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """x and gate z (..., dim) -> (..., dim)."""
         return rms_norm(x, self.weight, z=z, num_groups=self.num_groups, eps=self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm over the last axis, computed in float32 and returned in the dtype of the weight."""
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__(dim, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., dim) -> (..., dim)."""
+        wide = compute_dtype(x)
+        y = F.layer_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.bias.to(wide), self.eps)
+        return y.to(self.weight.dtype)
+
+
+class HeadNorm(nn.GroupNorm):
+    """Layer norm over each of ``num_groups`` parts of the last axis, in float32; returned in the dtype of x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., dim) -> (..., dim)."""
+        wide = compute_dtype(x)
+        rows, weight, bias = (t.to(wide) for t in (x.reshape(-1, self.num_channels), self.weight, self.bias))
+        return F.group_norm(rows, self.num_groups, weight, bias, self.eps).to(x.dtype).view(x.shape)
+
+
+def gated(norm: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+    """norm(x) * silu(z) of tensors (..., dim): in one pass, or by a call of ``norm`` where that is no RMSNorm or a hook
+    is on it."""
+    if type(norm) is RMSNorm and not is_watched(norm):
+        return rms_norm(x, norm.weight, z=z.to(x.dtype), norm_before_gate=True, eps=norm.eps)
+    x = norm(x)
+    return x * F.silu(z.to(compute_dtype(z))).to(x.dtype)

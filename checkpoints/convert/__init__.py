@@ -14,6 +14,7 @@ from zoo.checkpoints.convert import (
     dense,
     efficientvit,
     falcon_h1,
+    fla,
     lfm2,
     m3vit,
     mamba,
@@ -23,6 +24,7 @@ from zoo.checkpoints.convert import (
     pcdarts,
     qwen3_next,
     recurrent_gemma,
+    rwkv7,
     simplenet,
     timm_models,
     vmamba,
@@ -41,17 +43,20 @@ __all__ = [
     "to_zoo",
 ]
 
-CONVERTERS = (deepseek, dense, falcon_h1, lfm2, mamba, mixtral, qwen3_next, recurrent_gemma)
+CONVERTERS = (deepseek, dense, falcon_h1, *fla.LAYOUTS, lfm2, mamba, mixtral, qwen3_next, recurrent_gemma, rwkv7)
 _AUTHORS = based, efficientvit, m3vit, mambavision, mcunet, pcdarts, simplenet, vmamba, vovnet  # of weights alone
 LAYOUTS = ("zoo", "transformers", "timm")
 _TRANSFORMERS: dict[str, Any] = {  # family -> converter
     "mamba": mamba, "mamba2": mamba, "falcon_h1": falcon_h1, "deepseek": deepseek, "moe": mixtral,
     "transformer": dense, "lfm2": lfm2, "qwen3_next": qwen3_next, "recurrent_gemma": recurrent_gemma,
+    "rwkv7": rwkv7, **{layout.family: layout for layout in fla.LAYOUTS},
 }  # fmt: skip
 _IN_FILES = {  # where files differ from memory
     "deepseek": deepseek.to_transformers, "moe": mixtral.to_transformers, "qwen3_next": qwen3_next.to_transformers,
 }  # fmt: skip
-_SETTLED = {"moe": mixtral.settled, "transformer": dense.settled}
+_SETTLED = {"moe": mixtral.settled, "transformer": dense.settled} | {
+    layout.family: layout.settled for layout in fla.LAYOUTS
+}
 _TIMM = {"vit": dict, "efficientvit": efficientvit.to_timm, "shvit": efficientvit.to_timm, "vovnet": vovnet.to_timm}
 
 

@@ -65,3 +65,32 @@ def decay_between(gates: Tensor) -> Tensor:
     """
     spans = gates[..., None, :].expand(*gates.shape, gates.shape[-1]).triu(1)  # (..., j, t), t > j
     return spans.cumsum(-1).mT.exp().tril()
+
+
+def scores_by_halves(q: Tensor, k: Tensor, gates: Tensor) -> Tensor:
+    """sum_c q_ic k_jc exp(sum of gates_c over (j, i]) for j <= i: (..., q, q), lower triangular.
+
+    The steps of a chunk are paired up, the pairs paired up, and so on. Where i is in the later half of a pair and j in
+    the earlier one, the decay splits at the boundary between them into a factor of i and one of j, both at most 1: a
+    matrix product. (GLA takes such reference points at every 16 steps and single steps below; halving needs no step
+    by step part, and log2(q) instead of 16 exponentials an element.)
+    """
+    blocks = (q * k).sum(-1)[..., None, None]  # (..., q / half, half, half)
+    since, until = (x.unsqueeze(-2) for x in (gates, torch.zeros_like(gates)))  # sums from and to the block's ends
+    half = 1
+    while half < q.shape[-2]:
+        (earlier, _), (_, later) = (x.unflatten(-2, (-1, 2, half)).unbind(-3) for x in (k, q))
+        (first, second), (since_1, since_2), (until_1, until_2) = map(_pairs, (blocks, since, until))
+        between = (later * since_2.exp()) @ (earlier * until_1.exp()).mT
+        blocks = torch.cat([F.pad(first, [0, half]), torch.cat([between, second], dim=-1)], dim=-2)
+        since, until = (
+            torch.cat([since_1, since_2 + since_1[..., -1:, :]], dim=-2),
+            torch.cat([until_1 + since_2[..., -1:, :], until_2], dim=-2),
+        )
+        half *= 2
+    return blocks.squeeze(-3)
+
+
+def _pairs(blocks: Tensor) -> tuple[Tensor, ...]:
+    """(..., n, half, D) to the earlier and the later blocks of the pairs, (..., n / 2, half, D) each."""
+    return blocks.unflatten(-3, (-1, 2)).unbind(-3)

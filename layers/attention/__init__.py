@@ -6,6 +6,7 @@ from zoo.layers.attention.causal import CausalAttention
 from zoo.layers.attention.convolved import ConvolvedAttention, ShortConv
 from zoo.layers.attention.full import Attention
 from zoo.layers.attention.gated import GatedAttention
+from zoo.layers.attention.gated_linear import GatedLinearAttention, MemoryState, Retention, RetentionState
 from zoo.layers.attention.keys import Keys
 from zoo.layers.attention.kmeans import OnlineKMeans
 from zoo.layers.attention.latent import LatentAttention
@@ -27,12 +28,16 @@ __all__ = [
     "CausalAttention",
     "ConvolvedAttention",
     "GatedAttention",
+    "GatedLinearAttention",
     "KeyValueState",
     "Keys",
     "LatentAttention",
     "Linear",
     "Llama3",
+    "MemoryState",
     "OnlineKMeans",
+    "Retention",
+    "RetentionState",
     "Rotary",
     "RotaryScaling",
     "RoutingAttention",

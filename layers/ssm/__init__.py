@@ -7,6 +7,7 @@ from zoo.layers.ssm.griffin import RGLRU, GriffinRecurrence, GriffinState
 from zoo.layers.ssm.mamba import Mamba, MambaState
 from zoo.layers.ssm.mamba2 import Mamba2, Mamba2State
 from zoo.layers.ssm.mamba_vision import MambaVisionMixer
+from zoo.layers.ssm.rwkv7 import RWKV7Block, RWKV7State
 from zoo.layers.ssm.s4 import S4
 from zoo.layers.ssm.s4_block import S4Block
 from zoo.layers.ssm.s4d import S4D
@@ -30,6 +31,8 @@ __all__ = [
     "Mamba2State",
     "MambaState",
     "MambaVisionMixer",
+    "RWKV7Block",
+    "RWKV7State",
     "S4Block",
     "SequenceNorm",
     "StateSpaceState",

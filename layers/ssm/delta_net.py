@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.kernels import delta_rule, rms_norm
+from zoo.kernels import delta_rule
 from zoo.layers.conv import CausalConv1d
-from zoo.layers.linear import is_watched
 from zoo.layers.mixer import Mixer, skips_padding
-from zoo.layers.norm import RMSNorm
+from zoo.layers.norm import RMSNorm, gated
 from zoo.layers.options import require_at_least
 from zoo.layers.ssm.init import dt_bias_init
 from zoo.layers.ssm.state_space import wide
@@ -203,11 +202,7 @@ class GatedDeltaNet(DeltaNet):
 
     def normalised(self, o: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
         """The outputs (B, T, H, V) as out_proj reads them."""
-        gate = gate.unflatten(-1, (self.num_heads, -1))
-        if type(self.o_norm) is not RMSNorm or is_watched(self.o_norm):  # replaced, or a hook is on it
-            o = self.o_norm(o)
-            return o * F.silu(wide(gate)).to(o.dtype)
-        return rms_norm(o, self.o_norm.weight, z=gate.to(o.dtype), norm_before_gate=True, eps=self.o_norm.eps)
+        return gated(self.o_norm, o, gate.unflatten(-1, (self.num_heads, -1)))
 
 
 class FusedGatedDeltaNet(GatedDeltaNet):

@@ -7,8 +7,10 @@ import torch
 from zoo.layers import CausalAttention, Mamba, Mamba2, Mixer, OffsetRMSNorm, ParallelMixers, RMSNorm
 from zoo.layers.attention import (
     ConvolvedAttention,
+    GatedLinearAttention,
     LatentAttention,
     Llama3,
+    Retention,
     Rotary,
     RoutingAttention,
     ScatterbrainAttention,
@@ -17,7 +19,7 @@ from zoo.layers.attention import (
 )
 from zoo.layers.conv import DoubleGatedConv, GatedConv, H3Conv, decaying_kernel
 from zoo.layers.depth import ActiveAttention
-from zoo.layers.ssm import S4, S4D, DeltaNet, FusedGatedDeltaNet, GatedDeltaNet, GriffinRecurrence
+from zoo.layers.ssm import S4, S4D, DeltaNet, FusedGatedDeltaNet, GatedDeltaNet, GriffinRecurrence, RWKV7Block
 from zoo.layers.ssm.hippo import diagonal_inv, diagonal_real
 from zoo.layers.ssm.s4d import bilinear
 
@@ -81,6 +83,11 @@ MIXERS = {
     "gated-delta-net-fused": lambda: FusedGatedDeltaNet(DIM, num_heads=4, head_dim=6, num_key_heads=2, chunk_size=8),
     "griffin": lambda: GriffinRecurrence(DIM, num_blocks=3),
     "griffin-wide": lambda: GriffinRecurrence(DIM, num_blocks=2, width=36, d_conv=2),
+    "gated-linear": lambda: GatedLinearAttention(DIM, num_heads=3, chunk_size=8),
+    "gated-linear-wide": lambda: GatedLinearAttention(DIM, 2, 0.25, 1.5, gate_rank=3, gate_temperature=2.0),
+    "retention": lambda: Retention(DIM, num_heads=3, chunk_size=8),
+    "rwkv7-first": lambda: RWKV7Block(DIM // 2, head_dim=6, mlp_dim=20, ranks=(3, 4, 5, 6), depth=2, chunk_size=8),
+    "rwkv7": lambda: RWKV7Block(DIM // 2, head_dim=4, mlp_dim=20, ranks=(3, 4, 5, 6), index=1, depth=2, chunk_size=8),
     "s4": lambda: S4(DIM, d_state=8, chunk_size=8),
     "s4-untied": lambda: S4(DIM, d_state=4, num_ssm=DIM, chunk_size=5),
     "s4d": lambda: S4D(DIM, d_state=8, chunk_size=8),

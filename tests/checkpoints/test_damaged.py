@@ -190,6 +190,7 @@ FOREIGN = {
     "falcon_h1": {"model_type": "falcon_h1", "hidden_size": 32, "num_attention_heads": 2, "mamba_n_heads": 2},
     "deepseek": {"model_type": "deepseek_v3", "hidden_size": 32, "rope_scaling": {"type": "yarn", "factor": 2}},
     "mixtral": {"model_type": "mixtral", "hidden_size": 32, "rope_parameters": {"rope_theta": 1e4}},
+    "delta_net": {"model_type": "delta_net", "hidden_size": 32, "num_heads": 2, "expand_k": 0.5, "hidden_ratio": 2},
     "mamba_ssm": {"d_model": 32, "n_layer": 1, "vocab_size": 250, "ssm_cfg": {"layer": "Mamba2"}},
     "based": {"n_embd": 32, "n_layer": 4, "n_inner": 32, "alt_mixer_layers": [1], "alt_mixer_2_layers": [2],
               "alt_mixer": {"num_heads": 2, "feature_dim": 8}, "alt_mixer_2": {"num_heads": 2, "window_size": 8}},

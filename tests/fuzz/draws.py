@@ -188,6 +188,27 @@ def delta_rule(dice: Dice) -> Draw:
     )
 
 
+def generalized_delta_rule(dice: Dice) -> Draw:
+    """As RWKV-7 makes them, where the state stays bounded: a of norm 1, b a part of -a, decays of at most 1."""
+    heads, keys, values, time = dice.pick((1, 2, 3)), dice.size(), dice.size(), (dice.batch, dice.length)
+    a = 0.99 * torch.nn.functional.normalize(dice.normal(*time, heads, keys), dim=-1)
+    rate = dice.mixture(dice.rand(*time, heads, 1), 0.0, 1.0)
+    return Draw(
+        present(
+            q=dice.cast(dice.values(*time, heads, keys)),
+            k=dice.cast(dice.values(*time, heads, keys)),
+            v=dice.cast(dice.values(*time, heads, values)),
+            a=dice.cast(a),
+            b=dice.cast(-rate * a),
+            log_decay=_log_decays(dice, *time, heads, keys),
+            initial_state=dice.maybe(lambda: dice.state(dice.batch, heads, keys, values)),
+            seq_idx=dice.maybe(lambda: dice.sequences(*time), 0.4),
+        ),
+        {"scale": dice.pick((None, 0.3))},
+        chunked=True,
+    )
+
+
 def taylor_attention(dice: Dice) -> Draw:
     heads, keys, values, time = dice.pick((1, 2)), dice.pick((1, 2, 3, 5)), dice.size(), (dice.batch, dice.length)
     return Draw(
@@ -329,6 +350,7 @@ DRAWS: dict[str, Callable[[Dice], Draw]] = {
         block_sparse_attention,
         causal_conv1d,
         delta_rule,
+        generalized_delta_rule,
         grouped_matmul,
         linear_attention,
         linear_cross_entropy,

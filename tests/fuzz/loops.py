@@ -108,6 +108,19 @@ def delta_rule(q, k, v, beta, *, log_decay=None, scale=None, initial_state=None,
     return torch.stack(outputs, 1), S
 
 
+def generalized_delta_rule(q, k, v, a, b, *, log_decay, scale=None, initial_state=None, seq_idx=None):
+    batch, length, heads, dim = q.shape
+    S = q.new_zeros(batch, heads, dim, v.shape[3]) if initial_state is None else initial_state
+    scale, outputs = dim**-0.5 if scale is None else scale, []
+    for t in range(length):
+        S = _forget(S, _restarts(seq_idx, t))
+        read = torch.einsum("bhk,bhkv->bhv", a[:, t], S)
+        S = _shrink(S, log_decay[:, t, :, :, None]) + torch.einsum("bhk,bhv->bhkv", b[:, t], read)
+        S = S + torch.einsum("bhk,bhv->bhkv", k[:, t], v[:, t])
+        outputs.append(scale * torch.einsum("bhk,bhkv->bhv", q[:, t], S))
+    return torch.stack(outputs, 1), S
+
+
 def _taylor(x: Tensor) -> Tensor:
     """1, x, then x_i x_j of i <= j row by row, the order that the state is documented in."""
     dim = x.shape[-1]

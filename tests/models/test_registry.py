@@ -22,6 +22,8 @@ PUBLISHED = {
     "deepseek_v3_671b": 671_026_404_352, "recurrentgemma_2b": 2_682_862_080, "recurrentgemma_9b": 8_579_977_216,
     "lfm2_350m": 354_483_968, "lfm2_700m": 742_489_344, "lfm2_1_2b": 1_170_340_608, "lfm2_2_6b": 2_569_272_320,
     "qwen3_next_80b_a3b": 79_674_391_296, "qwen3_5_9b": 8_953_803_264, "qwen3_5_35b_a3b": 34_660_610_688,
+    "rwkv7_0_1b": 191_034_624, "rwkv7_0_4b": 450_767_872,
+    "rwkv7_1_5b": 1_527_404_544, "rwkv7_2_9b": 2_947_735_040,
     "shvit_s1": 6_330_808, "shvit_s2": 11_483_072, "shvit_s3": 14_245_273, "shvit_s4": 16_588_484,
     "efficientvit_m0": 2_349_436, "efficientvit_m1": 2_980_560, "efficientvit_m2": 4_187_554,
     "efficientvit_m3": 6_900_722, "efficientvit_m4": 8_804_228, "efficientvit_m5": 12_473_772,

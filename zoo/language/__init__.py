@@ -23,6 +23,7 @@ from zoo.language.mor import MoRConfig, MoRLanguageModel
 from zoo.language.qwen3_next import Qwen3NextConfig, Qwen3NextLanguageModel
 from zoo.language.recurrent_gemma import RecurrentGemmaConfig, RecurrentGemmaLanguageModel
 from zoo.language.routing import RoutingConfig, RoutingLanguageModel
+from zoo.language.rwkv7 import RWKV7Config, RWKV7LanguageModel
 from zoo.language.s4 import S4Config, S4DConfig, S4DLanguageModel, S4LanguageModel
 from zoo.language.s4_text import S4TextClassifier, S4TextConfig
 from zoo.language.scatterbrain import ScatterbrainConfig, ScatterbrainLanguageModel
@@ -61,6 +62,8 @@ __all__ = [
     "MoRLanguageModel",
     "Qwen3NextConfig",
     "Qwen3NextLanguageModel",
+    "RWKV7Config",
+    "RWKV7LanguageModel",
     "RecurrentGemmaConfig",
     "RecurrentGemmaLanguageModel",
     "RoutingConfig",

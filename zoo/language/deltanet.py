@@ -1,7 +1,7 @@
 """DeltaNet and Gated DeltaNet: a memory that is corrected instead of added to, with SwiGLU between.
 
-Papers: Yang et al., arXiv 2406.06484; Yang, Kautz and Hatamizadeh, arXiv 2412.06464. Sizes, vocabulary and untied head
-of flash-linear-attention's configurations.
+Papers: Yang et al., arXiv 2406.06484; Yang, Kautz and Hatamizadeh, arXiv 2412.06464. Sizes, vocabulary, norms and
+untied head of the configurations of flash-linear-attention and flame (delta_net_340M, delta_net_1B, gated_deltanet_1B).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ class DeltaNetConfig(LanguageConfig):
     """Options of DeltaNet, those of the mixer among them."""
 
     vocab_size: int = 32000
+    norm_eps: float = 1e-6
     num_heads: int
     """Heads, each with a memory of its own."""
     head_dim: int | None = None
@@ -89,23 +90,25 @@ _register_gated = partial(
 
 @_register()
 def deltanet_nano():
-    return DeltaNetConfig(vocab_size=256, dim=128, depth=3, num_heads=4, mlp_dim=320, tie_embeddings=True)
+    return DeltaNetConfig(
+        vocab_size=256, dim=128, depth=3, num_heads=4, mlp_dim=320, tie_embeddings=True, norm_eps=1e-5
+    )
 
 
 @_register()
 def deltanet_340m():
-    return DeltaNetConfig(dim=1024, depth=24, num_heads=8, mlp_dim=2816)
+    return DeltaNetConfig(dim=1024, depth=24, num_heads=8, head_dim=128, mlp_dim=2816)
 
 
 @_register()
 def deltanet_1_3b():
-    return DeltaNetConfig(dim=2048, depth=24, num_heads=16, mlp_dim=5632)
+    return DeltaNetConfig(dim=2048, depth=24, num_heads=16, head_dim=128, mlp_dim=5632)
 
 
 @_register_gated()
 def gated_deltanet_nano():
     return GatedDeltaNetConfig(
-        vocab_size=256, dim=128, depth=3, num_heads=3, head_dim=32, mlp_dim=320, tie_embeddings=True
+        vocab_size=256, dim=128, depth=3, num_heads=3, head_dim=32, mlp_dim=320, tie_embeddings=True, norm_eps=1e-5
     )
 
 
