@@ -96,6 +96,11 @@ class State:
             self.__dict__.update(self.committed._copy().__dict__, committed=self.committed)
 
     @property
+    def room(self) -> int | None:
+        """Steps that it can still be given; None for any number."""
+        return None
+
+    @property
     def uncommitted(self) -> int:
         """Steps since the last ``commit``."""
         return self.seen - (0 if self.committed is None else self.committed.seen)

@@ -31,6 +31,11 @@ class Several(ABC):
         """Memory of all states, in bytes."""
         return sum(state.nbytes for state in self.states)
 
+    @property
+    def room(self) -> int | None:
+        """Steps that all of them can still be given; None for any number."""
+        return min((state.room for state in self.states if state.room is not None), default=None)
+
     def reset(self) -> None:
         """Every state back to before the first token."""
         for state in self.states:

@@ -4,10 +4,11 @@
 >>> model = zoo.create_model("mamba2_nano")
 """
 
+from zoo.chat import Chat
 from zoo.convert import convert
 from zoo.export import export_onnx
 from zoo.factory import ModelInfo, create_model, load_weights, model_info, prefetch
-from zoo.generate import generate
+from zoo.generate import generate, stream
 from zoo.layers.report import activity, after_step, auxiliary_losses
 from zoo.perplexity import TextScore, score_text
 from zoo.predict import predict, read_labels
@@ -20,6 +21,7 @@ from zoo.warmup import warmup
 __version__ = "0.1.0"
 
 __all__ = [
+    "Chat",
     "ModelInfo",
     "Paper",
     "TextScore",
@@ -43,5 +45,6 @@ __all__ = [
     "register_with_timm",
     "save_model",
     "score_text",
+    "stream",
     "warmup",
 ]

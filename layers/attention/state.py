@@ -45,6 +45,12 @@ class KeyValueState(State):
     max_length: int | None = None
     policy: Policy = dataclasses.field(default_factory=Dense)
 
+    @property
+    def room(self) -> int | None:
+        """Steps up to ``max_length``; None where there is none, or a policy evicts."""
+        bounded = self.max_length is not None and isinstance(self.policy, Dense)
+        return self.max_length - self.seen if bounded and self.max_length is not None else None
+
     def place(self, length: int, seq_idx: Tensor | None = None) -> Place:
         """Where the next ``length`` tokens stand; padding, negative ids, takes no position."""
         position = torch.arange(self.seen, self.seen + length, device=self.key.device)

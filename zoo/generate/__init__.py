@@ -1,0 +1,143 @@
+"""Continuing prompts with any language model, from its state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, overload
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from zoo.generate.beams import search
+from zoo.generate.decode import Step, evaluating, steps
+from zoo.generate.options import checked
+from zoo.generate.prompts import Prompts, batched, check_room
+from zoo.language.base import LanguageModel
+from zoo.layers import ModelState
+
+__all__ = ["Generated", "Step", "evaluating", "generate", "stream"]
+
+
+class Generated(NamedTuple):
+    """Prompts with their continuations, and the log-probabilities of the new tokens, as ``generate`` gives them."""
+
+    tokens: Any
+    log_probs: Any
+
+
+@overload
+def generate(model: LanguageModel, tokens: Tensor, max_new_tokens: int, **options: Any) -> Tensor: ...
+
+
+@overload
+def generate(
+    model: LanguageModel, tokens: Sequence[Tensor] | Sequence[Sequence[int]], max_new_tokens: int, **options: Any
+) -> list[Tensor]: ...
+
+
+def generate(
+    model: LanguageModel,
+    tokens: Prompts,
+    max_new_tokens: int,
+    *,
+    attention_mask: Tensor | None = None,
+    log_probs: bool = False,
+    **options: Any,
+) -> Any:
+    """Continue prompts: they run once in parallel, then one step a token from the recurrent state or cache.
+
+    Args:
+        model: a language model, used in eval mode and left as it was.
+        tokens: prompts (B, T) int64, T at least 1; or a list of prompts of any lengths, tensors (T,) or lists of ids.
+        max_new_tokens: tokens to add.
+        attention_mask: (B, T), 0 on the padding left of a shorter prompt; padding changes nothing.
+        log_probs: also give the log-probabilities of the new tokens in nats, as the model has them before any option.
+        options: any of these.
+            temperature (1.0): divides the logits, however small; 0 takes the most likely token.
+            top_k: sample among the k most likely.
+            top_p: sample among the most likely that together reach this probability.
+            min_p: sample among those of at least this share of the most likely one's probability.
+            repetition_penalty (1.0): above 1 makes tokens of the prompt and those said before less likely.
+            presence_penalty (0.0): taken from the logits of tokens said before, in nats.
+            min_new_tokens (0): no end before.
+            num_samples (1): continuations of each prompt, in rows side by side; the prompt itself runs once.
+            num_beams (1): with temperature=0, search for the likeliest continuations with so many beams.
+            length_penalty (1.0): a beam's score is divided by its length to this power.
+            eos_token: an id, or several, that ends a row, which is filled with the first of them; all rows done ends
+                early. By default the tokenizer's, where one is given.
+            stop: a text, or several, that ends a row once it has been said; needs ``tokenizer``.
+            tokenizer: the model's, from ``zoo.load_tokenizer``.
+            generator: source of randomness.
+            compile (False): run the steps through ``torch.compile``.
+
+    Returns:
+        Prompts and continuations (B num_samples, T + new), new at most ``max_new_tokens``; of a list of prompts a list
+        of as many tensors, each up to its end. With ``log_probs`` a pair of those and the log-probabilities, (B
+        num_samples, new), 0 after a row's end, or a list of tensors.
+
+    Raises:
+        ValueError: for options out of range, padding to the right of a prompt, or another model's tokenizer.
+        TypeError: for an unknown option, with the nearest.
+    """
+    asked = checked(model, max_new_tokens, options)
+    prompts = batched(tokens, attention_mask, next(model.parameters()).device)
+    if asked.num_beams > 1:
+        beams = search(model, prompts, asked)
+        new = [torch.tensor(beam.tokens, device=prompts.tokens.device) for beam in beams]
+        chances = [torch.tensor(beam.log_probs, device=prompts.tokens.device) for beam in beams]
+    else:
+        new, chances = _rows(list(steps(model, prompts, asked, None)))
+    if isinstance(tokens, Tensor):
+        said = pad_sequence(new, batch_first=True, padding_value=asked.filler)
+        whole: Any = torch.cat([tokens.repeat_interleave(asked.num_samples, 0), said], dim=1)
+        return Generated(whole, pad_sequence(chances, batch_first=True)) if log_probs else whole
+    rows = [row for row in prompts.rows() for _ in range(asked.num_samples)]
+    whole = [torch.cat(pair) for pair in zip(rows, new, strict=True)]
+    return Generated(whole, chances) if log_probs else whole
+
+
+def stream(
+    model: LanguageModel,
+    tokens: Prompts,
+    max_new_tokens: int,
+    *,
+    attention_mask: Tensor | None = None,
+    state: ModelState | None = None,
+    **options: Any,
+) -> Iterator[Step]:
+    """Continue prompts as ``generate``, and give each step's tokens as they come.
+
+    The model is in eval mode until the iterator has ended, or was closed.
+
+    Args:
+        model, tokens, max_new_tokens, attention_mask, options: of ``generate``; there are no beams.
+        state: what the model has read before the prompts, from ``model.init_state``; it is advanced, and has seen all
+            but the newest token of the last step.
+
+    Yields:
+        Step: the tokens (B num_samples,), their log-probabilities, and which rows have ended.
+
+    Raises:
+        ValueError: as ``generate``, and for prompts and new tokens that the state has no room for.
+    """
+    asked = checked(model, max_new_tokens, options)
+    if asked.num_beams > 1 or (state is not None and asked.num_samples > 1):
+        raise ValueError(
+            f"a stream has no beams, and one sample a row of a state: got num_beams={asked.num_beams}, "
+            f"num_samples={asked.num_samples}"
+        )
+    prompts = batched(tokens, attention_mask, next(model.parameters()).device)
+    if state is not None:
+        check_room(state, prompts.tokens.shape[1], max_new_tokens)
+    return steps(model, prompts, asked, state)
+
+
+def _rows(given: list[Step]) -> tuple[list[Tensor], list[Tensor]]:
+    """New tokens and their log-probabilities, row by row, each up to its end."""
+    tokens, log_probs = (torch.stack([getattr(step, name) for step in given], 1) for name in ("tokens", "log_probs"))
+    before = torch.stack([step.ended for step in given], 1)[:, :-1]  # ended before the next step
+    lengths = [1 + int((~row).sum()) for row in before]
+    return [row[:n] for row, n in zip(tokens, lengths, strict=True)], [
+        row[:n] for row, n in zip(log_probs, lengths, strict=True)
+    ]

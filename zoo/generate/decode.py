@@ -1,0 +1,103 @@
+"""One token after the other, from the state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from zoo.generate.logits import Shaper, last
+from zoo.generate.options import Options
+from zoo.generate.prompts import Batch
+from zoo.language.base import LanguageModel
+from zoo.layers import ModelState
+
+
+class Step(NamedTuple):
+    """What one step adds to every row.
+
+    Attributes:
+        tokens: (B,); in rows that had ended before, a filler.
+        log_probs: (B,) log-probabilities in nats, as the model has them before any option; 0 for a filler.
+        ended: (B,) rows to which nothing is added any more.
+    """
+
+    tokens: Tensor
+    log_probs: Tensor
+    ended: Tensor
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it the model is in eval mode; afterwards every module is in the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
+def steps(model: LanguageModel, prompts: Batch, options: Options, state: ModelState | None) -> Iterator[Step]:
+    """The prompts once in parallel, then a token a row and step, until all rows have ended."""
+    with evaluating(model):
+        logits, state = prefilled(model, prompts, options, options.num_samples, state)
+        step = stepping(model, options)
+        prompts = prompts.repeated(options.num_samples)
+        shaper = Shaper(options, prompts, logits.shape[-1])
+        ended = _Ended(options, prompts)
+        for index in range(options.max_new_tokens):
+            token = shaper.drawn(logits).masked_fill(ended.rows, options.filler)
+            log_probs = logits.log_softmax(-1).gather(1, token[:, None])[:, 0].masked_fill(ended.rows, 0)
+            shaper.note(token)
+            ended.note(token)
+            yield Step(token, log_probs, ended.rows)
+            if index + 1 == options.max_new_tokens or (ended.possible and bool(ended.rows.all())):
+                return
+            logits = last(step(token[:, None], state))
+
+
+def prefilled(
+    model: LanguageModel, prompts: Batch, options: Options, copies: int, state: ModelState | None = None
+) -> tuple[Tensor, ModelState]:
+    """Logits (B copies, vocab_size) after the prompts, and the state, both with every row ``copies`` times."""
+    tokens, mask = prompts
+    batch, length = tokens.shape
+    if state is None:
+        state = model.init_state(batch, length + options.max_new_tokens)
+    seq_idx = None if mask is None else mask.long() - 1
+    logits = last(model(tokens, state, logits_to_keep=1, seq_idx=seq_idx))
+    if copies > 1:
+        index = torch.arange(batch, device=tokens.device).repeat_interleave(copies)
+        state.reorder(index)
+        logits = logits[index]
+    return logits, state
+
+
+def stepping(model: LanguageModel, options: Options) -> Callable[[Tensor, ModelState], Tensor]:
+    """The model, compiled where that is asked for."""
+    return torch.compile(model) if options.compile else model
+
+
+class _Ended:
+    """Which rows have ended, by a token or by a stop string."""
+
+    def __init__(self, options: Options, prompts: Batch):
+        self.rows = torch.zeros(len(prompts.tokens), dtype=torch.bool, device=prompts.tokens.device)
+        self.ends = torch.tensor(options.ends, device=self.rows.device)
+        stop, tokenizer = options.stop_strings, options.tokenizer
+        self.streams = [tokenizer.stream(row.tolist(), stop) for row in prompts.rows()] if stop and tokenizer else []
+        self.possible = bool(options.ends or self.streams)
+
+    def note(self, token: Tensor) -> None:
+        rows = self.rows | torch.isin(token, self.ends)
+        for index, (stream, one) in enumerate(zip(self.streams, token.tolist() if self.streams else (), strict=True)):
+            if not self.rows[index]:
+                stream.add(one)
+                rows[index] |= stream.stopped
+        self.rows = rows

@@ -1,0 +1,123 @@
+"""What is asked of a continuation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.language.base import LanguageModel
+from zoo.registry import nearest
+from zoo.text.stream import stop_strings
+from zoo.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of ``zoo.generate``, which says what they mean, checked.
+
+    Raises:
+        ValueError: for one that is out of its range, or that goes without another.
+    """
+
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    num_samples: int = 1
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    eos_token: int | Sequence[int] | None = None
+    stop: str | Sequence[str] = ()
+    tokenizer: Tokenizer | None = None
+    generator: torch.Generator | None = None
+    compile: bool = False
+
+    def __post_init__(self):
+        for name, least in (
+            ("max_new_tokens", 1), ("min_new_tokens", 0), ("top_k", 1), ("num_samples", 1), ("num_beams", 1),
+        ):  # fmt: skip
+            count = getattr(self, name)
+            if count is None and name == "top_k":
+                continue
+            if not isinstance(count, int) or isinstance(count, bool):
+                raise ValueError(f"{name} must be an integer, got {count!r}")
+            if count < least:
+                raise ValueError(f"{name} must be at least {least}, got {count}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be at least 0 and finite, got {self.temperature}")
+        for name, share in (("top_p", self.top_p), ("min_p", self.min_p)):
+            if share is not None and not 0 < share <= 1:
+                raise ValueError(f"{name} must be in (0, 1], got {share}")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(f"repetition_penalty must be above 0 and finite, got {self.repetition_penalty}")
+        for name, number in (("presence_penalty", self.presence_penalty), ("length_penalty", self.length_penalty)):
+            if not math.isfinite(number):
+                raise ValueError(f"{name} must be finite, got {number}")
+        if self.stop_strings and self.tokenizer is None:
+            raise ValueError(f"stop strings need the model's tokenizer=, got stop={self.stop!r} without one")
+        if self.num_beams > 1:
+            self._check_beams()
+
+    def _check_beams(self) -> None:
+        if self.temperature != 0:
+            raise ValueError(
+                f"beams are searched, not drawn: num_beams={self.num_beams} goes with temperature=0, got "
+                f"{self.temperature}"
+            )
+        if self.num_samples > self.num_beams:
+            raise ValueError(
+                f"of {self.num_beams} beams at most as many are samples, got num_samples={self.num_samples}"
+            )
+        if self.stop_strings:
+            raise ValueError("stop strings do not go with beams: ask for num_beams=1, or end by eos_token")
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """The stop strings, however many."""
+        return stop_strings(self.stop)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Every id that ends a row: those asked for or else the tokenizer's."""
+        if self.eos_token is None:
+            return () if self.tokenizer is None else self.tokenizer.eos_ids
+        return (self.eos_token,) if isinstance(self.eos_token, int) else tuple(self.eos_token)
+
+    @property
+    def filler(self) -> int:
+        """What follows in a row that has ended before others."""
+        return next(iter(self.ends), 0)
+
+
+def checked(model: nn.Module, max_new_tokens: int, given: dict[str, Any]) -> Options:
+    """The options for a model.
+
+    Raises:
+        TypeError: for one that does not exist, with the nearest. ValueError: see ``Options``, and for another
+            model than a language model, ids beyond its vocabulary and another model's tokenizer.
+    """
+    if not isinstance(model, LanguageModel):
+        raise ValueError(f"generate takes a language model, got {type(model).__name__}")
+    names = [field.name for field in dataclasses.fields(Options)]
+    for name in given:
+        if name not in names:
+            raise TypeError(f"generate has no option {name!r}{nearest(name, names)}; its options: {', '.join(names)}")
+    options = Options(max_new_tokens=max_new_tokens, **given)
+    if options.tokenizer is not None:
+        options.tokenizer.check(model)
+    size = model.config.vocab_size
+    for token in options.ends:
+        if not isinstance(token, int) or isinstance(token, bool):
+            raise ValueError(f"eos_token must be an integer or several, got {options.eos_token!r}")
+        if not 0 <= token < size:
+            raise ValueError(f"eos_token must be in [0, vocab_size = {size}), got {token}")
+    return options
