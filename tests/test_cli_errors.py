@@ -83,7 +83,7 @@ def test_an_image_of_too_many_pixels(monkeypatch, capfd) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["generate", "mamba2_nano", "--prompt", "a\udcff"], "the prompt is not UTF-8 at character 1"),
+        (["generate", "mamba2_nano", "--prompt", "a\udcff"], "the text is not UTF-8 at character 1"),
         (["export", "vim_nano", "nowhere/vim.onnx"], "there is no folder nowhere for vim.onnx"),
         (["export", "vim_nano", "."], ". is a folder: name a file in it"),
         (["train", "digits_vit_nano", "--output", "file"], "file is a file: --output file must be a folder"),

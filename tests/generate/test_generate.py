@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ def test_a_stream_gives_what_generate_returns(model):
     assert not any(step.ended.any() for step in steps) and len(steps) == 9
     end = int(steps[2].tokens[0])
     ending = list(zoo.stream(model, tokens, 9, temperature=0, eos_token=end))
-    for before, after in zip(ending, ending[1:], strict=False):
+    for before, after in pairwise(ending):
         over = before.ended
         assert (after.tokens[over] == end).all() and (after.log_probs[over] == 0).all() and over.le(after.ended).all()
     assert ending[2].ended[0]
