@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.checkpoints.convert.experts import separate_experts, stack_experts, unstack_experts
+from zoo.checkpoints.convert.experts import gathered, spread
 from zoo.checkpoints.convert.rename import rename
 from zoo.checkpoints.convert.rope import read_rope, write_rope
 
@@ -28,6 +28,7 @@ _NAMES = [  # published, ours
     ("model.layers.#.mlp.gate_proj.", "blocks.#.mlp.w1."),
     ("model.layers.#.mlp.up_proj.", "blocks.#.mlp.w3."),
     ("model.layers.#.mlp.down_proj.", "blocks.#.mlp.w2."),
+    ("model.layers.#.mlp.experts.", "blocks.#.mlp."),
     ("model.layers.#.enorm.", "blocks.#.enorm."),
     ("model.layers.#.hnorm.", "blocks.#.hnorm."),
     ("model.layers.#.eh_proj.", "blocks.#.eh_proj."),
@@ -83,7 +84,7 @@ def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     The experts of a layer are stacked and transposed, FP8 matrices multiplied by their scales, in float32.
     The layers behind the last, of multi-token prediction, become ``mtp``, without their copies of embedding and head.
     """
-    renamed = rename(stack_experts(_dequantise(state_dict)), _NAMES)
+    renamed = rename(gathered(_dequantise(state_dict)), _NAMES)
     further = sorted(int(key.split(".")[1]) for key in renamed if key.endswith(".eh_proj.weight"))
     modules = {f"blocks.{index}.": f"mtp.{k}." for k, index in enumerate(further)}
     shared = ("embed_tokens", "shared_head.head")
@@ -116,7 +117,7 @@ def to_transformers(state_dict: Mapping[str, Tensor], stacked: bool = True) -> d
                 if source in state_dict:
                     published[f"model.layers.{index}.{name}.weight"] = state_dict[source]
         published[key] = tensor
-    return rename((unstack_experts if stacked else separate_experts)(published), _NAMES, backwards=True)
+    return spread(rename(published, _NAMES, backwards=True), stacked)
 
 
 def config_from_transformers(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -1,8 +1,6 @@
 """Mixtral checkpoints, in both layouts of the experts that transformers has.
 
-Files have each expert's matrices, ``block_sparse_moe.experts.E.{w1,w2,w3}.weight``; a model of transformers 5 in memory
-has them stacked, ``mlp.experts.gate_up_proj`` (E, 2 F, D), the gate's half first, and ``mlp.experts.down_proj``
-(E, D, F). The zoo's are stacked and transposed: ``w1`` and ``w3`` (E, D, F), ``w2`` (E, F, D).
+Files have ``block_sparse_moe`` with w1, w2 and w3 of each expert, a model of transformers 5 in memory ``mlp``.
 """
 
 from __future__ import annotations
@@ -11,9 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from zoo.checkpoints.convert.experts import gathered, spread
 from zoo.checkpoints.convert.rename import rename
 
 MODEL_TYPES = ("mixtral",)
@@ -54,9 +52,7 @@ _LAYER = re.compile(
     r"(input_layernorm|post_attention_layernorm|self_attn\.[qkvo]_proj)\.weight|(mlp|block_sparse_moe)\.(gate\.weight|"
     r"experts\.(gate_up_proj|down_proj|\d+\.w[123]\.weight))"
 )
-_EXPERT = re.compile(r"(blocks\.\d+\.mlp)\.(\d+)\.(w[123])\.weight")
-_STACKED = re.compile(r"(blocks\.\d+\.mlp)\.(gate_up_proj|down_proj)")
-_OURS = re.compile(r"(blocks\.\d+\.mlp)\.(w[123])")
+_WEIGHTS = {name: name for name in ("w1", "w3", "w2")}  # of an expert in the files
 
 
 def recognises(state_dict: Mapping[str, Tensor]) -> bool:
@@ -72,23 +68,8 @@ def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: where one of a layer's experts is missing.
     """
-    renamed = rename({key.replace(".block_sparse_moe.", ".mlp."): t for key, t in state_dict.items()}, _NAMES)
-    converted, separate = {}, {}
-    for key, tensor in renamed.items():
-        if found := _EXPERT.fullmatch(key):
-            layer, index, name = found.groups()
-            separate.setdefault(f"{layer}.{name}", {})[int(index)] = tensor
-        elif found := _STACKED.fullmatch(key):
-            layer, name = found.groups()
-            names, parts = (["w2"], [tensor]) if name == "down_proj" else (["w1", "w3"], tensor.chunk(2, dim=1))
-            converted |= {f"{layer}.{name}": part.mT.contiguous() for name, part in zip(names, parts, strict=True)}
-        else:
-            converted[key] = tensor
-    for key, experts in separate.items():
-        if missing := set(range(max(experts) + 1)) - set(experts):
-            raise ValueError(f"{key}: experts {sorted(missing)} are missing from the checkpoint")
-        converted[key] = torch.stack([experts[index].mT for index in range(len(experts))])
-    return converted
+    published = {key.replace(".block_sparse_moe.", ".mlp."): tensor for key, tensor in state_dict.items()}
+    return rename(gathered(published, _WEIGHTS), _NAMES)
 
 
 def to_transformers(state_dict: Mapping[str, Tensor], stacked: bool = True) -> dict[str, Tensor]:
@@ -97,25 +78,9 @@ def to_transformers(state_dict: Mapping[str, Tensor], stacked: bool = True) -> d
     Raises:
         ValueError: for a model with dense feed-forward layers, which Mixtral has not.
     """
-    converted, experts = {}, {}
-    for key, tensor in state_dict.items():
-        if ".mlp.w" in key and key.endswith(".weight"):
-            raise ValueError(f"Mixtral has experts in every block (expert_every=1), this model has the dense {key}")
-        if found := _OURS.fullmatch(key):
-            experts.setdefault(found[1], {})[found[2]] = tensor.mT
-        else:
-            converted[key] = tensor
-    for layer, w in experts.items():
-        if stacked:
-            converted[f"{layer}.gate_up_proj"] = torch.cat([w["w1"], w["w3"]], dim=1)
-            converted[f"{layer}.down_proj"] = w["w2"].contiguous()
-        else:
-            converted |= {
-                f"{layer}.{index}.{name}.weight": matrix.contiguous()
-                for name, matrices in w.items()
-                for index, matrix in enumerate(matrices)
-            }
-    published = rename(converted, _NAMES, backwards=True)
+    if dense := next((key for key in state_dict if ".mlp.w" in key and key.endswith(".weight")), None):
+        raise ValueError(f"Mixtral has experts in every block (expert_every=1), this model has the dense {dense}")
+    published = spread(rename(state_dict, _NAMES, backwards=True), stacked, _WEIGHTS)
     return published if stacked else {key.replace(".mlp.", ".block_sparse_moe."): t for key, t in published.items()}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.checkpoints.convert.experts import separate_experts, stack_experts, unstack_experts
+from zoo.checkpoints.convert.experts import gathered, spread
 from zoo.checkpoints.convert.rename import rename
 from zoo.checkpoints.convert.rope import read_partial_rope, write_partial_rope
 
@@ -27,6 +27,7 @@ _NAMES = [  # published, ours
     ("model.layers.#.mlp.gate_proj.", "blocks.#.mlp.w1."),
     ("model.layers.#.mlp.up_proj.", "blocks.#.mlp.w3."),
     ("model.layers.#.mlp.down_proj.", "blocks.#.mlp.w2."),
+    ("model.layers.#.mlp.experts.", "blocks.#.mlp."),
 ]
 _MIXERS = [  # of the attention, and of the delta rule
     ("self_attn.o_proj.", "mixer.out_proj."),
@@ -86,7 +87,7 @@ def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not key.startswith(("mtp.", "model.visual."))
     }
     converted = {}
-    for key, tensor in rename(stack_experts(text), _NAMES).items():
+    for key, tensor in rename(gathered(text), _NAMES).items():
         layer, _, mixer = key.removeprefix("model.layers.").partition(".")
         if not key.startswith("model.layers."):
             converted[key] = tensor
@@ -130,7 +131,7 @@ def to_transformers(state_dict: Mapping[str, Tensor], stacked: bool = True) -> d
     for layer, tensors in layers.items():
         kind, together = ("self_attn", _attention) if "k_norm.weight" in tensors else ("linear_attn", _delta)
         published |= {f"{layer}.{kind}.{name}": tensor for name, tensor in together(tensors).items()}
-    return rename((unstack_experts if stacked else separate_experts)(published), _NAMES, backwards=True)
+    return spread(rename(published, _NAMES, backwards=True), stacked)
 
 
 def _attention(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

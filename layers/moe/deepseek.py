@@ -104,10 +104,7 @@ class DeepSeekMoE(RoutedExperts):
             self.report(self._losses(routing, mask, x.shape[0]) if self.training else {}, self.measure(routing, kept))
             if self.training and self.bias_speed:
                 self.load += self.activity["tokens_per_expert"]
-        if self.shared is None:
-            return y
-        shared = self.shared(x)
-        return y + (shared if mask is None else shared.masked_fill(~mask[..., None], 0.0))
+        return self.add_shared(y, x, mask)
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -29,13 +29,22 @@ class RoutedExperts(Reports, KeepsFloat32):
         num_experts: E.
         top_k: experts a token.
         gated: SwiGLU experts without biases, in place of two layers with them.
+        shared: (..., D) -> (..., D), which every token visits besides; None for nothing.
 
     Raises:
         ValueError: for a top_k outside [1, num_experts].
     """
 
     def __init__(
-        self, router: nn.Module, dim: int, hidden_dim: int, num_experts: int, top_k: int, *, gated: bool = True
+        self,
+        router: nn.Module,
+        dim: int,
+        hidden_dim: int,
+        num_experts: int,
+        top_k: int,
+        *,
+        gated: bool = True,
+        shared: nn.Module | None = None,
     ):
         super().__init__()
         if not 1 <= top_k <= num_experts:
@@ -48,6 +57,7 @@ class RoutedExperts(Reports, KeepsFloat32):
         self.w2 = nn.Parameter(torch.empty(down))
         self.b2 = None if gated else nn.Parameter(torch.empty(num_experts, dim))
         self.init_weights()
+        self.shared = shared
 
     def init_weights(self) -> None:
         """Each matrix of an expert as nn.Linear's, uniform within 1 / sqrt(inputs); biases 0."""
@@ -84,6 +94,13 @@ class RoutedExperts(Reports, KeepsFloat32):
             if w3 is None:
                 return moe(x, routing, w1, w2, up_bias=b1, down_bias=b2, activation=F.gelu, capacity=capacity)  # type: ignore[arg-type]
             return moe(x, routing, w3, w2, gate=w1, capacity=capacity)  # type: ignore[arg-type]
+
+    def add_shared(self, y: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """y (..., D), of the routed experts, plus ``shared`` of x (..., D); nothing where mask (...) is False."""
+        if self.shared is None:
+            return y
+        shared = self.shared(x)
+        return y + (shared if mask is None else shared.masked_fill(~mask[..., None], 0.0))
 
     def measure(self, routing: Routing, kept: Tensor | None = None) -> dict[str, Tensor]:
         """ "tokens_per_expert" (E,) int64, and "utilisation" (), the exponential of the entropy of the choices over E:

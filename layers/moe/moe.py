@@ -44,6 +44,7 @@ class MoE(RoutedExperts):
         capacity_factor: None for no limit.
         balance_weight: of ``load_balance_loss``.
         z_weight: of ``router_z_loss``.
+        shared: (..., D) -> (..., D), which every token visits besides; None for nothing.
 
     Raises:
         ValueError: for a top_k outside [1, num_experts], a capacity_factor that is not positive or a negative weight.
@@ -65,8 +66,10 @@ class MoE(RoutedExperts):
         capacity_factor: float | None = None,
         balance_weight: float = 0.0,
         z_weight: float = 0.0,
+        shared: nn.Module | None = None,
     ):
-        super().__init__(WideLinear(dim, num_experts, bias=False), dim, hidden_dim, num_experts, top_k)
+        router = WideLinear(dim, num_experts, bias=False)
+        super().__init__(router, dim, hidden_dim, num_experts, top_k, shared=shared)
         if capacity_factor is not None and not capacity_factor > 0:
             raise ValueError(f"capacity_factor must be positive, or None for no limit, got {capacity_factor}")
         if not (balance_weight >= 0 and z_weight >= 0):
@@ -96,7 +99,7 @@ class MoE(RoutedExperts):
                 activity["tokens_per_expert"] = activity["tokens_per_expert"].clamp(max=capacity)
             self.report(self._losses(logits, routing, kept) if self.training else {}, activity)
             self.routing = routing if self.training else None
-        return y.view(x.shape)
+        return self.add_shared(y.view(x.shape), x, mask)
 
     def capacity(self, tokens: int) -> int | None:
         """Most tokens an expert takes of so many; None: no limit, as always in evaluation mode."""

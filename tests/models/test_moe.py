@@ -164,7 +164,7 @@ def test_conversion_says_what_does_not_fit():
     model: Any = nano()
     files = mixtral.to_transformers(model.state_dict(), stacked=False)
     del files["model.layers.1.block_sparse_moe.experts.2.w3.weight"]
-    with pytest.raises(ValueError, match=r"blocks.1.mlp.w3: experts \[2\] are missing"):
+    with pytest.raises(ValueError, match=r"layers.1.mlp.experts.w3: experts \[2\] are missing"):
         mixtral.to_zoo(files)
     with pytest.raises(ValueError, match="experts in every block"):
         mixtral.to_transformers(nano(expert_every=3).state_dict())

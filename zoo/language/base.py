@@ -17,6 +17,7 @@ from zoo.config import require_positive, require_ranges
 from zoo.kernels.dispatch import compute_dtype
 from zoo.layers import Mixer, ModelState, RMSNorm, State
 from zoo.layers.linear import capped, head_loss
+from zoo.layers.moe.experts import RoutedExperts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,8 +64,14 @@ class Block(nn.Module):
         """x (B, T, dim), in the dtype of the residual stream, -> the same."""
         x = x + self.mixer(self.norm(x), state, seq_idx=seq_idx)
         if self.mlp is not None and self.mlp_norm is not None:
-            x = x + self.mlp(self.mlp_norm(x))
+            x = x + self.feed_forward(self.mlp_norm(x), seq_idx)
         return x
+
+    def feed_forward(self, x: Tensor, seq_idx: Tensor | None) -> Tensor:
+        """The MLP of x (B, T, dim); experts are not visited by padding, which counts in none of their losses."""
+        if isinstance(self.mlp, RoutedExperts):
+            return self.mlp(x, None if seq_idx is None else seq_idx >= 0)
+        return self.mlp(x)  # type: ignore[misc]
 
 
 class LanguageModel(nn.Module, ABC):
@@ -104,21 +111,31 @@ class LanguageModel(nn.Module, ABC):
         """The sequence mixers of the blocks, in order."""
         return [cast(Block, block).mixer for block in self.blocks]
 
+    @property
+    def experts(self) -> list[RoutedExperts]:
+        """The feed-forward layers with experts, in order."""
+        return [module for module in self.blocks.modules() if isinstance(module, RoutedExperts)]
+
     def init_weights(self) -> None:
         """Normal embedding; the projections back into the residual stream divided by the square root of their number
-        (GPT-2, section 2.3). Everything else is initialised by its layer."""
+        (GPT-2, section 2.3), of which the experts of a layer are one. Everything else is initialised by its layer."""
         nn.init.normal_(self.embedding.weight, std=self.config.initializer_range)
         nn.init.normal_(self.head.weight, std=self.config.initializer_range)
         outputs = [
             module
             for block in self.blocks
             for name, module in block.named_modules()
-            if isinstance(module, nn.Linear) and name in ("mixer.out_proj", "mlp.w2")
+            if isinstance(module, nn.Linear) and name in ("mixer.out_proj", "mlp.w2", "mlp.shared.w2")
         ]
+        experts = self.experts
         for linear in outputs:
             nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5))
             with torch.no_grad():
-                linear.weight /= math.sqrt(len(outputs))
+                linear.weight /= math.sqrt(len(outputs) + len(experts))
+        for layer in experts:
+            layer.init_weights()
+            with torch.no_grad():
+                layer.w2.div_(math.sqrt(len(outputs) + len(experts)))
 
     def init_normal(self, *residual: str) -> None:
         """Linear layers of the blocks normal, those into the residual stream over sqrt(2 depth); their biases 0.
@@ -222,6 +239,11 @@ class LanguageModel(nn.Module, ABC):
     def state_size(self, length: int) -> int:
         """Numbers the state holds for one sequence after ``length`` tokens."""
         return sum(mixer.state_size(length) for mixer in self.mixers)
+
+    def num_active_parameters(self) -> int:
+        """Parameters that one token uses: all but those of the experts it does not visit (tied tensors once)."""
+        idle = sum(layer.num_idle_parameters for layer in self.experts)
+        return sum(parameter.numel() for parameter in self.parameters()) - idle
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must leave alone, besides biases and norms."""

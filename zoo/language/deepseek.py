@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.config import require_positive
 from zoo.language.base import Block, LanguageConfig, LanguageModel
-from zoo.layers import ModelState, RMSNorm, State, SwiGLU
+from zoo.layers import ModelState, RMSNorm, SwiGLU
 from zoo.layers.attention.latent import LatentAttention
 from zoo.layers.attention.scaling import RotaryScaling, Yarn
 from zoo.layers.moe.deepseek import DeepSeekMoE
@@ -95,18 +95,6 @@ class DeepSeekConfig(LanguageConfig):
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
-class ExpertBlock(Block):
-    """A block with experts, which padding does not visit."""
-
-    mlp: DeepSeekMoE
-    mlp_norm: RMSNorm
-
-    def forward(self, x: Tensor, state: State | None = None, seq_idx: Tensor | None = None) -> Tensor:
-        """x (B, T, dim), in the dtype of the residual stream, -> the same."""
-        x = x + self.mixer(self.norm(x), state, seq_idx=seq_idx)
-        return x + self.mlp(self.mlp_norm(x), None if seq_idx is None else seq_idx >= 0)
-
-
 class NextTokenModule(nn.Module):
     r"""One depth of multi-token prediction: the hidden state of a position and the embedding of a later token give the
     hidden state from which the shared head predicts the token after that.
@@ -160,7 +148,7 @@ class DeepSeekLanguageModel(Reports, LanguageModel):
             scale=c.routed_scale, num_groups=c.num_groups, top_groups=c.top_groups, group_top=c.group_top,
             bias_speed=c.bias_speed, balance_weight=c.balance_weight,
         )  # fmt: skip
-        return ExpertBlock(c, mixer, experts)
+        return Block(c, mixer, experts)
 
     def init_weights(self) -> None:
         """Every matrix normal, as in both papers (section on hyper-parameters: 0.006)."""
@@ -226,11 +214,8 @@ class DeepSeekLanguageModel(Reports, LanguageModel):
         return found
 
     def num_active_parameters(self) -> int:
-        """Parameters that one token uses, embedding and head included: all but the experts it does not visit, and
-        without multi-token prediction."""
-        idle = sum(block.mlp.num_idle_parameters for block in self.blocks if isinstance(block, ExpertBlock))
-        further = sum(p.numel() for p in self.mtp.parameters())
-        return sum(p.numel() for p in self.parameters()) - idle - further
+        """As in every language model, without multi-token prediction."""
+        return super().num_active_parameters() - sum(p.numel() for p in self.mtp.parameters())
 
 
 def _init_matrices(module: nn.Module, std: float) -> None:

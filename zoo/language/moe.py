@@ -8,8 +8,8 @@ Mixtral's sizes are those of the published checkpoints, the others this library'
 from __future__ import annotations
 
 import dataclasses
-import math
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from zoo.config import require_positive
 from zoo.kernels.moe import load_balance_loss
 from zoo.language.base import Block, LanguageModel
 from zoo.language.transformer import DecoderConfig
-from zoo.layers import CausalAttention, ModelState, State, SwiGLU
+from zoo.layers import CausalAttention, ModelState, SwiGLU
 from zoo.layers.moe import MoE
 from zoo.registry import Paper, register_model
 
@@ -59,18 +59,6 @@ class MoEConfig(DecoderConfig):
             )
 
 
-class MoEBlock(Block):
-    """A block whose feed-forward layer is a ``MoE``: padding visits no expert and counts in no loss."""
-
-    mlp: MoE
-
-    def forward(self, x: Tensor, state: State | None = None, seq_idx: Tensor | None = None) -> Tensor:
-        """x (B, T, dim), in the dtype of the residual stream, -> the same."""
-        x = x + self.mixer(self.norm(x), state, seq_idx=seq_idx)
-        normal = self.mlp_norm(x)  # pyright: ignore[reportOptionalCall]
-        return x + self.mlp(normal, None if seq_idx is None else seq_idx >= 0)
-
-
 class MoELanguageModel(LanguageModel):
     """A stack of attention and feed-forward blocks, all or some of them with experts."""
 
@@ -87,40 +75,19 @@ class MoELanguageModel(LanguageModel):
             c.dim, c.mlp_dim, c.num_experts, c.top_k, normalize=c.normalize, capacity_factor=c.capacity_factor,
             balance_weight=balance_weight, z_weight=c.z_weight,
         )  # fmt: skip
-        return MoEBlock(c, mixer, experts)
-
-    @property
-    def experts(self) -> list[MoE]:
-        """The feed-forward layers with experts, in order."""
-        return [block.mlp for block in self.blocks if isinstance(block, MoEBlock)]
-
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        """As in the dense model: of the 2 * depth projections into the residual stream, an expert layer's is one."""
-        super().init_weights()
-        outputs = 2 * self.config.depth
-        for name, weight in self.blocks.named_parameters():
-            if name.endswith(("mixer.out_proj.weight", "mlp.w2.weight")):
-                weight *= math.sqrt(1 - len(self.experts) / outputs)
-        for layer in self.experts:
-            layer.init_weights()
-            layer.w2.div_(math.sqrt(outputs))
+        return Block(c, mixer, experts)
 
     def forward_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor:
         """The residual stream (B, T, dim) through all blocks; the joint load-balance loss is the last layer's."""
         x = super().forward_blocks(x, state, seq_idx)
-        routed = [layer.routing for layer in self.experts if layer.routing is not None]
+        layers = cast("list[MoE]", self.experts)
+        routed = [layer.routing for layer in layers if layer.routing is not None]
         if self.config.joint_balance and self.config.balance_weight and routed:
             scores, experts = (torch.cat([getattr(r, name) for r in routed]) for name in ("scores", "experts"))
             mask = None if seq_idx is None else (seq_idx >= 0).flatten().repeat(len(routed))
             loss = self.config.balance_weight * load_balance_loss(scores, experts, mask=mask)
-            self.experts[-1].auxiliary_losses["load_balance"] = loss
+            layers[-1].auxiliary_losses["load_balance"] = loss
         return x
-
-    def num_active_parameters(self) -> int:
-        """Parameters that one token uses: all but those of the experts it does not visit (tied tensors once)."""
-        idle = sum(layer.num_idle_parameters for layer in self.experts)
-        return sum(parameter.numel() for parameter in self.parameters()) - idle
 
 
 _register = partial(

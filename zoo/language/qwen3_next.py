@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from zoo.config import require_positive
 from zoo.language.base import Block, LanguageConfig, LanguageModel
-from zoo.language.deepseek import ExpertBlock
 from zoo.layers import FusedGatedDeltaNet, GatedAttention, GatedDeltaNet, Mixer, OffsetRMSNorm, SwiGLU
 from zoo.layers.attention import Rotary
 from zoo.layers.moe.deepseek import DeepSeekMoE
@@ -112,7 +111,7 @@ class Qwen3NextLanguageModel(LanguageModel):
             c.dim, c.expert_dim, c.num_experts, c.top_k, shared=SharedExpert(c.dim, c.shared_dim), score="softmax",
             normalize=c.normalize, bias_speed=None, balance_weight=c.balance_weight,
         )  # fmt: skip
-        return ExpertBlock(c, mixer, experts, OffsetRMSNorm)
+        return Block(c, mixer, experts, OffsetRMSNorm)
 
     def build_attention(self) -> Mixer:
         """Gated attention with normalised queries and keys."""
