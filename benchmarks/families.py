@@ -38,6 +38,7 @@ EXPONENT_LIMIT = 1.1
 
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 768, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 12, "num_key_value_heads": 12}
+MAMBA2 = {"mamba_n_heads": 24, "mamba_d_state": 128}
 LATENT = SIZES | HEADS | {
     "kv_lora_rank": 256, "q_lora_rank": 384, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64,
     "intermediate_size": 2048, "moe_intermediate_size": 512, "n_routed_experts": 8, "num_experts_per_tok": 2,
@@ -48,6 +49,7 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", SIZES | HEADS | {"intermediate_size": 2048}),
     "qwen3": ("Qwen3Config", SIZES | HEADS | {"intermediate_size": 2048, "num_key_value_heads": 4, "head_dim": 64}),
     "mamba": ("MambaConfig", SIZES | {"state_size": 16}),
+    "falcon_mamba": ("FalconMambaConfig", SIZES | {"state_size": 16}),
     "mamba2": ("Mamba2Config", SIZES | {"state_size": 128, "num_heads": 24, "head_dim": 64, "n_groups": 1}),
     "falcon_h1": (
         "FalconH1Config",
@@ -64,6 +66,39 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
         SIZES
         | HEADS
         | {"intermediate_size": 2048, "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"]},
+    ),
+    "jamba": (
+        "JambaConfig",
+        SIZES | HEADS | {"intermediate_size": 1024, "num_experts": 8, "attn_layer_period": 2, "attn_layer_offset": 1},
+    ),
+    "bamba": ("BambaConfig", SIZES | HEADS | MAMBA2 | {"intermediate_size": 2048, "attn_layer_indices": [1]}),
+    "granite_hybrid": (
+        "GraniteMoeHybridConfig",
+        SIZES | HEADS | MAMBA2 | {"intermediate_size": 512, "layer_types": ["linear_attention", "full_attention"]},
+    ),
+    "nemotron_h": (
+        "NemotronHConfig",
+        SIZES
+        | HEADS
+        | {
+            "head_dim": 64,
+            "intermediate_size": 3072,
+            "mamba_num_heads": 24,
+            "n_groups": 1,
+            "time_step_min": 1e-30,
+            "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"],
+        },
+    ),
+    "zamba2": (
+        "Zamba2Config",
+        SIZES
+        | HEADS
+        | {
+            "n_mamba_heads": 24,
+            "mamba_d_state": 128,
+            "time_step_min": 1e-30,
+            "layers_block_type": ["linear_attention", "hybrid"],
+        },
     ),
     "deepseek_v2": ("DeepseekV2Config", LATENT | {"topk_method": "group_limited_greedy"}),
     "deepseek_v3": ("DeepseekV3Config", LATENT),

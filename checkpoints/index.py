@@ -118,6 +118,29 @@ for _name, _tag, _repo in (
     ("qwen3_5_9b", "instruct", "Qwen/Qwen3.5-9B"), ("qwen3_5_35b_a3b", "instruct", "Qwen/Qwen3.5-35B-A3B"),
 ):  # fmt: skip
     _add(_name, _tag, Weights(repo=_repo, licence="apache-2.0", tokenizer=_repo, converter="qwen3_next"))
+for _tag, _kind in (("base", ""), ("instruct", "-instruct")):
+    _repo = f"tiiuae/falcon-mamba-7b{_kind}"
+    _falcon_mamba = Weights(repo=_repo, licence="falcon-mamba-7b-license", tokenizer=_repo, converter="mamba")
+    _add("falcon_mamba_7b", _tag, _falcon_mamba)
+for _name, _tag, _repo, _licence, _converter in (
+    ("jamba_v0_1", "base", "ai21labs/Jamba-v0.1", "apache-2.0", "jamba"),
+    ("jamba_mini", "instruct", "ai21labs/AI21-Jamba-Mini-1.5", "jamba-open-model-license", "jamba"),
+    ("jamba_large", "instruct", "ai21labs/AI21-Jamba-Large-1.5", "jamba-open-model-license", "jamba"),
+    ("jamba_reasoning_3b", "instruct", "ai21labs/AI21-Jamba-Reasoning-3B", "apache-2.0", "jamba"),
+    ("bamba_9b", "base", "ibm-fms/Bamba-9B", "apache-2.0", "bamba"),
+    ("granite4_h_micro", "base", "ibm-granite/granite-4.0-h-micro-base", "apache-2.0", "granite_hybrid"),
+    ("granite4_h_micro", "instruct", "ibm-granite/granite-4.0-h-micro", "apache-2.0", "granite_hybrid"),
+    ("granite4_h_tiny", "base", "ibm-granite/granite-4.0-h-tiny-base", "apache-2.0", "granite_hybrid"),
+    ("granite4_h_tiny", "instruct", "ibm-granite/granite-4.0-h-tiny", "apache-2.0", "granite_hybrid"),
+    ("granite4_h_small", "base", "ibm-granite/granite-4.0-h-small-base", "apache-2.0", "granite_hybrid"),
+    ("granite4_h_small", "instruct", "ibm-granite/granite-4.0-h-small", "apache-2.0", "granite_hybrid"),
+    ("nemotron_h_4b", "base", "nvidia/Nemotron-H-4B-Base-8K", "nvidia (see its page)", "nemotron_h"),
+    ("nemotron_h_8b", "base", "nvidia/Nemotron-H-8B-Base-8K", "nvidia (see its page)", "nemotron_h"),
+    ("zamba2_1_2b", "base", "Zyphra/Zamba2-1.2B", "apache-2.0", "zamba2"),
+    ("zamba2_2_7b", "base", "Zyphra/Zamba2-2.7B", "apache-2.0", "zamba2"),
+    ("zamba2_7b", "base", "Zyphra/Zamba2-7B", "apache-2.0", "zamba2"),
+):  # fmt: skip
+    _add(_name, _tag, Weights(repo=_repo, licence=_licence, tokenizer=_repo, converter=_converter))
 for _name, _tag, _repo in (
     ("deepseek_v2_lite", "base", "DeepSeek-V2-Lite"), ("deepseek_v2_lite", "chat", "DeepSeek-V2-Lite-Chat"),
     ("deepseek_v2_236b", "base", "DeepSeek-V2"), ("deepseek_v2_236b", "chat", "DeepSeek-V2-Chat"),

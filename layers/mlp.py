@@ -26,6 +26,22 @@ class SwiGLU(nn.Module):
         return self.w2(self.act(self.w1(x)) * self.w3(x))
 
 
+class SquaredReLU(nn.Module):
+    """y = W2 relu(W1 x)^2, without biases.
+
+    Paper: So et al., "Primer", arXiv 2109.08668.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden_dim, bias=False)
+        self.w2 = nn.Linear(hidden_dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., dim) -> (..., dim)."""
+        return self.w2(F.relu(self.w1(x)).square())
+
+
 class Mlp(nn.Module):
     """y = W2 gelu(W1 x), with biases: the feed-forward layer of ViT; ``act`` makes another activation."""
 

@@ -53,6 +53,19 @@ class OffsetRMSNorm(RMSNorm):
         return rms_norm(x, factor, eps=self.eps).to(self.weight.dtype)
 
 
+class PlainRMSNorm(nn.Module):
+    """y = x / sqrt(mean(x^2) + eps), computed in float32, without a weight."""
+
+    def __init__(self, eps: float = 1e-5):
+        super().__init__()
+        require_at_least(0, eps=eps)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., dim) -> (..., dim), of any dim."""
+        return rms_norm(x, eps=self.eps)
+
+
 class GatedRMSNorm(nn.Module):
     """RMSNorm of x * silu(z), over each of ``num_groups`` parts of the channels (Mamba-2)."""
 

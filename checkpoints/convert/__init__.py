@@ -9,18 +9,23 @@ from typing import Any
 from torch import Tensor
 
 from zoo.checkpoints.convert import (
+    bamba,
     based,
     deepseek,
     dense,
     efficientvit,
     falcon_h1,
     fla,
+    granite_hybrid,
+    hybrid,
+    jamba,
     lfm2,
     m3vit,
     mamba,
     mambavision,
     mcunet,
     mixtral,
+    nemotron_h,
     pcdarts,
     qwen3_next,
     recurrent_gemma,
@@ -29,6 +34,7 @@ from zoo.checkpoints.convert import (
     timm_models,
     vmamba,
     vovnet,
+    zamba2,
 )
 from zoo.checkpoints.convert.rename import unwrapped
 
@@ -43,20 +49,28 @@ __all__ = [
     "to_zoo",
 ]
 
-CONVERTERS = (deepseek, dense, falcon_h1, *fla.LAYOUTS, lfm2, mamba, mixtral, qwen3_next, recurrent_gemma, rwkv7)
+CONVERTERS = (
+    bamba, deepseek, dense, *fla.LAYOUTS, falcon_h1, granite_hybrid, jamba, lfm2, mamba, mixtral, nemotron_h,
+    qwen3_next, recurrent_gemma, rwkv7, zamba2,
+)  # fmt: skip
 _AUTHORS = based, efficientvit, m3vit, mambavision, mcunet, pcdarts, simplenet, vmamba, vovnet  # of weights alone
 LAYOUTS = ("zoo", "transformers", "timm")
 _TRANSFORMERS: dict[str, Any] = {  # family -> converter
     "mamba": mamba, "mamba2": mamba, "falcon_h1": falcon_h1, "deepseek": deepseek, "moe": mixtral,
     "transformer": dense, "lfm2": lfm2, "qwen3_next": qwen3_next, "recurrent_gemma": recurrent_gemma,
     "rwkv7": rwkv7, **{layout.family: layout for layout in fla.LAYOUTS},
+    "jamba": jamba, "bamba": bamba, "granite_hybrid": granite_hybrid, "nemotron_h": nemotron_h, "zamba2": zamba2,
 }  # fmt: skip
 _IN_FILES = {  # where files differ from memory
     "deepseek": deepseek.to_transformers, "moe": mixtral.to_transformers, "qwen3_next": qwen3_next.to_transformers,
+    "jamba": jamba.to_transformers, "granite_hybrid": granite_hybrid.to_transformers,
+    "nemotron_h": nemotron_h.to_transformers,
 }  # fmt: skip
-_SETTLED = {"moe": mixtral.settled, "transformer": dense.settled} | {
-    layout.family: layout.settled for layout in fla.LAYOUTS
-}
+_SETTLED = (
+    {"moe": mixtral.settled, "transformer": dense.settled, "zamba2": zamba2.settled}
+    | dict.fromkeys(("bamba", "granite_hybrid", "jamba", "nemotron_h"), hybrid.settled)
+    | {layout.family: layout.settled for layout in fla.LAYOUTS}
+)
 _TIMM = {"vit": dict, "efficientvit": efficientvit.to_timm, "shvit": efficientvit.to_timm, "vovnet": vovnet.to_timm}
 
 

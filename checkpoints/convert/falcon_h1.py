@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from zoo.checkpoints.convert import hybrid
 from zoo.checkpoints.convert.rename import number, rename, written
 
 MODEL_TYPES = ("falcon_h1",)
@@ -55,7 +56,7 @@ _BIASES = ("attention_bias", "mlp_bias", "mamba_proj_bias", "projectors_bias")
 
 def recognises(state_dict: Mapping[str, Tensor]) -> bool:
     """Whether the keys are those of a published Falcon-H1."""
-    return any(key.startswith("model.layers.0.mamba.") for key in state_dict)
+    return bool(hybrid.layers(state_dict, "mamba") & hybrid.layers(state_dict, "self_attn"))
 
 
 def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Mamba and Mamba-2 checkpoints of the authors (state-spaces) and of transformers.
+"""Mamba and Mamba-2 checkpoints of the authors (state-spaces) and of transformers, which has FalconMamba too.
 
 Both name the tensors of a mixer as the zoo does; around it they differ: the authors write ``backbone.embedding``,
 transformers ``backbone.embeddings``.
@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
+from zoo.checkpoints.convert import nemotron_h
 from zoo.checkpoints.convert.rename import number, rename, written
 
-MODEL_TYPES = ("mamba", "mamba2")
+MODEL_TYPES = ("mamba", "mamba2", "falcon_mamba")
 _NAMES = [  # published, ours
     ("backbone.embeddings.", "embedding."),  # transformers
     ("backbone.embedding.", "embedding."),  # the authors
@@ -53,12 +54,16 @@ _INITIAL = {  # initial values and speed, which change no output of trained weig
     "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "conv_init", "A_init_range", "use_fast_path",
     "chunk_size", "use_mem_eff_path",
 }  # fmt: skip
-_MAMBA2_FIELDS = {"head_dim": "head_dim", "n_groups": "num_groups"}
+_TRANSFORMERS = {  # model type -> family, further fields
+    "mamba": ("mamba", {}),
+    "falcon_mamba": ("mamba", {"mixer_rms_eps": "mixer_norm_eps"}),
+    "mamba2": ("mamba2", {"head_dim": "head_dim", "n_groups": "num_groups"}),
+}
 
 
 def recognises(state_dict: Mapping[str, Tensor]) -> bool:
     """Whether the keys are those of a published Mamba or Mamba-2 language model."""
-    return any(key.startswith("backbone.layers.") for key in state_dict)
+    return any(key.startswith("backbone.layers.") for key in state_dict) and not nemotron_h.recognises(state_dict)
 
 
 def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -67,7 +72,7 @@ def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The zoo's names -> those of transformers' MambaForCausalLM and Mamba2ForCausalLM; tensors unchanged."""
+    """The zoo's names -> those of transformers' (Falcon)MambaForCausalLM and Mamba2ForCausalLM; tensors unchanged."""
     return rename(state_dict, _NAMES, backwards=True)
 
 
@@ -131,13 +136,15 @@ def config_from_transformers(config: Mapping[str, Any]) -> tuple[str, dict[str, 
     Raises:
         ValueError: for another model type, or an option this architecture does not have here.
     """
-    family = config.get("model_type")
-    if family not in ("mamba", "mamba2"):
-        raise ValueError(f"model_type must be 'mamba' or 'mamba2', got {family!r}")
+    if config.get("model_type") not in MODEL_TYPES:
+        raise ValueError(f"model_type must be one of {', '.join(MODEL_TYPES)}, got {config.get('model_type')!r}")
+    family, names = _TRANSFORMERS[config["model_type"]]
     if config.get("hidden_act", "silu") != "silu":
         raise ValueError(f"hidden_act must be 'silu', got {config['hidden_act']!r}")
-    names = _SHARED_FIELDS | (_MAMBA2_FIELDS if family == "mamba2" else {})
+    names = _SHARED_FIELDS | names
     fields = {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
+    if config["model_type"] == "falcon_mamba":
+        fields.setdefault("mixer_norm_eps", 1e-6)
     if family == "mamba" and config.get("time_step_rank", "auto") != "auto":
         fields["dt_rank"] = config["time_step_rank"]
     if family == "mamba2":
@@ -154,13 +161,14 @@ def config_to_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of our Mamba or Mamba-2 configuration -> transformers' ``config.json``."""
     published = {theirs: config[ours] for theirs, ours in _SHARED_FIELDS.items()} | {"hidden_act": "silu"}
     if "head_dim" not in config:
-        return published | {
-            "model_type": "mamba",
-            "architectures": ["MambaForCausalLM"],
+        falcon = config["mixer_norm_eps"] is not None
+        return published | ({"mixer_rms_eps": config["mixer_norm_eps"]} if falcon else {}) | {
+            "model_type": "falcon_mamba" if falcon else "mamba",
+            "architectures": ["FalconMambaForCausalLM" if falcon else "MambaForCausalLM"],
             "time_step_rank": config["dt_rank"] or "auto",
             "intermediate_size": config["expand"] * config["dim"],
-        }
-    return published | {theirs: config[ours] for theirs, ours in _MAMBA2_FIELDS.items()} | {
+        }  # fmt: skip
+    return published | {theirs: config[ours] for theirs, ours in _TRANSFORMERS["mamba2"][1].items()} | {
         "model_type": "mamba2",
         "architectures": ["Mamba2ForCausalLM"],
         "num_heads": config["expand"] * config["dim"] // config["head_dim"],

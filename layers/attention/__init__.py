@@ -15,12 +15,14 @@ from zoo.layers.attention.routing import RoutingAttention, RoutingState
 from zoo.layers.attention.scaling import Linear, Llama3, RotaryScaling, Yarn
 from zoo.layers.attention.scatterbrain import ScatterbrainAttention, ScatterbrainState
 from zoo.layers.attention.scatterbrain_full import BidirectionalScatterbrain
+from zoo.layers.attention.shared import Adapters, SharedAttention, SharedTransformer
 from zoo.layers.attention.single_head import SingleHeadAttention
 from zoo.layers.attention.sliding_window import SlidingWindowAttention, SlidingWindowState
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.attention.taylor import TaylorAttention, TaylorAttentionState
 
 __all__ = [
+    "Adapters",
     "Attention",
     "AxialAttention",
     "BidirectionalScatterbrain",
@@ -44,6 +46,8 @@ __all__ = [
     "RoutingState",
     "ScatterbrainAttention",
     "ScatterbrainState",
+    "SharedAttention",
+    "SharedTransformer",
     "ShortConv",
     "SingleHeadAttention",
     "SlidingWindowAttention",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,6 +38,8 @@ class Mamba(Mixer):
         \Delta = \mathrm{softplus}(W_\Delta r + b_\Delta), \;
         y = W_{out}(\mathrm{scan}(x, \Delta, A, B, C) \odot \mathrm{silu}(z))
 
+    With ``norm``, r, B and C are normalised before they are used (Jamba, FalconMamba).
+
     Args:
         dim: model width.
         d_state: state size N of a channel.
@@ -44,8 +47,10 @@ class Mamba(Mixer):
         expand: d_inner / dim.
         dt_rank: rank of the step-size projection, ceil(dim / 16) when None.
         conv_bias, bias: biases of the convolution and of in_proj and out_proj.
+        norm: makes the norm of so many channels for r, B and C; None: they have none.
 
-    Paper: Gu and Dao, "Mamba", arXiv 2312.00752. Parameter names are those of the published checkpoints.
+    Papers: Gu and Dao, "Mamba", arXiv 2312.00752, whose published checkpoints name the parameters; the norms: Lieber et
+    al., "Jamba", arXiv 2403.19887, section 3.
     """
 
     float32_parameters = ("A_log", "D")
@@ -59,6 +64,7 @@ class Mamba(Mixer):
         dt_rank: int | None = None,
         conv_bias: bool = True,
         bias: bool = False,
+        norm: Callable[[int], nn.Module] | None = None,
     ):
         super().__init__()
         require_at_least(1, dim=dim, d_state=d_state, expand=expand, dt_rank=dt_rank)
@@ -68,6 +74,8 @@ class Mamba(Mixer):
         self.in_proj = nn.Linear(dim, 2 * d_inner, bias=bias)
         self.conv1d = CausalConv1d(d_inner, d_conv, bias=conv_bias, activation="silu")
         self.x_proj = nn.Linear(d_inner, self.dt_rank + 2 * d_state, bias=False)
+        widths = (self.dt_rank, d_state, d_state)
+        self.dt_norm, self.b_norm, self.c_norm = (norm(width) if norm else nn.Identity() for width in widths)
         self.dt_proj = WideBias(self.dt_rank, d_inner)
         self.A_log = nn.Parameter(torch.empty(d_inner, d_state))
         self.D = nn.Parameter(torch.empty(d_inner))
@@ -94,10 +102,10 @@ class Mamba(Mixer):
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         y, ssm = selective_scan(
             x,
-            self.dt_proj(dt),
+            self.dt_proj(self.dt_norm(dt)),
             -self.A_log.to(compute_dtype(self.A_log)).exp(),
-            B.unsqueeze(2),
-            C.unsqueeze(2),
+            self.b_norm(B).unsqueeze(2),
+            self.c_norm(C).unsqueeze(2),
             D=self.D,
             z=z,
             dt_softplus=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ YARN = {"factor": 4.0, "length": 32, "mscale": 0.7, "mscale_all_dim": 0.7}
 LANGUAGE = {  # name, options
     "mamba": ("mamba_nano", {}),
     "mamba-untied": ("mamba_nano", {"tie_embeddings": False, "dt_rank": 3, "d_conv": 3, "bias": True}),
+    "falcon_mamba": ("mamba_nano", {"mixer_norm_eps": 1e-3, "depth": 2}),
     "mamba2": ("mamba2_nano", {}),
     "mamba2-options": ("mamba2_nano", {"num_groups": 2, "dt_limit": (0.01, 0.5), "tie_embeddings": False}),
     "falcon_h1": ("falcon_h1_nano", {"ssm_in_multiplier": 1.25, "key_multiplier": 0.5, "dt_limit": (0.0, 1.0)}),
@@ -30,6 +32,13 @@ LANGUAGE = {  # name, options
     "deepseek_v2": ("deepseek_nano", {"score": "softmax", "normalize": False, "group_top": 1, "bias_speed": None,
                                       "mtp_depth": 0, "yarn": YARN}),
     "mixtral": ("moe_nano", MIXTRAL),
+    "jamba": ("jamba_nano", {"head_dim": 16, "dt_rank": 3}),
+    "jamba-dense": ("jamba_nano", {"mlps": "-", "mixers": "MMM*"}),
+    "bamba": ("bamba_nano", {"num_groups": 2, "dt_limit": (0.0, 1.0)}),
+    "nemotron_h": ("nemotron_h_nano", {"head_dim": 16, "dt_limit": (0.01, math.inf)}),
+    "zamba2": ("zamba2_nano", {"num_shared_blocks": 2, "depth": 6, "attention_adapters": False, "rope_base": None}),
+    "granite": ("granite_hybrid_nano", {"residual_multiplier": 0.5, "logits_scaling": 6.0, "rope_base": 500.0}),
+    "granite-dense": ("granite_hybrid_nano", {"mlps": "-", "tie_embeddings": False}),
 }  # fmt: skip
 IMAGES = {
     "vit": ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "dim": 24, "depth": 2, "num_heads": 3}),

@@ -11,7 +11,12 @@ import zoo
 # Counted on the authors' code or files, on timm's and transformers' models, or printed in the paper.
 PUBLISHED = {
     "mamba_130m": 129_135_360, "mamba_370m": 371_516_416, "mamba_790m": 793_204_224, "mamba_1_4b": 1_372_178_432,
-    "mamba_2_8b": 2_768_345_600, "mamba2_130m": 128_989_632, "mamba2_370m": 368_346_624, "mamba2_780m": 780_161_280,
+    "mamba_2_8b": 2_768_345_600, "falcon_mamba_7b": 7_272_665_088,
+    "jamba_v0_1": 51_570_323_328, "jamba_mini": 51_570_323_328, "jamba_large": 398_555_145_696,
+    "jamba_reasoning_3b": 3_029_337_472, "granite4_h_micro": 3_191_396_096, "granite4_h_tiny": 6_939_037_248,
+    "granite4_h_small": 32_207_337_984, "nemotron_h_4b": 4_489_223_040, "nemotron_h_8b": 8_100_852_736,
+    "bamba_9b": 9_780_235_392, "zamba2_1_2b": 1_215_064_704, "zamba2_2_7b": 2_662_214_560, "zamba2_7b": 7_356_749_648,
+    "mamba2_130m": 128_989_632, "mamba2_370m": 368_346_624, "mamba2_780m": 780_161_280,
     "mamba2_1_3b": 1_343_757_312, "mamba2_2_7b": 2_702_599_680, "vim_tiny": 7_148_008, "vim_small": 25_796_584,
     "vim_base": 97_598_440, "vit_tiny_patch16_224": 5_717_416, "vit_small_patch16_224": 22_050_664,
     "vit_base_patch16_224": 86_567_656, "based_360m": 362_620_928, "based_1_3b": 1_349_453_056,

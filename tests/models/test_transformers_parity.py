@@ -8,7 +8,7 @@ import transformers
 from safetensors.torch import save_file
 
 import zoo
-from zoo.checkpoints.convert import CONVERTERS
+from zoo.checkpoints.convert import _TRANSFORMERS, CONVERTERS, to_zoo
 
 MAMBA = {"vocab_size": 96, "hidden_size": 48, "state_size": 8, "num_hidden_layers": 2}
 MAMBA2 = {"vocab_size": 96, "hidden_size": 48, "state_size": 16, "num_hidden_layers": 2, "chunk_size": 16}
@@ -22,10 +22,36 @@ FALCON_MULTIPLIERS = {
     "attention_out_multiplier": 0.9, "key_multiplier": 0.4, "ssm_in_multiplier": 1.25, "ssm_out_multiplier": 0.24,
     "ssm_multipliers": [0.35, 0.25, 1.4, 0.5, 0.7], "mlp_multipliers": [0.9, 0.6],
 }  # fmt: skip
+HYBRID = {
+    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 4, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "mamba_d_state": 8,
+}  # fmt: skip
+JAMBA = HYBRID | {
+    "attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
+    "num_experts": 4, "pad_token_id": None,
+}  # fmt: skip
+MAMBA2_HYBRID = HYBRID | {
+    "mamba_n_heads": 6, "mamba_d_head": 16, "mamba_chunk_size": 16, "attn_layer_indices": [1, 2], "pad_token_id": None,
+}  # fmt: skip
+GRANITE = MAMBA2_HYBRID | {
+    "layer_types": ["mamba", "attention", "mamba", "attention"], "shared_intermediate_size": 24, "num_local_experts": 4,
+    "embedding_multiplier": 5.7, "attention_multiplier": 0.3, "residual_multiplier": 0.4, "logits_scaling": 3.0,
+}  # fmt: skip
+NEMOTRON = {
+    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 40, "num_attention_heads": 6, "num_key_value_heads": 2,
+    "head_dim": 8, "ssm_state_size": 8, "mamba_num_heads": 6, "mamba_head_dim": 16, "n_groups": 2, "chunk_size": 16,
+    "layers_block_type": ["mamba", "mlp", "mamba", "attention", "mlp"], "time_step_min": 1e-30, "pad_token_id": None,
+}  # fmt: skip
+ZAMBA = {
+    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 40, "num_attention_heads": 6, "num_hidden_layers": 5,
+    "mamba_d_state": 8, "n_mamba_heads": 6, "chunk_size": 16, "time_step_min": 1e-30, "adapter_rank": 3,
+    "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "hybrid"], "pad_token_id": None,
+}  # fmt: skip
 CONFIGS = {
     "mamba": (transformers.MambaConfig, MAMBA),
     "mamba-untied": (transformers.MambaConfig, MAMBA | {"tie_word_embeddings": False, "use_bias": True}),
     "mamba-rank": (transformers.MambaConfig, MAMBA | {"time_step_rank": 5, "conv_kernel": 3, "use_conv_bias": False}),
+    "falcon_mamba": (transformers.FalconMambaConfig, MAMBA | {"mixer_rms_eps": 1e-3, "conv_kernel": 3}),
     "mamba2": (transformers.Mamba2Config, MAMBA2 | {"num_heads": 6, "head_dim": 16, "n_groups": 1}),
     "mamba2-groups": (transformers.Mamba2Config, MAMBA2 | {"num_heads": 12, "head_dim": 8, "n_groups": 3}),
     "mamba2-limits": (
@@ -40,7 +66,51 @@ CONFIGS = {
         transformers.FalconH1Config,
         FALCON | FALCON_MULTIPLIERS | {"mamba_rms_norm": True, "mamba_n_groups": 2, "tie_word_embeddings": True},
     ),
+    "jamba": (transformers.JambaConfig, JAMBA),
+    "jamba-odd": (
+        transformers.JambaConfig,
+        JAMBA
+        | {"attn_layer_period": 2, "expert_layer_period": 3, "num_experts": 5, "num_experts_per_tok": 3}
+        | {"mamba_d_conv": 3, "mamba_dt_rank": 5, "mamba_proj_bias": True, "mamba_conv_bias": False}
+        | {"rms_norm_eps": 1e-3, "tie_word_embeddings": True},
+    ),
+    "jamba-dense": (transformers.JambaConfig, JAMBA | {"num_experts": 1, "attn_layer_offset": 2}),
+    "bamba": (transformers.BambaConfig, MAMBA2_HYBRID),
+    "bamba-odd": (
+        transformers.BambaConfig,
+        MAMBA2_HYBRID
+        | {"mamba_d_head": "auto", "mamba_n_heads": 12, "mamba_n_groups": 3, "mamba_d_conv": 3, "rms_norm_eps": 1e-3}
+        | {"mamba_proj_bias": True, "mamba_conv_bias": False, "tie_word_embeddings": True, "mamba_expand": 3},
+    ),
+    "nemotron_h": (transformers.NemotronHConfig, NEMOTRON),
+    "nemotron_h-odd": (
+        transformers.NemotronHConfig,
+        NEMOTRON
+        | {"head_dim": 12, "n_groups": 3, "conv_kernel": 3, "use_conv_bias": False, "use_bias": True}
+        | {"layers_block_type": ["attention", "mamba", "mlp", "mamba", "mlp"], "layer_norm_epsilon": 1e-3},
+    ),
+    "zamba2": (transformers.Zamba2Config, ZAMBA),
+    "zamba2-odd": (
+        transformers.Zamba2Config,
+        ZAMBA
+        | {"num_mem_blocks": 2, "use_shared_attention_adapter": True, "use_mem_rope": True, "num_key_value_heads": 6}
+        | {"mamba_ngroups": 2, "mamba_d_conv": 3},
+    ),
+    "granite": (transformers.GraniteMoeHybridConfig, GRANITE),
+    "granite-odd": (
+        transformers.GraniteMoeHybridConfig,
+        GRANITE
+        | {"num_experts_per_tok": 3, "num_local_experts": 5, "mamba_n_groups": 2, "tie_word_embeddings": True}
+        | {"position_embedding_type": "rope", "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    ),
+    "granite-dense": (transformers.GraniteMoeHybridConfig, GRANITE | {"num_local_experts": 0, "rms_norm_eps": 1e-3}),
 }
+
+
+GRADIENTS = [
+    "mamba", "falcon_mamba", "mamba2-groups", "falcon_h1-multipliers", "jamba-odd", "bamba-odd", "granite-odd",
+    "nemotron_h-odd", "zamba2-odd",
+]  # fmt: skip
 
 
 def converter(case: str):
@@ -89,7 +159,7 @@ def test_prefill_and_decode_agree(case, length, tmp_path):
             torch.testing.assert_close(ours(tokens[:, t : t + 1], state), expected.logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("case", ["mamba", "mamba2-groups", "falcon_h1-multipliers"])
+@pytest.mark.parametrize("case", GRADIENTS)
 def test_loss_and_gradients_agree(case, tmp_path):
     theirs = peer(case)
     theirs.save_pretrained(tmp_path)
@@ -105,12 +175,15 @@ def test_loss_and_gradients_agree(case, tmp_path):
         torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-4, rtol=1e-3, msg=name)
 
 
-@pytest.mark.parametrize("case", ["mamba", "mamba2", "falcon_h1"])
+@pytest.mark.parametrize(
+    "case", ["mamba", "mamba2", "falcon_h1", "jamba", "bamba", "granite_hybrid", "nemotron_h", "zamba2"]
+)
 def test_conversion_is_its_own_inverse(case):
     state_dict = zoo.create_model(f"{case}_nano").state_dict()
-    published = converter(case).to_transformers(state_dict)
-    assert converter(case).recognises(published) and not converter(case).recognises(state_dict)
-    assert converter(case).to_zoo(published).keys() == state_dict.keys()
+    published = _TRANSFORMERS[case].to_transformers(state_dict)
+    assert [found for found in CONVERTERS if found.recognises(published)] == [_TRANSFORMERS[case]]
+    assert not any(found.recognises(state_dict) for found in CONVERTERS)
+    assert to_zoo(published).keys() == state_dict.keys()
 
 
 def test_authors_names_load(tmp_path):

@@ -1,6 +1,7 @@
 """Language models: one file a family."""
 
 from zoo.language import dense  # noqa: F401 - registers its models
+from zoo.language.bamba import BambaConfig, BambaLanguageModel
 from zoo.language.base import Block, LanguageConfig, LanguageModel
 from zoo.language.based import BasedConfig, BasedLanguageModel
 from zoo.language.classifier import SequenceClassifier, SequenceConfig
@@ -12,6 +13,9 @@ from zoo.language.deltanet import (
     GatedDeltaNetLanguageModel,
 )
 from zoo.language.falcon_h1 import FalconH1Config, FalconH1LanguageModel
+from zoo.language.granite_hybrid import GraniteHybridConfig, GraniteHybridLanguageModel
+from zoo.language.hybrid import HybridConfig, HybridLanguageModel
+from zoo.language.jamba import JambaConfig, JambaLanguageModel
 from zoo.language.lfm2 import LFM2Config, LFM2LanguageModel
 from zoo.language.longconv import LongConvConfig, LongConvLanguageModel
 from zoo.language.longconv_text import LongConvTextClassifier, LongConvTextConfig
@@ -20,6 +24,7 @@ from zoo.language.mamba2 import Mamba2Config, Mamba2LanguageModel
 from zoo.language.mod import MoDConfig, MoDLanguageModel
 from zoo.language.moe import MoEConfig, MoELanguageModel
 from zoo.language.mor import MoRConfig, MoRLanguageModel
+from zoo.language.nemotron_h import NemotronHConfig, NemotronHLanguageModel
 from zoo.language.qwen3_next import Qwen3NextConfig, Qwen3NextLanguageModel
 from zoo.language.recurrent_gemma import RecurrentGemmaConfig, RecurrentGemmaLanguageModel
 from zoo.language.routing import RoutingConfig, RoutingLanguageModel
@@ -29,8 +34,11 @@ from zoo.language.s4_text import S4TextClassifier, S4TextConfig
 from zoo.language.scatterbrain import ScatterbrainConfig, ScatterbrainLanguageModel
 from zoo.language.scatterbrain_text import ScatterbrainTextClassifier, ScatterbrainTextConfig
 from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
+from zoo.language.zamba2 import Zamba2Config, Zamba2LanguageModel
 
 __all__ = [
+    "BambaConfig",
+    "BambaLanguageModel",
     "BasedConfig",
     "BasedLanguageModel",
     "Block",
@@ -42,6 +50,12 @@ __all__ = [
     "FalconH1LanguageModel",
     "GatedDeltaNetConfig",
     "GatedDeltaNetLanguageModel",
+    "GraniteHybridConfig",
+    "GraniteHybridLanguageModel",
+    "HybridConfig",
+    "HybridLanguageModel",
+    "JambaConfig",
+    "JambaLanguageModel",
     "LFM2Config",
     "LFM2LanguageModel",
     "LanguageConfig",
@@ -60,6 +74,8 @@ __all__ = [
     "MoELanguageModel",
     "MoRConfig",
     "MoRLanguageModel",
+    "NemotronHConfig",
+    "NemotronHLanguageModel",
     "Qwen3NextConfig",
     "Qwen3NextLanguageModel",
     "RWKV7Config",
@@ -82,4 +98,6 @@ __all__ = [
     "SequenceConfig",
     "TransformerConfig",
     "TransformerLanguageModel",
+    "Zamba2Config",
+    "Zamba2LanguageModel",
 ]

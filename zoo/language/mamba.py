@@ -1,6 +1,7 @@
-"""Mamba: selective state spaces in place of attention and MLP.
+"""Mamba: selective state spaces in place of attention and MLP; and FalconMamba, which normalises B, C and dt.
 
-Paper: Gu and Dao, arXiv 2312.00752. Sizes and vocabulary of the authors' checkpoints trained on the Pile.
+Papers: Gu and Dao, arXiv 2312.00752, with the sizes and vocabulary of the authors' checkpoints trained on the Pile; Zuo
+et al., "Falcon Mamba", arXiv 2410.05355.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from functools import partial
 from zoo.config import require_positive
 from zoo.language.base import Block, LanguageConfig, LanguageModel
 from zoo.layers import Mamba
+from zoo.layers.norm import PlainRMSNorm
 from zoo.registry import Paper, register_model
 
 
@@ -31,6 +33,8 @@ class MambaConfig(LanguageConfig):
     """The convolution has a bias."""
     bias: bool = False
     """The projections in and out have biases."""
+    mixer_norm_eps: float | None = None
+    """Added to the mean square in norms, without weights, of B, C and what dt is made of; None: no such norms."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -45,7 +49,9 @@ class MambaLanguageModel(LanguageModel):
     def build_block(self, index: int) -> Block:
         """Norm and Mamba mixer."""
         c = self.config
-        return Block(c, Mamba(c.dim, c.d_state, c.d_conv, c.expand, c.dt_rank, c.conv_bias, c.bias))
+        eps = c.mixer_norm_eps
+        norm = None if eps is None else lambda _: PlainRMSNorm(eps)
+        return Block(c, Mamba(c.dim, c.d_state, c.d_conv, c.expand, c.dt_rank, c.conv_bias, c.bias, norm))
 
 
 _register = partial(
@@ -85,3 +91,8 @@ def mamba_1_4b():
 @_register()
 def mamba_2_8b():
     return MambaConfig(dim=2560, depth=64)
+
+
+@_register(paper=Paper("Falcon Mamba: The First Competitive Attention-free 7B Language Model", "2410.05355", 2024))
+def falcon_mamba_7b():
+    return MambaConfig(vocab_size=65024, dim=4096, depth=64, mixer_norm_eps=1e-6, tie_embeddings=False)
