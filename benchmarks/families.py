@@ -67,6 +67,19 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
         | HEADS
         | {"intermediate_size": 2048, "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"]},
     ),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        SIZES
+        | HEADS
+        | {
+            "head_dim": 64,
+            "linear_num_key_heads": 6,
+            "linear_num_value_heads": 12,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+    ),
     "jamba": (
         "JambaConfig",
         SIZES | HEADS | {"intermediate_size": 1024, "num_experts": 8, "attn_layer_period": 2, "attn_layer_offset": 1},
@@ -151,11 +164,17 @@ def our_decoding(model: Any, prefix: Tensor, tokens: Tensor) -> Callable[[], Ten
 
 
 def their_decoding(model: Any, prefix: Tensor, tokens: Tensor) -> Callable[[], Tensor]:
+    """The same of transformers' model; RecurrentGemma returns no cache, and is given one."""
+    from transformers import DynamicCache
+
+    stateful = model.config.model_type == "recurrent_gemma"
+
     def decode() -> Tensor:
         with torch.no_grad():
-            found = model(prefix, use_cache=True)
+            cache = {"past_key_values": DynamicCache(config=model.config)} if stateful else {}
+            found = model(prefix, **cache, use_cache=True)
             for t in range(tokens.shape[1]):
-                cache = {name: found[name] for name in ("cache_params", "past_key_values") if name in found}
+                cache |= {name: found[name] for name in ("cache_params", "past_key_values") if name in found}
                 found = model(tokens[:, t : t + 1], **cache, use_cache=True)
             return found.logits
 
