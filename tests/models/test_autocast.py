@@ -8,7 +8,9 @@ import torch
 import zoo
 
 PROMPT = b"First Citizen: Before we proceed any further, hear me speak. All: Speak, speak. "
-CONTINUOUS = ["based", "falcon_h1", "longconv", "mamba", "mamba2", "s4", "s4d", "transformer"]  # no choice of an expert
+CONTINUOUS = [  # no choice of an expert
+    "based", "falcon_h1", "lfm2", "longconv", "mamba", "mamba2", "recurrent_gemma", "s4", "s4d", "transformer",
+]  # fmt: skip
 
 
 def inputs(name: str) -> torch.Tensor:
