@@ -194,6 +194,13 @@ for _name, _licence, _base, _tuned in (
     for _tag, _repo in (("base", _base), ("instruct", _tuned)):
         if _repo is not None:
             _add(_name, _tag, Weights(repo=_repo, licence=_licence, tokenizer=_repo, converter="dense"))
+for _name, _tag, _repo in (
+    ("olmoe_1b_7b", "base", "allenai/OLMoE-1B-7B-0924"),
+    ("olmoe_1b_7b", "instruct", "allenai/OLMoE-1B-7B-0924-Instruct"),
+    ("qwen3_30b_a3b", "chat", "Qwen/Qwen3-30B-A3B"), ("qwen3_30b_a3b", "base", "Qwen/Qwen3-30B-A3B-Base"),
+    ("qwen3_235b_a22b", "chat", "Qwen/Qwen3-235B-A22B"),
+):  # fmt: skip
+    _add(_name, _tag, Weights(repo=_repo, licence="apache-2.0", tokenizer=_repo, converter="mixtral"))
 for _name, _repo in (("based_360m", "hazyresearch/based-360m"), ("based_1_3b", "hazyresearch/based-1b")):
     _add(
         _name, "pile",

@@ -39,6 +39,8 @@ LANGUAGE = {  # name, options
     "zamba2": ("zamba2_nano", {"num_shared_blocks": 2, "depth": 6, "attention_adapters": False, "rope_base": None}),
     "granite": ("granite_hybrid_nano", {"residual_multiplier": 0.5, "logits_scaling": 6.0, "rope_base": 500.0}),
     "granite-dense": ("granite_hybrid_nano", {"mlps": "-", "tie_embeddings": False}),
+    "olmoe": ("moe_nano", MIXTRAL | {"qk_norm": "joint", "normalize": False}),
+    "qwen3_moe": ("moe_nano", MIXTRAL | {"qk_norm": "head", "head_dim": 20}),
 }  # fmt: skip
 IMAGES = {
     "vit": ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "dim": 24, "depth": 2, "num_heads": 3}),

@@ -28,6 +28,10 @@ CONFIGS = {
     "head_dim": SMALL | {"head_dim": 16, "num_key_value_heads": 6, "tie_word_embeddings": True, "rms_norm_eps": 1e-3},
     "top3": SMALL | {"num_local_experts": 5, "num_experts_per_tok": 3, "rope_parameters": {"rope_theta": 500.0}},
     "top1": SMALL | {"num_experts_per_tok": 1, "num_hidden_layers": 1},
+    "Olmoe": SMALL | {"num_experts": 5, "num_experts_per_tok": 3, "eos_token_id": 1, "pad_token_id": None},
+    "Qwen3Moe": SMALL | {"moe_intermediate_size": 24, "head_dim": 16, "num_experts_per_tok": 2},
+    "Qwen3Moe-normalised": SMALL
+    | {"head_dim": 10, "norm_topk_prob": True, "num_experts_per_tok": 3, "rope_parameters": {"rope_theta": 500.0}},
 }
 nano = partial(zoo.create_model, "moe_nano")
 close = partial(torch.testing.assert_close, atol=1e-9, rtol=1e-9)
@@ -44,7 +48,9 @@ def layer(**options: Any) -> MoE:
 def mixtral_pair(case: str, folder: Any) -> tuple[Any, Any]:
     """transformers' model with every parameter away from its initial value, and ours from the folder it writes."""
     torch.manual_seed(0)
-    theirs = transformers.MixtralForCausalLM(transformers.MixtralConfig(**CONFIGS[case])).eval()
+    kind = case.partition("-")[0] if case[0].isupper() else "Mixtral"
+    config = getattr(transformers, f"{kind}Config")(**CONFIGS[case])
+    theirs = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -58,6 +64,8 @@ def test_parameters_of_mixtral_8x7b_and_of_the_registered_size():
     assert model.num_active_parameters() == 12_879_925_248
     large: Any = zoo.create_model("mixtral_8x22b", device="meta")
     assert large.num_active_parameters() == 39_152_031_744
+    for name, active in (("olmoe_1b_7b", 1.3), ("qwen3_30b_a3b", 3.3), ("qwen3_235b_a22b", 22)):  # as they are called
+        assert abs(zoo.create_model(name, device="meta").num_active_parameters() / 1e9 - active) < 0.2
     model = zoo.create_model("moe_8x130m", device="meta")
     dense, expert, router = zoo.model_info("transformer_130m").num_parameters, 3 * 768 * 2560, 768 * 8
     assert sum(p.numel() for p in model.parameters()) == dense + 12 * (7 * expert + router) == 623_813_376
@@ -144,8 +152,9 @@ def test_mixtral_loss_balance_and_gradients_agree(case, padding, tmp_path):
         torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-4, rtol=1e-3, msg=name)
 
 
-def test_both_layouts_of_mixtral_convert_both_ways(tmp_path):
-    theirs, ours = mixtral_pair("plain", tmp_path)
+@pytest.mark.parametrize("case", ["plain", "Olmoe", "Qwen3Moe"])
+def test_both_layouts_convert_both_ways(case, tmp_path):
+    theirs, ours = mixtral_pair(case, tmp_path)
     memory, files = theirs.state_dict(), load_file(tmp_path / "model.safetensors")
     assert memory.keys() != files.keys()
     expected = ours.state_dict()
@@ -156,7 +165,7 @@ def test_both_layouts_of_mixtral_convert_both_ways(tmp_path):
         assert all(torch.equal(converted[name], expected[name]) for name in expected)
         assert all(torch.equal(back[name], published[name]) for name in published)
     save_file(mixtral.to_transformers(expected, stacked=False), tmp_path / "model.safetensors", {"format": "pt"})
-    again = transformers.MixtralForCausalLM.from_pretrained(tmp_path)
+    again = type(theirs).from_pretrained(tmp_path)
     assert all(torch.equal(tensor, memory[name]) for name, tensor in again.state_dict().items())
 
 
@@ -175,6 +184,14 @@ def test_conversion_says_what_does_not_fit():
             mixtral.config_from_transformers(config | option)
     with pytest.raises(ValueError, match="unscaled"):
         mixtral.config_from_transformers(config | {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}})
+    for kind, option in (
+        ("olmoe", {"clip_qkv": 8.0}), ("olmoe", {"attention_bias": True}), ("qwen3_moe", {"decoder_sparse_step": 2}),
+        ("qwen3_moe", {"mlp_only_layers": [0]}), ("qwen3_moe", {"use_sliding_window": True}),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{next(iter(option))} must be absent or"):
+            mixtral.config_from_transformers({"model_type": kind, **SMALL} | option)
+    with pytest.raises(ValueError, match=r"qk_norm must be None or one of \('head', 'joint'\), got 'heads'"):
+        nano(qk_norm="heads")
     assert mixtral.config_from_transformers(config)[1]["rope_base"] == 1e6
     assert mixtral.config_from_transformers(config | {"rope_theta": 7.0})[1]["rope_base"] == 7
 
@@ -365,8 +382,24 @@ def test_published_configurations_are_the_registered_ones():
         "mixtral_8x22b": {"hidden_size": 6144, "intermediate_size": 16384, "num_hidden_layers": 56,
                           "num_attention_heads": 48, "router_aux_loss_coef": 0.001},
     }  # fmt: skip
+    small = {"num_experts_per_tok": 8, "tie_word_embeddings": False, "hidden_act": "silu", "attention_bias": False}
+    qwen3 = small | {
+        "model_type": "qwen3_moe", "vocab_size": 151936, "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128,
+        "norm_topk_prob": True, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "decoder_sparse_step": 1,
+        "mlp_only_layers": [], "sliding_window": None, "use_sliding_window": False, "rope_scaling": None,
+    }  # fmt: skip
+    kinds = dict.fromkeys(sizes, shared) | {"olmoe_1b_7b": small, "qwen3_30b_a3b": qwen3, "qwen3_235b_a22b": qwen3}
+    sizes |= {
+        "olmoe_1b_7b": {"model_type": "olmoe", "vocab_size": 50304, "hidden_size": 2048, "intermediate_size": 1024,
+                        "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 16,
+                        "num_experts": 64, "norm_topk_prob": False, "rope_theta": 10000.0, "clip_qkv": None},
+        "qwen3_30b_a3b": {"hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768,
+                          "num_hidden_layers": 48, "num_attention_heads": 32},
+        "qwen3_235b_a22b": {"hidden_size": 4096, "intermediate_size": 12288, "moe_intermediate_size": 1536,
+                            "num_hidden_layers": 94, "num_attention_heads": 64},
+    }  # fmt: skip
     for name, size in sizes.items():
         registered: Any = zoo.create_model(name, device="meta").config
-        _, fields = foreign_config(shared | size)
+        _, fields = foreign_config(kinds[name] | size)
         changed = {field for field, value in fields.items() if getattr(registered, field) != value}
         assert changed <= {"normalize", "balance_weight"}, changed

@@ -56,6 +56,7 @@ PUBLISHED = {
     "olmo2_1b": 1_484_916_736, "olmo2_7b": 7_298_617_344, "olmo2_13b": 13_716_198_400, "olmo2_32b": 32_234_279_936,
     "gemma2_2b": 2_614_341_888, "gemma2_9b": 9_241_705_984, "gemma2_27b": 27_227_128_320, "gemma3_270m": 268_098_176,
     "gemma3_1b": 999_885_952,
+    "olmoe_1b_7b": 6_919_161_856, "qwen3_30b_a3b": 30_532_122_624, "qwen3_235b_a22b": 235_093_634_560,
     "mambavision_t": 31_794_248, "mambavision_t2": 35_104_008, "mambavision_s": 50_140_584,
     "mambavision_b": 97_685_288, "mambavision_l": 227_961_048, "mambavision_l2": 241_554_824,
     "mambavision_l3": 739_570_472, "vanilla_vmamba_tiny": 22_893_448, "vanilla_vmamba_small": 44_417_416,

@@ -1,15 +1,16 @@
 """The mixture-of-experts baseline: the transformer with routed experts in place of its feed-forward layers.
 
 Papers: Jiang et al., "Mixtral of Experts", arXiv 2401.04088 (softmax, top-2, renormalised weights: the registered
-sizes); Fedus et al., "Switch Transformers", arXiv 2101.03961 (``top_k=1, capacity_factor=1.25, expert_every=2``).
-Mixtral's sizes are those of the published checkpoints, the others this library's own.
+sizes); Fedus et al., "Switch Transformers", arXiv 2101.03961 (``top_k=1, capacity_factor=1.25, expert_every=2``);
+Muennighoff et al., "OLMoE", arXiv 2409.02060, and Qwen Team, "Qwen3 Technical Report", arXiv 2505.09388 (small experts,
+norms of queries and keys). Their sizes are those of the published checkpoints, ``moe_8x130m`` is this library's own.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from torch import Tensor
 from zoo.config import require_positive
 from zoo.kernels.moe import load_balance_loss
 from zoo.language.base import Block, LanguageModel
-from zoo.language.transformer import DecoderConfig
-from zoo.layers import CausalAttention, ModelState, SwiGLU
+from zoo.language.transformer import QK_NORMS, DecoderConfig
+from zoo.layers import CausalAttention, ModelState, RMSNorm, SwiGLU
 from zoo.layers.moe import MoE
 from zoo.registry import Paper, register_model
 
@@ -30,6 +31,8 @@ class MoEConfig(DecoderConfig):
 
     head_dim: int | None = None
     """Width of an attention head, dim / num_heads when None."""
+    qk_norm: str | None = None
+    """Norms of queries and keys: of each "head" (Qwen3), or "joint" over all of them (OLMoE)."""
     num_experts: int = 8
     """Experts of a layer."""
     top_k: int = 2
@@ -52,6 +55,8 @@ class MoEConfig(DecoderConfig):
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, "num_experts", "top_k", "expert_every", "head_dim")
+        if self.qk_norm not in (None, *QK_NORMS):
+            raise ValueError(f"qk_norm must be None or one of {tuple(QK_NORMS)}, got {self.qk_norm!r}")
         if self.expert_every > self.depth:
             raise ValueError(
                 f"expert_every must be at most depth, or no block has experts: got {self.expert_every}, "
@@ -67,7 +72,7 @@ class MoELanguageModel(LanguageModel):
     def build_block(self, index: int) -> Block:
         """Norm and causal attention, norm and experts or SwiGLU."""
         c = self.config
-        mixer = CausalAttention(c.dim, c.num_heads, c.num_kv_heads, c.rope_base, c.head_dim)
+        mixer = CausalAttention(c.dim, c.num_heads, c.num_kv_heads, c.rope_base, c.head_dim, **self.build_norms())
         if (index + 1) % c.expert_every:
             return Block(c, mixer, SwiGLU(c.dim, c.mlp_dim))
         balance_weight = 0.0 if c.joint_balance else c.balance_weight
@@ -76,6 +81,15 @@ class MoELanguageModel(LanguageModel):
             balance_weight=balance_weight, z_weight=c.z_weight,
         )  # fmt: skip
         return Block(c, mixer, experts)
+
+    def build_norms(self) -> dict[str, Any]:
+        """Of a block's queries and keys."""
+        c = self.config
+        if c.qk_norm is None:
+            return {}
+        heads = {"q_norm": c.num_heads, "k_norm": c.num_kv_heads or c.num_heads}
+        width, build = c.head_dim or c.dim // c.num_heads, QK_NORMS[c.qk_norm]
+        return {name: build(RMSNorm, count, width, c.norm_eps) for name, count in heads.items()}
 
     def forward_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor:
         """The residual stream (B, T, dim) through all blocks; the joint load-balance loss is the last layer's."""
@@ -95,31 +109,53 @@ _register = partial(
     MoELanguageModel,
     task="language",
     family="moe",
-    paper=Paper("Mixtral of Experts", "2401.04088", 2024),
 )
+_MIXTRAL = Paper("Mixtral of Experts", "2401.04088", 2024)
+_OLMOE = Paper("OLMoE: Open Mixture-of-Experts Language Models", "2409.02060", 2024)
+_QWEN3 = Paper("Qwen3 Technical Report", "2505.09388", 2025)
 
 
-@_register()
+@_register(paper=_MIXTRAL)
 def moe_nano():
     return MoEConfig(vocab_size=256, dim=128, depth=3, num_heads=4, num_kv_heads=2, mlp_dim=160, num_experts=4, top_k=2)
 
 
-@_register()
+@_register(paper=_MIXTRAL)
 def moe_8x130m():
     return MoEConfig(dim=768, depth=12, num_heads=12, num_kv_heads=4, mlp_dim=2560, num_experts=8, top_k=2)
 
 
-_mixtral = partial(
-    MoEConfig, vocab_size=32000, num_kv_heads=8, rope_base=1e6, tie_embeddings=False, joint_balance=True,
-    balance_weight=0.02, z_weight=0.0,
+_published = partial(MoEConfig, tie_embeddings=False, joint_balance=True, z_weight=0.0)
+_mixtral = partial(_published, vocab_size=32000, num_kv_heads=8, rope_base=1e6, balance_weight=0.02)
+_qwen3 = partial(
+    _published, vocab_size=151936, num_kv_heads=4, head_dim=128, qk_norm="head", num_experts=128, top_k=8,
+    normalize=True, rope_base=1e6, norm_eps=1e-6, balance_weight=0.001,
 )  # fmt: skip
 
 
-@_register()
+@_register(paper=_MIXTRAL)
 def mixtral_8x7b():
     return _mixtral(dim=4096, depth=32, num_heads=32, mlp_dim=14336)
 
 
-@_register()
+@_register(paper=_MIXTRAL)
 def mixtral_8x22b():
     return _mixtral(dim=6144, depth=56, num_heads=48, mlp_dim=16384)
+
+
+@_register(paper=_OLMOE)
+def olmoe_1b_7b():
+    return _published(
+        vocab_size=50304, dim=2048, depth=16, num_heads=16, num_kv_heads=16, head_dim=128, mlp_dim=1024,
+        qk_norm="joint", num_experts=64, top_k=8, normalize=False, balance_weight=0.01,
+    )  # fmt: skip
+
+
+@_register(paper=_QWEN3)
+def qwen3_30b_a3b():
+    return _qwen3(dim=2048, depth=48, num_heads=32, mlp_dim=768)
+
+
+@_register(paper=_QWEN3)
+def qwen3_235b_a22b():
+    return _qwen3(dim=4096, depth=94, num_heads=64, mlp_dim=1536)
