@@ -61,7 +61,8 @@ def define(
 
     Implementations whose ``backward`` is None are differentiated by recomputation, and have second derivatives and all
     of ``torch.func``. The others have first derivatives, by ``torch.func.grad`` and ``vmap`` too, and say so when more
-    is asked of them. Where all results are empty no implementation runs, and the gradients are zeros.
+    is asked of them. ``torch.compile`` takes ``torch.func.grad`` over an operator into one graph. Where all results are
+    empty no implementation runs, and the gradients are zeros.
 
     Args:
         operation: its implementations. ``forward(*tensors, *options)`` gives one tensor or a tuple of them, which are
@@ -158,7 +159,8 @@ class Operator:
 
     def _save(self, ctx, inputs, output) -> None:
         results = _as_tuple(output) if self.kept else ()
-        ctx.mark_non_differentiable(*results[self.arriving :])
+        if results:
+            ctx.mark_non_differentiable(*results[self.arriving :])
         ctx.save_for_backward(*results, *inputs[: self.num_tensors])
         ctx.options = inputs[self.num_tensors :]
 
@@ -218,16 +220,25 @@ def register(
     operator.register_autograd(gradients, setup_context=save)
     FORMULAS[name] = flops
 
-    class Transformed(torch.autograd.Function):
-        """The operator below torch.func's transforms, which do not see the formula of a custom op."""
+    class Traced(torch.autograd.Function):
+        """The operator below torch.func's transforms, which do not see the formula of a custom op; as plain functions,
+        which ``torch.compile`` follows."""
 
         @staticmethod
         def forward(*inputs):
             found = operator(*inputs)
             return tuple(found) if isinstance(found, list) else found
 
-        setup_context = staticmethod(save)
-        backward = staticmethod(gradients)
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            save(ctx, inputs, output)
+
+        @staticmethod
+        def backward(ctx, *arriving):
+            return gradients(ctx, *arriving)
+
+    class Transformed(Traced):
+        """The same, with the rules that a compiler does not follow."""
 
         @staticmethod
         def jvp(ctx, *tangents):
@@ -244,12 +255,17 @@ def register(
                 return torch.stack(parts), 0
             return tuple(map(torch.stack, zip(*parts, strict=True))), (0,) * len(parts[0])
 
-    return lambda *inputs: (Transformed.apply if under_transforms() else operator)(*inputs)
+    def call(*inputs: Any) -> Any:
+        if not under_transforms():
+            return operator(*inputs)
+        return (Traced if torch.compiler.is_compiling() else Transformed).apply(*inputs)
+
+    return call
 
 
 def under_transforms() -> bool:
     """Whether one of torch.func's transforms is at work."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0  # which a compiler knows
 
 
 def first_derivatives_only(operation: Operation) -> tuple[Callable, Callable]:

@@ -225,6 +225,15 @@ def test_gradients_under_functional_transforms(case, impl):
         torch.testing.assert_close(found[1], other[name])
 
 
+@pytest.mark.parametrize("case", {case.values[0].operation: case for case in CASES}.values())
+def test_functional_gradients_compile_as_one_graph(case):
+    loss, leaves = _loss(case, "auto", case.inputs(1, 9, torch.float32))
+    torch._dynamo.reset()
+    compiled = torch.compile(torch.func.grad(loss), fullgraph=True, backend="aot_eager")(leaves)
+    for name, expected in torch.func.grad(loss)(leaves).items():
+        torch.testing.assert_close(compiled[name], expected)
+
+
 @pytest.mark.parametrize(("case", "impl"), [run for run in FAST if not differentiable_twice(*run.values)])
 def test_second_derivatives_say_where_they_are(case, impl):
     loss, leaves = _loss(case, impl, _double(case.inputs(1, 4, torch.float64)))
