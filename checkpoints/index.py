@@ -201,7 +201,11 @@ for _name, _tag, _repo in (
     ("qwen3_235b_a22b", "chat", "Qwen/Qwen3-235B-A22B"),
 ):  # fmt: skip
     _add(_name, _tag, Weights(repo=_repo, licence="apache-2.0", tokenizer=_repo, converter="mixtral"))
-for _name, _repo in (("based_360m", "hazyresearch/based-360m"), ("based_1_3b", "hazyresearch/based-1b")):
+for _name, _repo in (
+    ("based_360m", "hazyresearch/based-360m"), ("based_1_3b", "hazyresearch/based-1b"),
+    ("based_attention_360m", "hazyresearch/attn-360m"), ("based_attention_1_3b", "hazyresearch/attn-1b"),
+    ("based_mamba_360m", "hazyresearch/mamba-360m"), ("based_mamba_1_3b", "hazyresearch/mamba-1b"),
+):  # fmt: skip
     _add(
         _name, "pile",
         Weights(repo=_repo, data="the Pile", tokenizer="gpt2", converter="based"),

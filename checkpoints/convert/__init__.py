@@ -103,7 +103,7 @@ def foreign_config(config: Mapping[str, Any], own: Collection[str] = ()) -> tupl
     """A ``config.json`` -> name of a model or family of the zoo, and the configuration fields that differ from it.
 
     Known are the zoo's own, transformers' ("model_type"), mamba-ssm's ("d_model"), timm's ("architecture") and those of
-    the authors of BASED ("alt_mixer_layers").
+    the authors of BASED ("alt_mixer_layers", or "rotary_emb_fraction").
 
     Args:
         config: the content of the file.
@@ -120,6 +120,7 @@ def foreign_config(config: Mapping[str, Any], own: Collection[str] = ()) -> tupl
     for described, converted in (
         ("d_model", mamba.config_from_mamba_ssm),
         ("alt_mixer_layers", based.config_from_authors),
+        ("rotary_emb_fraction", based.config_from_authors),
         ("architecture", partial(timm_models.config_from_timm, own=own)),
     ):
         if described in config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import zoo
 from zoo.checkpoints.convert import based as converter
+from zoo.checkpoints.convert import foreign_config, mamba, to_zoo
 from zoo.layers.attention import SlidingWindowAttention, TaylorAttention
 from zoo.layers.conv import GatedConv
 
@@ -35,6 +37,7 @@ def published_weights(depth: int, pattern: str, vocab: int, dim: int, hidden: in
     linear = {
         "c": {"in_proj": (4 * dim, dim), "out_proj": (dim, 2 * dim)},
         "s": {"Wqkv": (3 * dim, dim), "out_proj": (dim, dim)},
+        "a": {"Wqkv": (3 * dim, dim), "out_proj": (dim, dim)},
         "t": {"proj_q": (heads * features, dim), "proj_k": (heads * features, dim), "proj_v": (dim, dim)},
     }
     shapes: dict[str, tuple[int, ...]] = {"embeddings.word_embeddings.weight": (vocab, dim), "ln_f.weight": (dim,)}
@@ -61,16 +64,22 @@ def taylor(x: Tensor, p: dict[str, Tensor], heads: int) -> Tensor:
     return y.flatten(1) @ p["out_proj.weight"].T
 
 
-def sliding(x: Tensor, p: dict[str, Tensor], heads: int, window_size: int) -> Tensor:
+def turned(x: Tensor, turning: int) -> Tensor:
+    """x (T, H, d): pairs (i, i + P) at the rates 10000^(-2i / turning), as many as cover ``turning`` channels."""
+    rates = 10000.0 ** -(torch.arange(0, turning, 2).double() / turning)
+    angle, pairs = torch.outer(torch.arange(len(x)), rates)[:, None], len(rates)
+    a, b, rest = x.split([pairs, pairs, x.shape[-1] - 2 * pairs], dim=-1)
+    return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin(), rest], dim=-1)
+
+
+def sliding(x: Tensor, p: dict[str, Tensor], heads: int, window_size: int, share: float = 1.0) -> Tensor:
     """x (T, D): softmax over the step and the window_size // 2 before it, one query at a time."""
     q, k, v = (t.unflatten(-1, (heads, -1)) for t in F.linear(x, p["Wqkv.weight"]).chunk(3, dim=-1))
-    half = q.shape[-1] // 2
-    turns = torch.exp(1j * torch.outer(torch.arange(len(x)), 10000.0 ** -(torch.arange(half).double() / half)))
-    q, k = (torch.complex(t[..., :half], t[..., half:]) * turns[:, None] for t in (q, k))
+    q, k = (turned(t, int(share * t.shape[-1])) for t in (q, k))
     outputs = []
     for t in range(len(x)):
         seen = slice(max(0, t - window_size // 2), t + 1)
-        scores = torch.einsum("hf,shf->hs", q[t].conj(), k[seen]).real / (2 * half) ** 0.5
+        scores = torch.einsum("hf,shf->hs", q[t], k[seen]) / q.shape[-1] ** 0.5
         outputs.append(torch.einsum("hs,shd->hd", scores.softmax(-1), v[seen]).flatten())
     return torch.stack(outputs) @ p["out_proj.weight"].T
 
@@ -98,6 +107,8 @@ def published_model(tokens: Tensor, p: dict[str, Tensor], pattern: str, depth: i
             x = x + taylor(inner, own, heads)
         elif kind == "s":
             x = x + sliding(inner, own, heads, window_size)
+        elif kind == "a":
+            x = x + sliding(inner, own, heads, 2 * len(x), 0.5)
         else:
             x = x + gated_conv(inner, own)
         value, gate = F.linear(norm(x, layer + "norm2.weight"), p[layer + "mlp.fc1.weight"]).chunk(2, dim=-1)
@@ -136,6 +147,57 @@ def test_sizes_are_the_authors(name, count, taylor_at):
     kinds = {kind: [i for i, m in enumerate(model.mixers) if isinstance(m, kind)] for kind in map(type, model.mixers)}
     assert kinds[TaylorAttention] == taylor_at and kinds[SlidingWindowAttention] == [i + 1 for i in taylor_at]
     assert len(kinds[GatedConv]) == model.config.depth - 2 * len(taylor_at)
+
+
+@pytest.mark.parametrize("heads", [2, 3])  # of 16 and of 14 channels: 8 of them turn, or 7
+def test_the_authors_attention_baseline_loads(heads, tmp_path):
+    dim = 32 if heads == 2 else 42
+    p = published_weights(2, "a", vocab=48, dim=dim, hidden=256, heads=heads, features=5)
+    torch.save({f"model.{key}": t for key, t in p.items()} | {"val_metrics.count": torch.ones(1)},
+               tmp_path / "pytorch_model.bin")  # fmt: skip
+    config = {"model_type": "gpt2", "n_embd": dim, "n_layer": 2, "n_head": heads, "n_inner": None, "vocab_size": 45,
+              "activation_function": "swiglu", "rotary_emb_fraction": 0.5, "pad_vocab_size_multiple": 16,
+              "rms_norm": True, "n_positions": 0}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model: Any = zoo.create_model(f"local-dir:{tmp_path}").double().eval()
+    tokens = torch.randint(0, 45, (2, 20))
+    expected = torch.stack([published_model(row, p, "a", 2, heads, 0) for row in tokens])
+    close(model(tokens), expected, 1e-5)  # the weights were read as float32
+    state = model.init_state(2)
+    steps = [model(tokens[:, :9], state)] + [model(tokens[:, t : t + 1], state) for t in range(9, 20)]
+    close(torch.cat(steps, dim=1), expected, 1e-5)
+    for changes, message in (
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx must be False"),
+        ({"rotary_emb_fraction": 0.0}, "rotary_emb_fraction must turn some channels of a head, got 0 of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            converter.config_from_authors(config | changes)
+
+
+def test_the_authors_baselines_are_the_registered_ones():
+    """Of reference/attn-1b.yaml, attn-360m.yaml and mamba-360m.yaml, where fields are left out the classes' values."""
+    attention = {"n_inner": None, "activation_function": "swiglu", "rotary_emb_fraction": 0.5, "vocab_size": 50257,
+                 "pad_vocab_size_multiple": 16, "rms_norm": True}  # fmt: skip
+    published_mamba = {"d_model": 1024, "n_layer": 46, "vocab_size": 50277, "ssm_cfg": {}, "rms_norm": True,
+                       "residual_in_fp32": True, "fused_add_norm": True, "pad_vocab_size_multiple": 16}  # fmt: skip
+    for name, config in (
+        ("based_attention_360m", attention | {"n_embd": 1024, "n_head": 16, "n_layer": 24}),
+        ("based_attention_1_3b", attention | {"n_embd": 1680, "n_head": 24, "n_layer": 36}),
+        ("based_mamba_360m", published_mamba),
+        ("based_mamba_1_3b", published_mamba | {"d_model": 2048}),
+    ):
+        family, fields = foreign_config(config)
+        registered = zoo.registry.lookup(name)
+        assert family == registered.family
+        assert {field: getattr(registered.configure(), field) for field in fields} == fields
+
+
+def test_the_authors_mamba_baseline_loads():
+    """The prefix and the metrics that Lightning left in the file are taken off."""
+    expected = zoo.create_model("mamba_nano").state_dict()
+    names = {key.replace("embeddings", "embedding"): t for key, t in mamba.to_transformers(expected).items()}
+    found = to_zoo({f"model.{key}": t for key, t in names.items()} | {"train_metrics.num-tokens.count": torch.ones(1)})
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_state_does_not_grow_with_the_sequence():

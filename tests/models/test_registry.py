@@ -90,6 +90,12 @@ def delta_net(dim: int, depth: int, heads: int, keys: int, values: int, mlp_dim:
     return 2 * 32000 * dim + depth * (mixer + 3 * dim * mlp_dim + 2 * dim) + dim
 
 
+def mamba(dim: int) -> int:
+    """A block of Mamba of twice the width, state 16 and four taps: projections, those of the step, A, D, a norm."""
+    inner, rank = 2 * dim, -(-dim // 16)
+    return 3 * inner * dim + 5 * inner + inner * (rank + 32) + (rank + 1) * inner + 17 * inner + dim
+
+
 def mamba2_hybrid(vocab_size: int, dim: int, ssm: int, attention: int, heads: int, attention_heads: int) -> int:
     """A tied embedding; blocks of Mamba-2 of twice the width and state 128, and of attention with heads of 128."""
     inner, state, width = 2 * dim, 128, 128 * attention_heads
@@ -106,6 +112,11 @@ def convolutions(dim: int, depth: int, taps: int, convs: int = 2, prenorm: bool 
 
 # Ours, or of sizes whose papers give no count: a sum over the paper's equations.
 BY_HAND = {
+    # two blocks fewer and eight words more than Mamba's
+    "based_mamba_360m": PUBLISHED["mamba_370m"] - 2 * mamba(1024) + 8 * 1024,
+    "based_mamba_1_3b": PUBLISHED["mamba_1_4b"] - 2 * mamba(2048) + 8 * 2048,
+    "based_attention_360m": dense(50272, 1024, 24, 1024, 2816),
+    "based_attention_1_3b": dense(50272, 1680, 36, 1680, 4608),
     "deltanet_340m": delta_net(1024, 24, 8, 1024, 1024, 2816),
     "deltanet_1_3b": delta_net(2048, 24, 16, 2048, 2048, 5632),
     "gated_deltanet_1_3b": delta_net(2048, 21, 6, 1536, 3072, 5632, gated=True),

@@ -1,17 +1,19 @@
 """BASED: Taylor linear attention, small sliding windows and gated short convolutions, interleaved.
 
-Paper: Arora et al., arXiv 2402.18668. Sizes, order of the layers and vocabulary of the authors' checkpoints (the Pile).
+Paper: Arora et al., arXiv 2402.18668. Sizes, order of the layers and vocabulary of the authors' checkpoints (the Pile),
+those of their attention baseline among them; their Mamba baselines are ``based_mamba_*``, of the family "mamba".
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 from zoo.config import require_positive
 from zoo.language.base import Block, LanguageConfig, LanguageModel
 from zoo.layers import Mixer, SwiGLU
-from zoo.layers.attention import SlidingWindowAttention, TaylorAttention
+from zoo.layers.attention import CausalAttention, Rotary, SlidingWindowAttention, TaylorAttention
 from zoo.layers.conv import GatedConv
 from zoo.registry import Paper, register_model
 
@@ -23,9 +25,9 @@ class BasedConfig(LanguageConfig):
     vocab_size: int = 50264
     pattern: str
     """Mixers in order, one letter each, repeated up to ``depth`` blocks: "t" Taylor linear attention, "s"
-    sliding-window attention, "c" gated convolution."""
+    sliding-window attention, "c" gated convolution, "a" attention."""
     num_heads: int = 16
-    """Heads of both attentions."""
+    """Heads of all attentions."""
     feature_dim: int = 16
     """Width of a head's queries and keys in the Taylor attention."""
     window: int = 129
@@ -36,7 +38,9 @@ class BasedConfig(LanguageConfig):
     expand: int = 2
     """Inner width of the gated convolution over dim."""
     rope_base: float = 10000.0
-    """Wavelength base of the sliding window's rotary positions."""
+    """Wavelength base of the rotary positions of "s" and "a"."""
+    rotary_dim: int | None = None
+    """Channels of a head that turn in the attention "a"; None: all."""
     mlp_dim: int
     """Hidden width of the SwiGLU."""
     chunk_size: int = 64
@@ -45,10 +49,11 @@ class BasedConfig(LanguageConfig):
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, "num_heads", "feature_dim", "window", "kernel_size", "expand", "mlp_dim", "chunk_size")
-        if not self.pattern or set(self.pattern) - set("cst"):
+        require_positive(self, "rotary_dim")
+        if not self.pattern or set(self.pattern) - set("acst"):
             raise ValueError(
-                "pattern must be letters 't' (Taylor attention), 's' (sliding window) and 'c' (convolution), such as "
-                f"'ctscc', got {self.pattern!r}"
+                "pattern must be letters 't' (Taylor attention), 's' (sliding window), 'c' (convolution) and 'a' "
+                f"(attention), such as 'ctscc', got {self.pattern!r}"
             )
 
 
@@ -60,12 +65,18 @@ class BasedLanguageModel(LanguageModel):
     def build_block(self, index: int) -> Block:
         """Norm and the pattern's mixer, norm and SwiGLU."""
         c = self.config
-        builders: dict[str, partial[Mixer]] = {
+        builders: dict[str, Callable[[], Mixer]] = {
             "t": partial(TaylorAttention, c.dim, c.num_heads, c.feature_dim, chunk_size=c.chunk_size),
             "s": partial(SlidingWindowAttention, c.dim, c.num_heads, c.window, rope_base=c.rope_base),
             "c": partial(GatedConv, c.dim, c.kernel_size, c.expand),
+            "a": self.build_attention,
         }
         return Block(c, builders[c.pattern[index % len(c.pattern)]](), SwiGLU(c.dim, c.mlp_dim))
+
+    def build_attention(self) -> CausalAttention:
+        """Over all of the past, a part of each head turned by its position."""
+        c = self.config
+        return CausalAttention(c.dim, c.num_heads, rotary=Rotary(c.rotary_dim or c.dim // c.num_heads, c.rope_base))
 
     def init_weights(self) -> None:
         """The authors' initial values: all projections normal, those into the residual stream over sqrt(2 depth)."""
@@ -95,3 +106,17 @@ def based_360m():
 @_register()
 def based_1_3b():
     return BasedConfig(dim=1792, depth=36, pattern="ctscc" * 4 + "ctsccc" * 2 + "ctsc", mlp_dim=3584)
+
+
+@_register()
+def based_attention_360m():
+    return BasedConfig(vocab_size=50272, dim=1024, depth=24, pattern="a", mlp_dim=2816, rotary_dim=32)
+
+
+@_register()
+def based_attention_1_3b():
+    """Half of a head's 70 channels turn, 35, which the authors' code makes 18 pairs at the rates 10000^(-2i / 35)."""
+    return BasedConfig(
+        vocab_size=50272, dim=1680, depth=36, pattern="a", num_heads=24, mlp_dim=4608, rotary_dim=36,
+        rope_base=10000.0 ** (36 / 35),
+    )  # fmt: skip

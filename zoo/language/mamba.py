@@ -96,3 +96,15 @@ def mamba_2_8b():
 @_register(paper=Paper("Falcon Mamba: The First Competitive Attention-free 7B Language Model", "2410.05355", 2024))
 def falcon_mamba_7b():
     return MambaConfig(vocab_size=65024, dim=4096, depth=64, mixer_norm_eps=1e-6, tie_embeddings=False)
+
+
+@_register()
+def based_mamba_360m():
+    """The baseline of BASED (Arora et al., arXiv 2402.18668)."""
+    return MambaConfig(vocab_size=50288, dim=1024, depth=46)
+
+
+@_register()
+def based_mamba_1_3b():
+    """The baseline of BASED (Arora et al., arXiv 2402.18668)."""
+    return MambaConfig(vocab_size=50288, dim=2048, depth=46)
