@@ -100,7 +100,7 @@ def test_plain_text_goes_on(tmp_path):
         zoo.Chat(model, ByteTokenizer(), plain=True, system="Be brief.")
 
 
-@pytest.mark.parametrize("name", zoo.list_models("*_nano", task="language"))
+@pytest.mark.parametrize("name", zoo.list_models("*_nano", task="language", pretrained=True))
 def test_generate_streams_text_of_every_language_model(name, capsys):
     assert main(["generate", name, "--prompt", "The é", "--max-new-tokens", "4", "--temperature", "0"]) == 0
     assert capsys.readouterr().out.startswith("The é")
@@ -189,6 +189,18 @@ def test_chat_continues_plain_text_where_there_is_no_template(capsys, monkeypatc
     monkeypatch.setattr(sys, "stdin", io.StringIO("The import statement"))
     assert main(["chat", "mamba2_nano", "--plain", "--max-new-tokens", "20", "--temperature", "0"]) == 0
     assert len(capsys.readouterr().out) > 10
+
+
+def test_a_pipe_that_is_closed_ends_the_command(monkeypatch, capsys):
+    def closed(text: str) -> None:
+        raise BrokenPipeError
+
+    moved: list[Any] = []
+    monkeypatch.setattr(cli_text, "put", closed)
+    monkeypatch.setattr(os, "dup2", lambda *given: moved.append(given))
+    monkeypatch.setattr(sys.stdout, "fileno", lambda: 77, raising=False)
+    assert main(["generate", "mamba2_nano", "--max-new-tokens", "3"]) == 141 and [to for _, to in moved] == [77]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_terminal_is_not_commanded(capsys, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -129,11 +130,18 @@ def test_texts_and_ids_that_are_none():
     assert tokenizer.decode([65, 999]) == "A"
 
 
-def test_a_tokenizer_of_another_model_is_one_error():
+def test_a_tokenizer_of_another_model_is_one_error(tmp_path):
     with pytest.raises(ValueError, match=r"tokenizer of 256 tokens and the model knows 50,280.*do not belong together"):
         ByteTokenizer().check(zoo.create_model("mamba_nano", vocab_size=50280, device="meta"))
     with pytest.raises(ValueError, match="the model knows 200"):
         ByteTokenizer().check(zoo.create_model("mamba_nano", vocab_size=200))
+    more = {str(320 + n): {"content": f"<image{n}>", "special": True} for n in range(5)}
+    tokenizer = zoo.load_tokenizer(write_tokenizer(tmp_path, byte_level(320), added_tokens_decoder=more))
+    assert (tokenizer.vocab_size, tokenizer.text_size) == (325, 320)
+    for size, fits in ((319, False), (320, True), (350, True), (400, False)):
+        model = zoo.create_model("mamba_nano", depth=1, vocab_size=size)
+        with nullcontext() if fits else pytest.raises(ValueError, match="do not belong together"):
+            tokenizer.check(model)
     with pytest.raises(ValueError, match="belongs to a language model, got Vim"):
         ByteTokenizer().check(zoo.create_model("vim_nano"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -20,7 +21,8 @@ COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0, 2 for a wrong argument, 1 where training had to stop."""
+    """Run one command; the exit code is 0, 2 for a wrong argument, 1 where training had to stop, 130 after Ctrl-C, and
+    141 where what read the output has gone."""
     parser = build_parser()
     if "_ARGCOMPLETE" in os.environ:  # the shell asks: eval "$(register-python-argcomplete zoo)"
         from argcomplete import autocomplete  # pyright: ignore[reportMissingImports]
@@ -35,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return known.run(known)
     except UsageError as error:
         return fail(f"zoo {known.command}: error: {one_line(error)}", 2)
+    except BrokenPipeError:  # who read the output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is not yet written goes nowhere
+        return 141
     except ModuleNotFoundError as error:
         return fail(f"zoo {known.command}: error: {how_to_install(error)}", 2)
 

@@ -40,7 +40,9 @@ class FileTokenizer(Tokenizer):
         self.templates = templates(stored, source) if (stored := config.get("chat_template")) else {}
         if (folder / TEMPLATE).exists():
             self.templates["default"] = ChatTemplate(_text(folder / TEMPLATE), source)
-        self.vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.vocab_size, self.text_size = (
+            1 + max(self._backend.get_vocab(with_added_tokens=added).values(), default=-1) for added in (True, False)
+        )
         if self.vocab_size < 1:
             raise ValueError(f"{folder / TOKENIZER} has no tokens; fetch it again")
         self.bos_id = self._id("bos_token")

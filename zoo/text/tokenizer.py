@@ -22,6 +22,7 @@ class Tokenizer(ABC):
     Attributes:
         source: where it comes from, for errors.
         vocab_size: one more than the largest id.
+        text_size: one more than the largest id of what is no added token; Gemma 3 has some beyond its model's table.
         bos_id: the id that begins a text, None where none does.
         eos_ids: the ids that end one, the tokenizer's own first.
         special_tokens: such as {"bos_token": "<s>"}; templates know them by these names.
@@ -30,6 +31,7 @@ class Tokenizer(ABC):
 
     source: str
     vocab_size: int
+    text_size: int
     bos_id: int | None
     eos_ids: tuple[int, ...]
 
@@ -121,7 +123,7 @@ class Tokenizer(ABC):
         size = getattr(getattr(model, "config", None), "vocab_size", None)
         if size is None:
             raise ValueError(f"a tokenizer belongs to a language model, got {type(model).__name__}")
-        if not FULL * size <= self.vocab_size <= size:
+        if self.vocab_size < FULL * size or self.text_size > size:
             raise ValueError(
                 f"{self.source} has a tokenizer of {self.vocab_size:,} tokens and the model knows {size:,}: they do "
                 "not belong together; load the model's own, or model.resize_token_embeddings(tokenizer.vocab_size) "
@@ -134,7 +136,8 @@ class ByteTokenizer(Tokenizer):
 
     def __init__(self, source: str = "bytes") -> None:
         super().__init__()
-        self.source, self.vocab_size, self.bos_id, self.eos_ids = source, 256, DOCUMENT, (DOCUMENT,)
+        self.source, self.bos_id, self.eos_ids = source, DOCUMENT, (DOCUMENT,)
+        self.vocab_size = self.text_size = 256
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return [*([DOCUMENT] if add_special_tokens else []), *text.encode()]
