@@ -65,18 +65,13 @@ _FIXED = {  # options with one value here
     "attention_dropout": 0,
     "quantization_config": None,
 }
-
-
+_SILU = {"hidden_act": "silu"}
 _NULLABLE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")  # null says more than nothing
 _PLAIN = {  # fields by which the types differ, where one says nothing of them
     "window": None, "full_layers": (), "nope_layers": (), "qk_norm": None, "norm_order": "before", "qkv_bias": False,
     "out_bias": False, "norm_offset": False, "activation": "silu", "local_rope_base": None, "attention_scale": None,
-    "attention_softcap": None, "logit_softcap": None, "embedding_scale": 1.0,
-    "context_length": None,
+    "attention_softcap": None, "logit_softcap": None, "embedding_scale": 1.0, "context_length": None,
 }  # fmt: skip
-
-
-_SILU = {"hidden_act": "silu"}
 
 
 def _rope(given: Given, base: float = 10000.0) -> Fields:
@@ -134,12 +129,15 @@ def _written_windows(config: Given) -> Fields:
     }
 
 
-def _nope(given: Given) -> Fields:
-    turning = given.get("no_rope_layers")  # 1 where positions count
+def _smollm3(given: Given) -> Fields:
+    """Where positions count; where they do not are the windows, unless layer_types say more."""
+    turning = given.get("no_rope_layers")  # 1 where they count
     if turning is None:
         every = given["no_rope_layer_interval"]
         turning = [(index + 1) % every for index in range(given["num_hidden_layers"])]
-    return {"nope_layers": tuple(index for index, turns in enumerate(turning) if not turns)}
+    kinds = [("full" if turns else "sliding") + "_attention" for turns in turning]
+    nope = tuple(index for index, turns in enumerate(turning) if not turns)
+    return _biases(given) | _windows({"layer_types": kinds, **given}) | {"nope_layers": nope}
 
 
 def _gemma(given: Given) -> Fields:
@@ -218,7 +216,7 @@ _TYPES = {
     "smollm3": _Type(
         "SmolLM3ForCausalLM",
         {"num_key_value_heads": 4, "sliding_window": None, "no_rope_layer_interval": 4, "tie_word_embeddings": True},
-        lambda given: _biases(given) | _windows(given) | _nope(given),
+        _smollm3,
         lambda c: {"attention_bias": c["qkv_bias"]} | _written_windows(c) | {
             "no_rope_layers": [int(index not in c["nope_layers"]) for index in range(c["depth"])]
         },

@@ -128,6 +128,18 @@ def test_layers_are_what_the_configuration_says(tmp_path):
     assert [mixer.rotary is None for mixer in model.mixers] == [False, True, False]
 
 
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("windowed", [True, False])
+def test_windows_by_the_place_of_a_layer(model_type, windowed):
+    """Of a file without layer_types, and without what its class has a default for."""
+    options = SIZES | {"num_hidden_layers": 13, "use_sliding_window": windowed, "sliding_window": 4}
+    expected = transformers.AutoConfig.for_model(model_type, **options | {"max_window_layers": 5}).layer_types
+    content = {"model_type": model_type, "max_window_layers": 5} | options
+    _, fields = dense.config_from_transformers(content)
+    full = [fields["window"] is None or index in fields["full_layers"] for index in range(13)]
+    assert [FULL if one else SLIDING for one in full] == expected
+
+
 @pytest.mark.parametrize("case", ["olmo2", "gemma2"])
 def test_loss_and_gradients_agree(case, tmp_path):
     theirs = peer(case)
