@@ -201,6 +201,17 @@ for _name, _tag, _repo in (
     ("qwen3_235b_a22b", "chat", "Qwen/Qwen3-235B-A22B"),
 ):  # fmt: skip
     _add(_name, _tag, Weights(repo=_repo, licence="apache-2.0", tokenizer=_repo, converter="mixtral"))
+for _name, _published in (
+    ("deltanet_1_3b", "delta_net-1.3B-100B"), ("gla_1_3b", "gla-1.3B-100B"), ("retnet_1_3b", "retnet-1.3B-100B"),
+    ("retnet_2_7b", "retnet-2.7B-100B"),
+):  # fmt: skip
+    _repo = f"fla-hub/{_published}"
+    _add(_name, "slimpj", Weights(repo=_repo, data="SlimPajama, 100 B tokens", tokenizer=_repo, converter="fla"))
+_add(
+    "gla_340m", "slimpj",
+    Weights(repo="fla-hub/gla-340M-15B", data="SlimPajama, 15 B tokens", tokenizer="fla-hub/gla-340M-15B",
+            converter="fla"),
+)  # fmt: skip
 for _name, _repo in (
     ("based_360m", "hazyresearch/based-360m"), ("based_1_3b", "hazyresearch/based-1b"),
     ("based_attention_360m", "hazyresearch/attn-360m"), ("based_attention_1_3b", "hazyresearch/attn-1b"),

@@ -161,4 +161,16 @@ GATED_DELTA_NET = Layout(
                   "num_hidden_layers": ("depth", 21)},
     {"use_gate": True, "use_short_conv": True},
 )  # fmt: skip
-LAYOUTS = (DELTA_NET, GATED_DELTA_NET)
+_PLAIN = {"feature_map": None, "use_short_conv": False, "use_output_gate": True, "elementwise_affine": True}
+_GATED_NORMS = ("g_norm_swish_gate", "g_norm")  # the second where a file says "fuse_norm": false
+GLA = Layout(
+    "gla", "gla", "GLAForCausalLM", _GATED_NORMS,
+    {"expand_k": ("expand_k", 0.5), "expand_v": ("expand_v", 1.0), "num_heads": ("num_heads", 4)},
+    _PLAIN | {"clamp_min": None, "use_gk": True, "use_gv": False},
+)  # fmt: skip
+RETNET = Layout(
+    "retnet", "retnet", "RetNetForCausalLM", _GATED_NORMS,
+    {"expand_k": ("expand_k", 1.0), "expand_v": ("expand_v", 2.0), "num_heads": ("num_heads", 8)},
+    _PLAIN, ratio=2,
+)  # fmt: skip
+LAYOUTS = (DELTA_NET, GATED_DELTA_NET, GLA, RETNET)

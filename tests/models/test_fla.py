@@ -58,6 +58,38 @@ def delta_rule(x: Tensor, p: Weights, config: dict[str, Any]) -> Tensor:
     return o.flatten(1) @ p["o_proj.weight"].T
 
 
+def decaying(x: Tensor, p: Weights, config: dict[str, Any]) -> Tensor:
+    """x (T, D) -> (T, D): weights q_t k_s times all decays after s, for every pair of steps."""
+    number = config["num_heads"]
+    q, k, v, gate = (heads(x @ p[f"{name}_proj.weight"].T, number) for name in "qkvg")
+    if "gk_proj.0.weight" in p:
+        logits = x @ p["gk_proj.0.weight"].T @ p["gk_proj.1.weight"].T + p["gk_proj.1.bias"]
+        log_decay = heads(F.logsigmoid(logits) / 16, number)
+    else:
+        half = q.shape[-1] // 2
+        turns = torch.exp(1j * torch.outer(torch.arange(len(x)), 10000.0 ** -(torch.arange(half).double() / half)))
+        q, k = (torch.view_as_real(torch.complex(t[..., :half], t[..., half:]) * turns[:, None]) for t in (q, k))
+        q, k = q.flatten(-2), k.flatten(-2)
+        gamma = torch.tensor([1 - 2.0 ** (-5 - h) for h in range(number)], dtype=x.dtype)
+        log_decay = gamma.log()[:, None].expand_as(q)
+    outputs = []
+    for t in range(len(x)):
+        kept = torch.stack([log_decay[s + 1 : t + 1].sum(0) for s in range(t + 1)]).exp()
+        weights = torch.einsum("hk,shk,shk->sh", q[t], k[: t + 1], kept) / q.shape[-1] ** 0.5
+        outputs.append(torch.einsum("sh,shv->hv", weights, v[: t + 1]))
+    norm = next(weight for name, weight in p.items() if name.startswith("g_norm"))
+    return (normed(torch.stack(outputs), norm) * F.silu(gate)).flatten(1) @ p["o_proj.weight"].T
+
+
+def decaying_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    keys, values = int(DIM * config["expand_k"]), int(DIM * config["expand_v"])
+    shapes = {f"{n}_proj.weight": (width, DIM) for n, width in (("q", keys), ("k", keys), ("v", values), ("g", values))}
+    if config["model_type"] == "gla":
+        shapes |= {"gk_proj.0.weight": (16, DIM), "gk_proj.1.weight": (keys, 16), "gk_proj.1.bias": (keys,)}
+    norm = "g_norm_swish_gate" if config.get("fuse_norm", True) else "g_norm"
+    return shapes | {f"{norm}.weight": (values // config["num_heads"],), "o_proj.weight": (DIM, values)}
+
+
 def delta_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     gated, number = config["model_type"] == "gated_deltanet", config["num_heads"]
     keys = number * config["head_dim"] if gated else int(DIM * config["expand_k"])
@@ -86,6 +118,12 @@ CASES: dict[str, tuple[Callable, Callable, dict[str, Any]]] = {  # mixer, its sh
         "model_type": "gated_deltanet", "num_heads": 3, "head_dim": 6, "expand_v": 2, "conv_size": 4, "use_gate": True,
         "use_short_conv": True, "allow_neg_eigval": False, "num_v_heads": None,
     }),
+    "gla": (decaying, decaying_shapes, {
+        "model_type": "gla", "num_heads": 3, "expand_k": 0.5, "expand_v": 1, "clamp_min": None, "num_kv_heads": None,
+        "feature_map": None, "use_short_conv": False, "use_output_gate": True, "use_gk": True, "use_gv": False,
+        "elementwise_affine": True,
+    }),
+    "retnet": (decaying, decaying_shapes, {"model_type": "retnet", "num_heads": 2, "expand_k": 0.5, "expand_v": 2}),
 }  # fmt: skip
 
 
@@ -136,6 +174,13 @@ def test_folders_load_and_equal_the_recurrence_and_are_written_again(case, tmp_p
     assert {key: value for key, value in written.items() if key in CASES[case][2]}.items() <= config.items()
 
 
+def test_the_name_of_a_norm_that_is_not_fused_is_read():
+    state = zoo.create_model("gla_nano").state_dict()
+    names = zoo.checkpoints.convert.fla.GLA.to_transformers(state)
+    apart = {key.replace("g_norm_swish_gate", "g_norm"): tensor for key, tensor in names.items()}
+    assert apart.keys() != names.keys() and zoo.checkpoints.convert.to_zoo(apart).keys() == state.keys()
+
+
 def test_files_with_both_halves_of_swiglu_in_one_tensor_load(tmp_path):
     _, p = published("delta_net")
     fused = {key: tensor for key, tensor in p.items() if ".up_proj." not in key}
@@ -152,6 +197,13 @@ def test_files_with_both_halves_of_swiglu_in_one_tensor_load(tmp_path):
                            "num_heads": 8, "intermediate_size": None, "hidden_ratio": 4}),
         ("deltanet_1_3b", {"model_type": "delta_net"}),
         ("gated_deltanet_1_3b", {"model_type": "gated_deltanet", "num_v_heads": 6}),
+        ("gla_340m", {"model_type": "gla", "expand_k": 0.5, "expand_v": 1, "hidden_size": 1024}),
+        ("gla_1_3b", {"model_type": "gla", "use_gk": True, "use_gv": False}),
+        ("gla_7b", {"model_type": "gla", "hidden_size": 4096, "intermediate_size": 11008, "num_heads": 16,
+                    "num_hidden_layers": 32}),
+        ("retnet_1_3b", {"model_type": "retnet"}),
+        ("retnet_2_7b", {"model_type": "retnet", "hidden_size": 2560, "num_hidden_layers": 32, "num_heads": 10}),
+        ("retnet_6_7b", {"model_type": "retnet", "hidden_size": 4096, "num_hidden_layers": 32, "num_heads": 16}),
     ],
 )  # fmt: skip
 def test_published_configurations_are_the_registered_ones(name, config):
@@ -165,6 +217,8 @@ def test_published_configurations_are_the_registered_ones(name, config):
         ({"model_type": "delta_net", "use_gate": True}, "use_gate must be False, got True"),
         ({"model_type": "delta_net", "qk_norm": "sum"}, "qk_norm must be 'l2', got 'sum'"),
         ({"model_type": "gated_deltanet", "num_v_heads": 12}, "num_v_heads must be num_heads, 6, got 12"),
+        ({"model_type": "gla", "num_kv_heads": 2}, "num_kv_heads must be num_heads, 4, got 2"),
+        ({"model_type": "retnet", "feature_map": "relu"}, "feature_map must be None, got 'relu'"),
         ({"model_type": "gated_deltanet", "attn": {"layers": [1], "num_heads": 2}}, "attn must be None, got"),
     ],
 )

@@ -90,6 +90,12 @@ def delta_net(dim: int, depth: int, heads: int, keys: int, values: int, mlp_dim:
     return 2 * 32000 * dim + depth * (mixer + 3 * dim * mlp_dim + 2 * dim) + dim
 
 
+def gated_linear(dim: int, depth: int, keys: int, values: int, heads: int, mlp_dim: int, gate_rank: int = 0) -> int:
+    """Embedding and head of 32000 words; a block has projections, perhaps a low-rank gate, a norm, SwiGLU, norms."""
+    mixer = dim * (2 * keys + 3 * values) + values // heads + bool(gate_rank) * (gate_rank * (dim + keys) + keys)
+    return 2 * 32000 * dim + depth * (mixer + 3 * dim * mlp_dim + 2 * dim) + dim
+
+
 def mamba(dim: int) -> int:
     """A block of Mamba of twice the width, state 16 and four taps: projections, those of the step, A, D, a norm."""
     inner, rank = 2 * dim, -(-dim // 16)
@@ -120,6 +126,12 @@ BY_HAND = {
     "deltanet_340m": delta_net(1024, 24, 8, 1024, 1024, 2816),
     "deltanet_1_3b": delta_net(2048, 24, 16, 2048, 2048, 5632),
     "gated_deltanet_1_3b": delta_net(2048, 21, 6, 1536, 3072, 5632, gated=True),
+    "gla_340m": gated_linear(1024, 24, 512, 1024, 4, 2816, gate_rank=16),
+    "gla_1_3b": gated_linear(2048, 24, 1024, 2048, 4, 5632, gate_rank=16),
+    "gla_7b": gated_linear(4096, 32, 2048, 4096, 16, 11008, gate_rank=16),
+    "retnet_1_3b": gated_linear(2048, 24, 2048, 4096, 8, 2816),
+    "retnet_2_7b": gated_linear(2560, 32, 2560, 5120, 10, 3584),
+    "retnet_6_7b": gated_linear(4096, 32, 4096, 8192, 16, 5632),
     "mamba2attn_2_7b": mamba2_hybrid(50288, 2560, 58, 6, 80, 30),
     "transformer_130m": dense(50280, 768, 12, 256, 2560),
     "transformer_350m": dense(50280, 1024, 24, 256, 3072),

@@ -13,6 +13,7 @@ from zoo.language.deltanet import (
     GatedDeltaNetLanguageModel,
 )
 from zoo.language.falcon_h1 import FalconH1Config, FalconH1LanguageModel
+from zoo.language.gla import GLAConfig, GLALanguageModel, RetNetConfig, RetNetLanguageModel
 from zoo.language.granite_hybrid import GraniteHybridConfig, GraniteHybridLanguageModel
 from zoo.language.hybrid import HybridConfig, HybridLanguageModel
 from zoo.language.jamba import JambaConfig, JambaLanguageModel
@@ -48,6 +49,8 @@ __all__ = [
     "DeltaNetLanguageModel",
     "FalconH1Config",
     "FalconH1LanguageModel",
+    "GLAConfig",
+    "GLALanguageModel",
     "GatedDeltaNetConfig",
     "GatedDeltaNetLanguageModel",
     "GraniteHybridConfig",
@@ -82,6 +85,8 @@ __all__ = [
     "RWKV7LanguageModel",
     "RecurrentGemmaConfig",
     "RecurrentGemmaLanguageModel",
+    "RetNetConfig",
+    "RetNetLanguageModel",
     "RoutingConfig",
     "RoutingLanguageModel",
     "S4Config",
