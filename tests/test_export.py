@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.cli import main
-from zoo.export import _selective_scan
+from zoo.export.operators import _selective_scan
 from zoo.kernels import selective_scan
 
 pytestmark = [
@@ -93,8 +93,10 @@ def test_weights_beside_the_file_only_where_they_must_be(tmp_path, monkeypatch, 
 
 
 def test_errors(tmp_path):
-    with pytest.raises(ValueError, match="only vision models can be exported to ONNX, got Mamba"):
-        zoo.export_onnx(zoo.create_model("mamba_nano"), tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match="only language models and vision models can be exported, got Linear"):
+        zoo.export_onnx(nn.Linear(2, 2), tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match="a fixed batch one of a vision model, got Mamba"):
+        zoo.export_onnx(zoo.create_model("mamba_nano"), tmp_path / "model.onnx", fixed_batch=2)
     with pytest.raises(ValueError, match="s4_pixel_nano computes with complex numbers, which ONNX has not"):
         zoo.export_onnx(zoo.create_model("s4_pixel_nano", depth=1), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@
 
 from zoo.chat import Chat
 from zoo.convert import convert
-from zoo.export import export_onnx
+from zoo.export import export_onnx, export_program
 from zoo.factory import ModelInfo, create_model, load_weights, model_info, prefetch
 from zoo.generate import generate, stream
 from zoo.layers.report import activity, after_step, auxiliary_losses
@@ -32,6 +32,7 @@ __all__ = [
     "convert",
     "create_model",
     "export_onnx",
+    "export_program",
     "generate",
     "list_families",
     "list_models",

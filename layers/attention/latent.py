@@ -163,7 +163,7 @@ class LatentAttention(Mixer):
         To read the matrix of a ``kv_b_proj`` that was replaced costs what expanding kv_lora_rank tokens does; hooks
         are to see tokens.
         """
-        if is_watched(self.kv_b_proj) or (total <= self.kv_lora_rank and not is_plain(self.kv_b_proj)):
+        if is_watched(self.kv_b_proj) or (not is_plain(self.kv_b_proj) and total <= self.kv_lora_rank):
             return False
         expand = self.kv_lora_rank * (self.qk_nope_head_dim + self.v_head_dim)
         return length * 2 * self.kv_lora_rank <= expand + length * (self.qk_nope_head_dim + self.v_head_dim)

@@ -1,53 +1,89 @@
-"""Models as ONNX files."""
+"""Models as programs and files that others run."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from zoo.export.language import Program, step_program, whole_program
+from zoo.export.operators import decompositions
+from zoo.language.base import LanguageModel
 
 LARGEST = 2**31 - 2**24  # bytes of weights beside the graph: a protobuf ends at 2 GB
 
 
-def export_onnx(model: nn.Module, path: str | Path, *, fixed_batch: int | None = None) -> Path:
-    """Write a vision model's inference form as an ONNX file.
+def export_program(model: nn.Module, *, step: bool = False, fixed_batch: int | None = None) -> Program:
+    """A model as a program of ``torch.export``, in eval mode.
 
-    The model is put into eval mode and exported by ``torch.onnx`` in float32, input ``images`` (batch, C, H, W) of the
-    configuration's size, output ``logits``. The operators of ``zoo.kernels`` become standard ones: a selective scan
-    its associative form in log2(T) rounds, a mixture of experts all of them with a choice after. Call ``model.fuse()``
-    before for folded batch norms.
+    A vision model: ``images`` (batch, C, H, W) of the configuration's size to ``logits``. A language model: ``tokens``
+    (batch, length) int64 to ``logits`` (batch, length, vocab_size), for any batch and length; or one ``step``:
+    ``tokens`` (batch, 1) and the tensors of a state to ``logits`` (batch, 1, vocab_size) and the next state's tensors.
+    These are named "0.key" (block 0), and "next.0.key" afterwards. Before the first token all are zeros; what grows has
+    an open dimension besides the batch, the first one, which is 0 then.
 
     Args:
+        model: of the zoo.
+        step: of a language model, see above.
+        fixed_batch: the batch size of a vision model; None leaves it open.
+
+    Raises:
+        ValueError: for any other model, one whose program depends on its data or on what the tensors of its state do
+            not tell, or a batch size below 1.
+    """
+    from zoo.vision import VisionModel
+
+    if fixed_batch is not None and fixed_batch < 1:
+        raise ValueError(f"fixed_batch must be at least 1, got {fixed_batch}")
+    if isinstance(model, LanguageModel) and fixed_batch is None:
+        return step_program(model) if step else whole_program(model)
+    if not isinstance(model, VisionModel) or step:
+        rule = (
+            "a step is one of a language model, and a fixed batch one of a vision model"
+            if step or fixed_batch
+            else ("only language models and vision models can be exported")
+        )
+        raise ValueError(f"{rule}, got {type(model).__name__}")
+    parameter = next(model.eval().parameters())
+    shape = (2 if fixed_batch is None else fixed_batch, model.config.in_chans, *model.config.image_shape)
+    shapes = None if fixed_batch is not None else ({0: torch.export.Dim("batch")},)
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.randn(shape).to(parameter),), dynamic_shapes=shapes)
+    return Program(program, ["images"], ["logits"])
+
+
+def export_onnx(model: nn.Module, path: str | Path, *, step: bool = False, fixed_batch: int | None = None) -> Path:
+    """Write a model's inference form as an ONNX file, exported by ``torch.onnx`` in float32.
+
+    Inputs and outputs are those of ``export_program``. The operators of ``zoo.kernels`` become standard ones: over a
+    sequence of any length a recurrence becomes a loop (Scan), over one of a known length the selective scan takes its
+    associative form in log2(T) rounds, and a mixture of experts all of them with a choice after. Call ``model.fuse()``
+    of a vision model before for folded batch norms.
+
+    Args:
+        model: of the zoo, see ``export_program``.
         path: file to write; where it would pass the 2 GB of a protobuf the weights are beside it in ``path.data``.
-        fixed_batch: the batch size; None leaves it open.
+        step, fixed_batch: see ``export_program``.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: for a model that is no vision model or computes with complex numbers (``s4_pixel``,
-            ``longconv_pixel``), or a batch size below 1.
+        ValueError: see ``export_program``; also for a model that computes with complex numbers (``s4_pixel``,
+            ``longconv_pixel``).
         FileNotFoundError: for a file in no folder.
         ImportError: without onnx and onnxscript: ``pip install 'efficient-zoo[export]'``.
     """
-    from zoo.vision import VisionModel
-
-    if not isinstance(model, VisionModel):
-        raise ValueError(f"only vision models can be exported to ONNX, got {type(model).__name__}")
     for package in ("onnx", "onnxscript"):
         try:
             __import__(package)
         except ModuleNotFoundError as error:
             message = f"exporting to ONNX needs {package}: pip install 'efficient-zoo[export]'"
             raise ModuleNotFoundError(message, name=package) from error
-    if fixed_batch is not None and fixed_batch < 1:
-        raise ValueError(f"fixed_batch must be at least 1, got {fixed_batch}")
     path = Path(path)
     if not path.parent.is_dir() or path.is_dir():
         raise FileNotFoundError(
@@ -55,18 +91,17 @@ def export_onnx(model: nn.Module, path: str | Path, *, fixed_batch: int | None =
             if path.is_dir()
             else f"there is no folder {path.parent} for {path.name}"
         )
-    parameter = next(model.eval().parameters())
-    images = torch.randn(
-        2 if fixed_batch is None else fixed_batch, model.config.in_chans, *model.config.image_shape
-    ).to(parameter)
-    shapes = None if fixed_batch is not None else ({0: torch.export.Dim("batch")},)
+    program, inputs, outputs = export_program(model, step=step, fixed_batch=fixed_batch)
     with torch.no_grad():
-        program = torch.export.export(model, (images,), dynamic_shapes=shapes).run_decompositions(_decompositions())
+        program = program.run_decompositions(decompositions())
     name = getattr(model, "config_name", type(model).__name__)
     values = [node.meta.get("val") for node in program.graph.nodes]
     if any(isinstance(value, Tensor) and value.is_complex() for value in values):
         raise ValueError(f"{name} computes with complex numbers, which ONNX has not")
-    tensors = [*program.state_dict.values(), *program.constants.values()]
+    left = {str(node.target) for node in program.graph.nodes if str(node.target).startswith("zoo.")}
+    if left:
+        raise ValueError(f"{name} computes {', '.join(sorted(left))}, which has no ONNX form here")
+    tensors: list[Any] = [*program.state_dict.values(), *program.constants.values()]
     beside = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor)) > LARGEST
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # both files in full, then in place
         written = Path(folder) / path.name
@@ -74,8 +109,8 @@ def export_onnx(model: nn.Module, path: str | Path, *, fixed_batch: int | None =
             program,
             (),
             written,
-            input_names=["images"],
-            output_names=["logits"],
+            input_names=inputs,
+            output_names=outputs,
             external_data=beside,
             verbose=False,
         )
@@ -84,65 +119,3 @@ def export_onnx(model: nn.Module, path: str | Path, *, fixed_batch: int | None =
         for file in sorted(Path(folder).iterdir(), reverse=True):
             os.replace(file, path.with_name(file.name))
     return path
-
-
-def _decompositions() -> dict[Any, Callable[..., Any]]:
-    """torch's own, and standard operators for the zoo's."""
-    from zoo.kernels.causal_conv1d import reference as conv
-    from zoo.kernels.rms_norm import reference as norm
-    from zoo.kernels.rope import reference as rope
-
-    table: dict[Any, Callable[..., Any]] = dict(torch.export.default_decompositions().items())
-    return table | {
-        torch.ops.zoo.causal_conv1d.default: lambda *args: conv.forward(*args[:-1]),
-        torch.ops.zoo.rms_norm.default: lambda *args: norm.forward(*args[:-1]),
-        torch.ops.zoo.rope.default: lambda *args: rope.forward(*args[:-1]),
-        torch.ops.zoo.selective_scan.default: _selective_scan,
-        torch.ops.zoo.grouped_matmul.default: _grouped_matmul,
-        torch.ops.aten.sort.stable: lambda x, *, stable, dim=-1, descending=False: torch.sort(x, dim, descending),
-        torch.ops.aten.empty_permuted.default: lambda size, order, dtype, device, **_: torch.zeros(
-            size, dtype=dtype, device=device
-        ),
-        torch.ops.aten.searchsorted.Tensor: lambda ascending, values: (ascending < values[:, None]).sum(-1),
-    }
-
-
-def _grouped_matmul(x: Tensor, weight: Tensor, offsets: Tensor, impl: str) -> Tensor:
-    """Every expert over every row, and of each row its own expert's result: no shape depends on the routing."""
-    row = torch.arange(x.shape[0], device=x.device)[:, None]
-    y = x.new_zeros(x.shape[0], weight.shape[2])
-    for expert in range(weight.shape[0]):
-        y = torch.where((row >= offsets[expert]) & (row < offsets[expert + 1]), x @ weight[expert], y)
-    return y
-
-
-def _selective_scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    state: Tensor,
-    starts: Tensor | None,
-    softplus: bool,
-    impl: str,
-) -> tuple[Tensor, Tensor]:
-    """The recurrence h = a h + b as an associative scan: after k rounds a step holds the sum of 2^k steps."""
-    from zoo.kernels.selective_scan.reference import skipped_and_gated, step_size
-
-    if starts is not None:
-        raise ValueError("packed sequences have no ONNX form")
-    steps, channels = step_size(dt, dt_bias, softplus)[..., None], x.shape[2] // B.shape[2]
-    B, C = (t.repeat_interleave(channels, dim=2) for t in (B, C))
-    decay = torch.exp(steps * A)  # (B, T, D, N)
-    states = steps * x[..., None] * B
-    states = torch.cat([states[:, :1] + decay[:, :1] * state[:, None], states[:, 1:]], dim=1)
-    reach = 1
-    while reach < x.shape[1]:
-        states = states + decay * F.pad(states, [0, 0, 0, 0, reach, 0])[:, : x.shape[1]]
-        decay = decay * F.pad(decay, [0, 0, 0, 0, reach, 0], value=1.0)[:, : x.shape[1]]
-        reach *= 2
-    return skipped_and_gated((states * C).sum(-1), x, D, z), states[:, -1]

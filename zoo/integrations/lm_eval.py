@@ -29,7 +29,6 @@ LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_token
 DEFAULT_LENGTH = 256
 
 
-@register_model("zoo")
 class ZooLM(TemplateLM):
     """A language model and its tokenizer, scored in batches, longest first.
 
@@ -202,6 +201,9 @@ class ZooLM(TemplateLM):
     def _batches(self, items: Iterable[Any], key: Any = len) -> Iterator[list[Any]]:
         ordered = sorted(items, key=key, reverse=True)
         return (ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size))
+
+
+register_model("zoo")(ZooLM)
 
 
 def evaluate(
