@@ -15,13 +15,11 @@ def forward(
     """
     k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
     scores = scale * torch.einsum("bthk,bshk->bhts", q, k)
-    scores = scores.masked_fill(~visible(block_mask, block_size, q.shape[1], k.shape[1], causal), -torch.inf)
-    highest = scores.detach().amax(-1, keepdim=True)
-    highest = highest.masked_fill(highest == -torch.inf, 0.0)
-    weights = torch.exp(scores - highest)
-    sums = weights.sum(-1, keepdim=True)
-    total = (highest + sums.log()).masked_fill(sums == 0, torch.inf)
-    weights = weights / sums.masked_fill(sums == 0, 1.0)
+    seen = visible(block_mask, block_size, q.shape[1], k.shape[1], causal)
+    none = ~seen.any(-1, keepdim=True)
+    scores = scores.masked_fill(~seen, -torch.inf).masked_fill(none, 0.0)
+    total = scores.logsumexp(-1, keepdim=True).masked_fill(none, torch.inf)
+    weights = scores.softmax(-1).masked_fill(none, 0.0)  # its gradient has one subtraction, a quotient's would have two
     return torch.einsum("bhts,bshv->bthv", weights, v), total[..., 0]
 
 
