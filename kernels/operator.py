@@ -265,7 +265,8 @@ def register(
 
 def under_transforms() -> bool:
     """Whether one of torch.func's transforms is at work."""
-    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0  # which a compiler knows
+    # which a compiler knows
+    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def first_derivatives_only(operation: Operation) -> tuple[Callable, Callable]:
