@@ -265,8 +265,7 @@ def register(
 
 def under_transforms() -> bool:
     """Whether one of torch.func's transforms is at work."""
-    # which a compiler knows
-    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0  # pyright: ignore[reportAttributeAccessIssue]
+    return torch._C._are_functorch_transforms_active()
 
 
 def first_derivatives_only(operation: Operation) -> tuple[Callable, Callable]:

@@ -172,7 +172,7 @@ def _logits(
         d = k + tl.arange(0, BK)
         h = tl.load(h_row_start + d[None, :] * h_column, mask=(row < M) & (d[None, :] < D), other=0.0)
         w = tl.load(w_row_start + d[:, None] * w_column, mask=(column < V) & (d[:, None] < D), other=0.0)
-        logits = tl.dot(h.to(DOT), w.to(DOT), logits, input_precision=PRECISION)
+        logits = tl.dot(h.to(DOT), w.to(DOT), logits, input_precision=PRECISION, out_dtype=REAL)
     if HAS_BIAS:
         logits += tl.load(bias + column, mask=column < V, other=0.0).to(REAL)
     if CAP > 0:
@@ -258,5 +258,5 @@ def _product(
         k = (start + tl.arange(0, BK)).to(tl.int64)
         left = tl.load(a + row * a_row + k[None, :] * a_column, mask=(row < M) & (k[None, :] < K), other=0.0)
         right = tl.load(b + k[:, None] * b_row + column * b_column, mask=(k[:, None] < K) & (column < N), other=0.0)
-        total = tl.dot(left.to(DOT), right.to(DOT), total, input_precision=PRECISION)
+        total = tl.dot(left.to(DOT), right.to(DOT), total, input_precision=PRECISION, out_dtype=total.dtype)
     tl.store(out + row * N + column, total, mask=inside)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
+from zoo.kernels.flops import flop_counter
 from zoo.layers.attention import OnlineKMeans, RoutingAttention
 from zoo.layers.attention.clusters import (
     BLOCK_SIZE,
@@ -185,7 +185,7 @@ def test_decoding_goes_on_from_a_long_prompt():
 
 def flops(length: int, num_clusters: int) -> int:
     """Of the training form without the projections, whose cost is linear in the length."""
-    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+    with FakeTensorMode(), flop_counter(display=False) as counter:
         RoutingAttention(64, 2, num_clusters, length // num_clusters)(torch.randn(1, length, 64))
     return counter.get_total_flops() - 3 * 2 * length * 64 * 64
 
