@@ -32,7 +32,7 @@ def test_signatures():
     assert parameters(zoo.save_model) == ["model", "folder", "*notes", "*max_shard_size"]
     assert parameters(zoo.prefetch) == ["name"]
     assert parameters(zoo.predict) == ["model", "images", "*top_k", "*exif_orientation", "*skip_bad_images"]
-    assert parameters(zoo.export_onnx) == ["model", "path", "*fixed_batch"]
+    assert parameters(zoo.export_onnx) == ["model", "path", "*step", "*fixed_batch"]
     assert parameters(zoo.register_with_timm) == []
     assert parameters(zoo.convert) == ["source", "target", "to", "*name", "*ema", "*max_shard_size"]
     assert parameters(zoo.auxiliary_losses) == ["model"]

@@ -39,7 +39,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "v*_nano", "--params"]) == 0
     output = capsys.readouterr().out
-    assert "vim_nano" in output and "vit_nano" in output and "mamba" not in output
+    assert "vim_nano" in output and "vit_nano" in output and "mamba2_nano" not in output
     assert f"{zoo.model_info('vim_nano').num_parameters:,}" in output
     assert main(["list", "--task", "language", "--family", "mamba2"]) == 0
     output = capsys.readouterr().out
