@@ -62,27 +62,19 @@ def recognises(state_dict: Mapping[str, Tensor]) -> bool:
 
 
 def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published names -> the zoo's, shared blocks under all the names they have; tensors unchanged."""
+    """Published names -> the zoo's; tensors unchanged."""
     renamed = rename(state_dict, _NAMES)
-    places, holders = _places(renamed, "linear"), _places(renamed, "shared.norm")
-    result = {}
+    places, result = _places(renamed, "linear"), {}
     for key, tensor in renamed.items():
         if found := _ADAPTER.fullmatch(key):
             key = f"blocks.{places[int(found[3])]}.adapters.{found[2]}.{found[4]}"
         result[key.replace(".hybrid.", ".mixer.").replace(".hybrid_norm.", ".norm.")] = tensor
-    for use, place in enumerate(places):
-        holder = f"blocks.{holders[use % len(holders)]}.shared."
-        for key in [key for key in result if key.startswith(holder)]:
-            result.setdefault(f"blocks.{place}.shared.{key.removeprefix(holder)}", result[key])
     return result
 
 
 def to_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The zoo's names -> those of Zamba2ForCausalLM, a shared block under the first of its names; tensors unchanged."""
-    places, holders = _places(state_dict, "linear"), {}
-    for place in _places(state_dict, "shared.norm"):
-        holders.setdefault(state_dict[f"blocks.{place}.shared.norm.weight"].data_ptr(), place)
-    first, result = list(holders.values()), {}
+    """The zoo's names -> those of Zamba2ForCausalLM; tensors unchanged."""
+    places, first, result = _places(state_dict, "linear"), _places(state_dict, "shared.norm"), {}
     for key, tensor in state_dict.items():
         block = int(key.split(".")[1]) if key.startswith("blocks.") else -1
         if found := _ADAPTER.fullmatch(key):
@@ -90,8 +82,7 @@ def to_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             key = f"blocks.{first[use % len(first)]}.adapters.{found[2]}.{use}.{found[4]}"
         elif block in places:
             key = key.replace(".mixer.", ".hybrid.").replace(f"blocks.{block}.norm.", f"blocks.{block}.hybrid_norm.")
-        if ".shared." not in key or block in first:
-            result[key] = tensor
+        result[key] = tensor
     return rename(result, _NAMES, backwards=True)
 
 

@@ -229,3 +229,17 @@ def test_prefixes_of_wrappers_are_taken_off(prefix, name, tmp_path):
     torch.save({prefix + key: tensor for key, tensor in tensors.items()}, tmp_path / "wrapped.pth")
     loaded = zoo.create_model(name, checkpoint_path=tmp_path / "wrapped.pth").state_dict()
     assert all(torch.equal(loaded[key], tensor) for key, tensor in tensors.items())
+
+
+def test_copies_of_shared_blocks_are_dropped():
+    """Zamba2's shared block has one name here; transformers' state dict has it under the names of all its places."""
+    first, second = (shaken(zoo.create_model("zamba2_nano")) for _ in range(2))
+    own = first.state_dict()
+    assert not any(key.startswith("blocks.3.shared.") for key in own)
+    copies = {key.replace("blocks.1.", "blocks.3."): own[key].clone() for key in own if ".shared." in key}
+    zoo.load_weights(second, own | copies)
+    tokens = torch.randint(0, 256, (2, 21))
+    with torch.no_grad():
+        torch.testing.assert_close(second(tokens), first(tokens), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="unexpected"):
+        zoo.load_weights(second, own | {"blocks.0.shared.w1.weight": torch.zeros(1)})

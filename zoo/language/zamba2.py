@@ -6,9 +6,10 @@ Paper: Glorioso et al., arXiv 2411.15242. Sizes of the published checkpoints.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
-from itertools import cycle
-from typing import ClassVar, cast
+from itertools import chain, cycle, repeat
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -53,11 +54,22 @@ class Zamba2Config(Mamba2HybridConfig):
 
 
 class Zamba2Block(Block):
-    """x + mamba(norm(x)), or x + mamba(norm(x + W shared([x; first]))) with the embedding ``first``."""
+    """x + mamba(norm(x)), or x + mamba(norm(x + W shared([x; first]))) with the embedding ``first``.
 
-    def __init__(self, config: Zamba2Config, mixer: Mixer, shared: SharedTransformer | None = None):
+    ``shared`` is a submodule of the first block that has it (``owned``) and a reference in the others: the model has it
+    under one name, as do its state dict and the adapters that a library puts on it.
+    """
+
+    shared: SharedTransformer | None
+
+    def __init__(
+        self, config: Zamba2Config, mixer: Mixer, shared: SharedTransformer | None = None, *, owned: bool = True
+    ):
         super().__init__(config, mixer)
-        self.shared = shared
+        if owned:
+            self.shared = shared
+        else:
+            object.__setattr__(self, "shared", shared)  # unregistered
         if shared is not None:
             attention, rank = shared.attention, config.adapter_rank
             heads = (attention.num_heads * attention.head_dim, attention.num_kv_heads * attention.head_dim)
@@ -87,24 +99,32 @@ class Zamba2LanguageModel(Mamba2HybridLanguageModel):
 
     def __init__(self, config: Zamba2Config):
         c = config
-        self._turns = cycle(
-            [
-                SharedTransformer(c.dim, c.num_heads, c.num_kv_heads, c.rope_base, c.mlp_dim, c.norm_eps)
-                for _ in range(c.num_shared_blocks)
-            ]
-        )
+        turns = [
+            SharedTransformer(c.dim, c.num_heads, c.num_kv_heads, c.rope_base, c.mlp_dim, c.norm_eps)
+            for _ in range(c.num_shared_blocks)
+        ]
+        self._turns = chain(zip(turns, repeat(True)), zip(cycle(turns), repeat(False)))
         super().__init__(config)
         del self._turns
 
     def build_block(self, index: int) -> Block:
         """Norm and Mamba-2, and in blocks "*" the next of the shared transformer blocks."""
-        shared = next(self._turns) if self.config.kind(index).startswith("*") else None
-        return Zamba2Block(self.config, self.build_ssm(), shared)
+        shared, owned = next(self._turns) if self.config.kind(index).startswith("*") else (None, True)
+        return Zamba2Block(self.config, self.build_ssm(), shared, owned=owned)
 
     @property
     def mixers(self) -> list[Mixer]:
         """What keeps a state, in order: the attention of a shared block once a place."""
         return [mixer for block in self.blocks for mixer in cast(Zamba2Block, block).mixers]
+
+    def adapt_tensors(self, tensors: Mapping[str, Tensor], known: Any = None) -> dict[str, Tensor]:
+        """Without the copies of shared blocks that a checkpoint may have under the names of the later places."""
+        later = tuple(
+            f"blocks.{index}.shared."
+            for index, block in enumerate(self.blocks)
+            if block.shared is not None and "shared" not in dict(block.named_children())
+        )
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith(later)}
 
     def forward_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor:
         """The residual stream (B, T, dim) through all blocks."""
