@@ -58,7 +58,7 @@ def generalized_delta_rule(
         v: values (B, T, H, V).
         a: what reads the state before the step, (B, T, H, K).
         b: where what was read is written to, (B, T, H, K).
-        log_decay: (B, T, H, K), at most 0 for a stable state, -inf to forget it.
+        log_decay: (B, T, H, K), at most 0 for a stable state, -inf to forget all of it but what a reads.
         scale: factor of the output; K^-0.5 when None.
         initial_state: (B, H, K, V), continues the sequence that the first token belongs to; zeros when None.
         seq_idx: (B, T) integers; the state restarts from zero where the value changes (packed sequences).

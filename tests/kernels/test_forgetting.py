@@ -17,6 +17,15 @@ def runs(cases: list[Case]) -> list:
     return [pytest.param(case, impl, id=f"{case.name}-{impl}") for case, impl in names]
 
 
+def forgetting(case: Case, length: int, steps: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Inputs with a log decay of -inf at ``steps`` (T,), and no rank-one part there: it reads the state of before."""
+    inputs = {name: t.double() for name, t in case.inputs(2, length, torch.float64).items()}
+    inputs["log_decay"][:, steps] = -torch.inf
+    for name in {"a", "b"} & inputs.keys():
+        inputs[name][:, steps] = 0
+    return inputs
+
+
 def assert_forgets(case: Case, impl: str, forgetful: dict, starts: torch.Tensor) -> None:
     """``forgetful`` inputs against the same ones in sequences that begin at ``starts`` (T,)."""
     plain = {name: t.nan_to_num(neginf=-1.0) for name, t in forgetful.items()}
@@ -31,9 +40,28 @@ def assert_forgets(case: Case, impl: str, forgetful: dict, starts: torch.Tensor)
 @pytest.mark.parametrize(("case", "impl"), runs(GATED))
 def test_a_log_decay_of_minus_infinity(case, impl):
     starts = torch.zeros(20, dtype=torch.bool).index_fill(0, torch.tensor([3, 4, 16]), True)
-    inputs = {name: t.double() for name, t in case.inputs(1, 20, torch.float64).items()}
-    inputs["log_decay"][:, starts] = -torch.inf
-    assert_forgets(case, impl, inputs, starts)
+    assert_forgets(case, impl, forgetting(case, 20, starts), starts)
+
+
+def test_what_the_rank_one_part_reads_outlives_the_decay():
+    """Of the generalised delta rule: S_t = b_t (a_t^T S_{t-1}) + k_t v_t^T where the decay is 0."""
+    case = next(case for case in GATED if case.operation == "generalized_delta_rule")
+    inputs = {name: t.double() for name, t in case.inputs(2, 20, torch.float64).items()}
+    inputs["log_decay"][:, [3, 4, 16]] = -torch.inf
+    inputs["log_decay"][:, 9, :, ::2] = -torch.inf
+    state, outputs = inputs["initial_state"], []
+    for t in range(20):
+        q, k, v, a, b, decay = (inputs[name][:, t] for name in ("q", "k", "v", "a", "b", "log_decay"))
+        read = torch.einsum("bhk,bhkv->bhv", a, state)
+        state = decay.exp()[..., None] * state + torch.einsum(
+            "nbhk,nbhv->bhkv", torch.stack([b, k]), torch.stack([read, v])
+        )
+        outputs.append(torch.einsum("bhk,bhkv->bhv", q, state) * q.shape[-1] ** -0.5)
+    expected = outputs_and_gradients(case.call, inputs, "reference")
+    torch.testing.assert_close(expected["output 0"], torch.stack(outputs, dim=1))
+    torch.testing.assert_close(expected["output 1"], state)
+    for name, found in outputs_and_gradients(case.call, inputs, "chunked").items():
+        torch.testing.assert_close(found, expected[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize(("case", "impl"), runs(RATED))
@@ -71,8 +99,11 @@ def test_huge_steps(case, impl):
 
 @pytest.mark.parametrize("case", [*GATED, *RATED], ids=lambda case: case.name)
 def test_in_a_single_step(case):
-    inputs = {name: t.double() for name, t in case.inputs(2, 1, torch.float64).items()}
-    inputs["A" if case in RATED else "log_decay"].fill_(-torch.inf)
+    if case in RATED:
+        inputs = {name: t.double() for name, t in case.inputs(2, 1, torch.float64).items()}
+        inputs["A"].fill_(-torch.inf)
+    else:
+        inputs = forgetting(case, 1, torch.ones(1, dtype=torch.bool))
     found = outputs_and_gradients(case.call, inputs, "auto")
     expected = outputs_and_gradients(case.call, inputs | {"initial_state": 0 * inputs["initial_state"]}, "auto")
     for name, value in found.items():

@@ -128,7 +128,8 @@ def test_low_precision_is_finite_and_keeps_the_sensitive_parameters_wide(name, d
 
 @pytest.mark.parametrize("name", NANO)
 def test_compiles_as_one_graph(name):
-    model: Any = opened(zoo.create_model(name)).eval()
+    """In float64: a norm of a nearly empty vector, as GLA's of a first token, magnifies the rounding of both runs."""
+    model: Any = opened(zoo.create_model(name, dtype=torch.float64)).eval()
     x = inputs(model)
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
