@@ -61,8 +61,8 @@ def define(
 
     Implementations whose ``backward`` is None are differentiated by recomputation, and have second derivatives and all
     of ``torch.func``. The others have first derivatives, by ``torch.func.grad`` and ``vmap`` too, and say so when more
-    is asked of them. ``torch.compile`` takes ``torch.func.grad`` over an operator into one graph. Where all results are
-    empty no implementation runs, and the gradients are zeros.
+    is asked of them. ``torch.compile`` takes ``torch.func.grad`` over an operator into one graph (torch 2.15 does, 2.11
+    does not). Where all results are empty no implementation runs, and the gradients are zeros.
 
     Args:
         operation: its implementations. ``forward(*tensors, *options)`` gives one tensor or a tuple of them, which are

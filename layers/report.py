@@ -9,6 +9,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
+def is_exporting() -> bool:
+    """Whether ``torch.export`` is at work. torch 2.11's own function says so under ``torch.compile`` too."""
+    return torch.compiler._is_exporting_flag
+
+
 class Reports(nn.Module):
     """A layer that publishes side losses and measures of its latest forward pass.
 
@@ -24,7 +29,7 @@ class Reports(nn.Module):
 
     def report(self, losses: dict[str, Tensor], activity: dict[str, Tensor]) -> None:
         """Publish them in place of the last ones; nothing while a program is exported."""
-        if not torch.compiler.is_exporting():
+        if not is_exporting():
             self.auxiliary_losses, self.activity = losses, activity
 
     def __getstate__(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from zoo.kernels.moe import Routing, load_balance_loss, top_k_routing
 from zoo.layers.linear import WideLinear
 from zoo.layers.mlp import SwiGLU
 from zoo.layers.moe.experts import RoutedExperts
-from zoo.layers.report import over_processes
+from zoo.layers.report import is_exporting, over_processes
 
 
 class DeepSeekMoE(RoutedExperts):
@@ -100,7 +100,7 @@ class DeepSeekMoE(RoutedExperts):
         tokens, kept = x.flatten(0, -2), None if mask is None else mask.flatten()
         routing = top_k_routing(self.router(tokens), self.top_k, bias=self.selection_bias, **self.routing)
         y = self.visit(tokens, routing, kept).output.view(x.shape)
-        if not torch.compiler.is_exporting():
+        if not is_exporting():
             self.report(self._losses(routing, mask, x.shape[0]) if self.training else {}, self.measure(routing, kept))
             if self.training and self.bias_speed:
                 self.load += self.activity["tokens_per_expert"]

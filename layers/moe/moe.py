@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from zoo.kernels.moe import Routing, load_balance_loss, router_z_loss, top_k_routing
 from zoo.layers.linear import WideLinear
 from zoo.layers.moe.experts import RoutedExperts
+from zoo.layers.report import is_exporting
 
 
 class MoE(RoutedExperts):
@@ -93,7 +93,7 @@ class MoE(RoutedExperts):
         logits = self.router(tokens)  # (M, E)
         routing = top_k_routing(logits, self.top_k, normalize=self.normalize)
         y, dropped = self.visit(tokens, routing, kept, capacity)
-        if not torch.compiler.is_exporting():
+        if not is_exporting():
             activity = self.measure(routing, kept) | {"dropped": dropped}
             if capacity is not None:
                 activity["tokens_per_expert"] = activity["tokens_per_expert"].clamp(max=capacity)

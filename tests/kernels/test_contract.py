@@ -225,6 +225,7 @@ def test_gradients_under_functional_transforms(case, impl):
         torch.testing.assert_close(found[1], other[name])
 
 
+@pytest.mark.skipif(torch.__version__ < "2.12", reason="the compiler of torch 2.11 follows no autograd.Function there")
 @pytest.mark.parametrize("case", {case.values[0].operation: case for case in CASES}.values())
 def test_functional_gradients_compile_as_one_graph(case):
     loss, leaves = _loss(case, "auto", case.inputs(1, 9, torch.float32))

@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
 from zoo.config import require_positive
 from zoo.layers.conv import DenseDecoder
 from zoo.layers.moe import ConditionedGate, TaskEmbedding, TaskGates, TaskMoE
+from zoo.layers.report import is_exporting
 from zoo.registry import Paper, nearest, register_model
 from zoo.vision.base import IMAGENET_MEAN, IMAGENET_STD
 from zoo.vision.vit import ViT, ViTBlock, ViTConfig
@@ -176,7 +176,7 @@ class M3ViT(ViT):
         for name in self.config.tasks:
             outputs[name] = self.forward_head(self.forward_features(x, name), task=name)
             published.append([part for layer in self.experts for part in (layer.activity, layer.auxiliary_losses)])
-        if not torch.compiler.is_exporting():
+        if not is_exporting():
             for *earlier, last in zip(*published, strict=True):
                 last.update({key: sum((part[key] for part in earlier), value) for key, value in last.items()})
         return outputs
