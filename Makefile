@@ -24,7 +24,8 @@ test-slow: $(STAMP) ## run the tests that are slow and rarely break
 test-oldest: ## run the tests with the oldest versions of what the zoo is built on, in an environment of their own
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install $(QUIET) -c constraints-oldest.txt -e '.[dev]'
-	.venv-oldest/bin/pytest -n auto --maxprocesses 8 -W ignore::DeprecationWarning -W ignore::FutureWarning # of old versions
+	.venv-oldest/bin/pytest -n auto --maxprocesses 8 -W ignore::DeprecationWarning -W ignore::FutureWarning \
+		-W "ignore:Sparse invariant checks:UserWarning" # of old versions
 
 fuzz: $(STAMP) ## compare every operation with plain loops on random inputs, for five minutes
 	PYTHONPATH=tests $(BIN)/python -m fuzz
