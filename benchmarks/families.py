@@ -164,10 +164,10 @@ def our_decoding(model: Any, prefix: Tensor, tokens: Tensor) -> Callable[[], Ten
 
 
 def their_decoding(model: Any, prefix: Tensor, tokens: Tensor) -> Callable[[], Tensor]:
-    """The same of transformers' model; RecurrentGemma returns no cache, and is given one."""
+    """The same of transformers' model; RecurrentGemma returns no cache, and is given one; Bamba counts no positions."""
     from transformers import DynamicCache
 
-    stateful = model.config.model_type == "recurrent_gemma"
+    stateful, counted = (model.config.model_type == name for name in ("recurrent_gemma", "bamba"))
 
     def decode() -> Tensor:
         with torch.no_grad():
@@ -175,6 +175,8 @@ def their_decoding(model: Any, prefix: Tensor, tokens: Tensor) -> Callable[[], T
             found = model(prefix, **cache, use_cache=True)
             for t in range(tokens.shape[1]):
                 cache |= {name: found[name] for name in ("cache_params", "past_key_values") if name in found}
+                if counted:
+                    cache["position_ids"] = torch.tensor([[prefix.shape[1] + t]])
                 found = model(tokens[:, t : t + 1], **cache, use_cache=True)
             return found.logits
 
