@@ -1,4 +1,4 @@
-"""The residual block of the sequence classifiers, and its batch norm."""
+"""The residual blocks of the sequence classifiers, and their batch norm."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from zoo.kernels.dispatch import compute_dtype
 from zoo.layers.batch_norm import BatchNorm1d
 from zoo.layers.drop import DropPath
+from zoo.layers.mlp import Mlp
 
 
 class SequenceNorm(BatchNorm1d):
@@ -71,6 +72,30 @@ class SequenceBlock(nn.Module):
         if mask is not None:
             y = y.masked_fill(~mask[..., None], 0)
         return normalised(self.after, x + self.drop_path(self.drop(self.mixer(y))), mask)
+
+
+class EncoderBlock(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(mlp_norm(x)), with layer norms and GELU.
+
+    Args:
+        dim: model width.
+        mixer: (B, T, dim) and the mask (B, T), False at padding, which comes last -> (B, T, dim).
+        mlp_dim: hidden units of the MLP.
+        drop_rate: dropout after the mixer and in the MLP.
+    """
+
+    def __init__(self, dim: int, mixer: nn.Module, mlp_dim: int, drop_rate: float = 0.0):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.mixer = mixer
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, mlp_dim, drop_rate)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x (B, T, dim), and mask (B, T), False at padding, which comes last -> (B, T, dim)."""
+        x = x + self.drop(self.mixer(self.norm(x), mask))
+        return x + self.mlp(self.mlp_norm(x))
 
 
 def normalised(norm: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:

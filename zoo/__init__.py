@@ -7,6 +7,7 @@
 from zoo.chat import Chat
 from zoo.convert import convert
 from zoo.export import export_onnx, export_program
+from zoo.factorize import factorize
 from zoo.factory import ModelInfo, create_model, load_weights, model_info, prefetch
 from zoo.generate import generate, stream
 from zoo.layers.report import activity, after_step, auxiliary_losses
@@ -33,6 +34,7 @@ __all__ = [
     "create_model",
     "export_onnx",
     "export_program",
+    "factorize",
     "generate",
     "list_families",
     "list_models",

@@ -36,7 +36,8 @@ def convert(
         target: the folder to write ``model.safetensors``, ``config.json`` and a card into.
         to: "zoo", "transformers" (mamba, mamba2, recurrent_gemma, lfm2, qwen3_next, falcon_h1, jamba, bamba,
             granite_hybrid, nemotron_h, zamba2, deepseek, moe, transformer; deltanet, gated_deltanet, gla, retnet,
-            rwkv7 as flash-linear-attention registers them) or "timm" (vit, efficientvit, shvit, vovnet).
+            rwkv7 as flash-linear-attention registers them; smallthinker as its authors' code reads it) or "timm" (vit,
+            efficientvit, shvit, vovnet).
         name: of the registered model whose weights ``source`` holds; of a folder with a ``config.json`` that is still
             what the configuration comes from.
         ema: True takes the averaged copy of a PyTorch file, False the trained weights; None, as ``create_model`` does,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints import write_folder
+from zoo.layers.lowrank import restored
 from zoo.loading import common_dtype, tied
 from zoo.registry import ModelEntry, lookup
 
@@ -62,9 +63,10 @@ def save_model(
 
 def check_rebuilds(model: nn.Module, build: Callable[[Any], nn.Module], config: Any, name: str) -> None:
     """Raise a ValueError unless ``build(config)`` takes the state dict of ``model`` back as it is."""
+    held = model.state_dict()
     with torch.device("meta"):
-        made = build(config)
-    held, expected = model.state_dict(), made.state_dict()
+        made = restored(build, held)(config)
+    expected = made.state_dict()
     differences = [
         *(f"{key} is not of its configuration" for key in held if key not in expected),
         *(f"{key} is missing" for key in expected if key not in held),

@@ -31,6 +31,7 @@ from zoo.checkpoints.convert import (
     recurrent_gemma,
     rwkv7,
     simplenet,
+    smallthinker,
     timm_models,
     vmamba,
     vovnet,
@@ -51,7 +52,7 @@ __all__ = [
 
 CONVERTERS = (
     bamba, deepseek, dense, *fla.LAYOUTS, falcon_h1, granite_hybrid, jamba, lfm2, mamba, mixtral, nemotron_h,
-    qwen3_next, recurrent_gemma, rwkv7, zamba2,
+    qwen3_next, recurrent_gemma, rwkv7, smallthinker, zamba2,
 )  # fmt: skip
 _AUTHORS = based, efficientvit, m3vit, mambavision, mcunet, pcdarts, simplenet, vmamba, vovnet  # of weights alone
 LAYOUTS = ("zoo", "transformers", "timm")
@@ -60,6 +61,7 @@ _TRANSFORMERS: dict[str, Any] = {  # family -> converter
     "transformer": dense, "lfm2": lfm2, "qwen3_next": qwen3_next, "recurrent_gemma": recurrent_gemma,
     "rwkv7": rwkv7, **{layout.family: layout for layout in fla.LAYOUTS},
     "jamba": jamba, "bamba": bamba, "granite_hybrid": granite_hybrid, "nemotron_h": nemotron_h, "zamba2": zamba2,
+    "smallthinker": smallthinker,
 }  # fmt: skip
 _IN_FILES = {  # where files differ from memory
     "deepseek": deepseek.to_transformers, "moe": mixtral.to_transformers, "qwen3_next": qwen3_next.to_transformers,
@@ -67,7 +69,7 @@ _IN_FILES = {  # where files differ from memory
     "nemotron_h": nemotron_h.to_transformers,
 }  # fmt: skip
 _SETTLED = (
-    {"moe": mixtral.settled, "transformer": dense.settled, "zamba2": zamba2.settled}
+    {"moe": mixtral.settled, "transformer": dense.settled, "zamba2": zamba2.settled, "smallthinker": dense.settled}
     | dict.fromkeys(("bamba", "granite_hybrid", "jamba", "nemotron_h"), hybrid.settled)
     | {layout.family: layout.settled for layout in fla.LAYOUTS}
 )

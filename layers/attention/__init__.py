@@ -10,6 +10,7 @@ from zoo.layers.attention.gated_linear import GatedLinearAttention, MemoryState,
 from zoo.layers.attention.keys import Keys
 from zoo.layers.attention.kmeans import OnlineKMeans
 from zoo.layers.attention.latent import LatentAttention
+from zoo.layers.attention.linformer import LinformerAttention, SequenceProjection
 from zoo.layers.attention.rotary import Rotary
 from zoo.layers.attention.routing import RoutingAttention, RoutingState
 from zoo.layers.attention.scaling import Linear, Llama3, RotaryScaling, Yarn
@@ -35,6 +36,7 @@ __all__ = [
     "Keys",
     "LatentAttention",
     "Linear",
+    "LinformerAttention",
     "Llama3",
     "MemoryState",
     "OnlineKMeans",
@@ -46,6 +48,7 @@ __all__ = [
     "RoutingState",
     "ScatterbrainAttention",
     "ScatterbrainState",
+    "SequenceProjection",
     "SharedAttention",
     "SharedTransformer",
     "ShortConv",

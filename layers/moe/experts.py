@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +31,7 @@ class RoutedExperts(Reports, KeepsFloat32):
         num_experts: E.
         top_k: experts a token.
         gated: SwiGLU experts without biases, in place of two layers with them.
+        act: a function in silu's place, or in gelu's.
         shared: (..., D) -> (..., D), which every token visits besides; None for nothing.
 
     Raises:
@@ -44,12 +47,14 @@ class RoutedExperts(Reports, KeepsFloat32):
         top_k: int,
         *,
         gated: bool = True,
+        act: Callable[[Tensor], Tensor] | None = None,
         shared: nn.Module | None = None,
     ):
         super().__init__()
         if not 1 <= top_k <= num_experts:
             raise ValueError(f"top_k must lie in [1, num_experts]: got top_k {top_k}, num_experts {num_experts}")
         self.num_experts, self.top_k, self.router = num_experts, top_k, router
+        self.act = act or (F.silu if gated else F.gelu)
         up, down = (num_experts, dim, hidden_dim), (num_experts, hidden_dim, dim)
         self.w1 = nn.Parameter(torch.empty(up))
         self.b1 = None if gated else nn.Parameter(torch.empty(num_experts, hidden_dim))
@@ -92,8 +97,8 @@ class RoutedExperts(Reports, KeepsFloat32):
         x, w1, b1, w3, w2, b2 = (t if low is None or t is None else t.to(low) for t in operands)
         with full_precision(tokens.device):
             if w3 is None:
-                return moe(x, routing, w1, w2, up_bias=b1, down_bias=b2, activation=F.gelu, capacity=capacity)  # type: ignore[arg-type]
-            return moe(x, routing, w3, w2, gate=w1, capacity=capacity)  # type: ignore[arg-type]
+                return moe(x, routing, w1, w2, up_bias=b1, down_bias=b2, activation=self.act, capacity=capacity)  # type: ignore[arg-type]
+            return moe(x, routing, w3, w2, gate=w1, activation=self.act, capacity=capacity)  # type: ignore[arg-type]
 
     def add_shared(self, y: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """y (..., D), of the routed experts, plus ``shared`` of x (..., D); nothing where mask (...) is False."""

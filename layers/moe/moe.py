@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from zoo.kernels.moe import Routing, load_balance_loss, router_z_loss, top_k_routing
@@ -41,6 +43,8 @@ class MoE(RoutedExperts):
         top_k: experts a token.
         normalize: the weights of a token sum to 1 (Mixtral); None: where top_k > 1. With top_k 1 (Switch) the weight
             must stay the probability, through which alone the router learns from the model's loss.
+        score: "softmax" over the experts, or "sigmoid" of each, whose shares the load-balance loss then reads.
+        act: a function in silu's place.
         capacity_factor: None for no limit.
         balance_weight: of ``load_balance_loss``.
         z_weight: of ``router_z_loss``.
@@ -63,13 +67,15 @@ class MoE(RoutedExperts):
         top_k: int = 2,
         *,
         normalize: bool | None = None,
+        score: str = "softmax",
+        act: Callable[[Tensor], Tensor] | None = None,
         capacity_factor: float | None = None,
         balance_weight: float = 0.0,
         z_weight: float = 0.0,
         shared: nn.Module | None = None,
     ):
         router = WideLinear(dim, num_experts, bias=False)
-        super().__init__(router, dim, hidden_dim, num_experts, top_k, shared=shared)
+        super().__init__(router, dim, hidden_dim, num_experts, top_k, act=act, shared=shared)
         if capacity_factor is not None and not capacity_factor > 0:
             raise ValueError(f"capacity_factor must be positive, or None for no limit, got {capacity_factor}")
         if not (balance_weight >= 0 and z_weight >= 0):
@@ -77,7 +83,8 @@ class MoE(RoutedExperts):
                 f"loss weights must not be negative, got balance_weight {balance_weight}, z_weight {z_weight}"
             )
         self.capacity_factor = capacity_factor
-        self.normalize = top_k > 1 if normalize is None else normalize
+        self.normalize, self.score = top_k > 1 if normalize is None else normalize, score
+        top_k_routing(torch.zeros(0, num_experts, device="cpu"), top_k, score=score)  # raises for an unknown score
         self.balance_weight, self.z_weight = balance_weight, z_weight
         self.routing: Routing | None = None
 
@@ -86,12 +93,17 @@ class MoE(RoutedExperts):
         self.router.reset_parameters()  # type: ignore[operator]
         super().init_weights()
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (..., D) -> (..., D); where ``mask`` (...) is False, as for padding, no expert is visited: y = 0."""
+    def forward(self, x: Tensor, mask: Tensor | None = None, logits: Tensor | None = None) -> Tensor:
+        """x (..., D) -> (..., D).
+
+        Args:
+            mask: (...); where it is False, as for padding, no expert is visited: y = 0.
+            logits: (..., E), what the router made of something else than x, before.
+        """
         tokens, kept = x.flatten(0, -2), None if mask is None else mask.flatten()
         capacity = self.capacity(tokens.shape[0])
-        logits = self.router(tokens)  # (M, E)
-        routing = top_k_routing(logits, self.top_k, normalize=self.normalize)
+        logits = cast(Tensor, self.router(tokens)) if logits is None else logits.flatten(0, -2)  # (M, E)
+        routing = top_k_routing(logits, self.top_k, score=self.score, normalize=self.normalize)
         y, dropped = self.visit(tokens, routing, kept, capacity)
         if not is_exporting():
             activity = self.measure(routing, kept) | {"dropped": dropped}
@@ -110,7 +122,10 @@ class MoE(RoutedExperts):
     def _losses(self, logits: Tensor, routing: Routing, mask: Tensor | None) -> dict[str, Tensor]:
         losses = {}
         if self.balance_weight:
-            loss = load_balance_loss(routing.scores, routing.experts, mask=mask)
+            scores = routing.scores
+            if self.score == "sigmoid":
+                scores = scores / scores.sum(-1, keepdim=True)
+            loss = load_balance_loss(scores, routing.experts, mask=mask)
             losses["load_balance"] = self.balance_weight * loss
         if self.z_weight:
             losses["router_z"] = self.z_weight * router_z_loss(logits, mask=mask)

@@ -77,6 +77,12 @@ def dense(vocab_size: int, dim: int, depth: int, kv_dim: int, mlp_dim: int) -> i
     return vocab_size * dim + depth * block + dim
 
 
+def early_routed(dim: int, depth: int, heads: int, kv_heads: int, experts: int, tied: bool) -> int:
+    """Embedding of 151936 words and perhaps a head; heads and ReGLU experts of width 128 and 768, a router, norms."""
+    block = 2 * 128 * dim * (heads + kv_heads) + experts * (3 * 768 * dim + dim) + 2 * dim
+    return (1 if tied else 2) * 151936 * dim + depth * block + dim
+
+
 def encoder(vocab_size: int, dim: int, depth: int, inner: int, mlp_dim: int, classes: int, pair: bool = False) -> int:
     """An embedding, blocks of attention and an MLP with two layer norms, the last norm, a classifier of one or two."""
     block = 4 * dim * inner + 2 * dim * mlp_dim + mlp_dim + dim + 4 * dim
@@ -136,6 +142,10 @@ BY_HAND = {
     "transformer_130m": dense(50280, 768, 12, 256, 2560),
     "transformer_350m": dense(50280, 1024, 24, 256, 3072),
     "transformer_1_3b": dense(50280, 2048, 24, 512, 6144),
+    "smallthinker_4b_a0_6b": early_routed(1536, 32, 12, 2, 32, tied=True),
+    "smallthinker_21b_a3b": early_routed(2560, 52, 28, 4, 64, tied=False),
+    # tables of tokens and positions, the output's bias and two matrices along the sequence a block
+    "linformer_base": encoder(50265, 768, 12, 768, 3072, 2) + 512 * 768 + 12 * (768 + 2 * 128 * 512),
     # seven more experts a block and a router
     "moe_8x130m": dense(50280, 768, 12, 256, 2560) + 12 * (7 * 3 * 768 * 2560 + 768 * 8),
     # in six blocks a router and a predictor of width 64

@@ -18,6 +18,7 @@ from zoo.language.granite_hybrid import GraniteHybridConfig, GraniteHybridLangua
 from zoo.language.hybrid import HybridConfig, HybridLanguageModel
 from zoo.language.jamba import JambaConfig, JambaLanguageModel
 from zoo.language.lfm2 import LFM2Config, LFM2LanguageModel
+from zoo.language.linformer import LinformerClassifier, LinformerConfig
 from zoo.language.longconv import LongConvConfig, LongConvLanguageModel
 from zoo.language.longconv_text import LongConvTextClassifier, LongConvTextConfig
 from zoo.language.mamba import MambaConfig, MambaLanguageModel
@@ -34,6 +35,7 @@ from zoo.language.s4 import S4Config, S4DConfig, S4DLanguageModel, S4LanguageMod
 from zoo.language.s4_text import S4TextClassifier, S4TextConfig
 from zoo.language.scatterbrain import ScatterbrainConfig, ScatterbrainLanguageModel
 from zoo.language.scatterbrain_text import ScatterbrainTextClassifier, ScatterbrainTextConfig
+from zoo.language.smallthinker import SmallThinkerConfig, SmallThinkerLanguageModel
 from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
 from zoo.language.zamba2 import Zamba2Config, Zamba2LanguageModel
 
@@ -63,6 +65,8 @@ __all__ = [
     "LFM2LanguageModel",
     "LanguageConfig",
     "LanguageModel",
+    "LinformerClassifier",
+    "LinformerConfig",
     "LongConvConfig",
     "LongConvLanguageModel",
     "LongConvTextClassifier",
@@ -101,6 +105,8 @@ __all__ = [
     "ScatterbrainTextConfig",
     "SequenceClassifier",
     "SequenceConfig",
+    "SmallThinkerConfig",
+    "SmallThinkerLanguageModel",
     "TransformerConfig",
     "TransformerLanguageModel",
     "Zamba2Config",

@@ -143,6 +143,11 @@ class SequenceClassifier(nn.Module, ABC):
             raise ValueError(f"tokens must be below vocab_size {self.config.vocab_size}, got {highest}")
 
 
+def padding_last(tokens: Tensor) -> Tensor:
+    """tokens (..., T) with the negative ones, padding, moved to the end, so that they take no position."""
+    return tokens.gather(-1, (tokens < 0).to(torch.uint8).argsort(dim=-1, stable=True))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchNormConfig(SequenceConfig):
     """Options of the classifiers of residual blocks with batch norms."""

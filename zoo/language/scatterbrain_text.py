@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from zoo.config import require_positive
-from zoo.language.classifier import SequenceClassifier, SequenceConfig
+from zoo.language.classifier import SequenceClassifier, SequenceConfig, padding_last
 from zoo.language.scatterbrain import LRA
-from zoo.layers import Mlp
 from zoo.layers.attention import BidirectionalScatterbrain
 from zoo.layers.positions import rotary_tables
+from zoo.layers.sequence_block import EncoderBlock
 from zoo.registry import Paper, register_model
 
 
@@ -50,27 +50,6 @@ class ScatterbrainTextConfig(SequenceConfig):
             raise ValueError(f"dim must be even, half of it for sines and half for cosines: got {self.dim}")
 
 
-class ScatterbrainBlock(nn.Module):
-    """x + attention(norm(x)), then x + mlp(mlp_norm(x)), with layer norms and GELU."""
-
-    def __init__(self, config: ScatterbrainTextConfig):
-        super().__init__()
-        c = config
-        self.norm = nn.LayerNorm(c.dim)
-        self.mixer = BidirectionalScatterbrain(
-            c.dim, c.num_heads, c.window, c.num_features, cluster_size=c.cluster_size, num_hashes=c.num_hashes,
-            head_dim=c.head_dim,
-        )  # fmt: skip
-        self.mlp_norm = nn.LayerNorm(c.dim)
-        self.mlp = Mlp(c.dim, c.mlp_dim, c.mixer_drop_rate)
-        self.drop = nn.Dropout(c.mixer_drop_rate)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (B, T, dim), and mask (B, T), False at padding, which comes last -> (B, T, dim)."""
-        x = x + self.drop(self.mixer(self.norm(x), mask))
-        return x + self.mlp(self.mlp_norm(x))
-
-
 class ScatterbrainTextClassifier(SequenceClassifier):
     """A token embedding with sinusoidal positions, attention blocks, the mean over the tokens, and a classifier."""
 
@@ -78,7 +57,12 @@ class ScatterbrainTextClassifier(SequenceClassifier):
 
     def build_block(self, index: int) -> nn.Module:
         """Layer norm and attention, layer norm and MLP."""
-        return ScatterbrainBlock(self.config)
+        c = self.config
+        mixer = BidirectionalScatterbrain(
+            c.dim, c.num_heads, c.window, c.num_features, cluster_size=c.cluster_size, num_hashes=c.num_hashes,
+            head_dim=c.head_dim,
+        )  # fmt: skip
+        return EncoderBlock(c.dim, mixer, c.mlp_dim, c.mixer_drop_rate)
 
     def build_norm(self) -> nn.Module:
         """A layer norm."""
@@ -87,7 +71,7 @@ class ScatterbrainTextClassifier(SequenceClassifier):
     def forward_features(self, tokens: Tensor) -> Tensor:
         """As of every classifier; padding is moved to the end, so that it takes no position."""
         self._check(tokens)
-        return super().forward_features(tokens.gather(-1, (tokens < 0).to(torch.uint8).argsort(dim=-1, stable=True)))
+        return super().forward_features(padding_last(tokens))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) -> (B, T, dim): the embedding, and sines and cosines of the positions."""

@@ -50,6 +50,15 @@ class DecoderConfig(LanguageConfig):
         require_positive(self, "num_heads", "num_kv_heads", "mlp_dim")
 
 
+def check_layers(config: Any) -> None:
+    """Raise a ValueError unless nope_layers and full_layers are blocks, and there is a window that the latter lack."""
+    for name in ("nope_layers", "full_layers"):
+        if not all(0 <= index < config.depth for index in getattr(config, name)):
+            raise ValueError(f"{name} must be indices of the {config.depth} blocks, got {getattr(config, name)}")
+    if config.full_layers and config.window is None:
+        raise ValueError(f"full_layers are those without the window, and there is none: got {config.full_layers}")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig(DecoderConfig):
     """Options of the transformer."""
@@ -94,11 +103,7 @@ class TransformerConfig(DecoderConfig):
         if isinstance(self.rope_scaling, dict):
             object.__setattr__(self, "rope_scaling", RotaryScaling.of(self.rope_scaling))
         require_positive(self, "head_dim", "window", "context_length")
-        for name in ("nope_layers", "full_layers"):
-            if not all(0 <= index < self.depth for index in getattr(self, name)):
-                raise ValueError(f"{name} must be indices of the {self.depth} blocks, got {getattr(self, name)}")
-        if self.full_layers and self.window is None:
-            raise ValueError(f"full_layers are those without the window, and there is none: got {self.full_layers}")
+        check_layers(self)
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {tuple(known)}, got {getattr(self, name)!r}")
