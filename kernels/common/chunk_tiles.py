@@ -146,6 +146,44 @@ def half_spans(steps, level):
 
 
 @triton.jit
+def scores_by_halves(
+    q_tile, k_tile, g, steps, LEVELS: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """sum_c q_ic k_jc exp(sum of g_c over (j, i]) for j <= i: as in ``chunks``."""
+    result = tl.where(steps[:, None] == steps[None, :], tl.sum(q_tile * k_tile, 1)[:, None], 0.0)
+    for level in tl.static_range(LEVELS):
+        later = (((steps >> level) & 1) == 1)[:, None]
+        decay = tl.exp(tl.dot(half_spans(steps, level).to(DTYPE), g, input_precision="ieee"))
+        late, early = tl.where(later, q_tile * decay, 0.0), tl.where(later, 0.0, k_tile * decay)
+        pairs = (steps[:, None] >> (level + 1)) == (steps[None, :] >> (level + 1))
+        result += tl.where(pairs, tl.dot(late, tl.trans(early), input_precision=PRECISION), 0.0)
+    return result
+
+
+@triton.jit
+def gradients_by_halves(
+    dscores, q_tile, k_tile, g, steps, LEVELS: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """Gradients of q, k and the gates (steps, keys) through ``scores_by_halves``; ``dscores`` 0 above the diagonal."""
+    same = tl.sum(tl.where(steps[:, None] == steps[None, :], dscores, 0.0), 1)[:, None]
+    dq_tile, dk_tile, dg = same * k_tile, same * q_tile, tl.zeros_like(g)
+    for level in tl.static_range(LEVELS):
+        later = (((steps >> level) & 1) == 1)[:, None]
+        spans = half_spans(steps, level).to(DTYPE)
+        decay = tl.exp(tl.dot(spans, g, input_precision="ieee"))
+        late, early = tl.where(later, q_tile * decay, 0.0), tl.where(later, 0.0, k_tile * decay)
+        pairs = (steps[:, None] >> (level + 1)) == (steps[None, :] >> (level + 1))
+        dpairs = tl.where(pairs, dscores, 0.0)
+        of_late = tl.dot(dpairs, early, input_precision=PRECISION)
+        of_early = tl.dot(tl.trans(dpairs), late, input_precision=PRECISION)
+        change = tl.where(later, of_late, of_early) * decay
+        dq_tile += tl.where(later, change, 0.0)
+        dk_tile += tl.where(later, 0.0, change)
+        dg += tl.dot(tl.trans(spans), tl.where(later, q_tile, k_tile) * change, input_precision="ieee")
+    return dq_tile, dk_tile, dg
+
+
+@triton.jit
 def segments_around(segments, b, chunk, T, BT: tl.constexpr):
     """Numbers of the sequence that goes on into the chunk, and of the one at its end."""
     start = chunk * BT
@@ -173,13 +211,7 @@ def _scores(
         k_tile = tile(k + b * k_b + h * k_h, rows, keys, k_t, k_d, T, K, DTYPE)
         if GATE == 2:
             g = vector_gates(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
-            result += tl.where(steps[:, None] == steps[None, :], tl.sum(q_tile * k_tile, 1)[:, None], 0.0)
-            for level in tl.static_range(LEVELS):
-                later = (((steps >> level) & 1) == 1)[:, None]
-                decay = tl.exp(tl.dot(half_spans(steps, level).to(DTYPE), g, input_precision="ieee"))
-                late, early = tl.where(later, q_tile * decay, 0.0), tl.where(later, 0.0, k_tile * decay)
-                pairs = (steps[:, None] >> (level + 1)) == (steps[None, :] >> (level + 1))
-                result += tl.where(pairs, tl.dot(late, tl.trans(early), input_precision=PRECISION), 0.0)
+            result += scores_by_halves(q_tile, k_tile, g, steps, LEVELS, DTYPE, PRECISION)
         else:
             result += tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)
     if GATE == 1:

@@ -1,4 +1,4 @@
-"""The delta rule (DeltaNet), plain or with one decay a head (Gated DeltaNet)."""
+"""The delta rule (DeltaNet), plain or with decays: one a head (Gated DeltaNet) or one a key channel (Kimi Linear)."""
 
 from zoo.kernels.delta_rule.op import DeltaRuleOutput, delta_rule
 

@@ -44,10 +44,11 @@ def delta_rule(
     r"""Linear attention whose state corrects what it returns for a key, instead of adding to it (DeltaNet).
 
     .. math::
-        S_t = \exp(g_t) (I - \beta_t k_t k_t^\top) S_{t-1} + \beta_t k_t v_t^\top, \quad
+        S_t = (I - \beta_t k_t k_t^\top) \, \mathrm{diag}(\exp g_t) \, S_{t-1} + \beta_t k_t v_t^\top, \quad
         o_t = \mathrm{scale} \cdot S_t^\top q_t
 
-    with :math:`g_t` the ``log_decay`` (Gated DeltaNet), 0 when None. The decayed state predicts v from k, and beta is
+    with :math:`g_t` the ``log_decay``: 0 when None (DeltaNet), one number a head (Gated DeltaNet) or one a key channel
+    (Kimi Delta Attention). The decayed state predicts v from k, and beta is
     the step towards the v that came: 1 stores exactly v where k has norm 1. No feature map is applied to q and k and
     nothing is normalised: that is the caller's part, and beyond :math:`\beta_t |k_t|^2 \le 2` the state can grow
     without bound.
@@ -57,7 +58,7 @@ def delta_rule(
             beta and log_decay is float64).
         v: values (B, T, H, V).
         beta: step size (B, T, H), usually in [0, 1] or [0, 2].
-        log_decay: (B, T, H), at most 0 for a stable state, -inf to forget it.
+        log_decay: (B, T, H) or (B, T, H, K), at most 0 for a stable state, -inf to forget it.
         scale: factor of the output; K^-0.5 when None.
         initial_state: (B, H, K, V), continues the sequence that the first token belongs to; zeros when None.
         seq_idx: (B, T) integers; the state restarts from zero where the value changes (packed sequences).
@@ -73,7 +74,8 @@ def delta_rule(
         RuntimeError: when the named implementation cannot run on the device of q.
 
     Papers: Yang et al., "Parallelizing Linear Transformers with the Delta Rule over Sequence Length", arXiv 2406.06484;
-    Yang, Kautz and Hatamizadeh, "Gated Delta Networks", arXiv 2412.06464 (with log_decay).
+    Yang, Kautz and Hatamizadeh, "Gated Delta Networks", arXiv 2412.06464 (a decay a head); Kimi Team, "Kimi Linear: An
+    Expressive, Efficient Attention Architecture", arXiv 2510.26692 (a decay a key channel).
     """
     _check(q, k, v, beta, log_decay, initial_state, seq_idx, chunk_size, impl)
     dtype = compute_dtype(q, k, v, beta, log_decay)
@@ -131,7 +133,10 @@ def _check(q, k, v, beta, log_decay, initial_state, seq_idx, chunk_size, impl) -
     check("k", k, "(B, T, H, K)", batch, length, heads, key_dim)
     check("v", v, "(B, T, H, V)", batch, length, heads, None)
     check("beta", beta, "(B, T, H)", batch, length, heads)
-    check("log_decay", log_decay, "(B, T, H)", batch, length, heads)
+    if log_decay is not None and log_decay.dim() == 4:
+        check("log_decay", log_decay, "(B, T, H, K)", batch, length, heads, key_dim)
+    else:
+        check("log_decay", log_decay, "(B, T, H)", batch, length, heads)
     check("initial_state", initial_state, "(B, H, K, V)", batch, heads, key_dim, v.shape[-1])
     check("seq_idx", seq_idx, "(B, T)", batch, length)
     operation.check(

@@ -9,9 +9,9 @@ from torch import Tensor
 def step(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """One time step: q, k (B, H, K); v (B, H, V); beta, log_decay (B, H); state (B, H, K, V)."""
+    """One time step: q, k (B, H, K); v (B, H, V); beta (B, H); log_decay (B, H) or (B, H, K); state (B, H, K, V)."""
     if log_decay is not None:
-        state = log_decay.exp()[..., None, None] * state
+        state = (log_decay if log_decay.dim() == 3 else log_decay[..., None]).exp()[..., None] * state
     correction = beta[..., None] * (v - (k[..., None, :] @ state)[..., 0, :])
     state = state + k[..., :, None] * correction[..., None, :]
     return scale * (q[..., None, :] @ state)[..., 0, :], state

@@ -8,7 +8,8 @@ the state's predictions and the corrections u = beta e of a chunk are
     E = (I + L \, \mathrm{diag}(\beta))^{-1} (V - \gamma K S), \quad
     S \leftarrow \gamma_{last} S + (\epsilon K)^\top U, \quad O = P U + \mathrm{scale} \, \gamma Q S
 
-with P the scores of linear attention. Backwards, with R the gradient of the state behind the chunk,
+with P the scores of linear attention; where each key channel decays by itself, the decays are factors of the channels
+of K and Q, and those of L lie between its two. Backwards, with R the gradient of the state behind the chunk,
 
 .. math::
     dU = P^\top dO + \epsilon K R, \quad dV = (I + L \, \mathrm{diag}(\beta))^{-\top} \beta \, dU, \quad
@@ -39,12 +40,15 @@ from zoo.kernels.common.chunk_tiles import (
     SMALLEST_BLOCK,
     ChunkLaunch,
     block_size,
+    gradients_by_halves,
     scalar_gates,
+    scores_by_halves,
     segments_around,
     spanned,
     state_tile,
     store,
     tile,
+    vector_gates,
 )
 
 STATE_TILE = 4096  # elements of a state that a program of the recurrences holds: all key channels of some values
@@ -124,37 +128,47 @@ class _Launch(ChunkLaunch):
         return dv, dbeta.sum(0), states, dinitial
 
     def all_gradients(self, q, k, dy, dv, errors, scores, products, before, after):
-        """Gradients of q, k and log_decay, which has one part for each block of key channels."""
+        """Gradients of q, k and log_decay; a scalar one's has one part for each block of key channels."""
         dq, dk = q.new_empty(q.shape), k.new_empty(k.shape)
-        ddecay = before.new_empty(self.key_blocks, *self.log_decay.shape) if self.gate == SCALAR else None
+        if self.gate == SCALAR:
+            ddecay = before.new_empty(self.key_blocks, *self.log_decay.shape)
+        else:
+            ddecay = None if self.log_decay is None else self.log_decay.new_empty(self.log_decay.shape)
         self._run(
             _gradients, (self.batch * self.heads * self.chunks, self.key_blocks), q, *q.stride(), k, *k.stride(),
             dy, *dy.stride(), *self.beta, dv, errors, scores, products, before, after, dq, dk, ddecay,
             self.batch, self.key_dim, self.value_dim, *self.arguments,
-            PRECISION=self.exact, BK=self.key_block, BV=self.value_block,
+            PRECISION=self.exact, LEVELS=self.chunk.bit_length() - 1, BK=self.key_block, BV=self.value_block,
         )  # fmt: skip
-        return dq, dk, None if ddecay is None else ddecay.sum(0)
+        return dq, dk, ddecay.sum(0) if self.gate == SCALAR and ddecay is not None else ddecay
 
 
 @triton.jit
 def _decays(
-    gates, g_b, g_t, g_h, segments, b, h, chunk, T,
+    gates, g_b, g_t, g_h, g_d, segments, b, h, chunk, keys, T, K,
     GATE: tl.constexpr, STARTS: tl.constexpr, BT: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """From before the chunk to each step, from after it to the end, and over the whole chunk; 0 between sequences."""
+    """From before the chunk to each step and from after it to the end (steps, keys or 1), and over the whole chunk
+    (keys or 1, 1); 0 between sequences."""
     steps = tl.arange(0, BT)
     rows = chunk * BT + steps
-    from_start, to_end, across = tl.full((BT,), 1.0, DTYPE), tl.full((BT,), 1.0, DTYPE), tl.full((), 1.0, DTYPE)
+    before_end, behind = spanned(steps, False), spanned(steps, True)
+    from_start, to_end, across = tl.full((BT, 1), 1.0, DTYPE), tl.full((BT, 1), 1.0, DTYPE), tl.full((1, 1), 1.0, DTYPE)
     if GATE == 1:
         g = scalar_gates(gates + b * g_b + h * g_h, rows, g_t, T, DTYPE)
-        from_start = tl.exp(tl.sum(tl.where(spanned(steps, False), g[None, :], 0.0), 1))
-        to_end = tl.exp(tl.sum(tl.where(spanned(steps, True), g[None, :], 0.0), 1))
-        across = tl.exp(tl.sum(g, 0))
+        from_start = tl.exp(tl.sum(tl.where(before_end, g[None, :], 0.0), 1))[:, None]
+        to_end = tl.exp(tl.sum(tl.where(behind, g[None, :], 0.0), 1))[:, None]
+        across = tl.exp(tl.sum(g[:, None], 0))[:, None]
+    if GATE == 2:
+        g = vector_gates(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
+        from_start = tl.exp(tl.dot(before_end.to(DTYPE), g, input_precision="ieee"))
+        to_end = tl.exp(tl.dot(behind.to(DTYPE), g, input_precision="ieee"))
+        across = tl.exp(tl.sum(g, 0))[:, None]
     if STARTS:
         segment = tl.load(segments + b * T + rows, mask=rows < T, other=-1)
         before, last = segments_around(segments, b, chunk, T, BT)
-        from_start = tl.where(segment == before, from_start, 0.0)
-        to_end = tl.where(segment == last, to_end, 0.0)
+        from_start = tl.where((segment == before)[:, None], from_start, 0.0)
+        to_end = tl.where((segment == last)[:, None], to_end, 0.0)
         across = tl.where(before == last, across, 0.0)
     return from_start, to_end, across
 
@@ -164,7 +178,7 @@ def _decays_within(
     gates, g_b, g_t, g_h, segments, b, h, chunk, T,
     GATE: tl.constexpr, STARTS: tl.constexpr, BT: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """[i, j]: from after step j to after step i, lower triangular, 0 between sequences."""
+    """[i, j]: from after step j to after step i, lower triangular, 0 between sequences; of a vector what is masked."""
     steps = tl.arange(0, BT)
     rows = chunk * BT + steps
     result = tl.full((BT, BT), 1.0, DTYPE)
@@ -192,8 +206,13 @@ def _systems(
     rows = chunk * BT + steps
     L = tl.zeros((BT, BT), DTYPE)
     for first in range(0, K, BK):
-        k_tile = tile(k + b * k_b + h * k_h, rows, first + tl.arange(0, BK), k_t, k_d, T, K, DTYPE)
-        L += tl.dot(k_tile, tl.trans(k_tile), input_precision=PRECISION)
+        keys = first + tl.arange(0, BK)
+        k_tile = tile(k + b * k_b + h * k_h, rows, keys, k_t, k_d, T, K, DTYPE)
+        if GATE == 2:
+            g = vector_gates(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
+            L += scores_by_halves(k_tile, k_tile, g, steps, LEVELS, DTYPE, PRECISION)
+        else:
+            L += tl.dot(k_tile, tl.trans(k_tile), input_precision=PRECISION)
     L *= _decays_within(gates, g_b, g_t, g_h, segments, b, h, chunk, T, GATE, STARTS, BT, DTYPE)
     L = tl.where(steps[:, None] > steps[None, :], L, 0.0)
     place = program * BT * BT + steps[:, None] * BT + steps[None, :]
@@ -225,10 +244,12 @@ def _corrections(
         chunk = tl.cast(index, tl.int64)
         tl.store(states + (bh * chunks + chunk) * K * V + state_place, state, mask=mask)
         rows = chunk * BT + steps
-        from_start, to_end, across = _decays(gates, g_b, g_t, g_h, segments, b, h, chunk, T, GATE, STARTS, BT, DTYPE)
+        from_start, to_end, across = _decays(
+            gates, g_b, g_t, g_h, g_d, segments, b, h, chunk, keys, T, K, GATE, STARTS, BT, DTYPE
+        )
         k_tile = tile(k + b * k_b + h * k_h, rows, keys, k_t, k_d, T, K, DTYPE)
         errors = tile(v + b * v_b + h * v_h, rows, values, v_t, v_d, T, V, DTYPE)
-        errors -= tl.dot(k_tile * from_start[:, None], state, input_precision=PRECISION)
+        errors -= tl.dot(k_tile * from_start, state, input_precision=PRECISION)
         T_tile = tl.load(inverse + (bh * chunks + chunk) * BT * BT + steps[:, None] * BT + steps[None, :])
         errors = tl.dot(T_tile, errors, input_precision=PRECISION)
         scaled = errors * tl.load(beta + b * b_b + h * b_h + rows * b_t, mask=rows < T, other=0.0).to(DTYPE)[:, None]
@@ -236,7 +257,7 @@ def _corrections(
         exists = (rows < T)[:, None] & (values < V)[None, :]
         tl.store(result + place, scaled if SCALED else errors, mask=exists)
         state *= across
-        state += tl.dot(tl.trans(k_tile * to_end[:, None]), scaled, input_precision=PRECISION)
+        state += tl.dot(tl.trans(k_tile * to_end), scaled, input_precision=PRECISION)
     tl.store(final + bh * K * V + state_place, state, mask=mask)
 
 
@@ -259,12 +280,14 @@ def _correction_gradients(
         chunk = chunks - 1 - tl.cast(index, tl.int64)
         tl.store(states + (bh * chunks + chunk) * K * V + state_place, dstate, mask=mask)
         rows = chunk * BT + steps
-        from_start, to_end, across = _decays(gates, g_b, g_t, g_h, segments, b, h, chunk, T, GATE, STARTS, BT, DTYPE)
+        from_start, to_end, across = _decays(
+            gates, g_b, g_t, g_h, g_d, segments, b, h, chunk, keys, T, K, GATE, STARTS, BT, DTYPE
+        )
         k_tile = tile(k + b * k_b + h * k_h, rows, keys, k_t, k_d, T, K, DTYPE)
         dy_tile = tile(dy + b * dy_b + h * dy_h, rows, values, dy_t, dy_d, T, V, DTYPE)
         square = (bh * chunks + chunk) * BT * BT + steps[:, None] * BT + steps[None, :]
         du = tl.dot(tl.trans(tl.load(scores + square)), dy_tile, input_precision=PRECISION)
-        du += tl.dot(k_tile * to_end[:, None], dstate, input_precision=PRECISION)
+        du += tl.dot(k_tile * to_end, dstate, input_precision=PRECISION)
         scaled = du * tl.load(beta + b * b_b + h * b_h + rows * b_t, mask=rows < T, other=0.0).to(DTYPE)[:, None]
         dv_tile = tl.dot(tl.trans(tl.load(inverse + square)), scaled, input_precision=PRECISION)
         du -= tl.dot(tl.trans(tl.load(products + square)), dv_tile, input_precision=PRECISION)
@@ -275,8 +298,8 @@ def _correction_gradients(
         tl.store(dbeta + ((column.to(tl.int64) * B + b) * T + rows) * H + h, tl.sum(error * du, 1), mask=rows < T)
         q_tile = tile(q + b * q_b + h * q_h, rows, keys, q_t, q_d, T, K, DTYPE) * SCALE
         dstate *= across
-        dstate += tl.dot(tl.trans(q_tile * from_start[:, None]), dy_tile, input_precision=PRECISION)
-        dstate -= tl.dot(tl.trans(k_tile * from_start[:, None]), dv_tile, input_precision=PRECISION)
+        dstate += tl.dot(tl.trans(q_tile * from_start), dy_tile, input_precision=PRECISION)
+        dstate -= tl.dot(tl.trans(k_tile * from_start), dv_tile, input_precision=PRECISION)
     tl.store(dinitial + bh * K * V + state_place, dstate, mask=mask)
 
 
@@ -285,8 +308,8 @@ def _gradients(
     q, q_b, q_t, q_h, q_d, k, k_b, k_t, k_h, k_d, dy, dy_b, dy_t, dy_h, dy_d, beta, b_b, b_t, b_h,
     dv, errors, scores, products, before, after, dq, dk, ddecay, B, K, V,
     gates, g_b, g_t, g_h, g_d, segments, T, H, chunks,
-    GATE: tl.constexpr, STARTS: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr, SCALE: tl.constexpr,
+    GATE: tl.constexpr, STARTS: tl.constexpr, LEVELS: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr, SCALE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     chunk, bh = program % chunks, program // chunks
@@ -316,10 +339,12 @@ def _gradients(
         dk_written += tl.dot(u_tile, tl.trans(after_tile), input_precision=PRECISION)
         dacross += tl.sum(before_tile * after_tile, 1)
 
-    from_start, to_end, across = _decays(gates, g_b, g_t, g_h, segments, b, h, chunk, T, GATE, STARTS, BT, DTYPE)
-    dq_tile *= SCALE * from_start[:, None]
-    dk_read *= from_start[:, None]
-    dk_written *= to_end[:, None]
+    from_start, to_end, across = _decays(
+        gates, g_b, g_t, g_h, g_d, segments, b, h, chunk, keys, T, K, GATE, STARTS, BT, DTYPE
+    )
+    dq_tile *= SCALE * from_start
+    dk_read *= from_start
+    dk_written *= to_end
     if GATE == 1:
         square = program * BT * BT + steps[:, None] * BT + steps[None, :]
         pairs = tl.load(scores + square) * dP + tl.load(products + square) * dL
@@ -329,16 +354,29 @@ def _gradients(
         read = tl.sum(q_tile * dq_tile + k_tile * dk_read, 1)
         dg += tl.sum(tl.where(spanned(steps, False), read[:, None], 0.0), 0)
         dg += tl.sum(tl.where(spanned(steps, True), tl.sum(k_tile * dk_written, 1)[:, None], 0.0), 0)
-        dg += across * tl.sum(dacross, 0)
+        dg += tl.sum(across, 0) * tl.sum(dacross, 0)
         tl.store(ddecay + ((block * B + b) * T + rows) * H + h, dg, mask=rows < T)
 
     within = _decays_within(gates, g_b, g_t, g_h, segments, b, h, chunk, T, GATE, STARTS, BT, DTYPE)
     dP *= SCALE * within
     dL = tl.where(steps[:, None] > steps[None, :], dL * within, 0.0)
-    dq_tile += tl.dot(dP, k_tile, input_precision=PRECISION)
-    dk_tile = dk_read + dk_written + tl.dot(tl.trans(dP), q_tile, input_precision=PRECISION)
-    dk_tile += tl.dot(dL + tl.trans(dL), k_tile, input_precision=PRECISION)
     place = ((b * T + rows[:, None]) * H + h) * K + keys[None, :]
     mask = (rows < T)[:, None] & (keys < K)[None, :]
+    dk_tile = dk_read + dk_written
+    if GATE == 2:
+        g = vector_gates(gates + b * g_b + h * g_h, rows, keys, g_t, g_d, T, K, DTYPE)
+        read = q_tile * dq_tile + k_tile * dk_read
+        dg = tl.dot(tl.trans(spanned(steps, False).to(DTYPE)), read, input_precision="ieee")
+        dg += tl.dot(tl.trans(spanned(steps, True).to(DTYPE)), k_tile * dk_written, input_precision="ieee")
+        dg += tl.trans(across) * dacross[None, :]
+        dq_scores, dk_scores, dg_scores = gradients_by_halves(dP, q_tile, k_tile, g, steps, LEVELS, DTYPE, PRECISION)
+        dk_late, dk_early, dg_products = gradients_by_halves(dL, k_tile, k_tile, g, steps, LEVELS, DTYPE, PRECISION)
+        dq_tile += dq_scores
+        dk_tile += dk_scores + dk_late + dk_early
+        store(ddecay + place, dg + dg_scores + dg_products, mask=mask)
+    else:
+        dq_tile += tl.dot(dP, k_tile, input_precision=PRECISION)
+        dk_tile += tl.dot(tl.trans(dP), q_tile, input_precision=PRECISION)
+        dk_tile += tl.dot(dL + tl.trans(dL), k_tile, input_precision=PRECISION)
     store(dq + place, dq_tile, mask=mask)
     store(dk + place, dk_tile, mask=mask)

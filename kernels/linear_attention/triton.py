@@ -21,7 +21,7 @@ from torch import Tensor
 from zoo.kernels.common.chunk_tiles import (
     SCALAR,
     ChunkLaunch,
-    half_spans,
+    gradients_by_halves,
     scalar_gates,
     segments_around,
     spanned,
@@ -196,23 +196,12 @@ def _gradients(
         dg = tl.dot(tl.trans(from_start.to(DTYPE)), q_tile * dq_tile, input_precision="ieee")
         dg += tl.dot(tl.trans(to_end.to(DTYPE)), k_tile * dk_tile, input_precision="ieee")
         dg += (tl.exp(tl.sum(g, 0)) * dacross)[None, :]
-        same = tl.sum(tl.where(steps[:, None] == steps[None, :], dscores, 0.0), 1)[:, None]
-        dq_tile += same * k_tile
-        dk_tile += same * q_tile
-        for level in tl.static_range(LEVELS):
-            later = (((steps >> level) & 1) == 1)[:, None]
-            spans = half_spans(steps, level).to(DTYPE)
-            decay = tl.exp(tl.dot(spans, g, input_precision="ieee"))
-            late, early = tl.where(later, q_tile * decay, 0.0), tl.where(later, 0.0, k_tile * decay)
-            pairs = (steps[:, None] >> (level + 1)) == (steps[None, :] >> (level + 1))
-            dpairs = tl.where(pairs, dscores, 0.0)
-            of_late = tl.dot(dpairs, early, input_precision=PRECISION)
-            of_early = tl.dot(tl.trans(dpairs), late, input_precision=PRECISION)
-            change = tl.where(later, of_late, of_early) * decay
-            dq_tile += tl.where(later, change, 0.0)
-            dk_tile += tl.where(later, 0.0, change)
-            dg += tl.dot(tl.trans(spans), tl.where(later, q_tile, k_tile) * change, input_precision="ieee")
-        store(ddecay + place, dg, mask=mask)
+        dq_within, dk_within, dg_within = gradients_by_halves(
+            dscores, q_tile, k_tile, g, steps, LEVELS, DTYPE, PRECISION
+        )
+        dq_tile += dq_within
+        dk_tile += dk_within
+        store(ddecay + place, dg + dg_within, mask=mask)
     else:
         dq_tile += tl.dot(dscores, k_tile, input_precision=PRECISION)
         dk_tile += tl.dot(tl.trans(dscores), q_tile, input_precision=PRECISION)

@@ -172,6 +172,7 @@ def linear_recurrence(dice: Dice) -> Draw:
 def delta_rule(dice: Dice) -> Draw:
     """Keys of norm 1 and beta up to 2, where the state stays bounded."""
     heads, keys, values, time = dice.pick((1, 2, 3)), dice.size(), dice.size(), (dice.batch, dice.length)
+    gate = dice.pick((None, (heads,), (heads, keys)))
     k = torch.nn.functional.normalize(dice.normal(*time, heads, keys), dim=-1)
     return Draw(
         present(
@@ -179,7 +180,7 @@ def delta_rule(dice: Dice) -> Draw:
             k=dice.cast(0.99 * k),
             v=dice.cast(dice.values(*time, heads, values)),
             beta=dice.cast(dice.mixture(dice.rand(*time, heads), 0.0, 1.0, 2.0)),
-            log_decay=dice.maybe(lambda: _log_decays(dice, *time, heads)),
+            log_decay=None if gate is None else _log_decays(dice, *time, *gate),
             initial_state=dice.maybe(lambda: dice.state(dice.batch, heads, keys, values)),
             seq_idx=dice.maybe(lambda: dice.sequences(*time), 0.4),
         ),

@@ -101,7 +101,8 @@ def delta_rule(q, k, v, beta, *, log_decay=None, scale=None, initial_state=None,
     for t in range(length):
         S = _forget(S, _restarts(seq_idx, t))
         if log_decay is not None:
-            S = _shrink(S, log_decay[:, t, :, None, None])
+            now = log_decay[:, t]
+            S = _shrink(S, now[..., None] if now.dim() == 3 else now[..., None, None])
         error = v[:, t] - torch.einsum("bhk,bhkv->bhv", k[:, t], S)
         S = S + torch.einsum("bhk,bh,bhv->bhkv", k[:, t], beta[:, t], error)
         outputs.append(scale * torch.einsum("bhk,bhkv->bhv", q[:, t], S))
