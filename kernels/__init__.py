@@ -9,6 +9,7 @@ from zoo.kernels.generalized_delta_rule import generalized_delta_rule
 from zoo.kernels.linear_attention import LinearAttentionOutput, linear_attention
 from zoo.kernels.linear_recurrence import RecurrenceOutput, linear_recurrence
 from zoo.kernels.long_conv import butterfly_conv, dft_factors, long_conv, packed_long_conv
+from zoo.kernels.lowbit_matmul import lowbit_matmul
 from zoo.kernels.moe import (
     MoEOutput,
     Routing,
@@ -55,6 +56,7 @@ __all__ = [
     "linear_recurrence",
     "load_balance_loss",
     "long_conv",
+    "lowbit_matmul",
     "moe",
     "packed_long_conv",
     "rms_norm",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from zoo.kernels.dispatch import compute_dtype
+from zoo.kernels.dispatch import AUTOCAST_DEVICES, compute_dtype
 
 
 class KeepsFloat32(nn.Module):
@@ -53,3 +53,9 @@ class KeepsFloat32(nn.Module):
 def is_narrow(tensor: Tensor) -> bool:
     """Whether it is of a floating dtype narrower than float32."""
     return tensor.is_floating_point() and compute_dtype(tensor) != tensor.dtype
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """What the surrounding autocast computes in on this kind of device; None without one."""
+    enabled = device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if enabled else None

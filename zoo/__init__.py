@@ -13,6 +13,7 @@ from zoo.generate import generate, stream
 from zoo.layers.report import activity, after_step, auxiliary_losses
 from zoo.perplexity import TextScore, score_text
 from zoo.predict import predict, read_labels
+from zoo.quantize import quantize
 from zoo.registry import Paper, list_families, list_models, register_model
 from zoo.saving import save_model
 from zoo.text import load_tokenizer
@@ -43,6 +44,7 @@ __all__ = [
     "model_info",
     "predict",
     "prefetch",
+    "quantize",
     "read_labels",
     "register_model",
     "register_with_timm",

@@ -12,6 +12,7 @@ from zoo.checkpoints.convert import LAYOUTS, implied, published_config, publishe
 from zoo.config import FREE, agreed, from_json
 from zoo.factory import describe_model, known_beside, recognise
 from zoo.loading import plan, tied
+from zoo.quantize.files import KEY
 from zoo.registry import ModelEntry, lookup, nearest
 from zoo.saving import describe, described
 
@@ -52,6 +53,8 @@ def convert(
     if to not in LAYOUTS:
         raise ValueError(f"unknown layout {to!r}{nearest(to, LAYOUTS)}; layouts: {', '.join(LAYOUTS)}")
     content = read_config(source) if name is None else {}
+    if KEY in content:
+        raise ValueError(f"{source} holds compressed weights, which go into no other layout: convert the float model")
     published = read_state_dict(source, ema)
     if name is None:
         entry, config = describe_model(content, published, str(source))

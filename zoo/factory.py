@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,10 @@ from zoo.checkpoints.convert import foreign_config, implied, to_zoo
 from zoo.checkpoints.index import INDEX
 from zoo.checkpoints.io import CONFIG, SINGLE, whole
 from zoo.config import agreed, describe_fields, from_json, override
+from zoo.layers.quant import Format, count_parameters
 from zoo.limits import check_sizes
 from zoo.loading import build_around, cast, common_dtype, tied, without_memory
+from zoo.quantize.files import KEY, formats, with_records
 from zoo.registry import ModelEntry, Paper, entries, lookup, nearest
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ class _Wanted:
 
     weights: as the file has them. source: of them, for errors. known: the configuration they were made with, where
     that is known. changed: the fields in which the caller wants the model to differ from them. folder: of a model, or
-    of its tokenizer.
+    of its tokenizer. quantization: what the config.json beside compressed weights says of them.
     """
 
     entry: ModelEntry
@@ -110,6 +112,21 @@ class _Wanted:
     known: Any = None
     changed: frozenset[str] = frozenset()
     folder: Path | None = None
+    quantization: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def formats(self) -> dict[str, Format]:
+        return formats(self.quantization)
+
+    @property
+    def build(self) -> Callable[[Any], nn.Module]:
+        """From a configuration to a model whose compressed weights are empty records."""
+        return with_records(self.entry.model_class, self.formats)
+
+    @property
+    def tensors(self) -> dict[str, Tensor] | None:
+        """The weights under the model's names."""
+        return self.weights if self.weights is None or self.formats else to_zoo(self.weights)  # type: ignore[return-value]
 
 
 def _resolve(name: str, pretrained: bool, checkpoint_path: str | Path | None, overrides: dict[str, Any]) -> _Wanted:
@@ -119,6 +136,7 @@ def _resolve(name: str, pretrained: bool, checkpoint_path: str | Path | None, ov
     then the caller's.
     """
     kind, _, place = name.partition(":")
+    content: Mapping[str, Any] = {}
     if kind in ("hf-hub", "local-dir"):
         if pretrained or checkpoint_path is not None:
             raise ValueError(f"{kind}: already names the weights; leave out pretrained and checkpoint_path")
@@ -137,13 +155,14 @@ def _resolve(name: str, pretrained: bool, checkpoint_path: str | Path | None, ov
             folder = _fetch_tokenizer(entry, tag)
         elif checkpoint_path is not None:
             weights, source = read_state_dict(checkpoint_path), str(checkpoint_path)
+            content = read_config(checkpoint_path) if (Path(checkpoint_path) / CONFIG).exists() else {}
             known = known_beside(Path(checkpoint_path), weights, entry) or known
         if tag in INDEX.get(entry.name, {}):
             known = override(known, entry.name, dict(INDEX[entry.name][tag].fields))
     config = override(known, entry.name, overrides)
-    if weights is not None:
+    if weights is not None and KEY not in content:
         config = agreed(config, overrides, implied(weights), source)
-    return _Wanted(entry, config, weights, source, known, frozenset(overrides), folder)
+    return _Wanted(entry, config, weights, source, known, frozenset(overrides), folder, content)
 
 
 def known_beside(path: Path, weights: Mapping[str, Tensor], entry: ModelEntry) -> Any:
@@ -266,6 +285,7 @@ class ModelInfo:
     Attributes:
         config: its default configuration, field -> value.
         options: what the fields mean.
+        bits_per_weight: what a saved model's weights take, all of them; None of a name.
     """
 
     name: str
@@ -276,6 +296,7 @@ class ModelInfo:
     num_parameters: int
     tags: tuple[str, ...]
     options: dict[str, str]
+    bits_per_weight: float | None = None
 
 
 def model_info(name: str) -> ModelInfo:
@@ -290,21 +311,22 @@ def model_info(name: str) -> ModelInfo:
     """
     if name.startswith("local-dir:"):
         wanted = _resolve(name, False, None, {})
-        model = without_memory(wanted.entry.model_class, wanted.config, wanted.weights or {}, wanted.source)
+        model = without_memory(wanted.build, wanted.config, wanted.weights or {}, wanted.source)
     else:
         wanted = _Wanted(lookup(name), lookup(name).configure())
         with torch.device("meta"):
             model = wanted.entry.model_class(wanted.config)
-    entry, count = wanted.entry, sum(parameter.numel() for parameter in model.parameters())
+    entry, count = wanted.entry, count_parameters(model)
     described = dataclasses.asdict(wanted.config), count, entry.tags, describe_fields(type(wanted.config))
-    return ModelInfo(entry.name, entry.task, entry.family, entry.paper, *described)
+    stored = sum(tensor.nbytes for tensor in (wanted.weights or {}).values())
+    bits = 8 * stored / count if stored else None
+    return ModelInfo(entry.name, entry.task, entry.family, entry.paper, *described, bits_per_weight=bits)
 
 
 def _build(wanted: _Wanted, device: torch.device, dtype: torch.dtype | Literal["auto"] | None) -> Any:
-    build, config = wanted.entry.model_class, wanted.config
-    tensors = None if wanted.weights is None else to_zoo(wanted.weights)
+    build, config, tensors = wanted.build, wanted.config, wanted.tensors
     if dtype == "auto":
-        dtype = common_dtype(tensors or {})
+        dtype = common_dtype({name: t for name, t in (tensors or {}).items() if not _in_record(name, wanted.formats)})
     model: Any
     if tensors is not None and device.type != "meta":  # which has no memory to load into
         model = build_around(
@@ -317,7 +339,13 @@ def _build(wanted: _Wanted, device: torch.device, dtype: torch.dtype | Literal["
         if dtype is not None:
             cast(model, dtype)
     model.config_name, model.source_folder = wanted.entry.name, wanted.folder
+    if wanted.formats:
+        model.quantization = wanted.quantization[KEY].get("method", {})
     return model
+
+
+def _in_record(name: str, held: Mapping[str, Format]) -> bool:
+    return name.rpartition(".")[0] in held
 
 
 def _vision_form(model: nn.Module, deploy: bool, features_only: bool, out_indices: Any) -> nn.Module:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from zoo.checkpoints import write_folder
 from zoo.layers.lowrank import restored
+from zoo.layers.quant import count_parameters, records, stored_bytes
 from zoo.loading import common_dtype, tied
+from zoo.quantize.files import described_records, formats, with_records
 from zoo.registry import ModelEntry, lookup
 
 
@@ -28,8 +30,9 @@ def save_model(
 
     Weights of an earlier save go; a tokenizer in the folder stays, and one beside the files that the model was loaded
     from is copied. The module inside ``torch.compile``'s or DistributedDataParallel's is the one that is saved.
-    Compressed weights (torchao's ``quantize_``) are written as the numbers they stand for: the folder loads as a plain
-    model of the same outputs, which can be compressed again.
+    Records of ``zoo.quantize`` are written as they are, and load as they were. Weights compressed otherwise (torchao's
+    ``quantize_``) are written as the numbers they stand for: the folder loads as a plain model of the same outputs,
+    which can be compressed again.
 
     Args:
         model: built by ``create_model``.
@@ -52,11 +55,16 @@ def save_model(
         raise ValueError("a fused model cannot be rebuilt from its configuration: save it before fuse() or deploy=True")
     known: Any = model
     entry = lookup(known.config_name)
-    check_rebuilds(model, entry.model_class, known.config, entry.name)
+    compressed = described_records(model)
+    check_rebuilds(model, with_records(entry.model_class, formats(compressed)), known.config, entry.name)
     aliases = tied(model)
     tensors = {key: tensor for key, tensor in model.state_dict().items() if key not in aliases}
-    config = described(entry, known.config, tensors)
-    card = describe(entry, sum(parameter.numel() for parameter in model.parameters()), notes or {})
+    held = records(model)
+    plain = {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[0] not in held}
+    config = described(entry, known.config, plain) | compressed
+    count = count_parameters(model)
+    size = {"bits a weight": f"{8 * stored_bytes(model) / count:.2f}"} if compressed else {}
+    card = describe(entry, count, size | dict(notes or {}))
     companions = getattr(model, "source_folder", None)
     return write_folder(folder, tensors, config, card, companions=companions, max_shard_size=max_shard_size)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,18 @@ from torch import Tensor
 
 from zoo.kernels.dispatch import check_device, check_shape, compute_dtype
 from zoo.kernels.moe.op import grouped_matmul, operation
+from zoo.kernels.moe.reference import checked_bounds
 from zoo.kernels.moe.routing import Routing
+
+
+class Compressed(Protocol):
+    """Matrices of experts that are no tensor of numbers: those of ``up`` are (E, F, D), a row for each output."""
+
+    shape: torch.Size
+
+    def matmul(self, x: Tensor, *, index: int) -> Tensor:
+        """x (M, D) times the transpose of matrix ``index`` -> (M, F), in the dtype of x."""
+        ...
 
 
 class TokenOrder(NamedTuple):
@@ -69,10 +79,10 @@ def sort_by_expert(experts: Tensor, num_experts: int, *, capacity: int | None = 
 def moe(
     x: Tensor,
     routing: Routing,
-    up: Tensor,
-    down: Tensor,
+    up: Tensor | Compressed,
+    down: Tensor | Compressed,
     *,
-    gate: Tensor | None = None,
+    gate: Tensor | Compressed | None = None,
     up_bias: Tensor | None = None,
     down_bias: Tensor | None = None,
     activation: Callable[[Tensor], Tensor] = F.silu,
@@ -91,8 +101,8 @@ def moe(
     Args:
         x: tokens (M, D), any floating dtype.
         routing: of ``top_k_routing``; only weights (M, k) and experts (M, k) are used.
-        up, gate: (E, D, F).
-        down: (E, F, D). Without a gate the MLP has two layers.
+        up, gate: (E, D, F), or compressed.
+        down: (E, F, D), or compressed. Without a gate the MLP has two layers.
         up_bias: (E, F).
         down_bias: (E, D).
         activation: phi, elementwise.
@@ -114,19 +124,31 @@ def moe(
     top_k = routing.experts.shape[1]
     order, inverse, offsets, dropped = sort_by_expert(routing.experts, up.shape[0], capacity=capacity)
     rows = _Gather.apply(x, order, inverse, top_k)  # (M k, D)
-    product = partial(grouped_matmul, offsets=offsets, impl=impl)
+
+    def product(rows: Tensor, weight: Tensor | Compressed, bias: Tensor | None = None) -> Tensor:
+        if isinstance(weight, Tensor):
+            return grouped_matmul(rows, weight, offsets, bias=bias, impl=impl)
+        return _one_by_one(rows, weight, offsets)
+
     hidden = product(rows, up, bias=up_bias)
     hidden = activation(hidden) if gate is None else activation(product(rows, gate)) * hidden
     rows = product(hidden, down, bias=down_bias)
     return MoEOutput(_combine(_Gather.apply(rows, inverse, order, 1), routing.weights).to(x.dtype), dropped)
 
 
-def _is_small(x: Tensor, routing: Routing, up: Tensor, impl: str) -> bool:
+def _one_by_one(rows: Tensor, weight: Compressed, offsets: Tensor) -> Tensor:
+    """``grouped_matmul`` with compressed matrices."""
+    bounds = checked_bounds(offsets, len(rows))
+    found = [weight.matmul(rows[start:end], index=e) for e, (start, end) in enumerate(bounds) if end > start]
+    return torch.cat([*found, rows.new_zeros(len(rows) - bounds[-1][1], weight.shape[1])])
+
+
+def _is_small(x: Tensor, routing: Routing, up: Tensor | Compressed, impl: str) -> bool:
     """Whether sorting would take longer than what is sorted: a decoding step on the CPU."""
     return (
         x.shape[0] == 1
         and x.device.type == "cpu"
-        and x.dtype == up.dtype != torch.float16
+        and (x.dtype == up.dtype != torch.float16 if isinstance(up, Tensor) else True)
         and routing.experts.dtype == torch.int64
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
@@ -134,15 +156,19 @@ def _is_small(x: Tensor, routing: Routing, up: Tensor, impl: str) -> bool:
     )
 
 
-def _one_token(x: Tensor, routing: Routing, up: Tensor, down: Tensor, gate: Tensor | None, activation) -> Tensor:
+def _one_token(x: Tensor, routing: Routing, up, down, gate, activation) -> Tensor:
     """The sum over the experts of the only token, as the equation has it: (1, D)."""
     y = x.new_zeros(x.shape, dtype=compute_dtype(x, routing.weights))
     for weight, expert in zip(routing.weights[0], routing.experts[0].tolist(), strict=True):
         if expert < up.shape[0]:
-            hidden = x @ up[expert]
-            hidden = activation(hidden) if gate is None else activation(x @ gate[expert]) * hidden
-            y += weight * (hidden @ down[expert])
+            hidden = _times(x, up, expert)
+            hidden = activation(hidden) if gate is None else activation(_times(x, gate, expert)) * hidden
+            y += weight * _times(hidden, down, expert)
     return y.to(x.dtype)
+
+
+def _times(x: Tensor, weight: Tensor | Compressed, expert: int) -> Tensor:
+    return x @ weight[expert] if isinstance(weight, Tensor) else weight.matmul(x, index=expert)
 
 
 def _combine(rows: Tensor, weights: Tensor) -> Tensor:
@@ -176,7 +202,9 @@ def _check(x, routing, up, down, gate) -> None:
     check_shape("moe", "x", x, "(M, D)", None, None)
     check_shape("moe", "routing.weights", routing.weights, "(M, k)", x.shape[0], None)
     check_shape("moe", "routing.experts", routing.experts, "(M, k)", *routing.weights.shape)
-    check_shape("moe", "up", up, "(E, D, F)", None, x.shape[1], None)
-    check_shape("moe", "gate", gate, "(E, D, F)", *up.shape)
-    check_shape("moe", "down", down, "(E, F, D)", up.shape[0], up.shape[2], None)
-    check_device("moe", x=x, weights=routing.weights, experts=routing.experts, up=up, gate=gate, down=down)
+    check_device("moe", x=x, weights=routing.weights, experts=routing.experts)
+    if isinstance(up, Tensor):
+        check_shape("moe", "up", up, "(E, D, F)", None, x.shape[1], None)
+        check_shape("moe", "gate", gate, "(E, D, F)", *up.shape)
+        check_shape("moe", "down", down, "(E, F, D)", up.shape[0], up.shape[2], None)
+        check_device("moe", x=x, up=up, gate=gate, down=down)

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.kernels.dispatch import AUTOCAST_DEVICES, full_precision
+from zoo.kernels.dispatch import full_precision
 from zoo.kernels.moe import MoEOutput, Routing, expert_utilisation, moe
-from zoo.layers.precision import KeepsFloat32
+from zoo.layers.precision import KeepsFloat32, autocast_dtype
 from zoo.layers.report import Reports
 
 
@@ -21,8 +21,8 @@ class RoutedExperts(Reports, KeepsFloat32):
         f_e(x) = W^2_e (\mathrm{silu}(W^1_e x) \odot W^3_e x)
         \;\text{(gated) or}\; W^2_e \, \mathrm{gelu}(W^1_e x + b^1_e) + b^2_e
 
-    ``w1`` and ``w3`` are (E, D, F), ``w2`` is (E, F, D), ``b1`` (E, F) and ``b2`` (E, D). Only experts that a token
-    chose are computed, each once for all its tokens.
+    ``w1`` and ``w3`` are (E, D, F), ``w2`` is (E, F, D), ``b1`` (E, F) and ``b2`` (E, D); of gated experts the former
+    may be compressed (``layers.quant``). Only experts that a token chose are computed, each once for all its tokens.
 
     Args:
         router: tokens (M, D), and what else the layer gives it, to logits (M, E).
@@ -79,7 +79,8 @@ class RoutedExperts(Reports, KeepsFloat32):
     @property
     def num_idle_parameters(self) -> int:
         """Of the experts that a token does not visit."""
-        return (self.num_experts - self.top_k) * sum(weight[0].numel() for weight in self.expert_parameters())
+        each = sum(weight.shape.numel() // self.num_experts for weight in self.expert_parameters())
+        return (self.num_experts - self.top_k) * each
 
     def visit(
         self, tokens: Tensor, routing: Routing, kept: Tensor | None = None, capacity: int | None = None
@@ -94,7 +95,7 @@ class RoutedExperts(Reports, KeepsFloat32):
             routing = routing._replace(experts=routing.experts.masked_fill(~kept[:, None], self.num_experts))
         low = autocast_dtype(tokens.device.type)
         operands = (tokens, self.w1, self.b1, self.w3, self.w2, self.b2)
-        x, w1, b1, w3, w2, b2 = (t if low is None or t is None else t.to(low) for t in operands)
+        x, w1, b1, w3, w2, b2 = (t.to(low) if low is not None and isinstance(t, Tensor) else t for t in operands)
         with full_precision(tokens.device):
             if w3 is None:
                 return moe(x, routing, w1, w2, up_bias=b1, down_bias=b2, activation=self.act, capacity=capacity)  # type: ignore[arg-type]
@@ -112,9 +113,3 @@ class RoutedExperts(Reports, KeepsFloat32):
         1 when even, 1/E when one expert gets all."""
         _, entropy, counts = expert_utilisation(routing.experts, self.num_experts, mask=kept)
         return {"tokens_per_expert": counts, "utilisation": entropy.exp() / self.num_experts}
-
-
-def autocast_dtype(device: str) -> torch.dtype | None:
-    """What the surrounding autocast computes in on this kind of device; None without one."""
-    enabled = device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if enabled else None

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -345,6 +346,23 @@ def grouped_matmul(dice: Dice) -> Draw:
     )
 
 
+def lowbit_matmul(dice: Dice) -> Draw:
+    """Groups of any size, in rows that are a block of codes or two and a rest, or less than one."""
+    bits, groups = dice.pick(range(1, 9)), dice.pick((1, 2, 3))
+    columns, rows = groups * dice.pick((1, 7, 16, 32, 48, 100)), dice.size()
+    integers = partial(torch.randint, 0, dtype=torch.uint8, generator=dice.generator)
+    return Draw(
+        present(
+            x=dice.cast(dice.values(dice.batch, dice.length, columns)),
+            codes=integers(256, (rows, -(-columns // 8) * bits)),
+            scale=dice.cast(dice.values(rows, groups)),
+            zero=dice.maybe(lambda: integers(2**bits, (rows, groups))),
+            bias=dice.maybe(lambda: dice.cast(dice.values(rows))),
+        ),
+        {"bits": bits},
+    )
+
+
 DRAWS: dict[str, Callable[[Dice], Draw]] = {
     function.__name__: function
     for function in (
@@ -357,6 +375,7 @@ DRAWS: dict[str, Callable[[Dice], Draw]] = {
         linear_cross_entropy,
         linear_recurrence,
         long_conv,
+        lowbit_matmul,
         rms_norm,
         rope,
         selective_scan,

@@ -179,6 +179,35 @@ def long_conv(u, kernel, *, D=None, gate=None, circular=False):
     return torch.stack(outputs, 1)
 
 
+def _code(row: list[int], column: int, columns: int, bits: int) -> int:
+    """In one row of bytes: blocks of 128 columns, a part for each power of two in the width, its slots in turn."""
+    padded = -(-columns // 8) * 8
+    block, inside = divmod(column, 128)
+    size, start = min(128, padded - 128 * block), block * 16 * bits
+    found = shift = 0
+    for width in (8, 4, 2, 1):
+        if bits & width:
+            slot, byte = divmod(inside, size * width // 8)
+            found += (row[start + byte] >> slot * width) % 2**width << shift
+            start, shift = start + size * width // 8, shift + width
+    return found
+
+
+def lowbit_matmul(x, codes, scale, zero=None, *, bits, bias=None):
+    columns, groups = x.shape[-1], scale.shape[1]
+    size, outputs = columns // groups, []
+    for n, row in enumerate(codes.tolist()):
+        q = x.new_tensor([_code(row, c, columns, bits) for c in range(columns)])
+        y = x.new_zeros(x.shape[:-1])
+        for g in range(groups):
+            z = 2 ** (bits - 1) if zero is None else int(zero[n, g])
+            part = slice(g * size, (g + 1) * size)
+            y = y + scale[n, g] * ((q[part] - z) * x[..., part]).sum(-1)
+        outputs.append(y)
+    y = torch.stack(outputs, -1)
+    return y if bias is None else y + bias
+
+
 def rms_norm(x, weight=None, *, z=None, num_groups=1, norm_before_gate=False, eps=1e-5):
     u = x if z is None or norm_before_gate else x * _silu(z)
     parts = [part / torch.sqrt((part * part).mean(-1, keepdim=True) + eps) for part in u.chunk(num_groups, -1)]

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import zoo
 from zoo.layers.precision import is_narrow
+from zoo.layers.quant import check_trainable
 from zoo.train.optim import ADAM_BETAS, build_optimizer, unwrapped, warmup_cosine
 from zoo.train.parallel import shard
 
@@ -192,6 +193,7 @@ class Task(LightningModule):
         zoo.after_step(self.trained)  # what no gradient moves: the bias of balanced experts, centroids
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        check_trainable(self.trained)
         optimizer = self._optimizer(self.trained)
         scheduler = LambdaLR(optimizer, lambda step: self._lr_factor(step))  # a function: its state is the step alone
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

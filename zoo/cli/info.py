@@ -35,6 +35,8 @@ def run(known: Namespace) -> int:
     table.add_row("family", info.family)
     table.add_row("paper", f"{info.paper.title} (arXiv:{info.paper.arxiv}, {info.paper.year})")
     table.add_row("parameters", f"{info.num_parameters:,}")
+    if info.bits_per_weight is not None:
+        table.add_row("bits a weight", f"{info.bits_per_weight:.2f}")
     table.add_row("weights", ", ".join(info.tags) or "none")
     table.add_section()
     for field, value in info.config.items():

@@ -18,6 +18,7 @@ from zoo.kernels.dispatch import compute_dtype
 from zoo.layers import Mixer, ModelState, RMSNorm, State
 from zoo.layers.linear import capped, head_loss
 from zoo.layers.moe.experts import RoutedExperts
+from zoo.layers.quant import count_parameters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,7 +244,7 @@ class LanguageModel(nn.Module, ABC):
     def num_active_parameters(self) -> int:
         """Parameters that one token uses: all but those of the experts it does not visit (tied tensors once)."""
         idle = sum(layer.num_idle_parameters for layer in self.experts)
-        return sum(parameter.numel() for parameter in self.parameters()) - idle
+        return count_parameters(self) - idle
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must leave alone, besides biases and norms."""

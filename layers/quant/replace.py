@@ -1,0 +1,82 @@
+"""Which weights of a model can be records, and records in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from zoo.layers.moe.experts import RoutedExperts
+from zoo.layers.quant.format import Format
+from zoo.layers.quant.layers import Embedding, Linear
+from zoo.layers.quant.record import Record
+
+
+def compressible(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that may become records, by name: of linear layers, embeddings and gated experts.
+
+    Layers that are more than a product, routers that compute in float32 for one, are left as they are, and so are
+    convolutions and what recurrences keep. Of tied weights each name is there.
+    """
+    found: dict[str, nn.Parameter] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name in _names(module):
+            weight = getattr(module, name)
+            if type(weight) is nn.Parameter:
+                found[f"{prefix}.{name}" if prefix else name] = weight
+    return found
+
+
+def matrices(model: nn.Module, name: str) -> Tensor:
+    """The weight of that name as matrices (..., N, C), a row for each output: those of experts lie the other way."""
+    module, attribute = _place(model, name)
+    weight = getattr(module, attribute).detach()
+    return weight.mT if isinstance(module, RoutedExperts) else weight
+
+
+def install(model: nn.Module, given: Mapping[str, Record | Format]) -> None:
+    """Put records in the place of weights, in place: those given, or empty ones of a format.
+
+    Tied weights become one record.
+
+    Raises:
+        ValueError: for a name that is none of ``compressible``.
+    """
+    weights, made = compressible(model), {}
+    if unknown := [name for name in given if name not in weights]:
+        raise ValueError(f"no weights that can be compressed: {', '.join(unknown[:5])}; see zoo.layers.quant")
+    for name, found in given.items():
+        weight = weights[name]
+        if id(weight) not in made:
+            shape = matrices(model, name).shape
+            with weight.device:
+                made[id(weight)] = weight, found if isinstance(found, Record) else Record(shape, found)
+        _put(model, name, made[id(weight)][1])
+
+
+def records(model: nn.Module) -> dict[str, Record]:
+    """The records of a model, by the name of the weight in whose place they are; a shared one by all its names."""
+    return {name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, Record)}
+
+
+def _names(module: nn.Module) -> tuple[str, ...]:
+    if isinstance(module, RoutedExperts):
+        return ("w1", "w3", "w2") if module.b1 is None else ()
+    return ("weight",) if type(module) in (nn.Linear, nn.Embedding) else ()
+
+
+def _put(model: nn.Module, name: str, record: Record) -> None:
+    module, attribute = _place(model, name)
+    if isinstance(module, RoutedExperts):
+        delattr(module, attribute)
+        module.add_module(attribute, record)
+        return
+    layer: Any = Linear(record, module.bias) if isinstance(module, nn.Linear) else Embedding(record, module.weight)  # type: ignore[arg-type]
+    parent, child = _place(model, name.rpartition(".")[0])
+    setattr(parent, child, layer.train(module.training))
+
+
+def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    parent, _, child = name.rpartition(".")
+    return model.get_submodule(parent), child

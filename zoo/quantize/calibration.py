@@ -1,0 +1,95 @@
+"""The inputs that a calibrated method sees, and what it learns of the inputs of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from zoo.text import Tokenizer
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Batches of inputs: tokens (B, T) int64 of a language model, or images (B, C, H, W).
+
+    They must not be of the text or the images that the model is scored on.
+
+    Raises:
+        ValueError: for no batch, or one that is no tensor.
+    """
+
+    batches: Sequence[Tensor]
+
+    def __post_init__(self):
+        if not self.batches or not all(isinstance(batch, Tensor) and batch.numel() for batch in self.batches):
+            raise ValueError("calibration needs at least one batch, each a tensor of inputs of the model")
+
+    @classmethod
+    def of_text(cls, tokenizer: Tokenizer, text: str, *, length: int = 128, count: int = 64, batch_size: int = 8):
+        """The first ``count`` pieces of ``length`` tokens of a text.
+
+        Raises:
+            ValueError: for a text without a whole piece.
+        """
+        ids = torch.tensor(tokenizer.encode(text))
+        pieces = ids[: len(ids) // length * length].view(-1, length)[:count]
+        if not len(pieces):
+            raise ValueError(f"the calibration text has {len(ids)} tokens, fewer than one piece of {length}")
+        return cls(pieces.split(batch_size))
+
+    def check(self, model: nn.Module) -> None:
+        """Raise a ValueError for tokens that the model does not have."""
+        vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
+        for batch in self.batches:
+            if vocabulary is not None and not batch.is_floating_point() and batch.max() >= vocabulary:
+                raise ValueError(
+                    f"calibration holds token {int(batch.max())}, the model has {vocabulary}: it was made by another "
+                    "model's tokenizer"
+                )
+
+    def run(self, model: nn.Module) -> None:
+        """Every batch through the model once."""
+        device = next(model.parameters()).device
+        for batch in self.batches:
+            model(batch.to(device))
+
+    def outputs(self, model: nn.Module) -> Iterator[Tensor]:
+        """The model's outputs for each batch."""
+        device = next(model.parameters()).device
+        for batch in self.batches:
+            yield model(batch.to(device))
+
+
+@contextmanager
+def watching(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """While open, ``see(name, x)`` gets the input x (..., C) of each call of a module."""
+
+    def hook(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        see(name, inputs[0].detach())
+
+    handles = [module.register_forward_pre_hook(partial(hook, name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def largest_inputs(model: nn.Module, names: Iterable[str], calibration: Calibration) -> dict[str, Tensor]:
+    """max |x_j| (C,) over all inputs x of each named linear layer, float32."""
+    found: dict[str, Tensor] = {}
+
+    def see(name: str, x: Tensor) -> None:
+        largest = x.flatten(0, -2).abs().amax(0).float()
+        found[name] = torch.maximum(found[name], largest) if name in found else largest
+
+    with torch.no_grad(), watching({name: model.get_submodule(name) for name in names}, see):
+        calibration.run(model)
+    return found

@@ -1,0 +1,50 @@
+"""Records in a ``config.json``: which weights are compressed, and how."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from zoo.layers.quant import Format, install, records
+
+KEY = "quantization"
+
+
+def described_records(model: nn.Module) -> dict[str, Any]:
+    """What ``config.json`` says of a model's records: {"quantization": {"method": ..., "weights": [{"format": ...,
+    "names": [...]}, ...]}}; empty for a model without."""
+    names: dict[Format, list[str]] = {}
+    for name, record in records(model).items():
+        names.setdefault(record.format, []).append(name)
+    weights = [{"format": dataclasses.asdict(form), "names": held} for form, held in names.items()]
+    return {KEY: {"method": getattr(model, "quantization", {}), "weights": weights}} if weights else {}
+
+
+def formats(content: Mapping[str, Any]) -> dict[str, Format]:
+    """Name of a weight -> its format, from the content of a ``config.json``.
+
+    Raises:
+        ValueError: for an entry that is not as ``described_records`` writes it.
+    """
+    if KEY not in content:
+        return {}
+    try:
+        parts = content[KEY]["weights"]
+        return {str(name): Format(**part["format"]) for part in parts for name in part["names"]}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"config.json describes no compressed weights under {KEY!r}: {error}") from error
+
+
+def with_records(build: Callable[[Any], nn.Module], given: Mapping[str, Format]) -> Callable[[Any], nn.Module]:
+    """``build``, with empty records in the place of weights."""
+    return partial(_built, build, given) if given else build
+
+
+def _built(build: Callable[[Any], nn.Module], given: Mapping[str, Format], config: Any) -> nn.Module:
+    model = build(config)
+    install(model, given)
+    return model

@@ -1,0 +1,49 @@
+"""What a long search has found so far: a file for each piece, so that the same call goes on where it was broken off."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+SIGNATURE = "quantization.json"
+
+
+class Store:
+    """A folder of finished pieces, of one method with one set of options; without a folder nothing is kept.
+
+    Raises:
+        ValueError: for a folder that holds the pieces of another call.
+    """
+
+    def __init__(self, folder: str | Path | None, signature: Mapping[str, Any]):
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text, path = json.dumps(signature, sort_keys=True), self.folder / SIGNATURE
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise ValueError(
+                f"{self.folder} holds what {path.read_text(encoding='utf-8')} found, this call is {text}: give it a "
+                "folder of its own"
+            )
+        path.write_text(text, encoding="utf-8")
+
+    def once(self, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What ``compute`` returns: tensors by name, computed once and then read from the folder."""
+        from safetensors.torch import load_file, save_file
+
+        if self.folder is None:
+            return compute()
+        path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+        if not path.exists():
+            found = {name: tensor.contiguous() for name, tensor in compute().items()}
+            partial = path.with_suffix(".partial")
+            save_file(found, partial, metadata={"key": key})
+            os.replace(partial, path)
+        return load_file(path)
