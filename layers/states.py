@@ -119,3 +119,12 @@ class ModelState(Several, list[State]):
     def of(self, states: Iterable[State]) -> ModelState:
         """A model's state of other states."""
         return ModelState(states)
+
+
+def parts(state: State) -> Iterator[State]:
+    """A state, or those that it is made of."""
+    if isinstance(state, Several):
+        for part in state.states:
+            yield from parts(part)
+    else:
+        yield state

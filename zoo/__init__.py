@@ -4,6 +4,7 @@
 >>> model = zoo.create_model("mamba2_nano")
 """
 
+from zoo import cache
 from zoo.chat import Chat
 from zoo.convert import convert
 from zoo.export import export_onnx, export_program
@@ -31,6 +32,7 @@ __all__ = [
     "activity",
     "after_step",
     "auxiliary_losses",
+    "cache",
     "convert",
     "create_model",
     "export_onnx",

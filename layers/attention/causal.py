@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.kernels.dispatch import compute_dtype
 from zoo.layers.attention.keys import Place, attended, is_causal
 from zoo.layers.attention.rotary import Rotary
 from zoo.layers.attention.softcap import softcapped_attention
@@ -94,7 +95,9 @@ class CausalAttention(Mixer):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, place: Place, state: KeyValueState | None) -> Tensor:
         """Queries, keys and values (B, H, T, d) of the tokens at ``place`` to their outputs (B, H, T, d)."""
-        return self.attend(q, *attended(k, v, place, state))
+        if state is not None:
+            return state.attend(q, k, v, place, self)
+        return self.attend(q, *attended(k, v, place))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """q (B, H, T, d) over k and v (B, num_kv_heads, S, d) with a mask as in ``Attended`` -> (B, H, T, d)."""
@@ -104,6 +107,27 @@ class CausalAttention(Mixer):
             q, k, v, attn_mask=mask, is_causal=is_causal(q, k, mask), scale=self.scale,
             enable_gqa=self.num_heads != self.num_kv_heads,
         )  # fmt: skip
+
+    def logits(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Of q (B, H, T, d) with k (B, G, S, d) -> (B, G, H / G, T, S), float32 or wider; v is not read."""
+        return self.bounded(q.unflatten(1, (k.shape[1], -1)) @ k[:, :, None].mT)
+
+    def bounded(self, dots: Tensor) -> Tensor:
+        """Products of queries and keys as logits."""
+        logits = dots.to(compute_dtype(dots)) * (self.head_dim**-0.5 if self.scale is None else self.scale)
+        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
+
+    def weights(self, logits: Tensor) -> Tensor:
+        """Of logits (B, G, H / G, T, S)."""
+        return logits.softmax(-1)
+
+    def mixed(self, weights: Tensor, v: Tensor) -> Tensor:
+        """v (B, G, S, d) by weights (B, G, H / G, T, S) -> (B, H, T, d)."""
+        return (weights.to(v.dtype) @ v[:, :, None]).flatten(1, 2)
+
+    def turned(self, heads: Tensor, by: Tensor) -> Tensor:
+        """Queries or keys (B, H, T, d) as if they stood ``by`` (B, 1 or H, T) positions later."""
+        return heads if self.rotary is None else self.rotary.shifted(heads, by)
 
     def rotated(self, positions: Tensor, *heads: Tensor) -> tuple[Tensor, ...]:
         """Queries or keys (B, T, H, d) turned by their positions (T,) or (B, T), if positions count here."""

@@ -46,10 +46,9 @@ class Attended(NamedTuple):
 
 
 class Remembering(Protocol):
-    """A key-value state."""
+    """A key-value state: it owns what attention sees."""
 
     def place(self, length: int, seq_idx: Tensor | None = None) -> Place: ...
-    def append(self, key: Tensor, value: Tensor, place: Place | None = None) -> Attended: ...
 
 
 class Keys(NamedTuple):
@@ -87,8 +86,6 @@ def is_causal(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
     return False
 
 
-def attended(key: Tensor, value: Tensor, place: Place, state: Remembering | None) -> Attended:
-    """What queries at ``place`` attend to, given their own keys and values (B, H, T, d); a state keeps these."""
-    if state is not None:
-        return state.append(key, value, place)
+def attended(key: Tensor, value: Tensor, place: Place) -> Attended:
+    """What queries at ``place`` attend to, given their own keys and values (B, H, T, d) and no others."""
     return Attended(key, value, Keys(key, value, place.position, place.ids).mask(place))

@@ -42,13 +42,13 @@ class LatentAttention(Mixer):
         qk_nope_head_dim, qk_rope_head_dim: parts of a query or key without and with position.
         v_head_dim: of a value.
         q_lora_rank: width of the queries' own latent vector; None for none.
-        rope_base: wavelength base; None for no positions: r is a key that all heads share and nothing turns.
+        rope_base: wavelength base.
         rope_interleaved: rotated pairs are the channels (2i, 2i + 1), as in the published weights, instead of (i, i +
             P).
         yarn: scaling for longer contexts.
 
     Raises:
-        ValueError: for an odd qk_rope_head_dim that is to turn.
+        ValueError: for an odd qk_rope_head_dim.
 
     Papers: DeepSeek-AI, "DeepSeek-V2", arXiv 2405.04434, section 2.1; "DeepSeek-V3", arXiv 2412.19437, section 2.1.1.
     """
@@ -63,18 +63,16 @@ class LatentAttention(Mixer):
         qk_rope_head_dim: int,
         v_head_dim: int,
         q_lora_rank: int | None = None,
-        rope_base: float | None = 10000.0,
+        rope_base: float = 10000.0,
         rope_interleaved: bool = True,
         yarn: Yarn | None = None,
     ):
         super().__init__()
-        if qk_rope_head_dim % 2 and rope_base is not None:
+        if qk_rope_head_dim % 2:
             raise ValueError(f"qk_rope_head_dim must be even, it is rotated in pairs: got {qk_rope_head_dim}")
         self.num_heads, self.kv_lora_rank, self.v_head_dim = num_heads, kv_lora_rank, v_head_dim
         self.qk_nope_head_dim, self.qk_rope_head_dim = qk_nope_head_dim, qk_rope_head_dim
-        self.rotary = None
-        if rope_base is not None:
-            self.rotary = Rotary(qk_rope_head_dim, rope_base, scaling=yarn, interleaved=rope_interleaved)
+        self.rotary = Rotary(qk_rope_head_dim, rope_base, scaling=yarn, interleaved=rope_interleaved)
         qk_head_dim = qk_nope_head_dim + qk_rope_head_dim
         self.scale = qk_head_dim**-0.5 * (yarn.softmax_scale if yarn else 1.0)
         if q_lora_rank is None:
@@ -91,18 +89,50 @@ class LatentAttention(Mixer):
 
     def forward(self, x: Tensor, state: KeyValueState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
-        place, past = Place.of(x, state, seq_idx), 0 if state is None else state.filled
+        place = Place.of(x, state, seq_idx)
         q = self.q_proj(x) if self.q_lora_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
         q_nope, q_rope = q.unflatten(-1, (self.num_heads, -1)).split((self.qk_nope_head_dim, self.qk_rope_head_dim), -1)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.kv_lora_rank, self.qk_rope_head_dim), -1)
-        k_rope = k_rope[:, :, None]
-        if self.rotary is not None:
-            q_rope, k_rope = self.rotary(place.position, q_rope, k_rope)  # (B, T, H, rope), (B, T, 1, rope)
+        q_rope, k_rope = self.rotary(place.position, q_rope, k_rope[:, :, None])  # (B, T, H, rope), (B, T, 1, rope)
         q_nope, q_rope, k_rope = (heads.transpose(1, 2) for heads in (q_nope, q_rope, k_rope))
         latent = self.kv_a_layernorm(latent)[:, None]  # (B, 1, T, rank)
-        k_rope, latent, mask = attended(k_rope, latent, place, state)
-        attend = self.absorbed if past and self._absorbs(x.shape[1], latent.shape[2]) else self.expanded
-        return self.out_proj(attend(q_nope, q_rope, latent, k_rope, mask).transpose(1, 2).flatten(2))
+        q = torch.cat([q_nope, q_rope], dim=-1)
+        if state is not None:
+            y = state.attend(q, k_rope, latent, place, self)
+        else:
+            y = self.attend(q, *attended(k_rope, latent, place))
+        return self.out_proj(y.transpose(1, 2).flatten(2))
+
+    def attend(self, q: Tensor, k_rope: Tensor, latent: Tensor, mask: Tensor | None) -> Tensor:
+        """q (B, H, T, nope + rope) over k_rope (B, 1, L, rope) and latent (B, 1, L, rank), by the form that multiplies
+        less -> (B, H, T, v)."""
+        length, total = q.shape[2], latent.shape[2]
+        absorbs = length < total and self._absorbs(length, total)
+        parts = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), dim=-1)
+        return (self.absorbed if absorbs else self.expanded)(*parts, latent, k_rope, mask)
+
+    def logits(self, q: Tensor, k_rope: Tensor, latent: Tensor) -> Tensor:
+        """Of q (B, H, T, nope + rope) -> (B, 1, H, T, L), float32 or wider."""
+        q_nope, q_rope = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), dim=-1)
+        return self._scores(q_nope, q_rope, latent, k_rope)[:, None]
+
+    def bounded(self, dots: Tensor) -> Tensor:
+        """Products of queries and keys as logits."""
+        return dots.to(compute_dtype(dots)) * self.scale
+
+    def weights(self, logits: Tensor) -> Tensor:
+        """Of logits (B, 1, H, T, L)."""
+        return logits.softmax(-1)
+
+    def mixed(self, weights: Tensor, latent: Tensor) -> Tensor:
+        """latent (B, 1, L, rank) by weights (B, 1, H, T, L) -> values (B, H, T, v)."""
+        _, up_v = self._up(latent)
+        return (weights[:, 0].to(latent.dtype) @ latent) @ up_v.mT
+
+    def turned(self, heads: Tensor, by: Tensor) -> Tensor:
+        """k_rope (B, 1, L, rope), or queries by their last channels, as if they stood ``by`` positions later."""
+        rest, last = heads.split((heads.shape[-1] - self.qk_rope_head_dim, self.qk_rope_head_dim), dim=-1)
+        return torch.cat([rest, self.rotary.shifted(last, by)], dim=-1)
 
     def expanded(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: Tensor | None = None
@@ -130,17 +160,12 @@ class LatentAttention(Mixer):
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, mask: Tensor | None = None
     ) -> Tensor:
         """The same from the latent vectors themselves; None as a mask lets every query see everything."""
-        up = read_matrix(self.kv_b_proj, latent).unflatten(0, (self.num_heads, -1))
-        up_k, up_v = up.split((self.qk_nope_head_dim, self.v_head_dim), dim=1)  # (H, nope, rank), (H, v, rank)
-        q = (q_nope * self.scale) @ up_k  # (B, H, T, rank)
-        latent, k_rope = latent[:, 0], k_rope[:, 0]
-        heads = (self.num_heads, q.shape[2])  # one matrix for all heads, which share the latent vectors
-        scores = q.flatten(1, 2) @ latent.mT + (q_rope * self.scale).flatten(1, 2) @ k_rope.mT
-        scores = scores.unflatten(1, heads).to(compute_dtype(scores))  # (B, H, T, L)
+        up_k, up_v = self._up(latent)
+        scores = self._scores(q_nope, q_rope, latent, k_rope, up_k)
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         weights = scores.softmax(-1).to(latent.dtype).flatten(1, 2)
-        return (weights @ latent).unflatten(1, heads) @ up_v.mT
+        return (weights @ latent[:, 0]).unflatten(1, scores.shape[1:3]) @ up_v.mT
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> KeyValueState:
         """An empty cache of capacity ``max_length``, or one that grows."""
@@ -149,7 +174,7 @@ class LatentAttention(Mixer):
             torch.zeros(batch_size, 1, capacity, width, device=device, dtype=dtype)
             for width in (self.qk_rope_head_dim, self.kv_lora_rank)
         )
-        return KeyValueState(key, value, max_length=max_length)
+        return KeyValueState(key, value, max_length=max_length, latent=True)
 
     def state_size(self, length: int) -> int:
         """Grows with ``length``: kv_lora_rank + qk_rope_head_dim numbers a step, whatever the number of heads."""
@@ -160,6 +185,23 @@ class LatentAttention(Mixer):
         both = self.kv_b_proj(latent[:, 0]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k_nope, v = both.split((self.qk_nope_head_dim, self.v_head_dim), dim=-1)
         return k_nope, v
+
+    def _up(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """The matrices from a latent vector to the heads' keys without position (H, nope, rank) and values (H, v,
+        rank)."""
+        up = read_matrix(self.kv_b_proj, latent).unflatten(0, (self.num_heads, -1))
+        up_k, up_v = up.split((self.qk_nope_head_dim, self.v_head_dim), dim=1)
+        return up_k, up_v
+
+    def _scores(
+        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, up_k: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, H, T, L) from the latent vectors."""
+        q = (q_nope * self.scale) @ (self._up(latent)[0] if up_k is None else up_k)  # (B, H, T, rank)
+        latent, k_rope = latent[:, 0], k_rope[:, 0]
+        # one matrix for all heads, which share the latent vectors
+        scores = q.flatten(1, 2) @ latent.mT + (q_rope * self.scale).flatten(1, 2) @ k_rope.mT
+        return scores.unflatten(1, (self.num_heads, q.shape[2])).to(compute_dtype(scores))
 
     def _absorbs(self, length: int, total: int) -> bool:
         """Whether ``length`` queries cost less in the latent space: multiplications of a past token and head.

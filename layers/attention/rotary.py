@@ -49,6 +49,17 @@ class Rotary(nn.Module):
         cos, sin = self.tables(positions)
         return tuple(rope(one, cos, sin, interleaved=self.interleaved) for one in heads)
 
+    def shifted(self, heads: Tensor, by: Tensor) -> Tensor:
+        """Turned queries or keys (B, H, T, d) as they are ``by`` (B, 1 or H, T) positions later."""
+        angle = by[..., None] * self.frequency
+        one = by.shape[1] == 1
+        cos, sin = (table[:, 0] if one else table.flatten(0, 1) for table in (angle.cos(), angle.sin()))
+        turned = heads.transpose(1, 2) if one else heads.flatten(0, 1)[:, :, None]
+        turned = rope(
+            turned, cos.expand(len(turned), -1, -1), sin.expand(len(turned), -1, -1), interleaved=self.interleaved
+        )
+        return turned.transpose(1, 2) if one else turned[:, :, 0].unflatten(0, heads.shape[:2])
+
     def tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin (..., P) of the angles at positions (...), float32 or wider."""
         if self.frequency.is_meta and not positions.is_meta:  # built without memory, and given parameters alone since

@@ -152,7 +152,7 @@ class RoutingAttention(Reports, Mixer):
     def _nearest(self, qk: Tensor, v: Tensor, cluster: Tensor, place: Place, state: RoutingState | None) -> Tensor:
         """The evaluation form, (B, H, T, d)."""
         if state is None:
-            (k, v, mask), keys_of = attended(qk, v, place, None), cluster
+            (k, v, mask), keys_of = attended(qk, v, place), cluster
         else:
             k, v, mask = state.append(qk, v, place, cluster=cluster)
             keys_of = state.cluster[:, :, : k.shape[2]]

@@ -1,8 +1,7 @@
-"""The key-value cache."""
+"""The key-value cache that forgets nothing."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.layers.attention.keys import EMPTY, Attended, Keys, Place
-from zoo.layers.cache import Dense, Policy
+from zoo.layers.attention.keys import EMPTY, Attended, Keys, Place, Placed
 from zoo.layers.cache.buffer import gathered, widened, written
+from zoo.layers.cache.call import Attention
 from zoo.layers.state import State, edges, is_traced
 
 FILLERS = {"position": EMPTY, "ids": -1}  # of free slots
@@ -31,7 +30,7 @@ class KeyValueState(State):
             newest tokens of every row, without a gap.
         ids: (B, capacity), packed-sequence id of each slot's token, once ids were given; negative before the first.
         padding: (B, P), which of the first P steps were padding; later ones were not. None for none.
-        policy: what is evicted after a call.
+        latent: the keys and values of all heads are projections of what is held.
     """
 
     slots: ClassVar[dict[str, int]] = {"key": 2, "value": 2, "position": 1, "ids": 1}  # name -> dimension of the slots
@@ -43,13 +42,12 @@ class KeyValueState(State):
     padding: Tensor | None = None
     filled: int = 0
     max_length: int | None = None
-    policy: Policy = dataclasses.field(default_factory=Dense)
+    latent: bool = False
 
     @property
     def room(self) -> int | None:
-        """Steps up to ``max_length``; None where there is none, or a policy evicts."""
-        bounded = self.max_length is not None and isinstance(self.policy, Dense)
-        return self.max_length - self.seen if bounded and self.max_length is not None else None
+        """Steps up to ``max_length``; None where there is none."""
+        return None if self.max_length is None else self.max_length - self.seen
 
     def place(self, length: int, seq_idx: Tensor | None = None) -> Place:
         """Where the next ``length`` tokens stand; padding, negative ids, takes no position."""
@@ -75,10 +73,15 @@ class KeyValueState(State):
         """
         place = self.place(key.shape[2]) if place is None else place
         keys = self.remember(Keys(key, value, place.position, place.ids), place, **more)
-        found = Attended(keys.key, keys.value, keys.mask(place))
-        after = self.policy.after_step if key.shape[2] == 1 else self.policy.after_prefill
-        after(self)  # pyright: ignore[reportArgumentType]
-        return found
+        return Attended(keys.key, keys.value, keys.mask(place))
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, place: Placed, attention: Attention, *, noted: bool = False
+    ) -> Tensor:
+        """Remember the next tokens, and attend from them; see ``CacheState.attend``."""
+        new = Keys(k, v, place.position, place.ids)
+        keys = self.write(new) if noted else self.remember(new, place)  # type: ignore[arg-type]
+        return attention.attend(q, keys.key, keys.value, keys.mask(place))
 
     def remember(self, new: Keys, place: Place, **more: Tensor) -> Keys:
         """Note the tokens at ``place`` and remember the keys of all of them; returns all that are held."""

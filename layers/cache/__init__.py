@@ -1,6 +1,30 @@
-"""What a key-value state keeps: one policy a file. Where it keeps it is the state's own business."""
+"""What attention remembers and sees: one policy a file. How slots are kept in memory is the stores' business."""
 
+from zoo.layers.cache.budget import Bytes
 from zoo.layers.cache.dense import Dense
+from zoo.layers.cache.duo_attention import DuoAttention
+from zoo.layers.cache.h2o import H2O
+from zoo.layers.cache.infllm import InfLLM
 from zoo.layers.cache.policy import Policy
+from zoo.layers.cache.prompt_distill import PromptDistill
+from zoo.layers.cache.snapkv import SnapKV
+from zoo.layers.cache.store import Disk, Host, Quantized, Store
+from zoo.layers.cache.streaming_llm import StreamingLLM
+from zoo.layers.cache.think import ThinK
 
-__all__ = ["Dense", "Policy"]
+__all__ = [
+    "H2O",
+    "Bytes",
+    "Dense",
+    "Disk",
+    "DuoAttention",
+    "Host",
+    "InfLLM",
+    "Policy",
+    "PromptDistill",
+    "Quantized",
+    "SnapKV",
+    "Store",
+    "StreamingLLM",
+    "ThinK",
+]

@@ -9,4 +9,4 @@ from zoo.layers.cache.policy import Policy
 
 @dataclass(frozen=True)
 class Dense(Policy):
-    """Every key and value stays."""
+    """Every key and value stays: as they are, or by a ``store`` in fewer bits or elsewhere."""

@@ -27,9 +27,10 @@ def refreshed(shared: Keys, own: Keys) -> Keys:
 class ActiveAttention(CausalAttention):
     r"""softmax(q k^T / sqrt(d)) v over the present and past tokens that are active, at their positions in the sequence.
 
-    ``forward`` is that of ``CausalAttention``, all tokens being active. A layer that computes some of them calls its
-    two halves: ``write`` makes the keys and values of the active tokens and caches them (what is not active has none
-    here), ``read`` attends from the active tokens to any keys, so also to those that another layer wrote.
+    ``forward`` is that of ``CausalAttention``, all tokens being active. A layer that computes some of them calls
+    ``among``, or its two halves: ``write`` makes the keys and values of the active tokens and caches them (what is not
+    active has none here), ``read`` attends from the active tokens to any keys, so also to those that another layer
+    wrote.
 
     Args:
         dim, num_heads, num_kv_heads, rope_base: of ``CausalAttention``.
@@ -53,8 +54,16 @@ class ActiveAttention(CausalAttention):
 
     def forward(self, x: Tensor, state: KeyValueState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
-        tokens = ActiveTokens.of(x, [] if state is None else [state], seq_idx)
-        return self.read(x, tokens, self.write(x, tokens, state))
+        return self.among(x, ActiveTokens.of(x, [] if state is None else [state], seq_idx), state)
+
+    def among(self, x: Tensor, tokens: ActiveTokens, state: KeyValueState | None = None) -> Tensor:
+        """The active tokens x (B, N, dim) attend to each other and to those in ``state``, which keeps them."""
+        if state is None:
+            return self.read(x, tokens, self.write(x, tokens))
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = self.rotated(tokens.position, q, k)  # (B, N, H, d)
+        y = state.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), tokens, self, noted=True)
+        return self.out_proj(y.transpose(1, 2).flatten(2))
 
     def write(self, x: Tensor, tokens: ActiveTokens, state: KeyValueState | None = None) -> Keys:
         """Keys of the active tokens x (B, N, dim), after those in ``state``, which keeps them."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from zoo.cli.errors import UsageError, checked
 from zoo.cli.options import add_import, add_model
-from zoo.cli.text import INTERRUPTED, add_sampling, model_and_tokenizer, put, sampling, write
+from zoo.cli.text import INTERRUPTED, add_cache, add_sampling, cache, model_and_tokenizer, put, sampling, write
 
 HELP = "continue a text with a language model"
 
@@ -17,18 +17,20 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--prompt", default="", help="text to continue")
     add_sampling(parser, max_new_tokens=200)
+    add_cache(parser)
     add_import(parser)
 
 
 def run(known: Namespace) -> int:
     import zoo
 
+    kept = cache(known)
     model, tokenizer = model_and_tokenizer(known.model)
     ids = checked(tokenizer.encode, known.prompt)
     if not ids and tokenizer.bos_id is None:
         raise UsageError(f"{known.model} knows no token that begins a text: give it a --prompt")
     ids = ids or [tokenizer.bos_id]
-    options = sampling(known)
+    options = sampling(known) | kept
     steps = checked(zoo.stream, model, [ids], known.max_new_tokens, tokenizer=tokenizer, **options)
     put(known.prompt)
     whole = write(_texts(steps, tokenizer.stream(ids, known.stop)))

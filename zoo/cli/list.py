@@ -9,7 +9,7 @@ from zoo.cli.options import add_import, add_json
 from zoo.cli.output import show, show_json
 from zoo.registry import TASKS
 
-HELP = "names of models"
+HELP = "names of models, or of cache policies"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -18,6 +18,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--family", help="only this family")
     parser.add_argument("--pretrained", action="store_true", help="only models with published or bundled weights")
     parser.add_argument("--params", action="store_true", help="also count parameters")
+    parser.add_argument("--caches", action="store_true", help="cache policies of `zoo generate --cache` instead")
     add_json(parser)
     add_import(parser)
 
@@ -27,6 +28,8 @@ def run(known: Namespace) -> int:
 
     import zoo
 
+    if known.caches:
+        return _caches(known.json)
     filters = {"task": known.task, "family": known.family, "pretrained": known.pretrained or None}
     names = checked(zoo.list_models, known.pattern, **filters)
     if not names:
@@ -44,6 +47,30 @@ def run(known: Namespace) -> int:
         count = [f"{row['num_parameters']:,}"] if known.params else []
         tags = [", ".join(row["tags"])] if known.pretrained else []
         table.add_row(row["name"], row["family"], row["task"], *count, *tags)
+    show(table, whole=True)
+    return 0
+
+
+def _caches(as_json: bool) -> int:
+    """Cache policies, with what they do and their papers."""
+    from rich.table import Table
+
+    from zoo.layers.cache.names import policies
+
+    rows = [
+        {
+            "name": name,
+            "policy": " ".join(str(one.__doc__).split("\n\n")[0].replace("``", "").split()),
+            "paper": one.paper,
+        }
+        for name, one in policies().items()
+    ]
+    if as_json:
+        show_json(rows)
+        return 0
+    table = Table("cache", "what is kept", "arXiv", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(row["name"], row["policy"], row["paper"])
     show(table, whole=True)
     return 0
 

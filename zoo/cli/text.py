@@ -34,6 +34,34 @@ def add_sampling(parser: ArgumentParser, max_new_tokens: int) -> None:
     parser.add_argument("--seed", type=seed, default=0)
 
 
+def add_cache(parser: ArgumentParser) -> None:
+    """A cache policy and its options, given on by ``cache``."""
+    help = "what attention remembers (`zoo list --caches`); its options: --cache.recent 256 --cache.budget 64MiB"
+    parser.add_argument("--cache", metavar="NAME", help=help)
+    parser.add_argument("--prefill-chunk", type=int, metavar="N", help="read the prompt N tokens at a time")
+    parser.set_defaults(overridable=True)
+
+
+def cache(known: Namespace) -> dict[str, Any]:
+    """The options of ``add_cache`` as arguments of ``zoo.stream``.
+
+    Raises:
+        UsageError: for another option, one without --cache, or one that the policy does not have.
+    """
+    from zoo.layers.cache.names import option, policy_of
+
+    options: dict[str, Any] = {}
+    rest = [part for given in known.overrides for part in given.split("=", 1)]
+    for name, value in zip(rest[::2], rest[1::2], strict=False):
+        options[name.removeprefix("--cache.")] = checked(option, name, value)
+    if len(rest) % 2 or not all(name.startswith("--cache.") for name in rest[::2]):
+        raise UsageError(f"unrecognized arguments: {' '.join(known.overrides)}")
+    if options and known.cache is None:
+        raise UsageError(f"{rest[0]} goes with --cache NAME; `zoo list --caches` shows them")
+    policy = None if known.cache is None else checked(policy_of, known.cache, **options)
+    return {"cache": policy, "prefill_chunk": known.prefill_chunk}
+
+
 def sampling(known: Namespace) -> dict[str, Any]:
     """The options of ``add_sampling`` as arguments of ``zoo.stream``."""
     import torch

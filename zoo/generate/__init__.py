@@ -70,6 +70,9 @@ def generate(
             tokenizer: the model's, from ``zoo.load_tokenizer``.
             generator: source of randomness.
             compile (False): run the steps through ``torch.compile``.
+            cache: what attention remembers and sees, a policy of ``zoo.cache``, its name or a mapping; see
+                ``LanguageModel.init_state``.
+            prefill_chunk: tokens of the prompts that are read at once; all when None. A cache policy evicts after each.
 
     Returns:
         Prompts and continuations (B num_samples, T + new), new at most ``max_new_tokens``; of a list of prompts a list
@@ -129,6 +132,8 @@ def stream(
         )
     prompts = batched(tokens, attention_mask, next(model.parameters()).device)
     if state is not None:
+        if asked.cache is not None:
+            raise ValueError(f"a state keeps the cache policy that init_state gave it: leave out cache={asked.cache!r}")
         check_room(state, prompts.tokens.shape[1], max_new_tokens)
     return steps(model, prompts, asked, state)
 

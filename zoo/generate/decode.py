@@ -69,14 +69,22 @@ def prefilled(
     tokens, mask = prompts
     batch, length = tokens.shape
     if state is None:
-        state = model.init_state(batch, length + options.max_new_tokens)
+        state = model.init_state(batch, length + options.max_new_tokens, cache=options.cache)
     seq_idx = None if mask is None else mask.long() - 1
-    logits = last(model(tokens, state, logits_to_keep=1, seq_idx=seq_idx))
+    logits = last(read(model, tokens, state, seq_idx, options.prefill_chunk or length))
     if copies > 1:
         index = torch.arange(batch, device=tokens.device).repeat_interleave(copies)
         state.reorder(index)
         logits = logits[index]
     return logits, state
+
+
+def read(model: LanguageModel, tokens: Tensor, state: ModelState, seq_idx: Tensor | None, chunk: int) -> Tensor:
+    """The logits (B, 1, vocab_size) after tokens (B, T), of which the model is given ``chunk`` at a time."""
+    for start in range(0, tokens.shape[1], chunk):
+        ids = None if seq_idx is None else seq_idx[:, start : start + chunk]
+        logits = model(tokens[:, start : start + chunk], state, logits_to_keep=1, seq_idx=ids)
+    return logits
 
 
 def stepping(model: LanguageModel, options: Options) -> Callable[[Tensor, ModelState], Tensor]:

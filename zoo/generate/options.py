@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from zoo.language.base import LanguageModel
+from zoo.layers.cache.build import Cache
 from zoo.registry import nearest
 from zoo.text.stream import stop_strings
 from zoo.text.tokenizer import Tokenizer
@@ -40,13 +41,16 @@ class Options:
     tokenizer: Tokenizer | None = None
     generator: torch.Generator | None = None
     compile: bool = False
+    cache: Cache = None
+    prefill_chunk: int | None = None
 
     def __post_init__(self):
         for name, least in (
             ("max_new_tokens", 1), ("min_new_tokens", 0), ("top_k", 1), ("num_samples", 1), ("num_beams", 1),
+            ("prefill_chunk", 1),
         ):  # fmt: skip
             count = getattr(self, name)
-            if count is None and name == "top_k":
+            if count is None and name in ("top_k", "prefill_chunk"):
                 continue
             if not isinstance(count, int) or isinstance(count, bool):
                 raise ValueError(f"{name} must be an integer, got {count!r}")
@@ -64,6 +68,8 @@ class Options:
                 raise ValueError(f"{name} must be finite, got {number}")
         if self.stop_strings and self.tokenizer is None:
             raise ValueError(f"stop strings need the model's tokenizer=, got stop={self.stop!r} without one")
+        if self.compile and self.cache is not None:
+            raise ValueError("a step under a cache policy is not compiled: leave out compile=True, or cache=")
         if self.num_beams > 1:
             self._check_beams()
 

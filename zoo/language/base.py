@@ -6,7 +6,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from zoo.config import require_positive, require_ranges
 from zoo.kernels.dispatch import compute_dtype
 from zoo.layers import Mixer, ModelState, RMSNorm, State
+from zoo.layers.cache.build import Cache, assigned, finish, governed
+from zoo.layers.cache.pruning import Pruning
 from zoo.layers.linear import capped, head_loss
 from zoo.layers.moe.experts import RoutedExperts
 from zoo.layers.quant import count_parameters
@@ -76,7 +78,13 @@ class Block(nn.Module):
 
 
 class LanguageModel(nn.Module, ABC):
-    """Tokens to logits through a stack of blocks; a family says how block i is built."""
+    """Tokens to logits through a stack of blocks; a family says how block i is built.
+
+    Attributes:
+        straight: the blocks are run one after the other.
+    """
+
+    straight: ClassVar[bool] = True
 
     def __init__(self, config: LanguageConfig):
         super().__init__()
@@ -192,6 +200,8 @@ class LanguageModel(nn.Module, ABC):
         if self.config.residual_in_fp32:
             x = x.to(compute_dtype(x))
         x = self.forward_blocks(x, state, seq_idx)
+        if state is not None:
+            finish(state)
         if labels is not None:
             return self.loss(self.forward_norm(x), tokens, labels, seq_idx, num_scored)
         if order is not None:
@@ -216,12 +226,15 @@ class LanguageModel(nn.Module, ABC):
 
     def forward_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor:
         """The residual stream (B, T, dim) through all blocks."""
+        pruning = Pruning.of(state, x, seq_idx)
         for index, block in enumerate(self.blocks):
             if self.grad_checkpointing and self.training and state is None:
                 x = checkpoint(block, x, None, seq_idx, use_reentrant=False)
             else:
                 x = block(x, None if state is None else state[index], seq_idx)
-        return x
+            if pruning is not None:
+                x, seq_idx = pruning.after(index, x)
+        return x if pruning is None else pruning.whole(x)
 
     def forward_norm(self, x: Tensor) -> Tensor:
         """(B, T, dim) as the head reads it."""
@@ -233,9 +246,32 @@ class LanguageModel(nn.Module, ABC):
         max_length: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        cache: Cache = None,
     ) -> ModelState:
-        """The state before the first token; ``max_length`` tokens are reserved where the state grows with length."""
-        return ModelState(mixer.init_state(batch_size, max_length, device, dtype) for mixer in self.mixers)
+        """The state before the first token.
+
+        Args:
+            batch_size: rows.
+            max_length: tokens that are reserved where the state grows with length.
+            device, dtype: of the state; those of the model when None.
+            cache: what attention remembers and sees: a policy of ``zoo.cache`` or its name, or a mapping from numbers
+                of mixers to policies; all other attention forgets nothing.
+
+        Raises:
+            ValueError: for a policy where there is no attention that it could govern.
+        """
+        policies = assigned(cache, len(self.mixers))
+        for policy in policies:
+            if policy is not None and policy.prunes and not self.straight:
+                raise ValueError(
+                    f"{type(policy).__name__} ends tokens between blocks that are run one after the other; those of "
+                    f"{type(self).__name__} are not: take another policy"
+                )
+        states = [
+            mixer.init_state(batch_size, max_length if policy is None else None, device, dtype)
+            for mixer, policy in zip(self.mixers, policies, strict=True)
+        ]
+        return ModelState(states if cache is None else governed(states, policies))
 
     def state_size(self, length: int) -> int:
         """Numbers the state holds for one sequence after ``length`` tokens."""

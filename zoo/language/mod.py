@@ -63,7 +63,7 @@ class MoDBlock(Block):
         tokens = ActiveTokens.of(x, [state], seq_idx)
         tokens, rows, weight = self.router(x, tokens, decoding=state is not None)  # (B, K, dim), (B, K)
         normal = self.norm(rows)
-        mixed = self.mixer.read(normal, tokens, self.mixer.write(normal, tokens, state))
+        mixed = self.mixer.among(normal, tokens, state)
         output = mixed + self.mlp(self.mlp_norm(rows + mixed))  # pyright: ignore[reportOptionalCall]
         return tokens.add(x, weight[..., None] * output)
 

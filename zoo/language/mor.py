@@ -167,19 +167,24 @@ class SharedBlock(Block):
         tokens: ActiveTokens,
         shared: Keys | None = None,
         refresh: bool = False,
-    ) -> tuple[Tensor, Keys]:
+        shares: bool = False,
+    ) -> tuple[Tensor, Keys | None]:
         """x (B, N, dim) of the active tokens -> the same, and the keys that later recursions may share.
 
         Args:
             shared: the keys to attend to, None to make them.
             refresh: make those of the active tokens all the same.
+            shares: later recursions are to share the keys.
         """
         normal = self.norm(x)
-        if shared is None:
-            keys = shared = self.mixer.write(normal, tokens, state)
+        if not shares:
+            x = x + self.mixer.among(normal, tokens, state)
+        elif shared is None:
+            shared = self.mixer.write(normal, tokens, state)
+            x = x + self.mixer.read(normal, tokens, shared)
         else:
             keys = refreshed(shared, self.mixer.write(normal, tokens, state)) if refresh else shared
-        x = x + self.mixer.read(normal, tokens, keys)
+            x = x + self.mixer.read(normal, tokens, keys)
         return x + self.mlp(self.mlp_norm(x)), shared  # pyright: ignore[reportOptionalCall]
 
 
@@ -189,6 +194,8 @@ class MoRLanguageModel(LanguageModel):
     In evaluation, and wherever a state is given, routing is causal: decoding equals the parallel form. Tokens that have
     exited are in no matrix product and, with recursion-wise caching, in no cache of the later recursions.
     """
+
+    straight = False
 
     config: MoRConfig
 
@@ -213,6 +220,16 @@ class MoRLanguageModel(LanguageModel):
         caching = self.plan[:1] if self.config.share_kv and not self.config.refresh_kv else self.plan
         return [*first, *(shared[block] for blocks in caching for block in blocks), *last]
 
+    def init_state(self, batch_size, max_length=None, device=None, dtype=None, cache=None) -> ModelState:
+        """See ``LanguageModel``.
+
+        Raises:
+            ValueError: for a cache policy beside ``share_kv``: recursions read the keys that another one keeps.
+        """
+        if cache is not None and self.config.share_kv:
+            raise ValueError("share_kv=True goes without a cache policy: recursions read the keys of the first one")
+        return super().init_state(batch_size, max_length, device, dtype, cache)
+
     def forward_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor:
         """The residual stream (B, T, dim) through the first block, the recursions and the last block."""
         c, (first, shared, last) = self.config, self._split(list(self.blocks))
@@ -220,7 +237,7 @@ class MoRLanguageModel(LanguageModel):
         for block, own in zip(first, states[0], strict=True):
             x = self._run(block, x, own, seq_idx)
         tokens = ActiveTokens.of(x, states[1], seq_idx)
-        keys: dict[int, Keys] = {}
+        keys: dict[int, Keys | None] = {}
 
         def step(r: int, h: Tensor, tokens: ActiveTokens) -> Tensor:
             if h.shape[1] == 0:
@@ -228,7 +245,8 @@ class MoRLanguageModel(LanguageModel):
             for index, block in enumerate(self.plan[r]):
                 shares, refresh = c.share_kv and r > 0, c.refresh_kv and r > 0
                 own = None if shares and not refresh else states[1][r * len(shared) + index]
-                h, keys[index] = self._run(shared[block], h, own, tokens, keys[index] if shares else None, refresh)
+                given = keys[index] if shares else None
+                h, keys[index] = self._run(shared[block], h, own, tokens, given, refresh, c.share_kv)
             return h
 
         sampling = state is not None or not self.training

@@ -95,6 +95,8 @@ class Zamba2Block(Block):
 class Zamba2LanguageModel(Mamba2HybridLanguageModel):
     """A stack of Mamba-2 blocks, some with a transformer block that they share."""
 
+    straight = False
+
     config: Zamba2Config
 
     def __init__(self, config: Zamba2Config):

@@ -1,0 +1,106 @@
+"""How slots are kept in memory: as they are, in few bits, or elsewhere. What is kept is the policies' business."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zoo.layers.options import require_at_least
+
+
+@dataclass(frozen=True)
+class Store:
+    """Keys and values as they are, on the device of the model. Subclasses encode them, or put them elsewhere."""
+
+    def encode(self, x: Tensor) -> dict[str, Tensor]:
+        """Vectors (B, H, n, d) as tensors with the same first three dimensions, by the endings of their names."""
+        return {"": x}
+
+    def decode(self, parts: dict[str, Tensor], device: torch.device) -> Tensor:
+        """The vectors again, on the device that computes."""
+        return parts[""]
+
+    def placed(self, buffer: Tensor) -> Tensor:
+        """A new buffer where it is to be."""
+        return buffer
+
+
+@dataclass(frozen=True)
+class Quantized(Store):
+    r"""Codes of ``bits`` bits for groups of channels of each token.
+
+    .. math:: c = \mathrm{round}((x - z) / s), \quad s = (\max x - \min x) / (2^{bits} - 1), \quad z = \min x
+
+    The first call attends to exact keys and values, later ones to what the codes say.
+
+    Args:
+        bits: 8, or 4, of which two share a byte.
+        group: channels with one scale s and zero z; all of a head where it has fewer, or no multiple of it.
+    """
+
+    bits: int = 8
+    group: int = 32
+
+    def __post_init__(self):
+        if self.bits not in (4, 8):
+            raise ValueError(f"bits must be 4 or 8, got {self.bits}")
+        require_at_least(2, group=self.group)
+
+    def encode(self, x: Tensor) -> dict[str, Tensor]:
+        """Codes (B, H, n, d or d / 2) uint8, scale and zero (B, H, n, groups)."""
+        groups = x.unflatten(-1, (-1, self.group)) if x.shape[-1] % self.group == 0 else x[..., None, :]
+        low, high = groups.aminmax(dim=-1, keepdim=True)
+        scale = ((high - low) / (2**self.bits - 1)).clamp(min=torch.finfo(x.dtype).tiny)
+        codes = ((groups - low) / scale).round().clamp(0, 2**self.bits - 1).to(torch.uint8).flatten(-2)
+        if self.bits == 4:
+            codes = codes[..., ::2] | (codes[..., 1::2] << 4)
+        return {".codes": codes, ".scale": scale[..., 0], ".zero": low[..., 0]}
+
+    def decode(self, parts: dict[str, Tensor], device: torch.device) -> Tensor:
+        """(B, H, n, d)."""
+        codes, scale, zero = (parts[name].to(device) for name in (".codes", ".scale", ".zero"))
+        if self.bits == 4:
+            codes = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2)
+        groups = codes.unflatten(-1, (scale.shape[-1], -1)).to(scale.dtype)
+        return (groups * scale[..., None] + zero[..., None]).flatten(-2)
+
+
+@dataclass(frozen=True)
+class Host(Store):
+    """Keys and values in the memory of the host, fetched whenever they are attended to."""
+
+    def decode(self, parts: dict[str, Tensor], device: torch.device) -> Tensor:
+        """The vectors on the device."""
+        return parts[""].to(device, non_blocking=True)
+
+    def placed(self, buffer: Tensor) -> Tensor:
+        """In pinned memory, where an accelerator is to read it."""
+        return buffer if buffer.device.type == "cpu" else buffer.cpu().pin_memory()
+
+
+@dataclass(frozen=True)
+class Disk(Store):
+    """Keys and values in memory-mapped files without a name, which are gone with the state.
+
+    Args:
+        folder: where there is room; the system's folder for temporary files when None.
+    """
+
+    folder: str | None = None
+
+    def decode(self, parts: dict[str, Tensor], device: torch.device) -> Tensor:
+        """The vectors on the device."""
+        return parts[""].to(device)
+
+    def placed(self, buffer: Tensor) -> Tensor:
+        """In a file."""
+        if buffer.numel() == 0:
+            return buffer
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            name = str(Path(folder) / "slots")
+            mapped = torch.from_file(name, shared=True, size=buffer.numel(), dtype=buffer.dtype)
+        return mapped.view(buffer.shape).copy_(buffer)

@@ -1,0 +1,34 @@
+"""Every cache policy, small enough to forget much of 40 tokens, and as it keeps all of them.
+
+A new policy is one line here, and gets the tests of ``tests/layers/test_cache_policies.py``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from zoo.cache import H2O, Dense, DuoAttention, InfLLM, Policy, PromptDistill, SnapKV, StreamingLLM, ThinK
+
+
+class Case(NamedTuple):
+    """A policy that forgets, or sees a part; the same kind with room for everything; and how close to full attention
+    that is: None for bit-equal."""
+
+    small: Policy
+    ample: Policy
+    limit: float | None = None
+
+    def __str__(self) -> str:
+        return type(self.small).__name__
+
+
+CASES = [
+    Case(Dense(), Dense()),
+    Case(DuoAttention(sink=2, recent=6), DuoAttention()),
+    Case(H2O(heavy=4, recent=4), H2O(heavy=100, recent=100)),
+    Case(InfLLM(init=2, local=8, block=4, top_k=2, representatives=2, chunk=4), InfLLM()),
+    Case(PromptDistill(budget=8, layer=0), PromptDistill()),
+    Case(SnapKV(budget=10, window=4, kernel=3), SnapKV()),
+    Case(StreamingLLM(sink=2, recent=6), StreamingLLM()),
+    Case(ThinK(recent=4, window=4, tokens=SnapKV(budget=12, window=4)), ThinK(ratio=0.0)),
+]
