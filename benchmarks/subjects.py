@@ -17,6 +17,7 @@ from zoo.kernels import (
     block_sparse_attention,
     causal_conv1d,
     delta_rule,
+    generalized_delta_rule,
     grouped_matmul,
     linear_attention,
     linear_cross_entropy,
@@ -96,6 +97,13 @@ def recurrence_inputs(length: int) -> Inputs:
 def delta_inputs(length: int) -> Inputs:
     tensors = heads(length, q=HEAD_DIM, k=HEAD_DIM, v=HEAD_DIM)
     return tensors | {"k": F.normalize(tensors["k"], dim=-1), "beta": torch.rand(1, length, HEADS)}
+
+
+def goose_inputs(length: int) -> Inputs:
+    """As RWKV-7 makes them."""
+    tensors = heads(length, q=HEAD_DIM, k=HEAD_DIM, v=HEAD_DIM, a=HEAD_DIM)
+    a, rate, gate = -F.normalize(tensors["a"], dim=-1), *heads(length, rate=HEAD_DIM, gate=HEAD_DIM).values()
+    return tensors | {"a": a, "b": -a * rate.sigmoid(), "log_decay": -0.607 * gate.sigmoid()}
 
 
 def convolution_inputs(length: int) -> Inputs:
@@ -236,6 +244,11 @@ SUBJECTS = [
     Subject(
         "delta_rule", "delta_rule", delta_rule, delta_inputs,
         cuda_peers=flash_linear_attention("delta_rule", "chunk_delta_rule"), decodes=True,
+    ),
+    Subject(
+        "generalized_delta_rule", "generalized_delta_rule", generalized_delta_rule, goose_inputs,
+        cuda_peers=flash_linear_attention("generalized_delta_rule.dplr", "chunk_dplr_delta_rule", log_decay="gk"),
+        decodes=True,
     ),
     Subject("taylor_attention", "taylor_attention", taylor_attention, partial(heads, q=16, k=16, v=64), decodes=True),
     Subject("long_conv", "long_conv", long_conv, convolution_inputs, {"eager": eager_long_conv}),

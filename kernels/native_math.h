@@ -1,4 +1,5 @@
-/* What the C kernels share: exp and softplus of floats and doubles in a form that compilers vectorise. */
+/* What the C kernels share: exp and softplus of floats and doubles in a form that compilers vectorise, and the size of a
+   vector for those that are written with the vector extensions of gcc and clang. */
 
 #ifndef ZOO_NATIVE_MATH_H
 #define ZOO_NATIVE_MATH_H
@@ -6,6 +7,16 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+
+/* Bytes of a vector register. */
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+#define INLINE static inline __attribute__((always_inline))
 
 /* exp to about 1 ulp for float, as 2^n times a polynomial on |r| <= ln2/2, for x in the normal range. */
 static inline float exp_inside_f32(float x) {

@@ -6,6 +6,7 @@ from functools import partial
 from math import prod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from zoo.kernels.dispatch import (
@@ -16,8 +17,9 @@ from zoo.kernels.dispatch import (
     full_precision,
     sequence_starts,
 )
-from zoo.kernels.generalized_delta_rule import chunked, reference
+from zoo.kernels.generalized_delta_rule import chunked, native, reference
 from zoo.kernels.operator import Like, define
+from zoo.kernels.triton_support import triton_implementation
 
 
 class GeneralizedDeltaRuleOutput(NamedTuple):
@@ -62,9 +64,9 @@ def generalized_delta_rule(
         scale: factor of the output; K^-0.5 when None.
         initial_state: (B, H, K, V), continues the sequence that the first token belongs to; zeros when None.
         seq_idx: (B, T) integers; the state restarts from zero where the value changes (packed sequences).
-        chunk_size: steps a chunk; changes time and memory, not the result.
-        impl: "auto" or the name of an implementation ("chunked", "reference"). A single time step is the recurrence
-            itself and has one implementation.
+        chunk_size: steps a chunk of "chunked"; changes time and memory, not the result.
+        impl: "auto" or the name of an implementation ("triton", "native", "chunked", "reference"). A single time step
+            is the recurrence itself in all but "native".
 
     Returns:
         GeneralizedDeltaRuleOutput(output (B, T, H, V), final_state (B, H, K, V)), both differentiable.
@@ -84,7 +86,7 @@ def generalized_delta_rule(
         if initial_state is None
         else initial_state.to(dtype)
     )
-    if length == 1:
+    if length == 1 and not _in_one_call(impl, q):
         now = (t[:, 0].to(dtype) for t in (q, k, v, a, b, log_decay))
         with full_precision(q.device):
             y, state = reference.step(*now, state, scale)  # pyright: ignore[reportCallIssue]
@@ -93,8 +95,16 @@ def generalized_delta_rule(
     return GeneralizedDeltaRuleOutput(*_generalized_delta_rule(*inputs))
 
 
+def _in_one_call(impl: str, q: Tensor) -> bool:
+    """Whether a single step is one pass of the C kernel over the state, which in torch takes several. A compiler fuses
+    those itself, and what is exported must not depend on the kernel."""
+    return not torch.compiler.is_compiling() and operation.resolve(impl, q.device).name == "native"
+
+
 operation = Operation(
     "generalized_delta_rule",
+    triton_implementation("zoo.kernels.generalized_delta_rule.triton"),
+    Implementation("native", native.forward, native.backward, native.obstacle),
     Implementation("chunked", chunked.forward),
     Implementation("reference", reference.forward),
 )

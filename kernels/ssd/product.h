@@ -1,27 +1,18 @@
 /* Small matrix products out of one register tile, for matrices in the cache: row-major, aligned to 64 bytes, zero-padded
-   to multiples of PAD. Included once for each REAL; written with the vector extensions of gcc and clang. */
+   to multiples of PAD. Included once for each REAL, behind native_math.h. */
 
 #ifndef PAD
 
-/* A register tile of ROWS x VECTORS vectors of BYTES each: 16 of 32 registers, or 8 of 16. */
-#if defined(__AVX512F__)
-#define BYTES 64
+/* A register tile of ROWS x VECTORS vectors: 16 of 32 registers, or 8 of 16. */
+#if defined(__AVX512F__) || defined(__aarch64__)
 #define ROWS 8
-#elif defined(__aarch64__)
-#define BYTES 16
-#define ROWS 8
-#elif defined(__AVX__)
-#define BYTES 32
-#define ROWS 4
 #else
-#define BYTES 16
 #define ROWS 4
 #endif
 #define VECTORS 2
 #define PAD 16 /* a multiple of ROWS and of the elements of a vector */
 #define PADDED(n) (((n) + PAD - 1) / PAD * PAD)
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
-#define INLINE static inline __attribute__((always_inline))
 
 /* What part of a product is not zero, or is wanted: all of it; the left factor is lower or upper triangular, with zeros
    in the rest of its diagonal tiles; the lower triangle of the result. */

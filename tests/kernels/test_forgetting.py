@@ -43,7 +43,8 @@ def test_a_log_decay_of_minus_infinity(case, impl):
     assert_forgets(case, impl, forgetting(case, 20, starts), starts)
 
 
-def test_what_the_rank_one_part_reads_outlives_the_decay():
+@pytest.mark.parametrize("impl", available_implementations("generalized_delta_rule"))
+def test_what_the_rank_one_part_reads_outlives_the_decay(impl):
     """Of the generalised delta rule: S_t = b_t (a_t^T S_{t-1}) + k_t v_t^T where the decay is 0."""
     case = next(case for case in GATED if case.operation == "generalized_delta_rule")
     inputs = {name: t.double() for name, t in case.inputs(2, 20, torch.float64).items()}
@@ -60,7 +61,7 @@ def test_what_the_rank_one_part_reads_outlives_the_decay():
     expected = outputs_and_gradients(case.call, inputs, "reference")
     torch.testing.assert_close(expected["output 0"], torch.stack(outputs, dim=1))
     torch.testing.assert_close(expected["output 1"], state)
-    for name, found in outputs_and_gradients(case.call, inputs, "chunked").items():
+    for name, found in outputs_and_gradients(case.call, inputs, impl).items():
         torch.testing.assert_close(found, expected[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
