@@ -3,6 +3,11 @@
 Names of repositories and files are those of the projects' own pages; none could be asked when this was written, so
 revisions, sizes and most hashes are None: the first download records a file's sha256, and later ones are compared with
 it (``download``). The first tag of a name is the one ``pretrained=True`` takes.
+
+Compared with stored copies of the Hub's pages, the authors' code and others' lists of counts (2026-11): repositories,
+licences and sizes of RWKV-7, Jamba 1.5, Zamba2 1.2B, Granite 4 and MambaVision, and the counts of the dense models'
+parameters. From memory, but for what transformers or the authors' code says: licences of Nemotron-H, Bamba, the larger
+Zamba2, Falcon-H1, LFM2, Qwen3-Next and Qwen3.5, and the configurations of Nemotron-H and Qwen3.5.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ class Weights:
     repository. sha256, or sha256_prefix (as release files carry it in their names), and size in bytes of the file.
     licence, data (trained on), metric (published), tokenizer (repository). fields: of the configuration, where the
     weights differ from the name's defaults and from the config.json beside them. converter: of ``checkpoints.convert``,
-    for what is not in the zoo's names.
+    for what is not in the zoo's names. ema: of a PyTorch file, True where the metric is that of the averaged copy.
 
     Raises:
         ValueError: for neither or both of repo and url, or a file name that leaves the repository.
@@ -40,6 +45,7 @@ class Weights:
     metric: str | None = None
     tokenizer: str | None = None
     converter: str | None = None
+    ema: bool | None = None
     fields: tuple[tuple[str, object], ...] = ()
 
     def __post_init__(self):
@@ -70,8 +76,11 @@ def check_inside(name: str) -> None:
 _NEOX = "EleutherAI/gpt-neox-20b"
 _MAMBA = Weights(repo="", licence="apache-2.0", data="the Pile, 300 B tokens", tokenizer=_NEOX, converter="mamba")
 _FALCON = Weights(repo="", licence="falcon-llm-license", converter="falcon_h1")
+# the World models' tokenizer is Python code beside a list of words, without a tokenizer.json; the Pile's is NeoX's
+_RWKV = Weights(repo="", licence="apache-2.0", converter="rwkv7")
 _DEEPSEEK = Weights(repo="", licence="deepseek (model agreement)", converter="deepseek")
 _IMAGENET, _IMAGENET_21K = "ImageNet-1k", "ImageNet-21k, then ImageNet-1k"
+_MAMBAVISION = "cc-by-nc-sa-4.0 (README of the authors' code; nvclv1 on the Hub)"
 # MambaVision's for images of 512 pixels
 _WIDE = (("img_size", 512), ("windows", (0, 0, 32, 16)), ("crop_pct", 0.93), ("crop_mode", "squash"))
 
@@ -147,6 +156,17 @@ for _name, _tag, _repo in (
     ("deepseek_v3_671b", "base", "DeepSeek-V3"),
 ):  # fmt: skip
     _add(_name, _tag, replace(_DEEPSEEK, repo=f"deepseek-ai/{_repo}", tokenizer=f"deepseek-ai/{_repo}"))
+for _size, _published, _fla in (
+    ("0_1b", "World2.8-0.1B", "191M"), ("0_4b", "World2.9-0.4B", "0.4B"), ("1_5b", "World3-1.5B", "1.5B"),
+    ("2_9b", "World3-2.9B", "2.9B"),
+):  # fmt: skip
+    _repo = f"RWKV/RWKV7-Goose-{_published}-HF"
+    _add(f"rwkv7_{_size}", "world", replace(_RWKV, repo=_repo, tokenizer=_repo))
+    _repo = f"fla-hub/rwkv7-{_fla}-world"  # which those of RWKV are copies of
+    _add(f"rwkv7_{_size}", "world_fla", replace(_RWKV, repo=_repo, tokenizer=_repo))
+for _size, _published in (("0_1b", "168M"), ("0_4b", "421M"), ("1_5b", "1.47B")):  # of a smaller vocabulary
+    _repo = f"RWKV/RWKV7-Goose-Pile-{_published}-HF"
+    _add(f"rwkv7_{_size}", "pile", replace(_RWKV, repo=_repo, tokenizer=_repo, data="the Pile"))
 for _size in ("8x7B", "8x22B"):
     for _tag, _kind in (("base", ""), ("instruct", "-Instruct")):
         _repo = f"mistralai/Mixtral-{_size}{_kind}-v0.1"
@@ -307,12 +327,12 @@ for _name, _repo, _file, _options, _top1 in (
     _add(
         f"mambavision_{_name}", ("in21k_ft_in1k" if _larger else "in1k") + ("_512" if _options else ""),
         Weights(
-            repo=f"nvidia/MambaVision-{_repo}", file=f"mambavision_{_file}.pth.tar", licence="cc-by-nc-sa-4.0",
+            repo=f"nvidia/MambaVision-{_repo}", file=f"mambavision_{_file}.pth.tar", licence=_MAMBAVISION,
             data=_IMAGENET_21K if _larger else _IMAGENET, metric=f"{_top1} % top-1", converter="mambavision",
             fields=_options,
         ),
     )  # fmt: skip
-for _name, _file, _top1 in (
+for _name, _file, _top1 in (  # averaged but for the first, as the authors say (README.md, assets/performance.md)
     ("vanilla_vmamba_tiny", "v0cls/vssmtiny_dp01_ckpt_epoch_292", "82.2"),
     ("vanilla_vmamba_small", "v0cls/vssmsmall_dp03_ckpt_epoch_238", "83.5"),
     ("vanilla_vmamba_base", "v0cls/vssmbase_dp06_ckpt_epoch_241", "83.7"),
@@ -327,7 +347,7 @@ for _name, _file, _top1 in (
         _name, "in1k",
         Weights(
             url=f"https://github.com/MzeroMiko/VMamba/releases/download/%23{_file}.pth", licence="mit", data=_IMAGENET,
-            metric=f"{_top1} % top-1", converter="vmamba",
+            metric=f"{_top1} % top-1", converter="vmamba", ema=None if _name == "vanilla_vmamba_tiny" else True,
         ),
     )  # fmt: skip
 

@@ -254,7 +254,7 @@ def _fetch(entry: ModelEntry, tag: str) -> tuple[Path, Path | None]:
 def _fetched(entry: ModelEntry, tag: str) -> tuple[dict[str, Tensor], Any]:
     """The weights of a tag, and the configuration that the config.json beside them describes, or the name's."""
     path, described = _fetch(entry, tag)
-    weights, config = read_state_dict(path), entry.configure()
+    weights, config = read_state_dict(path, INDEX[entry.name][tag].ema), entry.configure()
     if described is not None:
         try:
             config = describe_model(read_config(described.parent), weights, str(described.parent), entry)[1]

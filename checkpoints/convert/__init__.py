@@ -51,10 +51,10 @@ __all__ = [
 ]
 
 CONVERTERS = (
-    bamba, deepseek, dense, *fla.LAYOUTS, falcon_h1, granite_hybrid, jamba, lfm2, mamba, mixtral, nemotron_h,
-    qwen3_next, recurrent_gemma, rwkv7, smallthinker, zamba2,
+    bamba, deepseek, dense, *fla.LAYOUTS, falcon_h1, granite_hybrid, jamba, lfm2, mamba, mambavision, mixtral,
+    nemotron_h, qwen3_next, recurrent_gemma, rwkv7, smallthinker, zamba2,
 )  # fmt: skip
-_AUTHORS = based, efficientvit, m3vit, mambavision, mcunet, pcdarts, simplenet, vmamba, vovnet  # of weights alone
+_AUTHORS = based, efficientvit, m3vit, mcunet, pcdarts, simplenet, vmamba, vovnet  # of weights alone
 LAYOUTS = ("zoo", "transformers", "timm")
 _TRANSFORMERS: dict[str, Any] = {  # family -> converter
     "mamba": mamba, "mamba2": mamba, "falcon_h1": falcon_h1, "deepseek": deepseek, "moe": mixtral,

@@ -171,3 +171,18 @@ def test_files_of_addresses(name, tag, hub, tmp_path, monkeypatch):
     assert zoo.prefetch(f"{name}.{tag}").name == file and file.endswith(".pth")
     if name == "vovnet39a":
         assert model.config.residual and not zoo.create_model(name, device="meta").config.residual
+
+
+@pytest.mark.parametrize(("name", "averaged"), [("vanilla_vmamba_tiny", False), ("vmamba_small_s2l15", True)])
+def test_the_copy_that_the_authors_evaluate(name, averaged, hub, tmp_path, monkeypatch):
+    """VMamba's files have the trained weights and their average, which the published accuracy is of where there is one:
+    of all but the vanilla T."""
+    small = {"dims": (8, 16), "depths": (1, 1), "img_size": 16}
+    model: Any = zoo.create_model(name, **small)
+    average = {key: tensor + 1 for key, tensor in model.state_dict().items()}
+    torch.save({"model": model.state_dict(), "model_ema": average, "epoch": 9}, tmp_path / "file.pth")
+    hub.plain["file.pth"] = (tmp_path / "file.pth").read_bytes()
+    monkeypatch.setitem(INDEX[name], "in1k", dataclasses.replace(INDEX[name]["in1k"], url=f"{hub.url}/file.pth"))
+    loaded: Any = zoo.create_model(name, pretrained=True, **small)
+    expected = average if averaged else model.state_dict()
+    assert all(torch.equal(loaded.state_dict()[key], tensor) for key, tensor in expected.items())

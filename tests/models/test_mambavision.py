@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
+from zoo.checkpoints import convert
 from zoo.layers import MambaVisionMixer
 
 SMALL: dict[str, Any] = {
@@ -150,6 +154,50 @@ def test_a_file_of_the_authors_gives_what_their_formulas_say(name, tmp_path):
         for image, row in zip(images, logits, strict=True):
             torch.testing.assert_close(row, logits_of(image, tensors, model.config), atol=1e-9, rtol=1e-9)
         torch.testing.assert_close(loaded.fuse()(images), logits, atol=1e-9, rtol=1e-9)
+
+
+# a repository's config.json in small; B-1K has layer_scale and layer_scale_conv, T-1K neither
+ON_THE_HUB: dict[str, Any] = {
+    "model_type": "mambavision", "architectures": ["MambaVisionModelForImageClassification"], "depths": [1, 2, 3, 2],
+    "dim": 8, "in_dim": 6, "drop_path_rate": 0.2, "mlp_ratio": 2, "num_heads": [2, 4, 2, 4],
+    "window_size": [8, 8, 3, 2], "id2label": {"0": "a duck", "1": "a goose"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_repository_of_the_authors(scaled, tmp_path):
+    """Described by its config.json, with the names of the authors' files behind "model."."""
+    sizes = {"dims": (8, 16, 32, 64), "depths": (1, 2, 3, 2), "num_heads": (0, 0, 2, 4), "windows": (0, 0, 3, 2)}
+    options = sizes | {"mlp_ratio": 2.0, "layer_scale": 1e-5 if scaled else None, "num_classes": 2}
+    model = perturbed("mambavision_t", stem_dim=6, **options).float()
+    save_file({f"model.{k}": t.contiguous() for k, t in as_published(model).items()}, tmp_path / "model.safetensors")
+    described = ON_THE_HUB | ({"layer_scale": 1e-5, "layer_scale_conv": None} if scaled else {})
+    describe(tmp_path, described)
+    loaded: Any = zoo.create_model(f"local-dir:{tmp_path}").eval()
+    assert loaded.config.image_shape == (48, 48) and loaded.config.label_names == ("a duck", "a goose")
+    assert loaded.config.crop_pct == 1.0 and loaded.config.mean == model.config.mean
+    x = torch.randn(1, 3, 48, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), model(x))
+    describe(tmp_path, described | {"layer_scale_conv": 1e-5})
+    with pytest.raises(ValueError, match="layer_scale_conv must be None, got 1e-05"):
+        zoo.create_model(f"local-dir:{tmp_path}")
+
+
+def describe(folder: Path, config: dict[str, Any]) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("name", ["mambavision_t2", "mambavision_l3"])
+def test_a_repository_of_a_size_has_its_name(name):
+    config: Any = zoo.registry.lookup(name).configure()
+    found, fields = convert.foreign_config(
+        {"model_type": "mambavision", "depths": list(config.depths), "dim": config.dims[0], "in_dim": config.stem_dim,
+         "num_heads": [2, 4, *config.num_heads[2:]], "window_size": [8, 8, *config.windows[2:]], "mlp_ratio": 4,
+         "layer_scale": config.layer_scale}
+    )  # fmt: skip
+    assert found == name
+    assert {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}.items() <= vars(config).items()
 
 
 @pytest.mark.parametrize("name", GIGA_MACS)
