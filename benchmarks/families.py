@@ -80,6 +80,25 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["linear_attention", "full_attention"],
         },
     ),
+    "kimi_linear": (
+        "KimiLinearConfig",
+        SIZES
+        | HEADS
+        | {
+            "kv_lora_rank": 256,
+            "qk_nope_head_dim": 64,
+            "qk_rope_head_dim": 32,
+            "v_head_dim": 64,
+            "linear_num_heads": 12,
+            "linear_head_dim": 64,
+            "intermediate_size": 2048,
+            "moe_intermediate_size": 512,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "layer_types": ["linear_attention", "full_attention"],
+            "pad_token_id": None,
+        },
+    ),
     "jamba": (
         "JambaConfig",
         SIZES | HEADS | {"intermediate_size": 1024, "num_experts": 8, "attn_layer_period": 2, "attn_layer_offset": 1},

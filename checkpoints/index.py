@@ -127,6 +127,9 @@ for _name, _tag, _repo in (
     ("qwen3_5_9b", "instruct", "Qwen/Qwen3.5-9B"), ("qwen3_5_35b_a3b", "instruct", "Qwen/Qwen3.5-35B-A3B"),
 ):  # fmt: skip
     _add(_name, _tag, Weights(repo=_repo, licence="apache-2.0", tokenizer=_repo, converter="qwen3_next"))
+for _tag, _kind in (("instruct", "Instruct"), ("base", "Base")):  # of a tiktoken.model, without a tokenizer.json
+    _repo = f"moonshotai/Kimi-Linear-48B-A3B-{_kind}"
+    _add("kimi_linear_48b_a3b", _tag, Weights(repo=_repo, licence="mit", tokenizer=_repo, converter="kimi_linear"))
 for _tag, _kind in (("base", ""), ("instruct", "-instruct")):
     _repo = f"tiiuae/falcon-mamba-7b{_kind}"
     _falcon_mamba = Weights(repo=_repo, licence="falcon-mamba-7b-license", tokenizer=_repo, converter="mamba")

@@ -19,13 +19,13 @@ from zoo.checkpoints.convert import (
     granite_hybrid,
     hybrid,
     jamba,
+    kimi_linear,
     lfm2,
     m3vit,
     mamba,
     mambavision,
     mcunet,
-    mixtral,
-    nemotron_h,
+    mixtral, nemotron_h,
     pcdarts,
     qwen3_next,
     recurrent_gemma,
@@ -51,8 +51,8 @@ __all__ = [
 ]
 
 CONVERTERS = (
-    bamba, deepseek, dense, *fla.LAYOUTS, falcon_h1, granite_hybrid, jamba, lfm2, mamba, mambavision, mixtral,
-    nemotron_h, qwen3_next, recurrent_gemma, rwkv7, smallthinker, zamba2,
+    bamba, kimi_linear, deepseek, dense, *fla.LAYOUTS, falcon_h1, granite_hybrid, jamba, lfm2, mamba, mambavision,
+    mixtral, nemotron_h, qwen3_next, recurrent_gemma, rwkv7, smallthinker, zamba2,
 )  # fmt: skip
 _AUTHORS = based, efficientvit, m3vit, mcunet, pcdarts, simplenet, vmamba, vovnet  # of weights alone
 LAYOUTS = ("zoo", "transformers", "timm")
@@ -60,16 +60,18 @@ _TRANSFORMERS: dict[str, Any] = {  # family -> converter
     "mamba": mamba, "mamba2": mamba, "falcon_h1": falcon_h1, "deepseek": deepseek, "moe": mixtral,
     "transformer": dense, "lfm2": lfm2, "qwen3_next": qwen3_next, "recurrent_gemma": recurrent_gemma,
     "rwkv7": rwkv7, **{layout.family: layout for layout in fla.LAYOUTS},
+    "kimi_linear": kimi_linear,
     "jamba": jamba, "bamba": bamba, "granite_hybrid": granite_hybrid, "nemotron_h": nemotron_h, "zamba2": zamba2,
     "smallthinker": smallthinker,
 }  # fmt: skip
 _IN_FILES = {  # where files differ from memory
     "deepseek": deepseek.to_transformers, "moe": mixtral.to_transformers, "qwen3_next": qwen3_next.to_transformers,
     "jamba": jamba.to_transformers, "granite_hybrid": granite_hybrid.to_transformers,
-    "nemotron_h": nemotron_h.to_transformers,
+    "nemotron_h": nemotron_h.to_transformers, "kimi_linear": kimi_linear.to_transformers,
 }  # fmt: skip
 _SETTLED = (
     {"moe": mixtral.settled, "transformer": dense.settled, "zamba2": zamba2.settled, "smallthinker": dense.settled}
+    | {"kimi_linear": hybrid.written_out}
     | dict.fromkeys(("bamba", "granite_hybrid", "jamba", "nemotron_h"), hybrid.settled)
     | {layout.family: layout.settled for layout in fla.LAYOUTS}
 )

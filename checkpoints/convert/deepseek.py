@@ -12,7 +12,7 @@ from zoo.checkpoints.convert.rename import rename
 from zoo.checkpoints.convert.rope import read_rope, write_rope
 
 MODEL_TYPES = ("deepseek_v2", "deepseek_v3")
-_NAMES = [  # published, ours
+NAMES = [  # published, ours
     ("model.embed_tokens.", "embedding."),
     ("model.norm.", "norm."),
     ("lm_head.", "head."),
@@ -84,7 +84,7 @@ def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     The experts of a layer are stacked and transposed, FP8 matrices multiplied by their scales, in float32.
     The layers behind the last, of multi-token prediction, become ``mtp``, without their copies of embedding and head.
     """
-    renamed = rename(gathered(_dequantise(state_dict)), _NAMES)
+    renamed = rename(gathered(_dequantise(state_dict)), NAMES)
     further = sorted(int(key.split(".")[1]) for key in renamed if key.endswith(".eh_proj.weight"))
     modules = {f"blocks.{index}.": f"mtp.{k}." for k, index in enumerate(further)}
     shared = ("embed_tokens", "shared_head.head")
@@ -117,7 +117,7 @@ def to_transformers(state_dict: Mapping[str, Tensor], stacked: bool = True) -> d
                 if source in state_dict:
                     published[f"model.layers.{index}.{name}.weight"] = state_dict[source]
         published[key] = tensor
-    return spread(rename(published, _NAMES, backwards=True), stacked)
+    return spread(rename(published, NAMES, backwards=True), stacked)
 
 
 def config_from_transformers(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

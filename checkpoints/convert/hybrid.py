@@ -69,10 +69,14 @@ def repeated(pattern: str, depth: int) -> str:
     return (pattern * depth)[:depth]
 
 
+def written_out(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a configuration with patterns, those written out."""
+    return {**config, **{name: repeated(config[name], config["depth"]) for name in ("mixers", "mlps")}}
+
+
 def settled(config: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a hybrid's configuration, its patterns written out and with the values that None stands for."""
-    patterns = {name: repeated(config[name], config["depth"]) for name in ("mixers", "mlps")}
-    return {**config, **patterns, "head_dim": config["head_dim"] or config["dim"] // config["num_heads"]}
+    return written_out(config) | {"head_dim": config["head_dim"] or config["dim"] // config["num_heads"]}
 
 
 def mixers(types: Sequence[str], depth: int) -> str:

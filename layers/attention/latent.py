@@ -42,13 +42,13 @@ class LatentAttention(Mixer):
         qk_nope_head_dim, qk_rope_head_dim: parts of a query or key without and with position.
         v_head_dim: of a value.
         q_lora_rank: width of the queries' own latent vector; None for none.
-        rope_base: wavelength base.
+        rope_base: wavelength base; None for no positions: r is a key that all heads share and nothing turns.
         rope_interleaved: rotated pairs are the channels (2i, 2i + 1), as in the published weights, instead of (i, i +
             P).
         yarn: scaling for longer contexts.
 
     Raises:
-        ValueError: for an odd qk_rope_head_dim.
+        ValueError: for an odd qk_rope_head_dim that is to turn.
 
     Papers: DeepSeek-AI, "DeepSeek-V2", arXiv 2405.04434, section 2.1; "DeepSeek-V3", arXiv 2412.19437, section 2.1.1.
     """
@@ -63,16 +63,18 @@ class LatentAttention(Mixer):
         qk_rope_head_dim: int,
         v_head_dim: int,
         q_lora_rank: int | None = None,
-        rope_base: float = 10000.0,
+        rope_base: float | None = 10000.0,
         rope_interleaved: bool = True,
         yarn: Yarn | None = None,
     ):
         super().__init__()
-        if qk_rope_head_dim % 2:
+        if qk_rope_head_dim % 2 and rope_base is not None:
             raise ValueError(f"qk_rope_head_dim must be even, it is rotated in pairs: got {qk_rope_head_dim}")
         self.num_heads, self.kv_lora_rank, self.v_head_dim = num_heads, kv_lora_rank, v_head_dim
         self.qk_nope_head_dim, self.qk_rope_head_dim = qk_nope_head_dim, qk_rope_head_dim
-        self.rotary = Rotary(qk_rope_head_dim, rope_base, scaling=yarn, interleaved=rope_interleaved)
+        self.rotary = None
+        if rope_base is not None:
+            self.rotary = Rotary(qk_rope_head_dim, rope_base, scaling=yarn, interleaved=rope_interleaved)
         qk_head_dim = qk_nope_head_dim + qk_rope_head_dim
         self.scale = qk_head_dim**-0.5 * (yarn.softmax_scale if yarn else 1.0)
         if q_lora_rank is None:
@@ -93,7 +95,9 @@ class LatentAttention(Mixer):
         q = self.q_proj(x) if self.q_lora_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
         q_nope, q_rope = q.unflatten(-1, (self.num_heads, -1)).split((self.qk_nope_head_dim, self.qk_rope_head_dim), -1)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.kv_lora_rank, self.qk_rope_head_dim), -1)
-        q_rope, k_rope = self.rotary(place.position, q_rope, k_rope[:, :, None])  # (B, T, H, rope), (B, T, 1, rope)
+        k_rope = k_rope[:, :, None]
+        if self.rotary is not None:
+            q_rope, k_rope = self.rotary(place.position, q_rope, k_rope)  # (B, T, H, rope), (B, T, 1, rope)
         q_nope, q_rope, k_rope = (heads.transpose(1, 2) for heads in (q_nope, q_rope, k_rope))
         latent = self.kv_a_layernorm(latent)[:, None]  # (B, 1, T, rank)
         q = torch.cat([q_nope, q_rope], dim=-1)
@@ -131,6 +135,8 @@ class LatentAttention(Mixer):
 
     def turned(self, heads: Tensor, by: Tensor) -> Tensor:
         """k_rope (B, 1, L, rope), or queries by their last channels, as if they stood ``by`` positions later."""
+        if self.rotary is None:
+            return heads
         rest, last = heads.split((heads.shape[-1] - self.qk_rope_head_dim, self.qk_rope_head_dim), dim=-1)
         return torch.cat([rest, self.rotary.shifted(last, by)], dim=-1)
 

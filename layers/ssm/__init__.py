@@ -4,6 +4,7 @@ from zoo.layers.sequence_block import SequenceNorm
 from zoo.layers.ssm.bimamba import BiMamba
 from zoo.layers.ssm.delta_net import DeltaNet, DeltaNetState, FusedGatedDeltaNet, GatedDeltaNet
 from zoo.layers.ssm.griffin import RGLRU, GriffinRecurrence, GriffinState
+from zoo.layers.ssm.kimi_delta import KimiDeltaAttention
 from zoo.layers.ssm.mamba import Mamba, MambaState
 from zoo.layers.ssm.mamba2 import Mamba2, Mamba2State
 from zoo.layers.ssm.mamba_vision import MambaVisionMixer
@@ -26,6 +27,7 @@ __all__ = [
     "GatedDeltaNet",
     "GriffinRecurrence",
     "GriffinState",
+    "KimiDeltaAttention",
     "Mamba",
     "Mamba2",
     "Mamba2State",

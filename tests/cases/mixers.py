@@ -19,7 +19,16 @@ from zoo.layers.attention import (
 )
 from zoo.layers.conv import DoubleGatedConv, GatedConv, H3Conv, decaying_kernel
 from zoo.layers.depth import ActiveAttention
-from zoo.layers.ssm import S4, S4D, DeltaNet, FusedGatedDeltaNet, GatedDeltaNet, GriffinRecurrence, RWKV7Block
+from zoo.layers.ssm import (
+    S4,
+    S4D,
+    DeltaNet,
+    FusedGatedDeltaNet,
+    GatedDeltaNet,
+    GriffinRecurrence,
+    KimiDeltaAttention,
+    RWKV7Block,
+)
 from zoo.layers.ssm.hippo import diagonal_inv, diagonal_real
 from zoo.layers.ssm.s4d import bilinear
 
@@ -47,6 +56,9 @@ MIXERS = {
     "attention-convolved": lambda: ConvolvedAttention(DIM, 3, head_dim=8, rotary_dim=4, kernel_size=3),
     "active-attention": lambda: ActiveAttention(DIM, num_heads=6, num_kv_heads=2),
     "latent": lambda: LatentAttention(DIM, 4, kv_lora_rank=12, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6),
+    "latent-no-positions": lambda: LatentAttention(
+        DIM, 4, kv_lora_rank=12, qk_nope_head_dim=8, qk_rope_head_dim=5, v_head_dim=6, rope_base=None
+    ),
     "taylor": lambda: TaylorAttention(DIM, num_heads=3, feature_dim=5, chunk_size=8),
     "taylor-narrow": lambda: TaylorAttention(DIM, num_heads=1, feature_dim=1, chunk_size=5),
     "sliding-window": lambda: SlidingWindowAttention(DIM, num_heads=3, window=6),
@@ -81,6 +93,7 @@ MIXERS = {
     "gated-delta-net": lambda: GatedDeltaNet(DIM, num_heads=3, head_dim=6, chunk_size=8),
     "gated-delta-net-grouped": lambda: GatedDeltaNet(DIM, num_heads=6, head_dim=5, expand_v=1.6, num_key_heads=2),
     "gated-delta-net-fused": lambda: FusedGatedDeltaNet(DIM, num_heads=4, head_dim=6, num_key_heads=2, chunk_size=8),
+    "kimi-delta": lambda: KimiDeltaAttention(DIM, num_heads=3, head_dim=6, chunk_size=8),
     "griffin": lambda: GriffinRecurrence(DIM, num_blocks=3),
     "griffin-wide": lambda: GriffinRecurrence(DIM, num_blocks=2, width=36, d_conv=2),
     "gated-linear": lambda: GatedLinearAttention(DIM, num_heads=3, chunk_size=8),

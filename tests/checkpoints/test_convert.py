@@ -32,6 +32,7 @@ LANGUAGE = {  # name, options
     "deepseek_v2": ("deepseek_nano", {"score": "softmax", "normalize": False, "group_top": 1, "bias_speed": None,
                                       "mtp_depth": 0, "yarn": YARN}),
     "mixtral": ("moe_nano", MIXTRAL),
+    "kimi_linear": ("kimi_linear_nano", {"mixers": "M*M", "mlps": "E-E", "num_groups": 2, "bias_speed": 0.01}),
     "jamba": ("jamba_nano", {"head_dim": 16, "dt_rank": 3}),
     "jamba-dense": ("jamba_nano", {"mlps": "-", "mixers": "MMM*"}),
     "bamba": ("bamba_nano", {"num_groups": 2, "dt_limit": (0.0, 1.0)}),

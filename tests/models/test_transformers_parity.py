@@ -49,6 +49,13 @@ ZAMBA = {
     "mamba_d_state": 8, "n_mamba_heads": 6, "chunk_size": 16, "time_step_min": 1e-30, "adapter_rank": 3,
     "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "hybrid"], "pad_token_id": None,
 }  # fmt: skip
+KIMI = {
+    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 3,
+    "num_key_value_heads": 3, "kv_lora_rank": 12, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6,
+    "linear_num_heads": 3, "linear_head_dim": 10, "moe_intermediate_size": 20, "num_local_experts": 6,
+    "num_experts_per_tok": 2, "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+    "pad_token_id": None,
+}  # fmt: skip
 CONFIGS = {
     "mamba": (transformers.MambaConfig, MAMBA),
     "mamba-untied": (transformers.MambaConfig, MAMBA | {"tie_word_embeddings": False, "use_bias": True}),
@@ -91,6 +98,21 @@ CONFIGS = {
         | {"head_dim": 12, "n_groups": 3, "conv_kernel": 3, "use_conv_bias": False, "use_bias": True}
         | {"layers_block_type": ["attention", "mamba", "mlp", "mamba", "mlp"], "layer_norm_epsilon": 1e-3},
     ),
+    "kimi_linear": (transformers.KimiLinearConfig, KIMI),
+    "kimi_linear-odd": (
+        transformers.KimiLinearConfig,
+        KIMI
+        | {
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "q_lora_rank": 9,
+            "qk_rope_head_dim": 5,
+            "v_head_dim": 11,
+        }
+        | {"layer_types": ["full_attention", "linear_attention", "full_attention"], "linear_conv_kernel_dim": 3}
+        | {"mlp_layer_types": ["sparse", "dense", "sparse"], "n_group": 3, "topk_group": 2, "n_shared_experts": 2}
+        | {"norm_topk_prob": False, "routed_scaling_factor": 1.7, "rms_norm_eps": 1e-3},
+    ),
     "zamba2": (transformers.Zamba2Config, ZAMBA),
     "zamba2-odd": (
         transformers.Zamba2Config,
@@ -111,7 +133,7 @@ CONFIGS = {
 
 GRADIENTS = [
     "mamba", "falcon_mamba", "mamba2-groups", "falcon_h1-multipliers", "jamba-odd", "bamba-odd", "granite-odd",
-    "nemotron_h-odd", "zamba2-odd",
+    "nemotron_h-odd", "kimi_linear-odd", "zamba2-odd",
 ]  # fmt: skip
 
 
@@ -129,6 +151,9 @@ def peer(case: str) -> torch.nn.Module:
         for name, parameter in model.named_parameters():
             scale = 0.02 if "embeddings" in name else 0.1
             parameter.add_(scale * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.add_(0.1 * torch.randn_like(buffer))
     return model
 
 
@@ -180,7 +205,7 @@ def test_loss_and_gradients_agree(case, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "case", ["mamba", "mamba2", "falcon_h1", "jamba", "bamba", "granite_hybrid", "nemotron_h", "zamba2"]
+    "case", ["mamba", "mamba2", "falcon_h1", "kimi_linear", "jamba", "bamba", "granite_hybrid", "nemotron_h", "zamba2"]
 )
 def test_conversion_is_its_own_inverse(case):
     state_dict = zoo.create_model(f"{case}_nano").state_dict()

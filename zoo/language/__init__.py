@@ -17,6 +17,7 @@ from zoo.language.gla import GLAConfig, GLALanguageModel, RetNetConfig, RetNetLa
 from zoo.language.granite_hybrid import GraniteHybridConfig, GraniteHybridLanguageModel
 from zoo.language.hybrid import HybridConfig, HybridLanguageModel
 from zoo.language.jamba import JambaConfig, JambaLanguageModel
+from zoo.language.kimi_linear import KimiLinearConfig, KimiLinearLanguageModel
 from zoo.language.lfm2 import LFM2Config, LFM2LanguageModel
 from zoo.language.linformer import LinformerClassifier, LinformerConfig
 from zoo.language.longconv import LongConvConfig, LongConvLanguageModel
@@ -61,6 +62,8 @@ __all__ = [
     "HybridLanguageModel",
     "JambaConfig",
     "JambaLanguageModel",
+    "KimiLinearConfig",
+    "KimiLinearLanguageModel",
     "LFM2Config",
     "LFM2LanguageModel",
     "LanguageConfig",

@@ -17,8 +17,8 @@ from zoo.layers.options import require_limits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HybridConfig(LanguageConfig):
-    """Options of every hybrid."""
+class PatternConfig(LanguageConfig):
+    """Options of every stack that two patterns lay out."""
 
     letters: ClassVar[dict[str, str]] = {"mixers": "M*", "mlps": "-"}
 
@@ -26,12 +26,6 @@ class HybridConfig(LanguageConfig):
     """One letter a block, from the first again where there are more blocks: "M" is a state space, "*" attention."""
     mlps: str = "-"
     """What follows the mixer, likewise: "-" is a feed-forward layer, "E" one of experts, "." nothing."""
-    num_heads: int
-    """Query heads of the attention."""
-    num_kv_heads: int
-    """Key and value heads of the attention."""
-    head_dim: int | None = None
-    """Width of an attention head, dim / num_heads when None."""
     mlp_dim: int
     """Hidden width of a feed-forward layer."""
     tie_embeddings: bool = False
@@ -39,7 +33,7 @@ class HybridConfig(LanguageConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_positive(self, "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
+        require_positive(self, "mlp_dim")
         for name, letters in self.letters.items():
             if not getattr(self, name) or set(getattr(self, name)) - set(letters):
                 raise ValueError(
@@ -49,6 +43,22 @@ class HybridConfig(LanguageConfig):
     def kind(self, index: int) -> str:
         """The letters of the mixer and of what follows it in block ``index``."""
         return self.mixers[index % len(self.mixers)] + self.mlps[index % len(self.mlps)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HybridConfig(PatternConfig):
+    """Options of every hybrid with grouped-query attention."""
+
+    num_heads: int
+    """Query heads of the attention."""
+    num_kv_heads: int
+    """Key and value heads of the attention."""
+    head_dim: int | None = None
+    """Width of an attention head, dim / num_heads when None."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "num_heads", "num_kv_heads", "head_dim")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,10 +90,10 @@ class Mamba2HybridConfig(HybridConfig):
         require_limits("dt_limit", self.dt_limit)
 
 
-class HybridLanguageModel(LanguageModel):
+class PatternLanguageModel(LanguageModel):
     """A stack of blocks whose parts the patterns name."""
 
-    config: HybridConfig
+    config: PatternConfig
 
     def build_block(self, index: int) -> Block:
         """Norm and state space or attention; norm and feed-forward layer or experts, or nothing."""
@@ -97,9 +107,8 @@ class HybridLanguageModel(LanguageModel):
         raise NotImplementedError
 
     def build_attention(self) -> Mixer:
-        """Attention without positions, which the state spaces know."""
-        c = self.config
-        return CausalAttention(c.dim, c.num_heads, c.num_kv_heads, rope_base=None, head_dim=c.head_dim)
+        """The attention."""
+        raise NotImplementedError
 
     def build_mlp(self) -> nn.Module:
         """The feed-forward layer."""
@@ -108,6 +117,17 @@ class HybridLanguageModel(LanguageModel):
     def build_experts(self) -> nn.Module:
         """The feed-forward layer of experts."""
         raise NotImplementedError
+
+
+class HybridLanguageModel(PatternLanguageModel):
+    """A hybrid with grouped-query attention."""
+
+    config: HybridConfig
+
+    def build_attention(self) -> Mixer:
+        """Attention without positions, which the state spaces know."""
+        c = self.config
+        return CausalAttention(c.dim, c.num_heads, c.num_kv_heads, rope_base=None, head_dim=c.head_dim)
 
 
 class Mamba2HybridLanguageModel(HybridLanguageModel):
