@@ -10,6 +10,7 @@ from zoo.kernels.linear_attention import LinearAttentionOutput, linear_attention
 from zoo.kernels.linear_recurrence import RecurrenceOutput, linear_recurrence
 from zoo.kernels.long_conv import butterfly_conv, dft_factors, long_conv, packed_long_conv
 from zoo.kernels.lowbit_matmul import lowbit_matmul
+from zoo.kernels.mlstm import MLSTMOutput, mlstm
 from zoo.kernels.moe import (
     MoEOutput,
     Routing,
@@ -27,15 +28,18 @@ from zoo.kernels.rms_norm import rms_norm
 from zoo.kernels.rope import rope
 from zoo.kernels.selective_scan import ScanOutput, selective_scan
 from zoo.kernels.sliding_window_attention import sliding_window_attention
+from zoo.kernels.slstm import SLSTMOutput, slstm
 from zoo.kernels.ssd import SSDOutput, ssd
 from zoo.kernels.taylor_attention import TaylorAttentionOutput, taylor_attention, taylor_features
 
 __all__ = [
     "ConvOutput",
     "LinearAttentionOutput",
+    "MLSTMOutput",
     "MoEOutput",
     "RecurrenceOutput",
     "Routing",
+    "SLSTMOutput",
     "SSDOutput",
     "ScanOutput",
     "TaylorAttentionOutput",
@@ -57,6 +61,7 @@ __all__ = [
     "load_balance_loss",
     "long_conv",
     "lowbit_matmul",
+    "mlstm",
     "moe",
     "packed_long_conv",
     "rms_norm",
@@ -64,6 +69,7 @@ __all__ = [
     "router_z_loss",
     "selective_scan",
     "sliding_window_attention",
+    "slstm",
     "sort_by_expert",
     "ssd",
     "taylor_attention",

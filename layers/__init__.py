@@ -46,11 +46,14 @@ from zoo.layers.recompute import recompute
 from zoo.layers.residual import Residual
 from zoo.layers.reversible import ReversibleSequence
 from zoo.layers.ssm import (
+    MLSTM,
     S4,
     S4D,
+    SLSTM,
     SS2D,
     BiMamba,
     DeltaNet,
+    ExpandedMLSTM,
     FusedGatedDeltaNet,
     GatedDeltaNet,
     GriffinRecurrence,
@@ -66,8 +69,10 @@ from zoo.layers.state import State
 from zoo.layers.states import JointState, ModelState
 
 __all__ = [
+    "MLSTM",
     "S4",
     "S4D",
+    "SLSTM",
     "SS2D",
     "ActiveAttention",
     "Attention",
@@ -84,6 +89,7 @@ __all__ = [
     "DeltaNet",
     "DoubleGatedConv",
     "DropPath",
+    "ExpandedMLSTM",
     "FusedGatedDeltaNet",
     "GatedAttention",
     "GatedConv",

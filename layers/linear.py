@@ -49,22 +49,27 @@ class WideBias(nn.Linear):
 class BlockLinear(nn.Module):
     """y_k = x_k W_k + b_k over ``num_blocks`` equal parts x_k of the channels: a block-diagonal matrix.
 
+    Args:
+        dim: channels.
+        num_blocks: parts.
+        bias: add b.
+
     Raises:
         ValueError: for num_blocks that do not divide dim.
     """
 
-    def __init__(self, dim: int, num_blocks: int):
+    def __init__(self, dim: int, num_blocks: int, bias: bool = True):
         super().__init__()
         if num_blocks < 1 or dim % num_blocks:
             raise ValueError(f"num_blocks must divide dim, got dim {dim}, num_blocks {num_blocks}")
         size = dim // num_blocks
         self.weight = nn.Parameter(torch.empty(num_blocks, size, size).normal_(std=0.1 * size**-0.5))
-        self.bias = nn.Parameter(torch.zeros(num_blocks, size))
+        self.bias = nn.Parameter(torch.zeros(num_blocks, size)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., dim) -> (..., dim)."""
-        parts = x.unflatten(-1, self.bias.shape)
-        return (torch.einsum("...ki,kij->...kj", parts, self.weight) + self.bias).flatten(-2)
+        y = torch.einsum("...ki,kij->...kj", x.unflatten(-1, self.weight.shape[:2]), self.weight)
+        return (y if self.bias is None else y + self.bias).flatten(-2)
 
 
 def is_plain(linear: nn.Module) -> bool:

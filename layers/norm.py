@@ -86,23 +86,30 @@ class GatedRMSNorm(nn.Module):
 class LayerNorm(nn.LayerNorm):
     """Layer norm over the last axis, computed in float32 and returned in the dtype of the weight."""
 
-    def __init__(self, dim: int, eps: float = 1e-5):
-        super().__init__(dim, eps)
+    def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True):
+        super().__init__(dim, eps, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., dim) -> (..., dim)."""
         wide = compute_dtype(x)
-        y = F.layer_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.bias.to(wide), self.eps)
+        bias = None if self.bias is None else self.bias.to(wide)
+        y = F.layer_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), bias, self.eps)
         return y.to(self.weight.dtype)
 
 
 class HeadNorm(nn.GroupNorm):
     """Layer norm over each of ``num_groups`` parts of the last axis, in float32; returned in the dtype of x."""
 
+    def __init__(self, num_groups: int, dim: int, eps: float = 1e-5, bias: bool = True):
+        super().__init__(num_groups, dim, eps)
+        if not bias:
+            self.register_parameter("bias", None)
+
     def forward(self, x: Tensor) -> Tensor:
         """x (..., dim) -> (..., dim)."""
         wide = compute_dtype(x)
-        rows, weight, bias = (t.to(wide) for t in (x.reshape(-1, self.num_channels), self.weight, self.bias))
+        rows, weight = x.reshape(-1, self.num_channels).to(wide), self.weight.to(wide)
+        bias = None if self.bias is None else self.bias.to(wide)
         return F.group_norm(rows, self.num_groups, weight, bias, self.eps).to(x.dtype).view(x.shape)
 
 

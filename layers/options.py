@@ -16,8 +16,8 @@ def require_limits(name: str, limits: tuple[float, ...]) -> None:
         raise ValueError(f"{name} must be (smallest, largest) with 0 <= smallest <= largest > 0, got {limits}")
 
 
-def require_above(least: float, **options: float) -> None:
-    """Raise a ValueError for an option that is not above ``least``."""
+def require_above(least: float, **options: float | None) -> None:
+    """Raise a ValueError for an option that is not above ``least``; None, for none, passes."""
     for name, value in options.items():
-        if not value > least:
+        if value is not None and not value > least:
             raise ValueError(f"{name} must be above {least}, got {value}")

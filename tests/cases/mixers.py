@@ -20,9 +20,12 @@ from zoo.layers.attention import (
 from zoo.layers.conv import DoubleGatedConv, GatedConv, H3Conv, decaying_kernel
 from zoo.layers.depth import ActiveAttention
 from zoo.layers.ssm import (
+    MLSTM,
     S4,
     S4D,
+    SLSTM,
     DeltaNet,
+    ExpandedMLSTM,
     FusedGatedDeltaNet,
     GatedDeltaNet,
     GriffinRecurrence,
@@ -99,6 +102,12 @@ MIXERS = {
     "gated-linear": lambda: GatedLinearAttention(DIM, num_heads=3, chunk_size=8),
     "gated-linear-wide": lambda: GatedLinearAttention(DIM, 2, 0.25, 1.5, gate_rank=3, gate_temperature=2.0),
     "retention": lambda: Retention(DIM, num_heads=3, chunk_size=8),
+    "mlstm": lambda: MLSTM(DIM, num_heads=3, key_dim=4, value_dim=8, input_offset=0.0, chunk_size=8),
+    "mlstm-uncapped": lambda: MLSTM(DIM, 2, key_dim=5, value_dim=3, gate_softcap=None, input_offset=1.0, eps=1e-2),
+    "mlstm-expanded": lambda: ExpandedMLSTM(DIM, num_heads=3, chunk_size=8),
+    "mlstm-expanded-narrow": lambda: ExpandedMLSTM(DIM, 2, inner_dim=30, block_size=5, d_conv=2, eps=1e-2),
+    "slstm": lambda: SLSTM(DIM, num_heads=3),
+    "slstm-narrow": lambda: SLSTM(DIM, num_heads=2, d_conv=2, forget_power=1.0),
     "rwkv7-first": lambda: RWKV7Block(DIM // 2, head_dim=6, mlp_dim=20, ranks=(3, 4, 5, 6), depth=2, chunk_size=8),
     "rwkv7": lambda: RWKV7Block(DIM // 2, head_dim=4, mlp_dim=20, ranks=(3, 4, 5, 6), index=1, depth=2, chunk_size=8),
     "s4": lambda: S4(DIM, d_state=8, chunk_size=8),

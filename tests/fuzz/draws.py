@@ -158,6 +158,44 @@ def linear_attention(dice: Dice) -> Draw:
     )
 
 
+def mlstm(dice: Dice) -> Draw:
+    """Gates whose exponentials float32 holds, and never two that are equally large."""
+    heads, keys, values, time = dice.pick((1, 2, 3)), dice.size(), dice.size(), (dice.batch, dice.length)
+    decay = dice.pick((-1.0, -1.0, 1.0)) * dice.rand(*time, heads) - 1e-3
+    made = Draw(
+        present(
+            q=dice.cast(dice.values(*time, heads, keys)),
+            k=dice.cast(dice.values(*time, heads, keys)),
+            v=dice.cast(dice.values(*time, heads, values)),
+            log_input=dice.cast(dice.mixture(dice.pick((1.0, 5.0)) * dice.normal(*time, heads), -20.0, -math.inf)),
+            log_decay=dice.cast(dice.mixture(decay, -30.0, -math.inf)),
+            seq_idx=dice.maybe(lambda: dice.sequences(*time), 0.4),
+        ),
+        {"scale": dice.pick((None, 0.3)), "eps": dice.pick((1e-6, 1e-2))},
+        chunked=True,
+    )
+    if dice.random.random() < 0.5:
+        shape = dice.batch, heads, keys
+        made.inputs["memory"], made.inputs["normalizer"] = dice.state(*shape, values), dice.state(*shape)
+        made.inputs["stabilizer"] = dice.normal(*shape[:2]).to(made.inputs["memory"].dtype)
+    return made
+
+
+def slstm(dice: Dice) -> Draw:
+    heads, dim, time = dice.pick((1, 2, 3)), dice.size(), (dice.batch, dice.length)
+    x = dice.pick((0.3, 1.0, 5.0)) * dice.normal(*time, 4, heads, dim)
+    made = present(
+        x=dice.cast(x),
+        R=dice.cast(dice.pick((0.0, 0.3)) * dice.normal(heads, dim, 4, dim)),
+        seq_idx=dice.maybe(lambda: dice.sequences(*time), 0.4),
+    )
+    if dice.random.random() < 0.5:
+        state = dice.normal(dice.batch, 4, heads, dim)
+        state[:, 2] = 0.5 + dice.rand(dice.batch, heads, dim)  # a normaliser is positive
+        made["initial_state"] = state.to(torch.float64 if dice.wide else torch.float32)
+    return Draw(made)
+
+
 def linear_recurrence(dice: Dice) -> Draw:
     dim, time = dice.size(), (dice.batch, dice.length)
     return Draw(
@@ -376,10 +414,12 @@ DRAWS: dict[str, Callable[[Dice], Draw]] = {
         linear_recurrence,
         long_conv,
         lowbit_matmul,
+        mlstm,
         rms_norm,
         rope,
         selective_scan,
         sliding_window_attention,
+        slstm,
         ssd,
         taylor_attention,
     )

@@ -94,6 +94,47 @@ def linear_attention(q, k, v, *, log_decay=None, scale=None, initial_state=None,
     return torch.stack(outputs, 1), S
 
 
+def mlstm(
+    q, k, v, log_input, log_decay, *, scale=None, eps=1e-6, memory=None, normalizer=None, stabilizer=None, seq_idx=None
+):  # fmt: skip
+    """C and n themselves, as they are without a stabiliser, which only eps and the final state know."""
+    batch, length, heads, dim = q.shape
+    C, n, m = q.new_zeros(batch, heads, dim, v.shape[3]), q.new_zeros(batch, heads, dim), q.new_zeros(batch, heads)
+    if stabilizer is not None:
+        m, grown = stabilizer, stabilizer.exp()
+        C, n = grown[..., None, None] * memory, grown[..., None] * normalizer
+    scale, outputs = dim**-0.5 if scale is None else scale, []
+    for t in range(length):
+        C, n, m = (_forget(part, _restarts(seq_idx, t)) for part in (C, n, m))
+        g, i, query = log_decay[:, t], log_input[:, t].exp(), scale * q[:, t]
+        C = _shrink(C, g[..., None, None]) + torch.einsum("bh,bhk,bhv->bhkv", i, k[:, t], v[:, t])
+        n = _shrink(n, g[..., None]) + i[..., None] * k[:, t]
+        m = torch.maximum(g + m, log_input[:, t]).clamp(min=-80)
+        bound = torch.maximum((query * n).sum(-1).abs(), torch.ones_like(m)) + eps * m.exp()
+        outputs.append(torch.einsum("bhk,bhkv->bhv", query, C) / bound[..., None])
+    shrunk = (-m).exp()
+    return torch.stack(outputs, 1), shrunk[..., None, None] * C, shrunk[..., None] * n, m
+
+
+def slstm(x, R, *, initial_state=None, seq_idx=None):
+    """c and n themselves, as they are without a stabiliser, which only the final state knows."""
+    batch, length, _, heads, dim = x.shape
+    h = c = n = m = x.new_zeros(batch, heads, dim)
+    if initial_state is not None:
+        h, c, n, m = initial_state.unbind(1)
+        c, n = m.exp() * c, m.exp() * n
+    outputs = []
+    for t in range(length):
+        h, c, n, m = (_forget(part, _restarts(seq_idx, t)) for part in (h, c, n, m))
+        logits = [x[:, t, g] + torch.einsum("bhd,hde->bhe", h, R[:, :, g]) for g in range(4)]
+        i, f = logits[0].exp(), torch.sigmoid(logits[1])
+        m = torch.where(n == 0, logits[0], torch.maximum(m - _softplus(-logits[1]), logits[0]))
+        c, n = f * c + i * torch.tanh(logits[2]), f * n + i
+        h = torch.sigmoid(logits[3]) * c / n
+        outputs.append(h)
+    return torch.stack(outputs, 1), torch.stack([h, (-m).exp() * c, (-m).exp() * n, m], 1)
+
+
 def delta_rule(q, k, v, beta, *, log_decay=None, scale=None, initial_state=None, seq_idx=None):
     batch, length, heads, dim = q.shape
     S = q.new_zeros(batch, heads, dim, v.shape[3]) if initial_state is None else initial_state
