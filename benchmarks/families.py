@@ -24,6 +24,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 import zoo
+from zoo.benchmarks import readme
 from zoo.benchmarks.common import fitted_exponent, interleaved, machine, markdown, save, table
 
 OURS, PEER = "zoo", "transformers"
@@ -190,7 +191,7 @@ def their_decoding(model: Any, prefix: Tensor, tokens: Tensor) -> Callable[[], T
 
     def decode() -> Tensor:
         with torch.no_grad():
-            cache = {"past_key_values": DynamicCache(config=model.config)} if stateful else {}
+            cache: dict[str, Any] = {"past_key_values": DynamicCache(config=model.config)} if stateful else {}
             found = model(prefix, **cache, use_cache=True)
             for t in range(tokens.shape[1]):
                 cache |= {name: found[name] for name in ("cache_params", "past_key_values") if name in found}
@@ -291,6 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text += f"\n{here['processor']}, {here['threads']} threads, {here['packages']}, "
         text += f"commit {here['commit']}, {here['date']}.\n"
         save("families", {"machine": here, "comparison": compared, "over_length": swept}, text)
+        if readme.README.exists():
+            readme.refresh()
 
 
 if __name__ == "__main__":

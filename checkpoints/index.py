@@ -17,6 +17,8 @@ from pathlib import PurePosixPath
 
 from zoo.checkpoints.io import SINGLE
 
+UNKNOWN = "unknown"  # licence: the pages say none
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -25,9 +27,10 @@ class Weights:
     repo: repository on the Hugging Face Hub, or url: address of a file. file: the file in the repository; None for
     what a folder of weights holds (model.safetensors, its shards, or pytorch_model.bin). revision: commit of the
     repository. sha256, or sha256_prefix (as release files carry it in their names), and size in bytes of the file.
-    licence, data (trained on), metric (published), tokenizer (repository). fields: of the configuration, where the
-    weights differ from the name's defaults and from the config.json beside them. converter: of ``checkpoints.convert``,
-    for what is not in the zoo's names. ema: of a PyTorch file, True where the metric is that of the averaged copy.
+    licence, as the repository's or project's page names it; data (trained on), metric (published), tokenizer
+    (repository). fields: of the configuration, where the weights differ from the name's defaults and from the
+    config.json beside them. converter: of ``checkpoints.convert``, for what is not in the zoo's names. ema: of a
+    PyTorch file, True where the metric is that of the averaged copy.
 
     Raises:
         ValueError: for neither or both of repo and url, or a file name that leaves the repository.
@@ -40,7 +43,7 @@ class Weights:
     sha256: str | None = None
     sha256_prefix: str | None = None
     size: int | None = None
-    licence: str | None = None
+    licence: str = UNKNOWN
     data: str | None = None
     metric: str | None = None
     tokenizer: str | None = None
@@ -78,6 +81,7 @@ _MAMBA = Weights(repo="", licence="apache-2.0", data="the Pile, 300 B tokens", t
 _FALCON = Weights(repo="", licence="falcon-llm-license", converter="falcon_h1")
 # the World models' tokenizer is Python code beside a list of words, without a tokenizer.json; the Pile's is NeoX's
 _RWKV = Weights(repo="", licence="apache-2.0", converter="rwkv7")
+_NEMOTRON = "nvidia-internal-scientific-research-and-development-model-license"
 _DEEPSEEK = Weights(repo="", licence="deepseek (model agreement)", converter="deepseek")
 _IMAGENET, _IMAGENET_21K = "ImageNet-1k", "ImageNet-21k, then ImageNet-1k"
 _MAMBAVISION = "cc-by-nc-sa-4.0 (README of the authors' code; nvclv1 on the Hub)"
@@ -146,8 +150,8 @@ for _name, _tag, _repo, _licence, _converter in (
     ("granite4_h_tiny", "instruct", "ibm-granite/granite-4.0-h-tiny", "apache-2.0", "granite_hybrid"),
     ("granite4_h_small", "base", "ibm-granite/granite-4.0-h-small-base", "apache-2.0", "granite_hybrid"),
     ("granite4_h_small", "instruct", "ibm-granite/granite-4.0-h-small", "apache-2.0", "granite_hybrid"),
-    ("nemotron_h_4b", "base", "nvidia/Nemotron-H-4B-Base-8K", "nvidia (see its page)", "nemotron_h"),
-    ("nemotron_h_8b", "base", "nvidia/Nemotron-H-8B-Base-8K", "nvidia (see its page)", "nemotron_h"),
+    ("nemotron_h_4b", "base", "nvidia/Nemotron-H-4B-Base-8K", _NEMOTRON, "nemotron_h"),
+    ("nemotron_h_8b", "base", "nvidia/Nemotron-H-8B-Base-8K", _NEMOTRON, "nemotron_h"),
     ("zamba2_1_2b", "base", "Zyphra/Zamba2-1.2B", "apache-2.0", "zamba2"),
     ("zamba2_2_7b", "base", "Zyphra/Zamba2-2.7B", "apache-2.0", "zamba2"),
     ("zamba2_7b", "base", "Zyphra/Zamba2-7B", "apache-2.0", "zamba2"),
@@ -224,17 +228,13 @@ for _name, _tag, _repo in (
     ("qwen3_235b_a22b", "chat", "Qwen/Qwen3-235B-A22B"),
 ):  # fmt: skip
     _add(_name, _tag, Weights(repo=_repo, licence="apache-2.0", tokenizer=_repo, converter="mixtral"))
-for _name, _published in (
-    ("deltanet_1_3b", "delta_net-1.3B-100B"), ("gla_1_3b", "gla-1.3B-100B"), ("retnet_1_3b", "retnet-1.3B-100B"),
-    ("retnet_2_7b", "retnet-2.7B-100B"),
+for _name, _published, _count, _licence in (
+    ("deltanet_1_3b", "delta_net-1.3B-100B", 100, UNKNOWN), ("gla_1_3b", "gla-1.3B-100B", 100, "mit"),
+    ("retnet_1_3b", "retnet-1.3B-100B", 100, "mit"), ("retnet_2_7b", "retnet-2.7B-100B", 100, "mit"),
+    ("gla_340m", "gla-340M-15B", 15, UNKNOWN),
 ):  # fmt: skip
-    _repo = f"fla-hub/{_published}"
-    _add(_name, "slimpj", Weights(repo=_repo, data="SlimPajama, 100 B tokens", tokenizer=_repo, converter="fla"))
-_add(
-    "gla_340m", "slimpj",
-    Weights(repo="fla-hub/gla-340M-15B", data="SlimPajama, 15 B tokens", tokenizer="fla-hub/gla-340M-15B",
-            converter="fla"),
-)  # fmt: skip
+    _repo, _data = f"fla-hub/{_published}", f"SlimPajama, {_count} B tokens"
+    _add(_name, "slimpj", Weights(repo=_repo, licence=_licence, data=_data, tokenizer=_repo, converter="fla"))
 for _name, _repo in (
     ("based_360m", "hazyresearch/based-360m"), ("based_1_3b", "hazyresearch/based-1b"),
     ("based_attention_360m", "hazyresearch/attn-360m"), ("based_attention_1_3b", "hazyresearch/attn-1b"),
@@ -286,7 +286,7 @@ for _name, _prefix, _top1 in (
         Weights(
             url="https://github.com/Coderx7/SimpleNet_Pytorch/releases/download/v1.0.0/"
             f"simplenetv1_{_name}-{_prefix}.pth",
-            sha256_prefix=_prefix, data=_IMAGENET, metric=f"{_top1} % top-1", converter="simplenet",
+            sha256_prefix=_prefix, licence="mit", data=_IMAGENET, metric=f"{_top1} % top-1", converter="simplenet",
         ),
     )  # fmt: skip
 for _name, _file, _metric in (

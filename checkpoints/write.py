@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.checkpoints.io import CONFIG, INDICES, PREVIOUS, SINGLE, WEIGHTS, whole
+from zoo.checkpoints.io import CONFIG, INDICES, PREVIOUS, SINGLE, WEIGHTS, read_config, whole
 from zoo.checkpoints.json_files import read_json, write_json
 
 CARD = "README.md"
@@ -24,6 +24,7 @@ COMPANIONS = (  # what lies beside a model and is not of it: how its text is pre
     "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.json", "chat_template.jinja",
     "generation_config.json",
 )  # fmt: skip
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of a config.json, for those who generate
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -48,7 +49,8 @@ def write_folder(
         state_dict: tensors of any device.
         config: content of the ``config.json``.
         card: the model card.
-        companions: a folder whose tokenizer and generation settings are copied, where ``folder`` has none.
+        companions: a folder whose tokenizer and generation settings are copied, where ``folder`` has none, and whose
+            ``config.json`` says which tokens begin and end a text.
         max_shard_size: bytes of a file, such as 5_000_000_000 or "5GB"; None writes one file.
 
     Raises:
@@ -59,6 +61,9 @@ def write_folder(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give a folder to save into")
+    if companions is not None and (whole(companions) / CONFIG).exists():
+        known = read_config(companions)
+        config = {**config, **{name: known[name] for name in TOKEN_IDS if known.get(name) is not None}}
     tensors = _unshared(state_dict)
     shards = _shards(tensors, _bytes(max_shard_size))
     folder.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,20 @@ def test_list_and_info_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Pat
         assert info["name"] == name and info["paper"]["arxiv"] and info["config"].keys()
 
 
+def test_licences_and_tokenizers_of_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "m*", "--pretrained"]) == 0
+    lines = {tuple(line.split()) for line in capsys.readouterr().out.splitlines()}
+    assert ("mamba2_130m", "mamba2", "language", "pile", "apache-2.0", "EleutherAI/gpt-neox-20b") in lines
+    assert ("mamba2_nano", "mamba2", "language", "bundled", "apache-2.0", "bytes") in lines
+    assert ("mcunet_in0", "mcunet", "image-classification", "in1k", "mit", "-") in lines
+    assert main(["list", "vovnet39a", "--pretrained", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["weights"]["in1k"]["licence"] == "unknown" and "dropbox" in row["weights"]["in1k"]["source"]
+    assert main(["info", "llama3_2_1b"]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "weights base licence: llama3.2; tokenizer: meta-llama/Llama-3.2-1B" in text
+
+
 def test_info_of_a_saved_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     model = zoo.create_model("vit_nano", depth=1, num_classes=3)
     zoo.save_model(model, tmp_path / "model")

@@ -17,8 +17,8 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, free_root: bool = False) -> nn.
     """Shard a model in place over the data-parallel dimension of Lightning's mesh.
 
     Every child of a `ModuleList` or `Sequential` named `blocks` or `layers` is a unit of its own: its weights are
-    gathered just before it runs and freed after. What is outside the blocks (embedding, last norm, head) is the root
-    unit.
+    gathered just before it runs and freed after, and so is what several of them call (a model's `shared_modules`). What
+    is outside the blocks (embedding, last norm, head) is the root unit.
 
     Args:
         model: built alike in every process (same seed, or same checkpoint): each keeps its part of its own copy.
@@ -34,6 +34,8 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, free_root: bool = False) -> nn.
             f"{mesh['tensor_parallel'].size()}: use the strategy 'fsdp2', or set tensor_parallel_size to 1"
         )
     data_parallel = mesh["data_parallel"]
+    for shared in [one for module in model.modules() for one in getattr(module, "shared_modules", ())]:
+        fully_shard(shared, mesh=data_parallel)  # before the block that holds it, which is freed before others call it
     for name, module in list(model.named_modules()):
         if name.rpartition(".")[2] in BLOCK_LISTS and isinstance(module, (nn.ModuleList, nn.Sequential)):
             for block in module:

@@ -11,6 +11,7 @@ from zoo.export import export_onnx, export_program
 from zoo.factorize import factorize
 from zoo.factory import ModelInfo, create_model, load_weights, model_info, prefetch
 from zoo.generate import generate, stream
+from zoo.language.rows import batch_invariant
 from zoo.layers.report import activity, after_step, auxiliary_losses
 from zoo.perplexity import TextScore, score_text
 from zoo.predict import predict, read_labels
@@ -32,6 +33,7 @@ __all__ = [
     "activity",
     "after_step",
     "auxiliary_losses",
+    "batch_invariant",
     "cache",
     "convert",
     "create_model",

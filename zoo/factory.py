@@ -21,7 +21,7 @@ from zoo.layers.quant import Format, count_parameters
 from zoo.limits import check_sizes
 from zoo.loading import build_around, cast, common_dtype, tied, without_memory
 from zoo.quantize.files import KEY, formats, with_records
-from zoo.registry import ModelEntry, Paper, entries, lookup, nearest
+from zoo.registry import ModelEntry, Paper, WeightSet, entries, lookup, nearest
 
 if TYPE_CHECKING:
     from zoo.language import LanguageModel
@@ -285,6 +285,7 @@ class ModelInfo:
     Attributes:
         config: its default configuration, field -> value.
         options: what the fields mean.
+        weights: tag -> what is known of the weights.
         bits_per_weight: what a saved model's weights take, all of them; None of a name.
     """
 
@@ -296,6 +297,7 @@ class ModelInfo:
     num_parameters: int
     tags: tuple[str, ...]
     options: dict[str, str]
+    weights: dict[str, WeightSet]
     bits_per_weight: float | None = None
 
 
@@ -320,7 +322,7 @@ def model_info(name: str) -> ModelInfo:
     described = dataclasses.asdict(wanted.config), count, entry.tags, describe_fields(type(wanted.config))
     stored = sum(tensor.nbytes for tensor in (wanted.weights or {}).values())
     bits = 8 * stored / count if stored else None
-    return ModelInfo(entry.name, entry.task, entry.family, entry.paper, *described, bits_per_weight=bits)
+    return ModelInfo(entry.name, entry.task, entry.family, entry.paper, *described, entry.weights, bits)
 
 
 def _build(wanted: _Wanted, device: torch.device, dtype: torch.dtype | Literal["auto"] | None) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from zoo.checkpoints import bundled
+from zoo.checkpoints.index import INDEX, UNKNOWN
 from zoo.checkpoints.index import tags as published_tags
 
 TASKS = ("language", "text-classification", "image-classification", "image-generation", "segmentation", "multi-task")
@@ -38,6 +39,40 @@ class ModelEntry:
     model_class: Callable[[Any], nn.Module]
     configure: Callable[[], Any]
     tags: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> dict[str, WeightSet]:
+        """Tag -> what is known of those weights."""
+        return {tag: _weight_set(self, tag) for tag in self.tags}
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightSet:
+    """What is known of a set of weights.
+
+    Attributes:
+        source: repository on the Hugging Face Hub, or address; None for what comes with the package or is not known.
+        licence: as its page names it, or "unknown".
+        tokenizer: repository of a language model's, or "bytes"; None of another model.
+        data, metric: what it was trained on, and its published or measured score, where they are known.
+    """
+
+    source: str | None = None
+    licence: str = UNKNOWN
+    tokenizer: str | None = None
+    data: str | None = None
+    metric: str | None = None
+
+
+def _weight_set(entry: ModelEntry, tag: str) -> WeightSet:
+    if (found := INDEX.get(entry.name, {}).get(tag)) is not None:
+        tokenizer = found.tokenizer_place if entry.task == "language" else None
+        place = found.repo or found.url
+        return WeightSet(place, found.licence, None if tokenizer is None else tokenizer[0], found.data, found.metric)
+    if tag == "bundled":
+        known, tokenizer = bundled.index()[entry.name], "bytes" if entry.task == "language" else None
+        return WeightSet(None, "apache-2.0", tokenizer, known["data"], f"{known['metric']} {known['value']}")
+    return WeightSet()
 
 
 _entries: dict[str, ModelEntry] = {}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.checkpoints import bundled, fit_state_dict
 from zoo.checkpoints.convert import implied, to_zoo
-from zoo.checkpoints.index import INDEX
+from zoo.checkpoints.index import INDEX, UNKNOWN
 from zoo.config import agreed, override
 from zoo.factory import create_model
 from zoo.layers import SS2D, BiMamba, CascadedGroupAttention, MambaVisionMixer, RMSNorm
@@ -69,7 +69,7 @@ def _published(entry: ModelEntry) -> dict[str, dict[str, Any]]:
         if weights is not None:
             repo = f"{weights.repo}@{weights.revision}" if weights.revision else weights.repo
             source |= {"hf_hub_id": repo, "hf_hub_filename": weights.file, "url": weights.url}
-            source |= {"license": weights.licence}
+            source |= {"license": None if weights.licence == UNKNOWN else weights.licence}
         elif tag == "bundled":
             source["file"] = str(bundled.FOLDER / bundled.index()[entry.name]["file"])
         found[f"{entry.name}.{tag}" if tag else entry.name] = source | described(entry.model_class, _known(entry, tag))

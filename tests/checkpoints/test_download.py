@@ -300,7 +300,9 @@ def test_the_index_is_of_registered_models():
     for name, sets in INDEX.items():
         entry = zoo.registry.lookup(name)
         assert set(sets) <= set(entry.tags), name
-        for weights in sets.values():
+        for tag, weights in sets.items():
             dataclasses.replace(entry.configure(), **dict(weights.fields))
+            known = entry.weights[tag]
+            assert known.licence and known.source and bool(known.tokenizer) == (entry.task == "language"), name
     assert zoo.create_model("vim_tiny", device="meta", stride=8).patch_embed.grid_size == (27, 27)
     assert set(INDEX) <= set(zoo.list_models(pretrained=True))

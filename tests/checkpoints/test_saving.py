@@ -248,3 +248,18 @@ def test_dtype_of_the_weights(stored, expected, tmp_path):
     assert model.embedding.weight.dtype == expected and model.blocks[0].mixer.A_log.dtype == torch.float32
     assert zoo.create_model(f"local-dir:{tmp_path}").embedding.weight.dtype == torch.float32
     assert zoo.create_model("mamba2_nano", dtype="auto").embedding.weight.dtype == torch.float32
+
+
+def test_ids_that_end_a_text_stay_in_config_json(tmp_path):
+    """From transformers' folder through ours and back, by saving and by converting."""
+    config = transformers.LlamaConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        bos_token_id=3, eos_token_id=[4, 5], pad_token_id=6,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs" / "generation_config.json").unlink()
+    zoo.save_model(zoo.create_model(f"local-dir:{tmp_path / 'theirs'}"), tmp_path / "ours")  # type: ignore[arg-type]
+    zoo.convert(tmp_path / "ours", tmp_path / "back", to="transformers")
+    for name in ("theirs", "ours", "back"):
+        content = zoo.checkpoints.read_config(tmp_path / name)
+        assert [content[f"{kind}_token_id"] for kind in ("bos", "eos", "pad")] == [3, [4, 5], 6]

@@ -139,6 +139,7 @@ def test_command(tasks, tmp_path, capsys, monkeypatch):
         "zoo.integrations.lm_eval.TaskManager",
         lambda include_path, **_: own(include_path=include_path, include_defaults=False),
     )
+    monkeypatch.setattr("zoo.integrations.lm_eval.HARNESS", tmp_path / "none")
     folder = str(saved(tmp_path, "mamba2_nano"))
     command = ["eval", folder, "--tasks", "choice,roll*", "--tasks-path", str(tasks), "--json", "--limit", "2"]
     assert main(command) == 0
@@ -146,6 +147,16 @@ def test_command(tasks, tmp_path, capsys, monkeypatch):
     assert set(scores) == {"choice", "rolling"} and 0 <= scores["choice"]["acc"] <= 1
     assert main(["eval", folder, "--tasks", "choise", "--tasks-path", str(tasks)]) == 2
     assert "unknown task 'choise', did you mean 'choice'" in capsys.readouterr().err
+
+
+def test_unknown_tasks_are_told_before_the_harness_parses_its_files(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.yaml").write_text("include: _template_yaml\ntask: hellaswag\n")
+    monkeypatch.setattr("zoo.integrations.lm_eval.HARNESS", tmp_path)
+    monkeypatch.setattr("zoo.integrations.lm_eval.TaskManager", None)
+    model = ZooLM(model=zoo.create_model("mamba2_nano", depth=1), tokenizer=zoo.load_tokenizer("mamba2_nano"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"unknown task 'helaswag', 'no_\*_such', did you mean 'hellaswag'"):
+        evaluate(model, ["helaswag", "hellaswag", "no_*_such"])
 
 
 def test_errors(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
 import zoo
+import zoo.integrations.transformers
 from zoo.integrations.transformers import AfterStep, StateCache, wrap
 
 LANGUAGE = zoo.list_models("*_nano", task="language")
@@ -93,6 +95,20 @@ def test_a_classifier_of_other_classes_is_a_new_one(tmp_path):
     assert head and all(torch.isfinite(again.state_dict()[key]).all() for key in head)
     for key, tensor in model.state_dict().items():
         assert key in head or torch.equal(again.state_dict()[key], tensor)
+
+
+def test_a_folder_of_an_earlier_version_loads_and_says_so(tmp_path, monkeypatch):
+    model, said = built("mamba2_nano", depth=1), []
+    zoo.save_model(model, tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["model_type"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    monkeypatch.setattr(zoo.integrations.transformers.logger, "warning", said.append)
+    same_tensors(AutoModelForCausalLM.from_pretrained(tmp_path).model, model)
+    assert any(f"{tmp_path} was saved by an earlier version of the zoo" in line for line in said)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="model_type"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

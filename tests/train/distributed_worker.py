@@ -1,10 +1,25 @@
-"""One of two processes (see test_distributed.py): trains by DDP, by FSDP2, and by FSDP2 with a stop and a resume."""
+"""One of two processes (see test_distributed.py): trains by DDP, by FSDP2, and by FSDP2 with a stop and a resume.
+
+Before that it notes how far the gradients of sharded models are from those of whole ones.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+from pathlib import Path
+from typing import Any
 
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+import zoo
 from zoo.cli import main
+from zoo.train.parallel import shard
+
+SHARDED = ("zamba2_nano", "mor_nano")  # a module that several blocks call; blocks that are called several times
 
 
 def train(name: str, *options: str) -> None:
@@ -14,7 +29,36 @@ def train(name: str, *options: str) -> None:
     assert code == 0, f"{arguments} ended with {code}"
 
 
+def compare_gradients(folder: Path) -> None:
+    """Write for each model, with and without checkpointing, the largest difference in any gradient."""
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    apart = {}
+    for name in SHARDED:
+        for checkpointing in (False, True):
+            torch.manual_seed(0)
+            whole, sharded = (zoo.create_model(name, dtype=torch.float64) for _ in range(2))
+            sharded.load_state_dict(whole.state_dict())
+            tokens = torch.randint(256, (4, 16))
+            whole(tokens, labels=tokens).backward()
+            model: Any = shard(sharded, mesh)
+            model.set_grad_checkpointing(checkpointing)
+            part = tokens.chunk(2)[rank]
+            model(part, labels=part).backward()
+            gradients = [p.grad.full_tensor() for p in model.parameters()]
+            differences = [
+                (found - parameter.grad).abs().max().item()
+                for found, parameter in zip(gradients, whole.parameters(), strict=True)
+            ]
+            apart[f"{name}, {checkpointing}"] = max(differences)
+    dist.destroy_process_group()
+    if rank == 0:
+        (folder / "gradients.json").write_text(json.dumps(apart))
+
+
 if __name__ == "__main__":
+    compare_gradients(Path(sys.argv[1]))
     train("ddp", "--trainer.strategy=ddp", "--trainer.max_steps=6")
     train("fsdp2", "--trainer.strategy=fsdp2", "--trainer.max_steps=6")
     train("resumed", "--trainer.strategy=fsdp2", "--trainer.max_steps=3")

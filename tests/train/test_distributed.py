@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -96,3 +97,8 @@ def test_sharded_checkpoint_is_a_file_per_process(runs: Path) -> None:
     checkpoint = runs / "fsdp2" / "checkpoints" / "last.ckpt"
     assert {path.name for path in checkpoint.iterdir()} == {".metadata", "meta.pt", "__0_0.distcp", "__1_0.distcp"}
     assert [path.name for path in checkpoint.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_gradients_of_shared_modules_and_of_repeated_blocks(runs: Path) -> None:
+    apart = json.loads((runs / "gradients.json").read_text())
+    assert len(apart) == 4 and max(apart.values()) < 1e-12, apart

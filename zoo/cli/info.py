@@ -37,7 +37,11 @@ def run(known: Namespace) -> int:
     table.add_row("parameters", f"{info.num_parameters:,}")
     if info.bits_per_weight is not None:
         table.add_row("bits a weight", f"{info.bits_per_weight:.2f}")
-    table.add_row("weights", ", ".join(info.tags) or "none")
+    for tag, found in info.weights.items():
+        tokenizer = "" if found.tokenizer is None else f"; tokenizer: {found.tokenizer}"
+        table.add_row("weights", tag, f"licence: {found.licence}{tokenizer}")
+    if not info.weights:
+        table.add_row("weights", "none")
     table.add_section()
     for field, value in info.config.items():
         table.add_row(field, str(value), info.options.get(field, ""))

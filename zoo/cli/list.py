@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
 
 from zoo.cli.errors import UsageError, checked
 from zoo.cli.options import add_import, add_json
@@ -34,19 +35,20 @@ def run(known: Namespace) -> int:
     names = checked(zoo.list_models, known.pattern, **filters)
     if not names:
         raise UsageError(f"no model fits {known.pattern!r} with these filters; `zoo list` shows all")
-    rows = [_row(name, known.params) for name in names]
+    rows = [_row(name, known.params, known.pretrained) for name in names]
     if known.json:
         show_json(rows)
         return 0
     table = Table("model", "family", "task", box=None, pad_edge=False)
     if known.params:
         table.add_column("parameters", justify="right")
-    if known.pretrained:
-        table.add_column("weights")
+    for column in ("weights", "licence", "tokenizer") if known.pretrained else ():
+        table.add_column(column)
     for row in rows:
         count = [f"{row['num_parameters']:,}"] if known.params else []
-        tags = [", ".join(row["tags"])] if known.pretrained else []
-        table.add_row(row["name"], row["family"], row["task"], *count, *tags)
+        for tag, found in row.get("weights", {"": {}}).items():
+            more = [tag, found["licence"], found["tokenizer"] or "-"] if known.pretrained else []
+            table.add_row(row["name"], row["family"], row["task"], *count, *more)
     show(table, whole=True)
     return 0
 
@@ -75,10 +77,14 @@ def _caches(as_json: bool) -> int:
     return 0
 
 
-def _row(name: str, params: bool) -> dict:
+def _row(name: str, params: bool, weights: bool) -> dict:
     import zoo
     from zoo.registry import lookup
 
     entry = lookup(name)
     row = {"name": name, "family": entry.family, "task": entry.task, "tags": entry.tags}
-    return row | ({"num_parameters": zoo.model_info(name).num_parameters} if params else {})
+    if params:
+        row["num_parameters"] = zoo.model_info(name).num_parameters
+    if weights:
+        row["weights"] = {tag: asdict(found) for tag, found in entry.weights.items()}
+    return row

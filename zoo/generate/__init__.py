@@ -73,6 +73,8 @@ def generate(
             cache: what attention remembers and sees, a policy of ``zoo.cache``, its name or a mapping; see
                 ``LanguageModel.init_state``.
             prefill_chunk: tokens of the prompts that are read at once; all when None. A cache policy evicts after each.
+            batch_invariant (False): every prompt is computed by itself, so that tokens and log-probabilities are bit
+                for bit those of the prompt alone; without it they agree to within rounding, in a fraction of the time.
 
     Returns:
         Prompts and continuations (B num_samples, T + new), new at most ``max_new_tokens``; of a list of prompts a list

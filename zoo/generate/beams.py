@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.generate.decode import evaluating, prefilled, stepping
+from zoo.generate.decode import generating, prefilled, stepping
 from zoo.generate.logits import Shaper, last
 from zoo.generate.options import Options
 from zoo.generate.prompts import Batch
@@ -60,7 +60,7 @@ def search(model: LanguageModel, prompts: Batch, options: Options) -> list[Beam]
     """The ``num_samples`` best continuations of each prompt, best first."""
     width = options.num_beams
     searches = [Search(options) for _ in prompts.tokens]
-    with evaluating(model):
+    with generating(model, options):
         logits, state = prefilled(model, prompts, options, width)
         step, shaper = stepping(model, options), Shaper(options, prompts.repeated(width), logits.shape[-1])
         for length in range(1, options.max_new_tokens + 1):

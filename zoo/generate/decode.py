@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from zoo.generate.logits import Shaper, last
 from zoo.generate.options import Options
 from zoo.generate.prompts import Batch
 from zoo.language.base import LanguageModel
+from zoo.language.rows import batch_invariant
 from zoo.layers import ModelState
 
 
@@ -42,10 +43,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def generating(model: LanguageModel, options: Options) -> Iterator[None]:
+    """Within it the model is in eval mode, and batch-invariant where that is asked for."""
+    with evaluating(model), batch_invariant(model) if options.batch_invariant else nullcontext():
+        yield
+
+
 @torch.no_grad()
 def steps(model: LanguageModel, prompts: Batch, options: Options, state: ModelState | None) -> Iterator[Step]:
     """The prompts once in parallel, then a token a row and step, until all rows have ended."""
-    with evaluating(model):
+    with generating(model, options):
         logits, state = prefilled(model, prompts, options, options.num_samples, state)
         step = stepping(model, options)
         prompts = prompts.repeated(options.num_samples)

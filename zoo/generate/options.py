@@ -43,6 +43,7 @@ class Options:
     compile: bool = False
     cache: Cache = None
     prefill_chunk: int | None = None
+    batch_invariant: bool = False
 
     def __post_init__(self):
         for name, least in (

@@ -7,11 +7,14 @@ is the harness's own command, which knows of no plugins, with this model registe
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks
 import torch
 from lm_eval import evaluator
 from lm_eval.api.model import TemplateLM
@@ -27,6 +30,9 @@ from zoo.text import Tokenizer
 
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names that tasks use, first wins
 DEFAULT_LENGTH = 256
+HARNESS = Path(lm_eval.tasks.__file__).parent  # its tasks, as YAML
+_WORD = re.compile(r"[^\s\"'\[\]{},#:]+")
+_NAME = re.compile(r"(?:^|[\s{,\"'])(?:task|group|tag)[\"']?\s*:\s*[\"']?([\w.+/-]+)")
 
 
 class ZooLM(TemplateLM):
@@ -169,18 +175,14 @@ class ZooLM(TemplateLM):
             if length >= self.max_length:
                 raise ValueError(f"{length} new tokens leave no room for a prompt in max_length {self.max_length}")
             prompts = {index: self.tok_encode(requests[index].args[0])[length - self.max_length :] for index in indices}
+            options |= {"tokenizer": self.tokenizer, "stop": stops, "eos_token": self.eot_token_id}
             for batch in self._batches(indices, key=lambda index: len(prompts[index])):
-                tokens, mask = self._padded([prompts[index] for index in batch])
-                new = zoo.generate(
-                    self.model, tokens, length, eos_token=self.eot_token_id, attention_mask=mask, **options
-                )[:, tokens.shape[1] :]
-                for index, ids in zip(batch, new.tolist(), strict=True):
-                    ids = ids[: ids.index(self.eot_token_id)] if self.eot_token_id in ids else ids
-                    text = self.tokenizer.decode(ids)
-                    for stop in filter(None, stops):
-                        text = text.split(stop)[0]
-                    answers[index] = text
-                    self.cache_hook.add_partial("generate_until", requests[index].args, text)
+                found = zoo.generate(self.model, [prompts[index] for index in batch], length, **options)
+                for index, row in zip(batch, found, strict=True):
+                    ids = row[len(prompts[index]) :].tolist()
+                    text = self.tokenizer.decode(ids[:-1] if ids[-1] == self.eot_token_id else ids)
+                    answers[index] = min((text.split(stop)[0] for stop in stops), key=len, default=text)
+                    self.cache_hook.add_partial("generate_until", requests[index].args, answers[index])
         return answers
 
     @torch.no_grad()
@@ -234,16 +236,14 @@ def evaluate(
     for defaults in (False, True):  # the harness's own are many thousand files, read where they are wanted
         if not defaults and folder is None:
             continue
+        if defaults:
+            _refuse_unmentioned([task for task in tasks if not found.get(task)], include_path)
         manager = TaskManager(include_path=folder, include_defaults=defaults)
         found = {task: manager.match_tasks([task]) for task in tasks}
         if all(found.values()):
             break
     if unknown := [task for task, matches in found.items() if not matches]:
-        known = manager.all_tasks
-        raise ValueError(
-            f"unknown task {', '.join(map(repr, unknown))}{nearest(unknown[0], known)}; `lm_eval ls tasks` lists all "
-            f"{len(known)}, and a folder of your own YAML files is given by --tasks-path"
-        )
+        raise _unknown(unknown, manager.all_tasks)
     results: Any = evaluator.simple_evaluate(
         model, tasks=[name for names in found.values() for name in names], task_manager=manager,
         num_fewshot=num_fewshot, limit=limit, use_cache=None if cache is None else str(cache), **options,
@@ -256,11 +256,29 @@ def evaluate(
     }
 
 
+def _refuse_unmentioned(tasks: Sequence[str], include_path: str | Path | None) -> None:
+    """Raise a ValueError for names that no YAML file mentions: that takes seconds, parsing them half a minute."""
+    folders = [HARNESS] if include_path is None else [HARNESS, Path(include_path)]
+    files = (path for folder in folders for path in folder.rglob("*yaml*") if path.is_file())
+    texts = [path.read_text("utf-8", "ignore") for path in files]
+    words = {word for text in texts for word in _WORD.findall(text)}
+    if unknown := [task for task in tasks if task not in words and not fnmatch.filter(words, task)]:
+        raise _unknown(unknown, {name for text in texts for name in _NAME.findall(text)})
+
+
+def _unknown(tasks: Sequence[str], known: Iterable[str]) -> ValueError:
+    return ValueError(
+        f"unknown task {', '.join(map(repr, tasks))}{nearest(tasks[0], known)}; `lm_eval ls tasks` lists all, and a "
+        "folder of your own YAML files is given by --tasks-path"
+    )
+
+
 def _generation(given: Mapping[str, Any], model: Any) -> tuple[int, list[str], dict[str, Any]]:
     """Of a task's generation_kwargs: how many tokens, the stop strings, and options of ``zoo.generate``."""
     kwargs = dict(given)
     lengths = [kwargs.pop(name) for name in LENGTHS if kwargs.get(name) is not None]
     until = kwargs.pop("until", None) or []
+    stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
     sampled = kwargs.pop("do_sample", None)
     temperature = kwargs.pop("temperature", None)
     options = {name: kwargs.pop(name) for name in ("top_k", "top_p") if kwargs.get(name) is not None}
@@ -268,7 +286,7 @@ def _generation(given: Mapping[str, Any], model: Any) -> tuple[int, list[str], d
         raise ValueError(f"the task generates with {', '.join(unknown)}, which zoo.generate has not")
     greedy = sampled is False or (sampled is None and not temperature)
     options["temperature"] = 0.0 if greedy else 1.0 if temperature is None else float(temperature)
-    return int(lengths[0]) if lengths else DEFAULT_LENGTH, [until] if isinstance(until, str) else list(until), options
+    return int(lengths[0]) if lengths else DEFAULT_LENGTH, stops, options
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.config import require_positive, require_ranges
 from zoo.kernels.dispatch import compute_dtype
+from zoo.language.rows import RowStates, by_rows
 from zoo.layers import Mixer, ModelState, RMSNorm, State
 from zoo.layers.cache.build import Cache, assigned, finish, governed
 from zoo.layers.cache.pruning import Pruning
@@ -94,6 +95,7 @@ class LanguageModel(nn.Module, ABC):
         self.norm = self.build_norm()
         self.head = nn.Linear(self.embedding.embedding_dim, config.vocab_size, bias=False)
         self.grad_checkpointing = False
+        self.by_rows = False
         self.init_weights()
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
@@ -119,6 +121,11 @@ class LanguageModel(nn.Module, ABC):
     def mixers(self) -> list[Mixer]:
         """The sequence mixers of the blocks, in order."""
         return [cast(Block, block).mixer for block in self.blocks]
+
+    @property
+    def shared_modules(self) -> list[nn.Module]:
+        """What more blocks call than the one that has it as a submodule; sharding gathers it for each call."""
+        return []
 
     @property
     def experts(self) -> list[RoutedExperts]:
@@ -190,6 +197,12 @@ class LanguageModel(nn.Module, ABC):
         Raises:
             ValueError: for tokens, labels, seq_idx or a state of the wrong shape, dtype or range.
         """
+        several = self.by_rows and (tokens.shape[:1] != (1,) or seq_idx is not None)
+        if several or isinstance(state, RowStates):
+            self._check(tokens, None, labels, seq_idx, logits_to_keep, num_scored)
+            if labels is not None:
+                raise ValueError("the loss of a batch is a mean over its rows: within batch_invariant leave out labels")
+            return by_rows(self, tokens, state, seq_idx, logits_to_keep)
         self._check(tokens, state, labels, seq_idx, logits_to_keep, num_scored)
         order = None
         if seq_idx is not None:  # padding to the beginning of each row
@@ -267,11 +280,15 @@ class LanguageModel(nn.Module, ABC):
                     f"{type(policy).__name__} ends tokens between blocks that are run one after the other; those of "
                     f"{type(self).__name__} are not: take another policy"
                 )
-        states = [
-            mixer.init_state(batch_size, max_length if policy is None else None, device, dtype)
-            for mixer, policy in zip(self.mixers, policies, strict=True)
-        ]
-        return ModelState(states if cache is None else governed(states, policies))
+
+        def states(rows: int) -> ModelState:
+            made = [
+                mixer.init_state(rows, max_length if policy is None else None, device, dtype)
+                for mixer, policy in zip(self.mixers, policies, strict=True)
+            ]
+            return ModelState(made if cache is None else governed(made, policies))
+
+        return RowStates([states(1) for _ in range(batch_size)]) if self.by_rows else states(batch_size)  # type: ignore[list-item]
 
     def state_size(self, length: int) -> int:
         """Numbers the state holds for one sequence after ``length`` tokens."""

@@ -119,6 +119,11 @@ class Zamba2LanguageModel(Mamba2HybridLanguageModel):
         """What keeps a state, in order: the attention of a shared block once a place."""
         return [mixer for block in self.blocks for mixer in cast(Zamba2Block, block).mixers]
 
+    @property
+    def shared_modules(self) -> list[nn.Module]:
+        """The shared transformer blocks."""
+        return [module for block in self.blocks for name, module in block.named_children() if name == "shared"]
+
     def adapt_tensors(self, tensors: Mapping[str, Tensor], known: Any = None) -> dict[str, Tensor]:
         """Without the copies of shared blocks that a checkpoint may have under the names of the later places."""
         later = tuple(

@@ -3,12 +3,14 @@
 >>> import zoo.integrations.transformers
 >>> model = AutoModelForCausalLM.from_pretrained("folder")  # written by zoo.save_model, or by save_pretrained
 
-Importing this module registers the model type "zoo" with transformers. A model in memory is wrapped by ``wrap``.
+Importing this module registers the model type "zoo" with transformers, also for folders of earlier versions, which do
+not name it. A model in memory is wrapped by ``wrap``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 from torch import nn
@@ -20,13 +22,17 @@ from transformers import (
     PreTrainedTokenizerFast,
     TrainerCallback,
 )
+from transformers.utils import logging
 
+from zoo.checkpoints import read_config
 from zoo.integrations.transformers.cache import StateCache
 from zoo.integrations.transformers.causal import ZooForCausalLM
 from zoo.integrations.transformers.config import ZooConfig
 from zoo.integrations.transformers.images import ZooForImageClassification
 from zoo.layers.report import after_step
 from zoo.registry import lookup
+
+logger = logging.get_logger(__name__)
 
 __all__ = ["AfterStep", "StateCache", "ZooConfig", "ZooForCausalLM", "ZooForImageClassification", "wrap"]
 
@@ -58,6 +64,28 @@ def wrap(model: nn.Module) -> ZooForCausalLM | ZooForImageClassification:
     return kind(config, model)
 
 
+def _knowing_earlier_folders(read: Any) -> Any:
+    """``AutoConfig.from_pretrained``, which takes a folder that names its model but not the model type for ours."""
+
+    def from_pretrained(cls: type, place: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            content = read_config(place) if os.path.isdir(place) else {}
+        except (OSError, ValueError):  # transformers says what is wrong
+            content = {}
+        if {"architecture", "config"} <= content.keys() and "model_type" not in content:
+            logger.warning(
+                f"{place} was saved by an earlier version of the zoo: its config.json has no model_type, "
+                '"zoo" is taken; save the model again and other programs know it too'
+            )
+            for remote in ("trust_remote_code", "code_revision"):
+                kwargs.pop(remote, None)
+            return ZooConfig.from_pretrained(place, *args, **kwargs)
+        return read(cls, place, *args, **kwargs)
+
+    return classmethod(from_pretrained)
+
+
+AutoConfig.from_pretrained = _knowing_earlier_folders(AutoConfig.from_pretrained.__func__)  # type: ignore[method-assign]
 AutoConfig.register("zoo", ZooConfig, exist_ok=True)
 AutoModelForCausalLM.register(ZooConfig, ZooForCausalLM, exist_ok=True)
 AutoModelForImageClassification.register(ZooConfig, ZooForImageClassification, exist_ok=True)
