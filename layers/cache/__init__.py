@@ -3,10 +3,13 @@
 from zoo.layers.cache.budget import Bytes
 from zoo.layers.cache.dense import Dense
 from zoo.layers.cache.duo_attention import DuoAttention
+from zoo.layers.cache.gates import learn_gates
 from zoo.layers.cache.h2o import H2O
 from zoo.layers.cache.infllm import InfLLM
+from zoo.layers.cache.lazy_eviction import LazyEviction
 from zoo.layers.cache.policy import Policy
 from zoo.layers.cache.prompt_distill import PromptDistill
+from zoo.layers.cache.razor_attention import RazorAttention, head_scores
 from zoo.layers.cache.snapkv import SnapKV
 from zoo.layers.cache.store import Disk, Host, Quantized, Store
 from zoo.layers.cache.streaming_llm import StreamingLLM
@@ -20,11 +23,15 @@ __all__ = [
     "DuoAttention",
     "Host",
     "InfLLM",
+    "LazyEviction",
     "Policy",
     "PromptDistill",
     "Quantized",
+    "RazorAttention",
     "SnapKV",
     "Store",
     "StreamingLLM",
     "ThinK",
+    "head_scores",
+    "learn_gates",
 ]

@@ -55,9 +55,11 @@ class Slots(State):
         return self.data[name][:, :, : self.filled]
 
     def renew(self, name: str, tensor: Tensor) -> None:
-        """Replace the slots in use of one of ``data``."""
-        free = self.data[name][:, :, self.filled :]
-        self.data[name] = torch.cat([tensor.to(free.dtype), free], dim=2)
+        """Replace the slots in use of one of ``data``, or the keys or values."""
+        parts = self.policy.store.encode(tensor) if name in ("key", "value") else {"": tensor}
+        for ending, part in parts.items():
+            free = self.data[name + ending][:, :, self.filled :]
+            self.data[name + ending] = torch.cat([part.to(free.dtype), free], dim=2)
 
     @property
     def key(self) -> Tensor:

@@ -162,7 +162,7 @@ class CacheState(Slots):
 
     def attend_all(self, call: Call) -> Tensor:
         """The new tokens attend to everything held, up to themselves: (B, H, T, d)."""
-        if "bias" not in self.data:
+        if "bias" not in self.data or not self.evicted:
             return call.attention.attend(call.q, self.key, self.value, self.mask(call))
         logits = call.attention.logits(call.q, self.key, self.value) + self.held("bias")[:, :, None, None]
         return call.attention.mixed(call.attention.weights(self.hidden(logits, call)), self.value)

@@ -7,7 +7,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from zoo.cache import H2O, Dense, DuoAttention, InfLLM, Policy, PromptDistill, SnapKV, StreamingLLM, ThinK
+from zoo.cache import (
+    H2O,
+    Dense,
+    DuoAttention,
+    InfLLM,
+    LazyEviction,
+    Policy,
+    PromptDistill,
+    RazorAttention,
+    SnapKV,
+    StreamingLLM,
+    ThinK,
+)
 
 
 class Case(NamedTuple):
@@ -27,7 +39,9 @@ CASES = [
     Case(DuoAttention(sink=2, recent=6), DuoAttention()),
     Case(H2O(heavy=4, recent=4), H2O(heavy=100, recent=100)),
     Case(InfLLM(init=2, local=8, block=4, top_k=2, representatives=2, chunk=4), InfLLM()),
+    Case(LazyEviction(budget=8, window=3, threshold=0.03), LazyEviction(budget=100, window=10)),
     Case(PromptDistill(budget=8, layer=0), PromptDistill()),
+    Case(RazorAttention(sink=2, recent=6), RazorAttention()),
     Case(SnapKV(budget=10, window=4, kernel=3), SnapKV()),
     Case(StreamingLLM(sink=2, recent=6), StreamingLLM()),
     Case(ThinK(recent=4, window=4, tokens=SnapKV(budget=12, window=4)), ThinK(ratio=0.0)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,7 +12,19 @@ from torch import Tensor
 
 import zoo
 from cases.attention import DIM, attention, begun, heads, kept, output, turned, weights
-from zoo.cache import H2O, DuoAttention, InfLLM, PromptDistill, SnapKV, StreamingLLM, ThinK
+from zoo.cache import (
+    H2O,
+    DuoAttention,
+    InfLLM,
+    LazyEviction,
+    PromptDistill,
+    RazorAttention,
+    SnapKV,
+    StreamingLLM,
+    ThinK,
+    head_scores,
+    learn_gates,
+)
 from zoo.layers import CausalAttention
 
 PROMPT, LENGTH = 20, 30
@@ -193,3 +206,106 @@ def test_prompt_distill_gives_deep_layers_the_chosen_tokens_alone():
     trimmed = model.init_state(1, cache=PromptDistill(budget=6, layer=0, kernel=3, trim=True))
     model(ids[:, :PROMPT], trimmed)
     assert all(sorted(part.position.flatten().tolist()) == chosen[:6] for part in trimmed)
+
+
+def test_gates_are_learnt_where_the_middle_is_of_use():
+    """A head without values is of no use anywhere, so its gate falls; the model stays as it was."""
+    torch.manual_seed(0)
+    model: Any = zoo.create_model("transformer_nano", depth=1)
+    with torch.no_grad():
+        width = model.blocks[0].mixer.head_dim
+        model.blocks[0].mixer.v_proj.weight *= 8
+        model.blocks[0].mixer.v_proj.weight[:width] = 0
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    (gates,) = learn_gates(
+        model, steps=8, lr=0.1, weight=1e-3, sink=1, recent=4, length=40, passkeys=2, passkey_length=8,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert gates[0] < 0.5 < min(gates[1:]) <= 1 and model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert DuoAttention((gates,), sparsity=1 / len(gates)).roles(0, 1, len(gates)) == [False] + [True] * (
+        len(gates) - 1
+    )
+    with pytest.raises(ValueError, match="9 passkeys of 8 tokens do not fit into a text of 40"):
+        learn_gates(model, length=40, passkeys=9, passkey_length=8)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weighted", [True, False])
+def test_razor_attention_drops_into_one_token_that_counts_for_all(weighted):
+    layer, x = attention(), torch.randn(1, LENGTH, DIM, dtype=torch.float64)
+    state = begun(
+        layer, RazorAttention((((0.9, 0), (0.1, 0)),), echo=0.5, induction=0, sink=2, recent=5, weighted=weighted)
+    )
+    layer(x[:, :12], state)  # in two chunks: what was dropped is dropped again
+    layer(x[:, 12:PROMPT], state)
+    (q, k), v = turned_heads(layer, x), heads(layer, x)[2]
+    for t in range(PROMPT, LENGTH):
+        mixed = []
+        for h in range(4):
+            near, gone = [0, 1, *range(PROMPT - 5, t + 1)], list(range(2, PROMPT - 5))
+            keys, values = k[h, : t + 1], v[h, : t + 1]
+            bias = torch.zeros(t + 1, dtype=torch.float64)
+            if h >= 2:  # of the second key-value head
+                keys = torch.cat([k[h, near], k[h, gone].mean(0, keepdim=True)])
+                values = torch.cat([v[h, near], v[h, gone].mean(0, keepdim=True)])
+                bias = torch.zeros(len(keys), dtype=torch.float64)
+                bias[-1] = math.log(len(gone)) if weighted else 0
+            mixed.append((keys @ q[h, t] / 6**0.5 + bias).softmax(-1) @ values)
+        torch.testing.assert_close(
+            layer(x[:, t : t + 1], state)[0, 0], output(layer, torch.stack(mixed)), atol=1e-6, rtol=0
+        )
+    assert [part.filled for part in state.parts] == [LENGTH, 2 + 1 + 5 + LENGTH - PROMPT]
+
+
+@torch.no_grad()
+def test_echo_and_induction_scores_are_the_attention_to_copies_and_to_what_follows_them():
+    torch.manual_seed(0)
+    model: Any = zoo.create_model("transformer_nano", depth=1, dtype=torch.float64).eval()
+    (found,) = head_scores(model, copy=5, copies=3, generator=torch.Generator().manual_seed(1))
+    text = torch.randint(256, (1, 5), generator=torch.Generator().manual_seed(1)).repeat(1, 3)
+    block = model.blocks[0]
+    given = weights(block.mixer, block.norm(model.embedding(text)))
+    group = block.mixer.num_heads // block.mixer.num_kv_heads
+    for head, pair in enumerate(found):
+        for ahead, score in enumerate(pair):
+            each = [
+                sum(sum(float(given[h, t, t - back + ahead]) for back in (5, 10) if t >= back) for t in range(5, 15))
+                / 10
+                for h in range(group * head, group * (head + 1))
+            ]
+            assert abs(score - max(each)) < 1e-6
+
+
+@torch.no_grad()
+def test_lazy_eviction_scores_how_overdue_a_token_is():
+    layer, x = attention(), torch.randn(1, LENGTH, DIM, dtype=torch.float64)
+    budget, window, threshold = 9, 4, 0.05
+    state = begun(layer, LazyEviction(budget, window, threshold))
+    q, k = turned_heads(layer, x)
+    alive = [list(range(PROMPT)), list(range(PROMPT))]
+    last = [{t: t for t in range(LENGTH)} for _ in range(2)]
+    longest = [dict.fromkeys(range(LENGTH), 0) for _ in range(2)]
+    for t in range(LENGTH):
+        for group in range(2):
+            if t >= PROMPT:
+                alive[group].append(t)
+            seen = [s for s in alive[group] if s <= t]
+            given = [(k[h, seen] @ q[h, t] / 6**0.5).softmax(-1) for h in (2 * group, 2 * group + 1)]
+            for s, weight in zip(seen, torch.stack(given).amax(0).tolist(), strict=True):
+                if weight > threshold:
+                    longest[group][s] = max(longest[group][s], t - last[group][s])
+                    last[group][s] = t
+            if t >= PROMPT and len(alive[group]) >= budget + window:
+
+                def score(s: int, t: int = t, group: int = group) -> float:
+                    mri = longest[group][s]
+                    sigmoid = [1 / (1 + math.exp(y / mri)) for y in (t - last[group][s], 1)] if mri else []
+                    return 2 * sum(sigmoid) + 1e-6 * s / (t + 1)
+
+                older = [s for s in alive[group] if s <= t - window]
+                stays = sorted(older, key=score)[window - budget :] if budget > window else []
+                alive[group] = [s for s in alive[group] if s in stays or s > t - window]
+        if t >= PROMPT - 1:
+            layer(x[:, :PROMPT] if t == PROMPT - 1 else x[:, t : t + 1], state)
+            assert kept(state) == [set(one) for one in alive]
