@@ -15,6 +15,11 @@ IMPLS = ["reference", "chunked", "native", "triton"]
 FAST = IMPLS[1:]
 
 
+def steps(impl: str) -> int:
+    """Of three chunks of the backward passes, of two for the interpreted kernels; the last one is short."""
+    return 19 if impl == "triton" else 35
+
+
 def make_inputs(batch=2, length=40, heads=2, key_dim=5, value_dim=6, dtype=torch.float32, decay=0.607) -> dict:
     generator = torch.Generator().manual_seed(length + heads)
     randn, rand = partial(torch.randn, generator=generator), partial(torch.rand, generator=generator)
@@ -47,27 +52,27 @@ def test_with_one_key_it_is_the_delta_rule(impl):
 def test_accuracy_over_sizes(shape, impl, assert_accurate):
     """Of several vectors and blocks of channels, the last one not full."""
     batch, heads, key_dim, value_dim = (1, 1, *shape[2:]) if impl == "triton" else shape
-    assert_accurate(generalized_delta_rule, make_inputs(batch, 35, heads, key_dim, value_dim), impl)
+    assert_accurate(generalized_delta_rule, make_inputs(batch, steps(impl), heads, key_dim, value_dim), impl)
 
 
 @pytest.mark.parametrize("impl", FAST)
 @pytest.mark.parametrize("decay", [0.0, 1e-6, 50.0, 1e4])
 def test_accuracy_at_extreme_decays(decay, impl, assert_accurate):
-    assert_accurate(generalized_delta_rule, make_inputs(1, 35, 1, decay=decay), impl)
+    assert_accurate(generalized_delta_rule, make_inputs(1, steps(impl), 1, decay=decay), impl)
 
 
 @pytest.mark.parametrize("impl", FAST)
 def test_small_decays_after_a_huge_one(impl, assert_accurate):
-    inputs = make_inputs(1, 35, 1, decay=0.01)
+    inputs = make_inputs(1, steps(impl), 1, decay=0.01)
     inputs["log_decay"][:, 12] = -1e4
     assert_accurate(generalized_delta_rule, inputs, impl)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_gradcheck(impl):
-    """Over two chunks of the backward passes, with a sequence that begins in each and one at a chunk's first step."""
-    inputs = {name: t.double().requires_grad_() for name, t in make_inputs(1, 35, 1, 2, 2).items()}
-    seq_idx = (torch.arange(35) >= torch.tensor([5, 16, 20])[:, None]).sum(0)[None]
+    """With a sequence that begins within a chunk of the backward passes, and one at its first step."""
+    inputs = {name: t.double().requires_grad_() for name, t in make_inputs(1, 19, 1, 2, 2).items()}
+    seq_idx = (torch.arange(19) >= torch.tensor([5, 16])[:, None]).sum(0)[None]
 
     def call(*tensors):
         return generalized_delta_rule(
