@@ -34,7 +34,7 @@ class Case(NamedTuple):
         return type(self.small).__name__
 
 
-CASES = [
+POLICIES = [
     Case(Dense(), Dense()),
     Case(DuoAttention(sink=2, recent=6), DuoAttention()),
     Case(H2O(heavy=4, recent=4), H2O(heavy=100, recent=100)),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import zoo
-from cases.caches import CASES, Case
+from cases.caches import POLICIES, Case
 from zoo.cache import Dense, Policy
 from zoo.layers import CausalAttention
 from zoo.layers.attention.keys import EMPTY
@@ -22,7 +22,7 @@ from zoo.layers.states import parts
 DIM, PROMPT, STEPS = 24, 26, 10
 
 
-@pytest.fixture(params=CASES, ids=str)
+@pytest.fixture(params=POLICIES, ids=str)
 def case(request) -> Case:
     return request.param
 
