@@ -24,6 +24,7 @@ from zoo.kernels.moe import (
     sort_by_expert,
     top_k_routing,
 )
+from zoo.kernels.momentum_delta_rule import MomentumDeltaRuleOutput, momentum_delta_rule
 from zoo.kernels.rms_norm import rms_norm
 from zoo.kernels.rope import rope
 from zoo.kernels.selective_scan import ScanOutput, selective_scan
@@ -37,6 +38,7 @@ __all__ = [
     "LinearAttentionOutput",
     "MLSTMOutput",
     "MoEOutput",
+    "MomentumDeltaRuleOutput",
     "RecurrenceOutput",
     "Routing",
     "SLSTMOutput",
@@ -63,6 +65,7 @@ __all__ = [
     "lowbit_matmul",
     "mlstm",
     "moe",
+    "momentum_delta_rule",
     "packed_long_conv",
     "rms_norm",
     "rope",

@@ -38,6 +38,7 @@ from zoo.layers.depth import ActiveAttention
 from zoo.layers.drop import DropPath
 from zoo.layers.embed import PatchEmbed
 from zoo.layers.fuse import fuse
+from zoo.layers.memory import MemoryAsContext, MemoryAsGate, MemoryAsLayer, NeuralMemory, PersistentAttention
 from zoo.layers.mixer import Mixer
 from zoo.layers.mlp import Mlp, SwiGLU
 from zoo.layers.norm import GatedRMSNorm, JointRMSNorm, LayerNorm, OffsetRMSNorm, RMSNorm
@@ -109,15 +110,20 @@ __all__ = [
     "Mamba2State",
     "MambaState",
     "MambaVisionMixer",
+    "MemoryAsContext",
+    "MemoryAsGate",
+    "MemoryAsLayer",
     "MergingDownsample",
     "Mixer",
     "Mlp",
     "ModelState",
+    "NeuralMemory",
     "NormLinear",
     "OffsetRMSNorm",
     "OneShotAggregation",
     "ParallelMixers",
     "PatchEmbed",
+    "PersistentAttention",
     "RMSNorm",
     "RWKV7Block",
     "Residual",

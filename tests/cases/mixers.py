@@ -19,6 +19,7 @@ from zoo.layers.attention import (
 )
 from zoo.layers.conv import DoubleGatedConv, GatedConv, H3Conv, decaying_kernel
 from zoo.layers.depth import ActiveAttention
+from zoo.layers.memory import MemoryAsContext, MemoryAsGate, MemoryAsLayer, NeuralMemory, PersistentAttention
 from zoo.layers.ssm import (
     MLSTM,
     S4,
@@ -108,6 +109,16 @@ MIXERS = {
     "mlstm-expanded-narrow": lambda: ExpandedMLSTM(DIM, 2, inner_dim=30, block_size=5, d_conv=2, eps=1e-2),
     "slstm": lambda: SLSTM(DIM, num_heads=3),
     "slstm-narrow": lambda: SLSTM(DIM, num_heads=2, d_conv=2, forget_power=1.0),
+    "neural-memory": lambda: NeuralMemory(DIM, num_heads=3, chunk_size=8),
+    "neural-memory-linear": lambda: NeuralMemory(DIM, 2, 5, depth=1, chunk_size=1, d_conv=2, max_rate=0.5),
+    "neural-memory-deep": lambda: NeuralMemory(DIM, 2, depth=3, expand=1, chunk_size=5),
+    "memory-as-context": lambda: MemoryAsContext(DIM, num_heads=3, segment=6, num_persistent=2),
+    "memory-as-gate": lambda: MemoryAsGate(
+        PersistentAttention(DIM, 3, window=6, num_persistent=2), NeuralMemory(DIM, 2, depth=1, chunk_size=4), DIM
+    ),
+    "memory-as-layer": lambda: MemoryAsLayer(
+        PersistentAttention(DIM, 3, window=50), NeuralMemory(DIM, 2, chunk_size=7), DIM
+    ),
     "rwkv7-first": lambda: RWKV7Block(DIM // 2, head_dim=6, mlp_dim=20, ranks=(3, 4, 5, 6), depth=2, chunk_size=8),
     "rwkv7": lambda: RWKV7Block(DIM // 2, head_dim=4, mlp_dim=20, ranks=(3, 4, 5, 6), index=1, depth=2, chunk_size=8),
     "s4": lambda: S4(DIM, d_state=8, chunk_size=8),

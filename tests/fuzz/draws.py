@@ -249,6 +249,27 @@ def generalized_delta_rule(dice: Dice) -> Draw:
     )
 
 
+def momentum_delta_rule(dice: Dice) -> Draw:
+    """Keys of norm 1 and rates up to 1, where memory and momentum stay bounded."""
+    heads, keys, values, time = dice.pick((1, 2, 3)), dice.size(), dice.size(), (dice.batch, dice.length)
+    k = torch.nn.functional.normalize(dice.normal(*time, heads, keys), dim=-1)
+    return Draw(
+        present(
+            q=dice.cast(dice.values(*time, heads, keys)),
+            k=dice.cast(0.99 * k),
+            v=dice.cast(dice.values(*time, heads, values)),
+            rate=dice.cast(dice.mixture(dice.rand(*time, heads), 0.0, 1.0)),
+            log_decay=_log_decays(dice, *time, heads),
+            log_momentum=_log_decays(dice, *time, heads),
+            initial_state=dice.maybe(lambda: dice.state(dice.batch, heads, keys, values)),
+            initial_momentum=dice.maybe(lambda: dice.state(dice.batch, heads, keys, values)),
+            seq_idx=dice.maybe(lambda: dice.sequences(*time), 0.4),
+        ),
+        {"scale": dice.pick((None, 0.3))},
+        chunked=True,
+    )
+
+
 def taylor_attention(dice: Dice) -> Draw:
     heads, keys, values, time = dice.pick((1, 2)), dice.pick((1, 2, 3, 5)), dice.size(), (dice.batch, dice.length)
     return Draw(
@@ -415,6 +436,7 @@ DRAWS: dict[str, Callable[[Dice], Draw]] = {
         long_conv,
         lowbit_matmul,
         mlstm,
+        momentum_delta_rule,
         rms_norm,
         rope,
         selective_scan,

@@ -163,6 +163,23 @@ def generalized_delta_rule(q, k, v, a, b, *, log_decay, scale=None, initial_stat
     return torch.stack(outputs, 1), S
 
 
+def momentum_delta_rule(
+    q, k, v, rate, log_decay, log_momentum, *, scale=None, initial_state=None, initial_momentum=None, seq_idx=None
+):
+    batch, length, heads, dim = q.shape
+    zeros = q.new_zeros(batch, heads, dim, v.shape[3])
+    M, S = (zeros if given is None else given for given in (initial_state, initial_momentum))
+    scale, outputs = dim**-0.5 if scale is None else scale, []
+    for t in range(length):
+        M, S = (_forget(held, _restarts(seq_idx, t)) for held in (M, S))
+        error = v[:, t] - torch.einsum("bhk,bhkv->bhv", k[:, t], M)
+        S = _shrink(S, log_momentum[:, t, :, None, None])
+        S = S + torch.einsum("bhk,bh,bhv->bhkv", k[:, t], rate[:, t], error)
+        M = _shrink(M, log_decay[:, t, :, None, None]) + S
+        outputs.append(scale * torch.einsum("bhk,bhkv->bhv", q[:, t], M))
+    return torch.stack(outputs, 1), M, S
+
+
 def _taylor(x: Tensor) -> Tensor:
     """1, x, then x_i x_j of i <= j row by row, the order that the state is documented in."""
     dim = x.shape[-1]

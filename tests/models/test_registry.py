@@ -84,6 +84,13 @@ def early_routed(dim: int, depth: int, heads: int, kv_heads: int, experts: int, 
     return (1 if tied else 2) * 151936 * dim + depth * block + dim
 
 
+def titans(depth: int, mixer: int, heads: int = 8, dim: int = 1024, width: int = 128) -> int:
+    """Embedding and head of 32000 words; of a block the mixer's matrices and vectors, a memory with its gates, SwiGLU
+    and two norms."""
+    memory = heads * 2 * 2 * width * width + 3 * heads * (dim + 1)
+    return 2 * 32000 * dim + depth * (mixer + memory + 3 * dim * 2816 + 2 * dim) + dim
+
+
 def encoder(vocab_size: int, dim: int, depth: int, inner: int, mlp_dim: int, classes: int, pair: bool = False) -> int:
     """An embedding, blocks of attention and an MLP with two layer norms, the last norm, a classifier of one or two."""
     block = 4 * dim * inner + 2 * dim * mlp_dim + mlp_dim + dim + 4 * dim
@@ -147,6 +154,11 @@ BY_HAND = {
     "smallthinker_21b_a3b": early_routed(2560, 52, 28, 4, 64, tied=False),
     # tables of tokens and positions, the output's bias and two matrices along the sequence a block
     "linformer_base": encoder(50265, 768, 12, 768, 3072, 2) + 512 * 768 + 12 * (768 + 2 * 128 * 512),
+    # five projections, three convolutions and a norm; attention has four and four learned keys and values
+    "titans_lmm_340m": titans(19, 5 * 1024**2 + 12 * 1024 + 128),
+    "titans_mac_340m": titans(14, 10 * 1024**2 + 2 * 4 * 1024 + 2 * 1024),
+    "titans_mag_340m": titans(14, 10 * 1024**2 + 12 * 1024 + 128 + (4 + 2) * 1024 + 2 * 1024),
+    "titans_mal_340m": titans(15, 9 * 1024**2 + 12 * 1024 + 128 + (4 + 2) * 1024 + 1024),
     # seven more experts a block and a router
     "moe_8x130m": dense(50280, 768, 12, 256, 2560) + 12 * (7 * 3 * 768 * 2560 + 768 * 8),
     # in six blocks a router and a predictor of width 64

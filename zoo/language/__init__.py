@@ -37,6 +37,7 @@ from zoo.language.s4_text import S4TextClassifier, S4TextConfig
 from zoo.language.scatterbrain import ScatterbrainConfig, ScatterbrainLanguageModel
 from zoo.language.scatterbrain_text import ScatterbrainTextClassifier, ScatterbrainTextConfig
 from zoo.language.smallthinker import SmallThinkerConfig, SmallThinkerLanguageModel
+from zoo.language.titans import LMMLanguageModel, MACLanguageModel, MAGLanguageModel, MALLanguageModel, TitansConfig
 from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
 from zoo.language.zamba2 import Zamba2Config, Zamba2LanguageModel
 
@@ -66,6 +67,7 @@ __all__ = [
     "KimiLinearLanguageModel",
     "LFM2Config",
     "LFM2LanguageModel",
+    "LMMLanguageModel",
     "LanguageConfig",
     "LanguageModel",
     "LinformerClassifier",
@@ -74,6 +76,9 @@ __all__ = [
     "LongConvLanguageModel",
     "LongConvTextClassifier",
     "LongConvTextConfig",
+    "MACLanguageModel",
+    "MAGLanguageModel",
+    "MALLanguageModel",
     "Mamba2Config",
     "Mamba2LanguageModel",
     "MambaConfig",
@@ -110,6 +115,7 @@ __all__ = [
     "SequenceConfig",
     "SmallThinkerConfig",
     "SmallThinkerLanguageModel",
+    "TitansConfig",
     "TransformerConfig",
     "TransformerLanguageModel",
     "Zamba2Config",
