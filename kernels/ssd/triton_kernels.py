@@ -3,6 +3,7 @@
 A kernel with a flag MIRRORED serves the forward and its mirror image in time: rows look at earlier columns, or where
 MIRRORED at later ones. ``decays`` (B, H, 3, padded T) holds dt and the two parts of total, ``index`` (B, padded T) the
 number of the sequence of each step. Offsets are int64; PRECISION says how products are formed, see ``dot``.
+A constexpr made by ``tl.cdiv`` is a tensor inside on triton 3.6, hence the plain quotients.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def chunk_states(
     TILE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What a chunk adds to the state behind it, (end o X)^T B; MIRRORED: to its gradient before, (start o dY)^T C."""
-    tiles_p: tl.constexpr = tl.cdiv(P, BLOCK_P)
-    tiles_n: tl.constexpr = tl.cdiv(N, BLOCK_N)
+    tiles_p: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
+    tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     program = tl.program_id(0)
     p = program % tiles_p * BLOCK_P + tl.arange(0, BLOCK_P)
     n = program // tiles_p % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -75,7 +76,7 @@ def pass_states(
 ):  # fmt: skip
     """The recurrence over chunks: state before each and the final one. MIRRORED: the gradient of the state behind each,
     of the initial state, and ``products``, the part of the gradient of total[last] that comes through start[last]."""
-    blocks: tl.constexpr = tl.cdiv(SIZE, BLOCK)
+    blocks: tl.constexpr = (SIZE + BLOCK - 1) // BLOCK
     program = tl.program_id(0)
     block, head, batch = program % blocks, program // blocks % heads, (program // blocks // heads).to(tl.int64)
     here = block * BLOCK + tl.arange(0, BLOCK)
@@ -114,7 +115,7 @@ def outputs(
     TILE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Y = ((C B^T) o L) (dt o x) + start o (C S^T); MIRRORED: dx = dt o (((B C^T) o L^T) dY + end o (B R^T))."""
-    tiles_p: tl.constexpr = tl.cdiv(P, BLOCK_P)
+    tiles_p: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
     TILES: tl.constexpr = CHUNK // TILE
     program = tl.program_id(0)
     p = program % tiles_p * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -163,7 +164,7 @@ def map_gradients(
     dB = Z^T C + end o (X R). And ``across`` of each head, the products of the second term, before the factor dt, with
     C or MIRRORED with B, a tile of N each.
     """
-    tiles_n: tl.constexpr = tl.cdiv(N, BLOCK_N)
+    tiles_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     TILES: tl.constexpr = CHUNK // TILE
     FORWARD: tl.constexpr = not MIRRORED  # pyright: ignore[reportAssignmentType]
     groups = heads // per_group
