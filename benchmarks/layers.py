@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from multiprocessing import TimeoutError
 from typing import Any
 
@@ -255,6 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-sweep", action="store_true", help="leave out time over length")
     parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
+    if PEER in options.sides:
+        import_module("transformers")  # told before anything is measured
 
     compared, swept, first = [], [], []
     with Progress(transient=True, console=Console(stderr=True)) as progress:

@@ -16,11 +16,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported: its kernels run on the CPU, slowly
+LONG = ("train/test_distributed.py", "train/test_crash.py", "tests/test_gpu_script.py", "tests/test_package.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``cuda`` tests are skipped without a GPU, where Triton's interpreter runs each contract once an operation: the
-    rest of its runs are ``slow``."""
+    """The longest come first, so that no worker waits for another at the end. ``cuda`` tests are skipped without a GPU,
+    where Triton's interpreter runs each contract once an operation: the rest of its runs are ``slow``."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
     if torch.cuda.is_available():
         return
     contracts = set()

@@ -297,7 +297,7 @@ def test_works_with_triton_blocked():
     program = (
         "import sys; sys.modules['triton'] = None\n"
         "import torch, zoo\n"
-        "for name in zoo.list_models('*_nano', task='language'):\n"
+        "for name in ('mamba2_nano', 'based_nano', 'deepseek_nano', 'routing_nano'):\n"
         "    tokens = torch.zeros(1, 40, dtype=torch.long)\n"
         "    zoo.create_model(name)(tokens, labels=tokens).backward()\n"
         "print('fine')"

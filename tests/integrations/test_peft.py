@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 import zoo
+from cases.names import by_kind
 from zoo.integrations.transformers import wrap
 
 LANGUAGE = zoo.list_models("*_nano", task="language")
@@ -35,7 +36,7 @@ def adapters(model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "wrapped"])
-@pytest.mark.parametrize("name", LANGUAGE)
+@pytest.mark.parametrize("name", by_kind(LANGUAGE))
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_all_linear_lora(name, wrapped, tmp_path):
     model = built(name, wrapped)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification, 
 
 import zoo
 import zoo.integrations.transformers
+from cases.names import by_kind
 from zoo.integrations.transformers import AfterStep, StateCache, wrap
 
 LANGUAGE = zoo.list_models("*_nano", task="language")
@@ -121,7 +122,7 @@ def test_the_dtype_is_that_of_the_folder_or_as_asked(dtype, tmp_path):
     assert loaded.model.blocks[0].mixer.A_log.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", LANGUAGE)
+@pytest.mark.parametrize("name", by_kind(LANGUAGE))
 def test_generates_what_the_zoo_does(name):
     """Greedy, from prompts of one length, of several with padding, and by beams, whose states are reordered."""
     model, tokens = built(name), text(2, 7)

@@ -54,7 +54,9 @@ def everything(case: Case, impl: str, inputs: dict[str, Tensor]) -> list[Tensor]
     return [*(o.detach() for o in found), *torch.autograd.grad(sum(o.square().sum() for o in found), wanted)]
 
 
-@pytest.mark.parametrize(("batch", "length"), [(3, 1), (2, 63), (1, 500), (1, 1000)], ids=str)
+@pytest.mark.parametrize(
+    ("batch", "length"), [(3, 1), (2, 63), (1, 300), pytest.param(1, 1000, marks=pytest.mark.slow)], ids=str
+)
 @pytest.mark.parametrize("case", CASES)
 def test_accuracy_over_lengths(case, batch, length, assert_accurate):
     """All at once against one reference, which takes most of the time."""

@@ -244,7 +244,7 @@ def test_joint_balance_is_over_the_tokens_of_all_layers():
     assert abs(apart / 3 - together) > 0.01
 
 
-@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("joint", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_side_losses_pass_gradients_through_checkpointing_and_compilation(joint):
     model: Any = nano(balance_weight=1.0, joint_balance=joint)
     tokens = text()

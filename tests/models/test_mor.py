@@ -412,7 +412,14 @@ def test_padding_alone_gives_finite_losses():
     assert not any(measure.any() or measure.isnan().any() for measure in measured)
 
 
-@pytest.mark.parametrize("options", [{}, {"router": "token_choice"}, {"share_kv": True, "auxiliary_router": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"router": "token_choice"},
+        pytest.param({"share_kv": True, "auxiliary_router": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_variants_compile_and_recompute(options):
     model, tokens = small(**options, num_recursions=2, depth=3), text()
     torch.compiler.reset()
