@@ -6,14 +6,20 @@ from zoo.layers.cache.duo_attention import DuoAttention
 from zoo.layers.cache.gates import learn_gates
 from zoo.layers.cache.h2o import H2O
 from zoo.layers.cache.infllm import InfLLM
+from zoo.layers.cache.kinetics import Kinetics
 from zoo.layers.cache.lazy_eviction import LazyEviction
+from zoo.layers.cache.lserve import LServe
 from zoo.layers.cache.policy import Policy
+from zoo.layers.cache.prefixkv import PrefixKV
 from zoo.layers.cache.prompt_distill import PromptDistill
 from zoo.layers.cache.razor_attention import RazorAttention, head_scores
+from zoo.layers.cache.recycled_attention import RecycledAttention
 from zoo.layers.cache.snapkv import SnapKV
 from zoo.layers.cache.store import Disk, Host, Quantized, Store
 from zoo.layers.cache.streaming_llm import StreamingLLM
 from zoo.layers.cache.think import ThinK
+from zoo.layers.cache.token_select import TokenSelect
+from zoo.layers.cache.zipvl import ZipVL
 
 __all__ = [
     "H2O",
@@ -23,15 +29,21 @@ __all__ = [
     "DuoAttention",
     "Host",
     "InfLLM",
+    "Kinetics",
+    "LServe",
     "LazyEviction",
     "Policy",
+    "PrefixKV",
     "PromptDistill",
     "Quantized",
     "RazorAttention",
+    "RecycledAttention",
     "SnapKV",
     "Store",
     "StreamingLLM",
     "ThinK",
+    "TokenSelect",
+    "ZipVL",
     "head_scores",
     "learn_gates",
 ]

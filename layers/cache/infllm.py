@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zoo.layers.attention.keys import EMPTY
 from zoo.layers.cache.call import Call
+from zoo.layers.cache.in_time import InTime
 from zoo.layers.cache.policy import Policy
 from zoo.layers.cache.slots import taken
 from zoo.layers.cache.state import CacheState
@@ -90,18 +91,11 @@ class InfLLM(Policy):
         mass = state.held("mass")
         if state.filled <= self.local:
             return state.attend_all(call), mass + state.mass(call).flatten(1, 2)
-        order = state.position[:, 0].argsort(dim=-1, stable=True)  # slots in order of time, those without a token last
-        there = (~call.real).to(torch.uint8).argsort(dim=-1, stable=True)  # tokens of each row, then padding
-        tokens = Call(
-            call.q.take_along_dim(there[:, None, :, None], 2), call.positions.gather(1, there), call.attention
-        )
-        before, outputs = state.real[:, 0].sum(1) - call.real.sum(1), []
-        for start in range(0, call.length, self.chunk):
-            part = tokens.part(start, start + self.chunk)
-            y, mass = self._chunk(state, part, order, before, mass)
-            before = before + part.real.sum(1)
+        tokens, outputs = InTime(state, call), []
+        for part, before in tokens.chunks(self.chunk):
+            y, mass = self._chunk(state, part, tokens.order, before, mass)
             outputs.append(y)
-        return torch.cat(outputs, dim=2).take_along_dim(there.argsort(1)[:, None, :, None], 2), mass
+        return tokens.joined(outputs), mass
 
     def _chunk(
         self, state: CacheState, call: Call, order: Tensor, before: Tensor, mass: Tensor

@@ -12,13 +12,19 @@ from zoo.cache import (
     Dense,
     DuoAttention,
     InfLLM,
+    Kinetics,
     LazyEviction,
+    LServe,
     Policy,
+    PrefixKV,
     PromptDistill,
     RazorAttention,
+    RecycledAttention,
     SnapKV,
     StreamingLLM,
     ThinK,
+    TokenSelect,
+    ZipVL,
 )
 
 
@@ -43,6 +49,12 @@ POLICIES = [
     Case(PromptDistill(budget=8, layer=0), PromptDistill()),
     Case(RazorAttention(sink=2, recent=6), RazorAttention()),
     Case(SnapKV(budget=10, window=4, kernel=3), SnapKV()),
+    Case(Kinetics(sink=2, local=3, block=4, top_k=2), Kinetics()),
+    Case(LServe(sink=2, recent=6, budget=8, page=4, logical=2, reuse=2), LServe()),
+    Case(PrefixKV(budget=9, first=2, lag=3), PrefixKV(budget=1.0)),
+    Case(RecycledAttention(top_k=6, stride=4), RecycledAttention()),
+    Case(TokenSelect(init=2, local=3, top_k=4, chunk=4), TokenSelect()),
+    Case(ZipVL(tau=0.8), ZipVL(tau=1.0)),
     Case(StreamingLLM(sink=2, recent=6), StreamingLLM()),
     Case(ThinK(recent=4, window=4, tokens=SnapKV(budget=12, window=4)), ThinK(ratio=0.0)),
 ]

@@ -1,0 +1,201 @@
+"""Policies that see a part of what they keep, and those whose budget differs by text or layer, as they are defined."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import zoo
+from cases.attention import DIM, attention, begun, heads, kept, output, turned, weights
+from zoo.cache import Kinetics, LServe, PrefixKV, RecycledAttention, TokenSelect, ZipVL
+from zoo.layers import CausalAttention
+
+PROMPT, LENGTH = 20, 32
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+
+
+def text() -> Tensor:
+    return torch.randn(1, LENGTH, DIM, dtype=torch.float64)
+
+
+def turned_heads(layer: CausalAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys (H, T, d) at their positions, and values."""
+    q, k, v = heads(layer, x)
+    turned_q, turned_k = (torch.stack([turned(layer, one, range(x.shape[1])) for one in part]) for part in (q, k))
+    return turned_q, turned_k, v
+
+
+def seen_by(q: Tensor, k: Tensor, v: Tensor, t: int, seen: list[Any]) -> Tensor:
+    """One token's heads (H, d), of which head h sees the tokens seen[h]."""
+    found = [(k[h, list(s)] @ q[h, t] / 6**0.5).softmax(-1) @ v[h, list(s)] for h, s in enumerate(seen)]
+    return torch.stack(found)
+
+
+@torch.no_grad()
+def test_kinetics_sees_the_blocks_of_the_largest_mean_logits():
+    layer, x = attention(), text()
+    state = begun(layer, Kinetics(sink=2, local=3, block=4, top_k=2))
+    layer(x[:, :PROMPT], state)
+    q, k, v = turned_heads(layer, x)
+    for t in range(PROMPT, LENGTH):
+        blocks = [range(2 + 4 * b, 6 + 4 * b) for b in range((t + 1 - 3 - 2) // 4)]
+        seen = []
+        for group in range(2):
+            score = [sum(float((k[h, list(b)] @ q[h, t]).mean()) for h in (2 * group, 2 * group + 1)) for b in blocks]
+            best = sorted(range(len(blocks)), key=lambda b: score[b])[-2:]
+            tokens = sorted({0, 1, *(s for b in best for s in blocks[b]), *range(2 + 4 * len(blocks), t + 1)})
+            seen += [tokens, tokens]
+        close(layer(x[:, t : t + 1], state)[0, 0], output(layer, seen_by(q, k, v, t, seen)))
+
+
+@torch.no_grad()
+def test_lserve_sees_the_pages_of_the_largest_bounds_and_bounds_hold():
+    layer, x = attention(), text()
+    policy = LServe(((0.9, 0.1),), sink=1, recent=4, budget=12, page=4, logical=2, reuse=2)
+    state = begun(layer, policy)
+    layer(x[:, :PROMPT], state)
+    q, k, v = turned_heads(layer, x)
+    chosen, at = [], 0
+    for t in range(PROMPT, LENGTH):
+        if t + 1 - at >= 2:
+            at, bound = t + 1, []
+            for page in range(t // 4):
+                each = [k[0, 4 * page + 2 * i : 4 * page + 2 * i + 2] for i in (0, 1)]
+                bounds = [
+                    float(torch.maximum(q[h, t] * part.amax(0), q[h, t] * part.amin(0)).sum())
+                    for h in (0, 1)
+                    for part in each
+                ]
+                assert max(bounds) >= float((k[0, 4 * page : 4 * page + 4] @ q[:2, t].T).max()) - 1e-12
+                bound.append(max(bounds))
+            chosen = sorted(range(len(bound)), key=lambda page: bound[page])[-2:]
+        paged = [s for page in chosen for s in range(4 * page, 4 * page + 4)]
+        pages = sorted({*paged, *range((at - 1) // 4 * 4, t + 1)})
+        stream = [0, *range(max(1, t - 3), t + 1)]
+        close(layer(x[:, t : t + 1], state)[0, 0], output(layer, seen_by(q, k, v, t, [pages, pages, stream, stream])))
+
+
+@torch.no_grad()
+def test_recycled_attention_looks_at_everything_every_few_steps():
+    layer, x = attention(), text()
+    state = begun(layer, RecycledAttention(top_k=6, stride=4))
+    layer(x[:, :PROMPT], state)
+    q, k, v = turned_heads(layer, x)
+    full, last = weights(layer, x), PROMPT - 1
+    for t in range(PROMPT, LENGTH):
+        seen: list[Any] = [range(t + 1)] * 4
+        if t - last < 4:
+            score = full[:, last].view(2, 2, -1).sum(1)
+            new = list(range(last + 1, t + 1))
+            seen = [[*score[h // 2, : last + 1].topk(6 - len(new)).indices.tolist(), *new] for h in range(4)]
+        else:
+            last = t
+        close(layer(x[:, t : t + 1], state)[0, 0], output(layer, seen_by(q, k, v, t, seen)))
+
+
+@torch.no_grad()
+def test_recycled_attention_looks_again_where_the_query_has_turned():
+    layer, x = attention(), text()
+    for similarity, same in ((1.1, True), (-1.0, False)):
+        state, dense = begun(layer, RecycledAttention(3, 100, check=1, similarity=similarity)), layer.init_state(1)
+        found, expected = (
+            torch.cat([layer(x[:, :PROMPT], one), *(layer(x[:, t : t + 1], one) for t in range(PROMPT, LENGTH))], 1)
+            for one in (state, dense)
+        )
+        assert torch.allclose(found, expected) == same
+
+
+@torch.no_grad()
+def test_token_select_votes_on_unturned_keys_and_closes_the_gaps():
+    layer, x = attention(), text()
+    for reuse in (None, 0.3):
+        state = begun(layer, TokenSelect(init=2, local=3, top_k=4, chunk=5, reuse=reuse))
+        found = [layer(x[:, :PROMPT], state)] + [layer(x[:, t : t + 1], state) for t in range(PROMPT, LENGTH)]
+        found, (q, k, v) = torch.cat(found, 1), heads(layer, x)
+        asking: list[Any] = [range(a, a + 5) for a in range(0, PROMPT, 5)] + [[t] for t in range(PROMPT, LENGTH)]
+        chosen, asked, reused = [], torch.zeros(24, dtype=torch.float64), 0
+        for group in asking:
+            mean = q[:, list(group)].mean(1)
+            near = torch.cosine_similarity(mean.flatten(), asked, 0)
+            if reuse is None or near <= reuse or len(chosen) < 4:
+                others = list(range(2, max(2, group[0] - 3)))
+                votes = torch.stack([(k[h, others] @ mean[h] / 6**0.5).softmax(-1) for h in range(4)]).sum(0)
+                chosen, asked = [others[i] for i in votes.topk(min(4, len(others))).indices], mean.flatten()
+            else:
+                reused += 1
+            for t in group:
+                seen = sorted({0, 1, *chosen, *range(max(2, group[0] - 3), t + 1)} & set(range(t + 1)))
+                mixed = []
+                for h in range(4):
+                    key, query = turned(layer, k[h, seen], range(len(seen))), q[h, t : t + 1]
+                    logits = key @ turned(layer, query, [len(seen) - 1])[0] / 6**0.5
+                    mixed.append(logits.softmax(-1) @ v[h, seen])
+                close(found[0, t], output(layer, torch.stack(mixed)))
+        assert (reused > 0) == (reuse is not None)
+
+
+@torch.no_grad()
+def test_zipvl_computes_and_keeps_the_important_tokens():
+    layer, x = attention(), text()
+    state = begun(layer, ZipVL(tau=0.7))
+    found = layer(x[:, :PROMPT], state)[0]
+    column = weights(layer, x[:, :PROMPT]).sum((0, 1))
+    carried = column.sort(descending=True).values.cumsum(0) / column.sum()
+    count = int((carried < 0.7).sum()) + 1
+    mean = column / torch.arange(PROMPT, 0, -1)
+    mean[-1] = torch.inf
+    important = sorted(mean.topk(count).indices.tolist())
+    assert kept(state) == [set(important)] and count < PROMPT
+    q, k, v = turned_heads(layer, x)
+    for t in range(PROMPT):
+        seen = [s for s in important if s <= t]
+        mixed = seen_by(q, k, v, t, [seen] * 4) if t in important else torch.zeros(4, 6, dtype=torch.float64)
+        close(found[t], output(layer, mixed))
+    after = seen_by(q, k, v, PROMPT, [[*important, PROMPT]] * 4)
+    close(layer(x[:, PROMPT : PROMPT + 1], state)[0, 0], output(layer, after))
+
+
+@torch.no_grad()
+def test_prefixkv_gives_layers_the_same_share_of_importance():
+    torch.manual_seed(0)
+    model: Any = zoo.create_model("transformer_nano", depth=3, dtype=torch.float64).eval()
+    for index, block in enumerate(model.blocks):
+        block.mixer.q_proj.weight *= 6.0**index  # from flat to sharp attention
+    ids = torch.randint(0, 256, (1, LENGTH))
+    state = model.init_state(1, cache=PrefixKV(budget=9, first=2, lag=3))
+    inputs: list[Tensor] = []
+    for block in model.blocks:
+        block.norm.register_forward_hook(lambda *call: inputs.append(call[2]))
+    model(ids[:, :PROMPT], state)
+    columns = [weights(b.mixer, y).mean(0).sum(0) for b, y in zip(model.blocks, inputs[:3], strict=True)]
+    orders = []
+    for column in columns:
+        first = column.clone()
+        first[[0, 1, PROMPT - 1]] = torch.inf
+        orders.append(first.argsort(descending=True, stable=True).tolist())
+
+    def counts(share: float) -> list[int]:
+        found = []
+        for column, order in zip(columns, orders, strict=True):
+            carried = (column[order].cumsum(0) / column.sum()).tolist()
+            found.append(max(3, next((n + 1 for n, one in enumerate(carried) if one >= share), PROMPT)))
+        return found
+
+    best = max((share / 4000 for share in range(4001)), key=lambda share: (sum(counts(share)) <= 27, share))
+    assert [kept(part)[0] for part in state] == [set(o[:n]) for o, n in zip(orders, counts(best), strict=True)]
+    sizes = [part.filled for part in state]
+    assert len(set(sizes)) > 1 and 24 <= sum(sizes) <= 27
+    for t in range(PROMPT, LENGTH):
+        before = [sorted(kept(part)[0]) for part in state]
+        model(ids[:, t : t + 1], state)
+        assert [part.filled for part in state] == sizes
+        for part, held in zip(state, before, strict=True):
+            assert kept(part)[0] == {*held, t} - {([s for s in held if s > 1] + [t])[-4:][0]}
+    shares = model.init_state(1, cache=PrefixKV(shares=(0.5, 0.25, 1.0)))
+    model(ids[:, :PROMPT], shares)
+    assert [part.filled for part in shares] == [10, 5, 20]
