@@ -135,6 +135,29 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek_v2": ("DeepseekV2Config", LATENT | {"topk_method": "group_limited_greedy"}),
     "deepseek_v3": ("DeepseekV3Config", LATENT),
+    "minimax": (
+        "MiniMaxConfig",
+        SIZES
+        | HEADS
+        | {
+            "intermediate_size": 512,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "layer_types": ["full_attention", "linear_attention"],
+        },
+    ),
+    "gpt_oss": (
+        "GptOssConfig",
+        SIZES
+        | HEADS
+        | {
+            "num_key_value_heads": 4,
+            "head_dim": 64,
+            "intermediate_size": 512,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+        },
+    ),
     "mixtral": (
         "MixtralConfig",
         SIZES | HEADS | {"intermediate_size": 1024, "num_local_experts": 8, "num_experts_per_tok": 2},

@@ -228,6 +228,14 @@ for _name, _tag, _repo in (
     ("qwen3_235b_a22b", "chat", "Qwen/Qwen3-235B-A22B"),
 ):  # fmt: skip
     _add(_name, _tag, Weights(repo=_repo, licence="apache-2.0", tokenizer=_repo, converter="mixtral"))
+for _size in ("20b", "120b"):
+    _repo = f"openai/gpt-oss-{_size}"
+    _add(f"gpt_oss_{_size}", "chat", Weights(repo=_repo, licence="apache-2.0", tokenizer=_repo, converter="gpt_oss"))
+for _tag, _repo, _licence in (
+    ("chat", "MiniMaxAI/MiniMax-Text-01", "minimax (model agreement)"),
+    ("m1_40k", "MiniMaxAI/MiniMax-M1-40k", "apache-2.0"), ("m1_80k", "MiniMaxAI/MiniMax-M1-80k", "apache-2.0"),
+):  # fmt: skip
+    _add("minimax_text_01", _tag, Weights(repo=_repo, licence=_licence, tokenizer=_repo, converter="minimax"))
 for _name, _published, _count, _licence in (
     ("deltanet_1_3b", "delta_net-1.3B-100B", 100, UNKNOWN), ("gla_1_3b", "gla-1.3B-100B", 100, "mit"),
     ("retnet_1_3b", "retnet-1.3B-100B", 100, "mit"), ("retnet_2_7b", "retnet-2.7B-100B", 100, "mit"),

@@ -26,6 +26,15 @@ class SwiGLU(nn.Module):
         return self.w2(self.act(self.w1(x)) * self.w3(x))
 
 
+def clamped_swiglu(gate: Tensor, up: Tensor, alpha: float = 1.702, limit: float = 7.0) -> Tensor:
+    r"""(u + 1) g sigmoid(alpha g) with g the gate, at most ``limit``, and u the other half, within +-``limit``.
+
+    Source: OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card", arXiv 2508.10925, section 2.1, and the published code.
+    """
+    gate = gate.clamp(max=limit)
+    return (up.clamp(-limit, limit) + 1) * gate * (alpha * gate).sigmoid()
+
+
 class SquaredReLU(nn.Module):
     """y = W2 relu(W1 x)^2, without biases.
 

@@ -16,6 +16,7 @@ from zoo.checkpoints.convert import (
     efficientvit,
     falcon_h1,
     fla,
+    gpt_oss,
     granite_hybrid,
     hybrid,
     jamba,
@@ -25,6 +26,7 @@ from zoo.checkpoints.convert import (
     mamba,
     mambavision,
     mcunet,
+    minimax,
     mixtral,
     nemotron_h,
     pcdarts,
@@ -52,15 +54,15 @@ __all__ = [
 ]
 
 CONVERTERS = (
-    bamba, kimi_linear, deepseek, dense, *fla.LAYOUTS, falcon_h1, granite_hybrid, jamba, lfm2, mamba, mambavision,
-    mixtral, nemotron_h, qwen3_next, recurrent_gemma, rwkv7, smallthinker, zamba2,
+    bamba, kimi_linear, deepseek, dense, *fla.LAYOUTS, falcon_h1, gpt_oss, granite_hybrid, jamba, lfm2, mamba,
+    mambavision, minimax, mixtral, nemotron_h, qwen3_next, recurrent_gemma, rwkv7, smallthinker, zamba2,
 )  # fmt: skip
 _AUTHORS = based, efficientvit, m3vit, mcunet, pcdarts, simplenet, vmamba, vovnet  # of weights alone
 LAYOUTS = ("zoo", "transformers", "timm")
 _TRANSFORMERS: dict[str, Any] = {  # family -> converter
     "mamba": mamba, "mamba2": mamba, "falcon_h1": falcon_h1, "deepseek": deepseek, "moe": mixtral,
-    "transformer": dense, "lfm2": lfm2, "qwen3_next": qwen3_next, "recurrent_gemma": recurrent_gemma,
-    "rwkv7": rwkv7, **{layout.family: layout for layout in fla.LAYOUTS},
+    "minimax": minimax, "gpt_oss": gpt_oss, "transformer": dense, "lfm2": lfm2, "qwen3_next": qwen3_next,
+    "recurrent_gemma": recurrent_gemma, "rwkv7": rwkv7, **{layout.family: layout for layout in fla.LAYOUTS},
     "kimi_linear": kimi_linear,
     "jamba": jamba, "bamba": bamba, "granite_hybrid": granite_hybrid, "nemotron_h": nemotron_h, "zamba2": zamba2,
     "smallthinker": smallthinker,
@@ -69,10 +71,11 @@ _IN_FILES = {  # where files differ from memory
     "deepseek": deepseek.to_transformers, "moe": mixtral.to_transformers, "qwen3_next": qwen3_next.to_transformers,
     "jamba": jamba.to_transformers, "granite_hybrid": granite_hybrid.to_transformers,
     "nemotron_h": nemotron_h.to_transformers, "kimi_linear": kimi_linear.to_transformers,
+    "minimax": minimax.to_transformers,
 }  # fmt: skip
 _SETTLED = (
-    {"moe": mixtral.settled, "transformer": dense.settled, "zamba2": zamba2.settled, "smallthinker": dense.settled}
-    | {"kimi_linear": hybrid.written_out}
+    {"moe": mixtral.settled, "zamba2": zamba2.settled, "kimi_linear": hybrid.written_out}
+    | dict.fromkeys(("gpt_oss", "minimax", "smallthinker", "transformer"), dense.settled)
     | dict.fromkeys(("bamba", "granite_hybrid", "jamba", "nemotron_h"), hybrid.settled)
     | {layout.family: layout.settled for layout in fla.LAYOUTS}
 )

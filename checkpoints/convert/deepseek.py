@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from zoo.checkpoints.convert.dequantise import SIDE, from_fp8, require_method
 from zoo.checkpoints.convert.experts import gathered, spread
 from zoo.checkpoints.convert.rename import rename
 from zoo.checkpoints.convert.rope import read_rope, write_rope
@@ -65,7 +66,6 @@ _FIXED = {  # options with one value here
     "topk_method": ("greedy", "group_limited_greedy", "noaux_tc"),
 }
 _MODULE = ("enorm.", "hnorm.", "eh_proj.", "shared_head_norm.")
-_SIDE = 128  # of the square blocks that share a scale in FP8
 
 
 def recognises(state_dict: Mapping[str, Tensor]) -> bool:
@@ -83,8 +83,11 @@ def to_zoo(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     The experts of a layer are stacked and transposed, FP8 matrices multiplied by their scales, in float32.
     The layers behind the last, of multi-token prediction, become ``mtp``, without their copies of embedding and head.
+
+    Raises:
+        ValueError: see ``from_fp8`` and ``gathered``.
     """
-    renamed = rename(gathered(_dequantise(state_dict)), NAMES)
+    renamed = rename(gathered(from_fp8(state_dict)), NAMES)
     further = sorted(int(key.split(".")[1]) for key in renamed if key.endswith(".eh_proj.weight"))
     modules = {f"blocks.{index}.": f"mtp.{k}." for k, index in enumerate(further)}
     shared = ("embed_tokens", "shared_head.head")
@@ -132,6 +135,7 @@ def config_from_transformers(config: Mapping[str, Any]) -> tuple[str, dict[str, 
     for name, values in _FIXED.items():
         if config.get(name) is not None and config[name] not in values:
             raise ValueError(f"{name} must be one of {list(values)}, got {config[name]!r}")
+    require_method(config, quant_method="fp8", weight_block_size=[SIDE, SIDE], fmt="e4m3")
     third = config["model_type"] == "deepseek_v3"
     if not third and config.get("norm_topk_prob"):
         raise ValueError("norm_topk_prob must be false for deepseek_v2, as in every published one")
@@ -150,20 +154,6 @@ def config_from_transformers(config: Mapping[str, Any]) -> tuple[str, dict[str, 
     if fields["yarn"] is not None and fields["yarn"]["kind"] != "yarn":
         raise ValueError(f"rotary positions must be unscaled or scaled by YaRN, got {fields['yarn']}")
     return "deepseek", fields
-
-
-def _dequantise(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """FP8 matrices times the scale of each block of 128 x 128."""
-    result = {}
-    for key, tensor in state_dict.items():
-        scale = state_dict.get(f"{key}_scale_inv")
-        if scale is not None:
-            rows, columns = tensor.shape
-            spread = scale.repeat_interleave(_SIDE, 0)[:rows].repeat_interleave(_SIDE, 1)[:, :columns]
-            tensor = tensor.float() * spread
-        if not key.endswith("_scale_inv"):
-            result[key] = tensor
-    return result
 
 
 def config_to_transformers(config: Mapping[str, Any]) -> dict[str, Any]:

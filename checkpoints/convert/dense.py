@@ -67,7 +67,7 @@ _FIXED = {  # options with one value here
 }
 _SILU = {"hidden_act": "silu"}
 _NULLABLE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")  # null says more than nothing
-_PLAIN = {  # fields by which the types differ, where one says nothing of them
+PLAIN = {  # fields by which the types differ, where one says nothing of them
     "window": None, "full_layers": (), "nope_layers": (), "qk_norm": None, "norm_order": "before", "qkv_bias": False,
     "out_bias": False, "norm_offset": False, "activation": "silu", "local_rope_base": None, "attention_scale": None,
     "attention_softcap": None, "logit_softcap": None, "embedding_scale": 1.0, "context_length": None,
@@ -102,7 +102,7 @@ def _biases(given: Given) -> Fields:
     return dict.fromkeys(("qkv_bias", "out_bias"), bool(given.get("attention_bias")))
 
 
-def _windows(given: Given) -> Fields:
+def windows(given: Given) -> Fields:
     """Of the types with layer_types: those with a window are named in it, or by their place."""
     window = given["sliding_window"] if given.get("use_sliding_window") else None
     kinds = given.get("layer_types")
@@ -118,7 +118,8 @@ def _windows(given: Given) -> Fields:
     return {"window": window, "full_layers": full}
 
 
-def _written_windows(config: Given) -> Fields:
+def written_windows(config: Given) -> Fields:
+    """The inverse of ``windows``."""
     depth, window = config["depth"], config["window"]
     full = [window is None or index in config["full_layers"] for index in range(depth)]
     return {
@@ -137,14 +138,14 @@ def _smollm3(given: Given) -> Fields:
         turning = [(index + 1) % every for index in range(given["num_hidden_layers"])]
     kinds = [("full" if turns else "sliding") + "_attention" for turns in turning]
     nope = tuple(index for index, turns in enumerate(turning) if not turns)
-    return _biases(given) | _windows({"layer_types": kinds, **given}) | {"nope_layers": nope}
+    return _biases(given) | windows({"layer_types": kinds, **given}) | {"nope_layers": nope}
 
 
 def _gemma(given: Given) -> Fields:
     pattern = given["sliding_window_pattern"]
     kinds = [("sliding" if (i + 1) % pattern else "full") + "_attention" for i in range(given["num_hidden_layers"])]
     always = {"use_sliding_window": True, "layer_types": given.get("layer_types") or kinds}
-    return _biases(given) | _windows({**given, **always}) | {
+    return _biases(given) | windows({**given, **always}) | {
         "norm_order": "both",
         "norm_offset": True,
         "activation": "gelu",
@@ -156,11 +157,11 @@ def _gemma(given: Given) -> Fields:
 
 
 def _written_gemma(config: Given) -> Fields:
-    windows = _written_windows(config)
-    if windows["sliding_window"] is None:  # their masks are made all the same
-        windows["sliding_window"] = _GEMMA["sliding_window"]
+    written = written_windows(config)
+    if written["sliding_window"] is None:  # their masks are made all the same
+        written["sliding_window"] = _GEMMA["sliding_window"]
     scale = config["attention_scale"] or config["head_dim"] ** -0.5
-    return {name: windows[name] for name in ("sliding_window", "layer_types")} | {
+    return {name: written[name] for name in ("sliding_window", "layer_types")} | {
         "attention_bias": config["qkv_bias"],
         "query_pre_attn_scalar": round(scale**-2),
         "attn_logit_softcapping": config["attention_softcap"],
@@ -204,20 +205,20 @@ _TYPES = {
     "qwen2": _Type(
         "Qwen2ForCausalLM",
         {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
-        lambda given: {"qkv_bias": True} | _windows(given),
-        _written_windows,
+        lambda given: {"qkv_bias": True} | windows(given),
+        written_windows,
     ),
     "qwen3": _Type(
         "Qwen3ForCausalLM",
         {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096, "max_window_layers": 28},
-        lambda given: {"qk_norm": "head"} | _biases(given) | _windows(given),
-        lambda c: {"attention_bias": c["qkv_bias"]} | _written_windows(c),
+        lambda given: {"qk_norm": "head"} | _biases(given) | windows(given),
+        lambda c: {"attention_bias": c["qkv_bias"]} | written_windows(c),
     ),
     "smollm3": _Type(
         "SmolLM3ForCausalLM",
         {"num_key_value_heads": 4, "sliding_window": None, "no_rope_layer_interval": 4, "tie_word_embeddings": True},
         _smollm3,
-        lambda c: {"attention_bias": c["qkv_bias"]} | _written_windows(c) | {
+        lambda c: {"attention_bias": c["qkv_bias"]} | written_windows(c) | {
             "no_rope_layers": [int(index not in c["nope_layers"]) for index in range(c["depth"])]
         },
         rope=partial(_rope, base=2e6),
@@ -280,7 +281,7 @@ def config_from_transformers(config: Given) -> tuple[str, Fields]:
     given.setdefault("num_key_value_heads", given["num_attention_heads"])
     given.setdefault("head_dim", given["hidden_size"] // given["num_attention_heads"])
     fields = {ours: given[theirs] for theirs, ours in _FIELDS.items() if theirs in given}
-    return "transformer", _PLAIN | fields | kind.rope(given) | kind.read(given)
+    return "transformer", PLAIN | fields | kind.rope(given) | kind.read(given)
 
 
 def settled(config: Given) -> Fields:
@@ -310,4 +311,4 @@ def _written(name: str, config: Given) -> Fields:
 def _says_all(published: Given, config: Given) -> bool:
     """Whether the options by which the types differ are read as they are written."""
     _, read = config_from_transformers(published)
-    return all(read[name] == config[name] for name in _PLAIN)
+    return all(read[name] == config[name] for name in PLAIN)

@@ -22,10 +22,11 @@ _PARAMETERS = {  # rope_type -> theirs: ours
         "mscale": "mscale",
         "mscale_all_dim": "mscale_all_dim",
         "attention_factor": "magnitude",
+        "truncate": "truncate",
     },
 }
 _OTHER = {"rope_type", "type", "rope_theta"}
-_FIXED = {"partial_rotary_factor": 1, "truncate": True}  # with one value here
+_FIXED = {"partial_rotary_factor": 1}  # with one value here
 
 
 def read_rope(config: Mapping[str, Any], base: float = 10000.0) -> tuple[float, dict[str, Any] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -84,8 +85,10 @@ def moe(
     *,
     gate: Tensor | Compressed | None = None,
     up_bias: Tensor | None = None,
+    gate_bias: Tensor | None = None,
     down_bias: Tensor | None = None,
     activation: Callable[[Tensor], Tensor] = F.silu,
+    glu: Callable[[Tensor, Tensor], Tensor] | None = None,
     capacity: int | None = None,
     impl: str = "auto",
 ) -> MoEOutput:
@@ -103,9 +106,10 @@ def moe(
         routing: of ``top_k_routing``; only weights (M, k) and experts (M, k) are used.
         up, gate: (E, D, F), or compressed.
         down: (E, F, D), or compressed. Without a gate the MLP has two layers.
-        up_bias: (E, F).
+        up_bias, gate_bias: (E, F), added to the products with these matrices.
         down_bias: (E, D).
         activation: phi, elementwise.
+        glu: of the products with gate and up, in place of phi of the first times the second.
         capacity: as in ``sort_by_expert``; what is dropped adds nothing to its token.
         impl: implementation of ``grouped_matmul``. "auto" on the CPU computes a single token, where no gradient is
             recorded, with torch's functions, without sorting.
@@ -119,8 +123,18 @@ def moe(
     Papers: Shazeer et al., arXiv 1701.06538; Jiang et al., arXiv 2401.04088.
     """
     _check(x, routing, up, down, gate)
-    if _is_small(x, routing, up, impl) and capacity is None and up_bias is None and down_bias is None:
-        return MoEOutput(_one_token(x, routing, up, down, gate, activation), routing.experts.new_zeros(()))
+
+    def mlp(product: Callable[..., Tensor], rows: Tensor) -> Tensor:
+        hidden = product(rows, up, bias=up_bias)
+        if gate is None:
+            hidden = activation(hidden)
+        else:
+            opened = product(rows, gate, bias=gate_bias)
+            hidden = activation(opened) * hidden if glu is None else glu(opened, hidden)
+        return product(hidden, down, bias=down_bias)
+
+    if _is_small(x, routing, up, impl) and capacity is None:
+        return MoEOutput(_one_token(x, routing, mlp, up.shape[0]), routing.experts.new_zeros(()))
     top_k = routing.experts.shape[1]
     order, inverse, offsets, dropped = sort_by_expert(routing.experts, up.shape[0], capacity=capacity)
     rows = _Gather.apply(x, order, inverse, top_k)  # (M k, D)
@@ -128,18 +142,16 @@ def moe(
     def product(rows: Tensor, weight: Tensor | Compressed, bias: Tensor | None = None) -> Tensor:
         if isinstance(weight, Tensor):
             return grouped_matmul(rows, weight, offsets, bias=bias, impl=impl)
-        return _one_by_one(rows, weight, offsets)
+        return _one_by_one(rows, weight, offsets, bias)
 
-    hidden = product(rows, up, bias=up_bias)
-    hidden = activation(hidden) if gate is None else activation(product(rows, gate)) * hidden
-    rows = product(hidden, down, bias=down_bias)
+    rows = mlp(product, rows)
     return MoEOutput(_combine(_Gather.apply(rows, inverse, order, 1), routing.weights).to(x.dtype), dropped)
 
 
-def _one_by_one(rows: Tensor, weight: Compressed, offsets: Tensor) -> Tensor:
+def _one_by_one(rows: Tensor, weight: Compressed, offsets: Tensor, bias: Tensor | None) -> Tensor:
     """``grouped_matmul`` with compressed matrices."""
     bounds = checked_bounds(offsets, len(rows))
-    found = [weight.matmul(rows[start:end], index=e) for e, (start, end) in enumerate(bounds) if end > start]
+    found = [_product(rows[start:end], weight, e, bias) for e, (start, end) in enumerate(bounds) if end > start]
     return torch.cat([*found, rows.new_zeros(len(rows) - bounds[-1][1], weight.shape[1])])
 
 
@@ -156,19 +168,18 @@ def _is_small(x: Tensor, routing: Routing, up: Tensor | Compressed, impl: str) -
     )
 
 
-def _one_token(x: Tensor, routing: Routing, up, down, gate, activation) -> Tensor:
+def _one_token(x: Tensor, routing: Routing, mlp: Callable[..., Tensor], num_experts: int) -> Tensor:
     """The sum over the experts of the only token, as the equation has it: (1, D)."""
     y = x.new_zeros(x.shape, dtype=compute_dtype(x, routing.weights))
     for weight, expert in zip(routing.weights[0], routing.experts[0].tolist(), strict=True):
-        if expert < up.shape[0]:
-            hidden = _times(x, up, expert)
-            hidden = activation(hidden) if gate is None else activation(_times(x, gate, expert)) * hidden
-            y += weight * _times(hidden, down, expert)
+        if expert < num_experts:
+            y += weight * mlp(partial(_product, expert=expert), x)
     return y.to(x.dtype)
 
 
-def _times(x: Tensor, weight: Tensor | Compressed, expert: int) -> Tensor:
-    return x @ weight[expert] if isinstance(weight, Tensor) else weight.matmul(x, index=expert)
+def _product(x: Tensor, weight: Tensor | Compressed, expert: int, bias: Tensor | None = None) -> Tensor:
+    y = x @ weight[expert] if isinstance(weight, Tensor) else weight.matmul(x, index=expert)
+    return y if bias is None else y + bias[expert].to(y.dtype)
 
 
 def _combine(rows: Tensor, weights: Tensor) -> Tensor:

@@ -6,11 +6,13 @@ from zoo.layers.attention.causal import CausalAttention
 from zoo.layers.attention.convolved import ConvolvedAttention, ShortConv
 from zoo.layers.attention.full import Attention
 from zoo.layers.attention.gated import GatedAttention
-from zoo.layers.attention.gated_linear import GatedLinearAttention, MemoryState, Retention, RetentionState
+from zoo.layers.attention.gated_linear import GatedLinearAttention, Retention, RetentionState
 from zoo.layers.attention.keys import Keys
 from zoo.layers.attention.kmeans import OnlineKMeans
 from zoo.layers.attention.latent import LatentAttention
+from zoo.layers.attention.lightning import LightningAttention
 from zoo.layers.attention.linformer import LinformerAttention, SequenceProjection
+from zoo.layers.attention.memory import MemoryMixer, MemoryState
 from zoo.layers.attention.rotary import Rotary
 from zoo.layers.attention.routing import RoutingAttention, RoutingState
 from zoo.layers.attention.scaling import Linear, Llama3, RotaryScaling, Yarn
@@ -35,9 +37,11 @@ __all__ = [
     "KeyValueState",
     "Keys",
     "LatentAttention",
+    "LightningAttention",
     "Linear",
     "LinformerAttention",
     "Llama3",
+    "MemoryMixer",
     "MemoryState",
     "OnlineKMeans",
     "Retention",

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels.dispatch import compute_dtype
-from zoo.layers.attention.keys import Place, attended, is_causal
+from zoo.layers.attention.keys import Place, attended, is_causal, masked
 from zoo.layers.attention.rotary import Rotary
-from zoo.layers.attention.softcap import softcapped_attention
+from zoo.layers.attention.sinks import sink_attention
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.mixer import Mixer
 from zoo.layers.options import require_above, require_at_least
@@ -29,13 +29,15 @@ class CausalAttention(Mixer):
         bias: queries, keys and values have biases.
         out_bias: the output has one.
         q_norm, k_norm: of queries and keys (..., H, d) before they are turned; none when None.
-        softcap: bound of the logits, see ``softcapped_attention``; none when None.
+        softcap: bound c of the logits, c tanh(logits / c); none when None.
+        sinks: a learned logit a head, 0 at first, is in the softmax and stands for no token.
 
     Raises:
         ValueError: when num_heads does not divide dim into heads of even width, num_kv_heads does not divide num_heads,
             or a head has fewer channels than are to turn; for a softcap of 0 or less.
 
-    Papers: Vaswani et al., arXiv 1706.03762; Ainslie et al., "GQA", arXiv 2305.13245; Su et al., arXiv 2104.09864.
+    Papers: Vaswani et al., arXiv 1706.03762; Ainslie et al., "GQA", arXiv 2305.13245; Su et al., arXiv 2104.09864;
+    softcap: Gemma Team, "Gemma 2", arXiv 2408.00118, section 2; sinks: OpenAI, "gpt-oss Model Card", arXiv 2508.10925.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class CausalAttention(Mixer):
         q_norm: nn.Module | None = None,
         k_norm: nn.Module | None = None,
         softcap: float | None = None,
+        sinks: bool = False,
     ):
         super().__init__()
         require_at_least(1, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
@@ -71,6 +74,7 @@ class CausalAttention(Mixer):
             require_above(0, softcap=softcap)
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, width
         self.scale, self.softcap = scale, softcap
+        self.sinks = nn.Parameter(torch.zeros(num_heads)) if sinks else None
         self.build_projections(dim, bias)
         self.q_norm, self.k_norm, self.rotary = q_norm or nn.Identity(), k_norm or nn.Identity(), rotary
         self.out_proj = nn.Linear(num_heads * width, dim, bias=out_bias)
@@ -99,10 +103,17 @@ class CausalAttention(Mixer):
             return state.attend(q, k, v, place, self)
         return self.attend(q, *attended(k, v, place))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """q (B, H, T, d) over k and v (B, num_kv_heads, S, d) with a mask as in ``Attended`` -> (B, H, T, d)."""
-        if self.softcap is not None:
-            return softcapped_attention(q, k, v, mask, self.softcap, self.scale or self.head_dim**-0.5)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, heads: Tensor | None = None) -> Tensor:
+        """q (B, H, T, d) over k and v (B, num_kv_heads, S, d) with a mask as in ``Attended`` -> (B, H, T, d).
+
+        Args:
+            heads: the numbers of the key and value heads, where these are some of them.
+        """
+        if self.softcap is not None or (self.sinks is not None and q.shape[2] == 1):
+            return self.mixed(self.weights(masked(self.logits(q, k, v), mask), heads), v)
+        if self.sinks is not None:
+            scale = self.head_dim**-0.5 if self.scale is None else self.scale
+            return sink_attention(q, k, v, mask, scale, self.some_sinks(heads).flatten())
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=is_causal(q, k, mask), scale=self.scale,
             enable_gqa=self.num_heads != self.num_kv_heads,
@@ -117,9 +128,17 @@ class CausalAttention(Mixer):
         logits = dots.to(compute_dtype(dots)) * (self.head_dim**-0.5 if self.scale is None else self.scale)
         return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
 
-    def weights(self, logits: Tensor) -> Tensor:
-        """Of logits (B, G, H / G, T, S)."""
-        return logits.softmax(-1)
+    def weights(self, logits: Tensor, heads: Tensor | None = None) -> Tensor:
+        """Of logits (B, G, H / G, T, S), of the ``heads`` if not of all; with sinks their sum is less than 1."""
+        if self.sinks is None:
+            return logits.softmax(-1)
+        rest = self.some_sinks(heads).to(logits.dtype)[..., None, None].expand(*logits.shape[:-1], 1)
+        return torch.cat([logits, rest], -1).softmax(-1)[..., :-1]
+
+    def some_sinks(self, heads: Tensor | None) -> Tensor:
+        """The sinks (G, H / G) of the key and value heads with these numbers, of all for None."""
+        sinks = self.sinks.unflatten(0, (self.num_kv_heads, -1))  # pyright: ignore[reportOptionalMemberAccess]
+        return sinks if heads is None else sinks[heads]
 
     def mixed(self, weights: Tensor, v: Tensor) -> Tensor:
         """v (B, G, S, d) by weights (B, G, H / G, T, S) -> (B, H, T, d)."""

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.kernels import linear_attention
 from zoo.kernels.dispatch import compute_dtype
+from zoo.layers.attention.memory import MemoryMixer, MemoryState
 from zoo.layers.attention.rotary import Rotary
-from zoo.layers.mixer import Mixer, skips_padding
+from zoo.layers.mixer import skips_padding
 from zoo.layers.norm import RMSNorm, gated
 from zoo.layers.options import require_at_least
-from zoo.layers.state import State, keep_rows
-
-
-@dataclass
-class MemoryState(State):
-    """memory (B, H, K, V), float32: the decayed sum of k v^T over the past."""
-
-    wide: ClassVar[tuple[str, ...]] = ("memory",)
-
-    memory: Tensor
 
 
 @dataclass
@@ -34,7 +23,7 @@ class RetentionState(MemoryState):
     position: Tensor
 
 
-class GatedLinearAttention(Mixer):
+class GatedLinearAttention(MemoryMixer):
     r"""Linear attention whose memory decays by a gate a key channel, and whose output is gated.
 
     .. math::
@@ -95,12 +84,7 @@ class GatedLinearAttention(Mixer):
             proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj, self.g_proj)
         )  # (B, T, H, K or V)
         q, k = self.placed(q, k, state)
-        past = None if state is None else keep_rows(state.memory, state.advance_sequence(seq_idx))
-        o, memory = linear_attention(
-            q, k, v, log_decay=self.log_decay(x), initial_state=past, seq_idx=seq_idx, chunk_size=self.chunk_size
-        )
-        if state is not None:
-            state.memory = memory
+        o = self.recall(q, k, v, self.log_decay(x), state, seq_idx)
         return self.out_proj(gated(self.o_norm, o, gate).flatten(-2))
 
     def log_decay(self, x: Tensor) -> Tensor:
@@ -111,16 +95,6 @@ class GatedLinearAttention(Mixer):
     def placed(self, q: Tensor, k: Tensor, state: MemoryState | None) -> tuple[Tensor, Tensor]:
         """Queries and keys (B, T, H, K) where their positions count."""
         return q, k
-
-    def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> MemoryState:
-        """Zeros; the size does not depend on ``max_length``."""
-        device, dtype = self.placement(device, dtype)
-        shape = batch_size, self.num_heads, self.key_dim, self.value_dim
-        return MemoryState(torch.zeros(shape, device=device, dtype=compute_dtype(dtype)))
-
-    def state_size(self, length: int) -> int:
-        """Constant in ``length``."""
-        return self.num_heads * self.key_dim * self.value_dim
 
 
 class Retention(GatedLinearAttention):

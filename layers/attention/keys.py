@@ -86,6 +86,18 @@ def is_causal(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
     return False
 
 
+def masked(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Logits (B, G, H / G, T, S) with -inf where a mask as in ``Attended``, or (B, H, T, S), hides a key."""
+    queries, keys = logits.shape[-2:]
+    if mask is None:
+        if queries == 1:
+            return logits
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=logits.device).tril()
+    elif mask.dim() == 4:
+        mask = mask[:, None] if mask.shape[1] == 1 else mask.unflatten(1, logits.shape[1:3])
+    return logits.masked_fill(~mask, -torch.inf)
+
+
 def attended(key: Tensor, value: Tensor, place: Place) -> Attended:
     """What queries at ``place`` attend to, given their own keys and values (B, H, T, d) and no others."""
     return Attended(key, value, Keys(key, value, place.position, place.ids).mask(place))

@@ -123,6 +123,7 @@ class Yarn(RotaryScaling):
         mscale: s of the rotation's magnitude.
         mscale_all_dim: s of the softmax scale; 0 for none.
         magnitude: of the rotation, in place of the one that follows from mscale and mscale_all_dim.
+        truncate: the channels between which is mixed are whole numbers, rounded apart.
 
     Raises:
         ValueError: for a factor below 1 or a length below 1.
@@ -138,6 +139,7 @@ class Yarn(RotaryScaling):
     mscale: float = 1.0
     mscale_all_dim: float = 0.0
     magnitude: float | None = None
+    truncate: bool = True
 
     def __post_init__(self):
         self.require_stretch(self.factor, self.length)
@@ -159,8 +161,10 @@ class Yarn(RotaryScaling):
     def frequencies(self, frequency: Tensor, base: float) -> Tensor:
         """See ``RotaryScaling``."""
         pairs = frequency.shape[0]
-        fast = max(math.floor(self._channel(self.beta_fast, pairs, base)), 0)
-        slow = min(math.ceil(self._channel(self.beta_slow, pairs, base)), 2 * pairs - 1)
+        fast, slow = (self._channel(turns, pairs, base) for turns in (self.beta_fast, self.beta_slow))
+        if self.truncate:
+            fast, slow = math.floor(fast), math.ceil(slow)
+        fast, slow = max(fast, 0), min(slow, 2 * pairs - 1)
         index = torch.arange(pairs, device=frequency.device, dtype=frequency.dtype)
         ramp = ((index - fast) / (slow - fast if slow != fast else 0.001)).clamp(0, 1)
         return frequency * (1 - ramp) + frequency / self.factor * ramp

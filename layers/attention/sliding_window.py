@@ -11,6 +11,7 @@ from torch import Tensor
 from zoo.kernels.sliding_window_attention import sliding_window_attention
 from zoo.layers.attention.causal import CausalAttention
 from zoo.layers.attention.keys import EMPTY, Keys, Place
+from zoo.layers.attention.sinks import sink_first
 from zoo.layers.attention.state import FILLERS, KeyValueState
 from zoo.layers.cache.buffer import gathered, widened
 from zoo.layers.state import State
@@ -98,18 +99,30 @@ class SlidingWindowAttention(CausalAttention):
         self.window = window
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, place: Place, state: KeyValueState | None) -> Tensor:
-        """By the kernel, which counts steps, where each row's steps are its positions; elsewhere, and with bounded
-        logits, by a mask."""
+        """By the kernel, which counts steps, where each row's steps are its positions; elsewhere by a mask, and so are
+        bounded logits, and sinks of packed sequences or of a single query."""
         keys = Keys(k, v, place.position, place.ids)
         if state is not None:
             keys = state.remember(keys, place)
         steps = keys.position.dim() == 1 or keys.position is place.position
-        if steps and self.softcap is None:
-            heads, options = (t.transpose(1, 2) for t in (q, *keys[:2])), {"window": self.window, "scale": self.scale}
-            return sliding_window_attention(*heads, seq_idx=keys.ids, **options).transpose(1, 2)
+        sinks = self.sinks is not None and (keys.ids is not None or q.shape[2] == 1)
+        if steps and self.softcap is None and not sinks:
+            return self.attend_steps(q, keys)
         if steps:
             place = place._replace(position=keys.position[..., -q.shape[2] :])
         return self.attend(q, keys.key, keys.value, keys.mask(place, self.window))
+
+    def attend_steps(self, q: Tensor, keys: Keys) -> Tensor:
+        """q (B, H, T, d) over the newest keys, where a step is a position -> (B, H, T, d)."""
+        scale = self.head_dim**-0.5 if self.scale is None else self.scale
+        heads, sinks = (q, keys.key, keys.value), self.sinks
+        if sinks is not None:
+            heads = sink_first(*heads, scale, sinks)
+        y = sliding_window_attention(
+            *(t.transpose(1, 2) for t in heads), window=self.window, sinks=int(sinks is not None), scale=scale,
+            seq_idx=keys.ids,
+        ).transpose(1, 2)  # fmt: skip
+        return y if sinks is None else y[..., :-1]
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> SlidingWindowState:
         """An empty cache of ``window`` steps; the size does not depend on ``max_length``."""

@@ -91,7 +91,7 @@ class SomeHeads:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """See ``Attention``, as all that follow."""
-        return self.whole().attend(q, k, v, mask)
+        return self.whole().attend(q, k, v, mask, **self.which())
 
     def logits(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return self.whole().logits(q, k, v)
@@ -100,7 +100,11 @@ class SomeHeads:
         return self.whole().bounded(dots)
 
     def weights(self, logits: Tensor) -> Tensor:
-        return self.whole().weights(logits)
+        return self.whole().weights(logits, **self.which())
+
+    def which(self) -> dict[str, Tensor]:
+        """Whose sinks take part, where there are some."""
+        return {} if getattr(self.whole(), "sinks", None) is None else {"heads": self.heads}
 
     def mixed(self, weights: Tensor, v: Tensor) -> Tensor:
         return self.whole().mixed(weights, v)

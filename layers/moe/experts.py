@@ -18,11 +18,12 @@ class RoutedExperts(Reports, KeepsFloat32):
     r"""What every layer of experts has: a router and ``num_experts`` MLPs, held as one tensor a matrix.
 
     .. math::
-        f_e(x) = W^2_e (\mathrm{silu}(W^1_e x) \odot W^3_e x)
+        f_e(x) = W^2_e \, \mathrm{glu}(W^1_e x [\, + b^1_e], W^3_e x [\, + b^3_e]) [\, + b^2_e]
         \;\text{(gated) or}\; W^2_e \, \mathrm{gelu}(W^1_e x + b^1_e) + b^2_e
 
-    ``w1`` and ``w3`` are (E, D, F), ``w2`` is (E, F, D), ``b1`` (E, F) and ``b2`` (E, D); of gated experts the former
-    may be compressed (``layers.quant``). Only experts that a token chose are computed, each once for all its tokens.
+    ``w1`` and ``w3`` are (E, D, F), ``w2`` is (E, F, D), ``b1`` and ``b3`` (E, F) and ``b2`` (E, D); of gated experts
+    the matrices may be compressed (``layers.quant``). Only experts that a token chose are computed, each once for all
+    its tokens.
 
     Args:
         router: tokens (M, D), and what else the layer gives it, to logits (M, E).
@@ -30,8 +31,10 @@ class RoutedExperts(Reports, KeepsFloat32):
         hidden_dim: width F of an expert.
         num_experts: E.
         top_k: experts a token.
-        gated: SwiGLU experts without biases, in place of two layers with them.
+        gated: experts with a gate, in place of two layers.
         act: a function in silu's place, or in gelu's.
+        bias: the experts have biases; None: those of two layers.
+        glu: of the gate and the other half, in place of act(gate) times that.
         shared: (..., D) -> (..., D), which every token visits besides; None for nothing.
 
     Raises:
@@ -48,19 +51,23 @@ class RoutedExperts(Reports, KeepsFloat32):
         *,
         gated: bool = True,
         act: Callable[[Tensor], Tensor] | None = None,
+        bias: bool | None = None,
+        glu: Callable[[Tensor, Tensor], Tensor] | None = None,
         shared: nn.Module | None = None,
     ):
         super().__init__()
         if not 1 <= top_k <= num_experts:
             raise ValueError(f"top_k must lie in [1, num_experts]: got top_k {top_k}, num_experts {num_experts}")
         self.num_experts, self.top_k, self.router = num_experts, top_k, router
-        self.act = act or (F.silu if gated else F.gelu)
+        self.act, self.glu = act or (F.silu if gated else F.gelu), glu
+        bias = not gated if bias is None else bias
         up, down = (num_experts, dim, hidden_dim), (num_experts, hidden_dim, dim)
         self.w1 = nn.Parameter(torch.empty(up))
-        self.b1 = None if gated else nn.Parameter(torch.empty(num_experts, hidden_dim))
+        self.b1 = nn.Parameter(torch.empty(num_experts, hidden_dim)) if bias else None
         self.w3 = nn.Parameter(torch.empty(up)) if gated else None
+        self.b3 = nn.Parameter(torch.empty(num_experts, hidden_dim)) if gated and bias else None
         self.w2 = nn.Parameter(torch.empty(down))
-        self.b2 = None if gated else nn.Parameter(torch.empty(num_experts, dim))
+        self.b2 = nn.Parameter(torch.empty(num_experts, dim)) if bias else None
         self.init_weights()
         self.shared = shared
 
@@ -74,7 +81,8 @@ class RoutedExperts(Reports, KeepsFloat32):
 
     def expert_parameters(self) -> list[nn.Parameter]:
         """All that belongs to one expert or another."""
-        return [weight for weight in (self.w1, self.b1, self.w3, self.w2, self.b2) if weight is not None]
+        every = (self.w1, self.b1, self.w3, self.b3, self.w2, self.b2)
+        return [weight for weight in every if weight is not None]
 
     @property
     def num_idle_parameters(self) -> int:
@@ -94,12 +102,13 @@ class RoutedExperts(Reports, KeepsFloat32):
         if kept is not None:
             routing = routing._replace(experts=routing.experts.masked_fill(~kept[:, None], self.num_experts))
         low = autocast_dtype(tokens.device.type)
-        operands = (tokens, self.w1, self.b1, self.w3, self.w2, self.b2)
-        x, w1, b1, w3, w2, b2 = (t.to(low) if low is not None and isinstance(t, Tensor) else t for t in operands)
+        operands = (tokens, self.w1, self.b1, self.w3, self.b3, self.w2, self.b2)
+        x, w1, b1, w3, b3, w2, b2 = (t.to(low) if low is not None and isinstance(t, Tensor) else t for t in operands)
+        options = {"activation": self.act, "glu": self.glu, "down_bias": b2, "capacity": capacity}
         with full_precision(tokens.device):
             if w3 is None:
-                return moe(x, routing, w1, w2, up_bias=b1, down_bias=b2, activation=self.act, capacity=capacity)  # type: ignore[arg-type]
-            return moe(x, routing, w3, w2, gate=w1, activation=self.act, capacity=capacity)  # type: ignore[arg-type]
+                return moe(x, routing, w1, w2, up_bias=b1, **options)  # type: ignore[arg-type]
+            return moe(x, routing, w3, w2, gate=w1, up_bias=b3, gate_bias=b1, **options)  # type: ignore[arg-type]
 
     def add_shared(self, y: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """y (..., D), of the routed experts, plus ``shared`` of x (..., D); nothing where mask (...) is False."""

@@ -23,7 +23,7 @@ class MoE(RoutedExperts):
         y = \sum_{e \in \mathcal{E}} w_e \, W^2_e (\mathrm{silu}(W^1_e x) \odot W^3_e x), \quad
         w_e = p_e \;[\, / \textstyle\sum_{j \in \mathcal{E}} p_j ]
 
-    ``router`` is a Linear without bias, evaluated in float32 whatever the precision of the rest (Switch, section 2.4).
+    ``router`` is a Linear, evaluated in float32 whatever the precision of the rest (Switch, section 2.4).
     ``w1`` and ``w3`` (E, D, F) and ``w2`` (E, F, D) hold all experts. Every token reaches all its experts (dropless),
     so its output depends on no other token. Only with a ``capacity_factor``, and only in training mode, an expert takes
     at most ceil(capacity_factor * top_k * tokens / num_experts) tokens, the first of the flattened batch; what is
@@ -48,6 +48,8 @@ class MoE(RoutedExperts):
         capacity_factor: None for no limit.
         balance_weight: of ``load_balance_loss``.
         z_weight: of ``router_z_loss``.
+        bias: router and experts have biases.
+        glu: of an expert's gate and its other half, in place of act(gate) times that.
         shared: (..., D) -> (..., D), which every token visits besides; None for nothing.
 
     Raises:
@@ -72,10 +74,13 @@ class MoE(RoutedExperts):
         capacity_factor: float | None = None,
         balance_weight: float = 0.0,
         z_weight: float = 0.0,
+        bias: bool = False,
+        glu: Callable[[Tensor, Tensor], Tensor] | None = None,
         shared: nn.Module | None = None,
     ):
-        router = WideLinear(dim, num_experts, bias=False)
-        super().__init__(router, dim, hidden_dim, num_experts, top_k, act=act, shared=shared)
+        router = WideLinear(dim, num_experts, bias)
+        options: dict[str, Any] = {"act": act, "bias": bias, "glu": glu, "shared": shared}
+        super().__init__(router, dim, hidden_dim, num_experts, top_k, **options)
         if capacity_factor is not None and not capacity_factor > 0:
             raise ValueError(f"capacity_factor must be positive, or None for no limit, got {capacity_factor}")
         if not (balance_weight >= 0 and z_weight >= 0):
@@ -89,7 +94,7 @@ class MoE(RoutedExperts):
         self.routing: Routing | None = None
 
     def init_weights(self) -> None:
-        """Every matrix as nn.Linear's: uniform within 1 / sqrt(inputs)."""
+        """Every matrix as nn.Linear's: uniform within 1 / sqrt(inputs); biases of experts 0."""
         self.router.reset_parameters()  # type: ignore[operator]
         super().init_weights()
 

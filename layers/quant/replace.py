@@ -62,7 +62,7 @@ def records(model: nn.Module) -> dict[str, Record]:
 
 def _names(module: nn.Module) -> tuple[str, ...]:
     if isinstance(module, RoutedExperts):
-        return ("w1", "w3", "w2") if module.b1 is None else ()
+        return ("w1", "w3", "w2") if module.w3 is not None else ()
     return ("weight",) if type(module) in (nn.Linear, nn.Embedding) else ()
 
 

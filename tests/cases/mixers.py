@@ -9,6 +9,7 @@ from zoo.layers.attention import (
     ConvolvedAttention,
     GatedLinearAttention,
     LatentAttention,
+    LightningAttention,
     Llama3,
     Retention,
     Rotary,
@@ -74,6 +75,9 @@ MIXERS = {
     ),
     "attention-capped": lambda: CausalAttention(DIM, num_heads=6, num_kv_heads=2, softcap=1.5),
     "sliding-window-capped": lambda: SlidingWindowAttention(DIM, num_heads=3, window=6, softcap=1.5),
+    "attention-sinks": lambda: CausalAttention(DIM, num_heads=6, num_kv_heads=2, scale=0.3, sinks=True),
+    "attention-sinks-capped": lambda: CausalAttention(DIM, num_heads=4, softcap=1.5, sinks=True),
+    "sliding-window-sinks": lambda: SlidingWindowAttention(DIM, num_heads=6, window=6, num_kv_heads=2, sinks=True),
     "routing-one-cluster": lambda: RoutingAttention(DIM, 4, num_clusters=1, cluster_size=8).eval(),
     "routing-and-local": lambda: ParallelMixers(
         {
@@ -103,6 +107,7 @@ MIXERS = {
     "gated-linear": lambda: GatedLinearAttention(DIM, num_heads=3, chunk_size=8),
     "gated-linear-wide": lambda: GatedLinearAttention(DIM, 2, 0.25, 1.5, gate_rank=3, gate_temperature=2.0),
     "retention": lambda: Retention(DIM, num_heads=3, chunk_size=8),
+    "lightning": lambda: LightningAttention(DIM, num_heads=3, index=1, depth=3, chunk_size=8),
     "mlstm": lambda: MLSTM(DIM, num_heads=3, key_dim=4, value_dim=8, input_offset=0.0, chunk_size=8),
     "mlstm-uncapped": lambda: MLSTM(DIM, 2, key_dim=5, value_dim=3, gate_softcap=None, input_offset=1.0, eps=1e-2),
     "mlstm-expanded": lambda: ExpandedMLSTM(DIM, num_heads=3, chunk_size=8),

@@ -41,6 +41,7 @@ LANGUAGE = {  # name, options
     "granite": ("granite_hybrid_nano", {"residual_multiplier": 0.5, "logits_scaling": 6.0, "rope_base": 500.0}),
     "granite-dense": ("granite_hybrid_nano", {"mlps": "-", "tie_embeddings": False}),
     "olmoe": ("moe_nano", MIXTRAL | {"qk_norm": "joint", "normalize": False}),
+    "gpt_oss": ("gpt_oss_nano", {"window": 4, "swiglu_limit": 0.5}),
     "qwen3_moe": ("moe_nano", MIXTRAL | {"qk_norm": "head", "head_dim": 20}),
 }  # fmt: skip
 IMAGES = {

@@ -195,6 +195,8 @@ FOREIGN = {
                "num_attention_heads": 4, "intermediate_size": 8, "layer_types": ["full_attention"],
                "rope_parameters": {"full_attention": {"rope_theta": 1e4}}},
     "mixtral": {"model_type": "mixtral", "hidden_size": 32, "rope_parameters": {"rope_theta": 1e4}},
+    "gpt_oss": {"model_type": "gpt_oss", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+                "intermediate_size": 8, "rope_scaling": {"rope_type": "yarn", "factor": 2, "truncate": False}},
     "delta_net": {"model_type": "delta_net", "hidden_size": 32, "num_heads": 2, "expand_k": 0.5, "hidden_ratio": 2},
     "kimi_linear": {"model_type": "kimi_linear", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
                     "vocab_size": 250, "intermediate_size": 8, "num_experts": 2, "first_k_dense_replace": 1,

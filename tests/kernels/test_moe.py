@@ -177,6 +177,20 @@ def test_moe_with_biases_and_without_a_gate_equals_a_loop():
     torch.testing.assert_close(output, (routing.weights[..., None] * chosen).sum(1))
 
 
+@pytest.mark.parametrize("tokens", [1, 13])
+def test_moe_with_biases_and_a_unit_of_its_own_equals_a_loop(tokens):
+    inputs = make_moe(tokens=tokens, dtype=torch.float64)
+    up_bias, gate_bias, down_bias = (torch.randn(4, size, dtype=torch.float64) for size in (5, 5, 6))
+    x, routing, up, down, gate = inputs.values()
+    hidden = [(x @ up[e] + up_bias[e] + 1) * (x @ gate[e] + gate_bias[e]).tanh() for e in range(4)]
+    every = torch.stack([hidden[e] @ down[e] + down_bias[e] for e in range(4)], dim=1)
+    chosen = every.gather(1, routing.experts[..., None].expand(-1, -1, 6))
+    options = {"up_bias": up_bias, "gate_bias": gate_bias, "down_bias": down_bias}
+    with torch.no_grad():
+        output = moe(**inputs, **options, glu=lambda gate, up: (up + 1) * gate.tanh()).output
+    torch.testing.assert_close(output, (routing.weights[..., None] * chosen).sum(1))
+
+
 @pytest.mark.parametrize("impl", ALL)
 def test_equal_experts_are_the_dense_mlp(impl):
     inputs = make_moe(dtype=torch.float64)

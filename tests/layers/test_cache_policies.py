@@ -81,6 +81,22 @@ def test_with_room_for_everything_it_is_full_attention(case, layer):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_sinks_and_bounds_are_those_of_the_layer(case, softcap):
+    torch.manual_seed(0)
+    layer = CausalAttention(DIM, 4, 2, sinks=True, softcap=softcap).double()
+    assert layer.sinks is not None
+    layer.sinks.copy_(torch.tensor([0.5, -1.0, 2.0, 1.5]))
+    x = tokens(2, PROMPT + STEPS)
+    found = run(layer, x, begun(layer, case.ample))
+    torch.testing.assert_close(found, run(layer, x, layer.init_state(2)), atol=case.limit or 1e-12, rtol=0)
+    plain = CausalAttention(DIM, 4, 2, softcap=softcap).double()
+    layer.sinks.fill_(-1e9)
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    close(run(layer, x, begun(layer, case.small)), run(plain, x, begun(plain, case.small)))
+
+
+@torch.no_grad()
 def test_no_more_slots_than_promised_each_with_another_position_of_the_past(case, layer):
     state, x = begun(layer, case.small), tokens(2, PROMPT + STEPS)
     for step in range(-1, STEPS):

@@ -24,6 +24,10 @@ SCALED = {  # ours, transformers' parameters
         Yarn(4.0, 32, beta_fast=8.0, magnitude=1.3),
         {"factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 8.0, "attention_factor": 1.3},
     ),
+    "yarn-between": (
+        Yarn(4.0, 32, beta_fast=3.0, truncate=False),
+        {"factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 3.0, "truncate": False},
+    ),
 }
 
 
@@ -43,6 +47,7 @@ def test_pairs_turn_as_complex_numbers_and_the_rest_stays(interleaved):
 @pytest.mark.parametrize("kind", SCALED)
 def test_scalings_are_those_of_transformers(kind):
     scaling, parameters = SCALED[kind]
+    kind = scaling.kind
     config = transformers.LlamaConfig(
         hidden_size=96, num_attention_heads=4, max_position_embeddings=128,
         rope_parameters={"rope_type": kind, "rope_theta": 500.0} | parameters,
@@ -52,7 +57,7 @@ def test_scalings_are_those_of_transformers(kind):
     torch.testing.assert_close(rotary.frequency, expected, atol=0, rtol=1e-5)
     assert not torch.allclose(rotary.frequency, plain.frequency)
     cos, sin = rotary.tables(torch.arange(3))
-    torch.testing.assert_close(cos.square() + sin.square(), torch.full((3, 12), magnitude**2))
+    torch.testing.assert_close(cos.square() + sin.square(), torch.full((3, 12), float(magnitude**2)))
     assert RotaryScaling.of(dataclasses.asdict(scaling)) == scaling
 
 

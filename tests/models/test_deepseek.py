@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.modeling_layers import MtpModel
 
 import zoo
 from zoo.checkpoints.convert import deepseek as converter
+from zoo.cli import main
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -112,6 +119,75 @@ def test_fp8_matrices_are_multiplied_by_the_scale_of_their_block():
         for columns in (slice(0, 128), slice(128, 150)):
             factor = scale[rows.start // 128, columns.start // 128]
             assert torch.equal(loaded[rows, columns], weight[rows, columns].float() * factor)
+
+
+FP8 = SIZES | {"hidden_size": 144, "intermediate_size": 200, "moe_intermediate_size": 136, "q_lora_rank": 132}
+
+
+def in_fp8(folder: Path) -> dict[str, Tensor]:
+    """The folder's projections in FP8 with a scale a block, as published; returns the plain tensors, by transformers,
+    which takes whole blocks alone and is given matrices with zeros around them."""
+    tensors = load_file(folder / "model.safetensors")
+    plain, published = {}, {}
+    for name, tensor in tensors.items():
+        if not re.search(r"layers\..*proj(_with_mqa)?\.weight", name):
+            plain[name] = published[name] = tensor
+            continue
+        (rows, columns), grid = tensor.shape, [-(-size // 128) for size in tensor.shape]
+        whole = F.pad(tensor, (0, 128 * grid[1] - columns, 0, 128 * grid[0] - rows))
+        blocks = whole.view(grid[0], 128, grid[1], 128)
+        scale = blocks.abs().amax((1, 3)) / 448
+        whole = (blocks / scale[:, None, :, None]).view_as(whole).to(torch.float8_e4m3fn)
+        published |= {name: whole[:rows, :columns].contiguous(), f"{name}_scale_inv": scale}
+        plain[name] = Fp8Dequantize(None)._dequantize_one(whole, scale)[:rows, :columns].contiguous()
+    save_file(published, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128],
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return plain
+
+
+def test_folders_in_fp8_load_and_convert(tmp_path):
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(V3(**FP8)).eval()
+    theirs.save_pretrained(tmp_path / "plain")
+    theirs.save_pretrained(tmp_path / "published")
+    plain = in_fp8(tmp_path / "published")
+    assert {tuple(t.shape) for t in plain.values()} >= {(136, 144), (144, 136), (200, 144), (132, 144)}
+    save_file(plain, tmp_path / "plain" / "model.safetensors", {"format": "pt"})
+    main(["convert", str(tmp_path / "published"), str(tmp_path / "converted")])
+    tokens = torch.randint(0, 96, (2, 20))
+    expected = type(theirs).from_pretrained(tmp_path / "plain").eval()(tokens).logits
+    for folder in ("published", "converted"):
+        ours: Any = zoo.create_model(f"local-dir:{tmp_path / folder}").eval()
+        close(ours(tokens), expected)
+        assert torch.equal(ours.blocks[1].mlp.w2[3].mT, plain["model.layers.1.mlp.experts.3.down_proj.weight"])
+
+
+MATRIX = "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ({}, f"{MATRIX} is in float8_e4m3fn and {MATRIX}_scale_inv is missing from the checkpoint"),
+        ({MATRIX: torch.ones(1, 2)}, r"for each 128 x 128 block of .* \(200, 150\): \(2, 2\), got \(1, 2\)"),
+        ({MATRIX: torch.ones(2, 2), "a.weight": torch.ones(1, 1)}, "scale of a.weight, which is missing"),
+    ],
+)
+def test_scales_of_fp8_that_are_missing_or_do_not_fit(scales, message):
+    tensors = {MATRIX: torch.zeros(200, 150).to(torch.float8_e4m3fn)}
+    with pytest.raises(ValueError, match=message):
+        converter.to_zoo(tensors | {f"{name}_scale_inv": scale for name, scale in scales.items()})
+
+
+@pytest.mark.parametrize("change", [{"quant_method": "awq"}, {"weight_block_size": [64, 64]}, {"fmt": "e5m2"}])
+def test_weights_in_other_forms_are_refused(change):
+    quantised = {"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e4m3"} | change
+    with pytest.raises(ValueError, match=f"absent or have {next(iter(change))} "):
+        converter.config_from_transformers({"model_type": "deepseek_v3", "quantization_config": quantised})
 
 
 def test_modules_of_further_tokens_are_as_many_as_the_file_has_or_fewer_on_demand(tmp_path):

@@ -190,7 +190,7 @@ def test_conversion_says_what_does_not_fit():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"{next(iter(option))} must be absent or"):
             mixtral.config_from_transformers({"model_type": kind, **SMALL} | option)
-    with pytest.raises(ValueError, match=r"qk_norm must be None or one of \('head', 'joint'\), got 'heads'"):
+    with pytest.raises(ValueError, match=r"qk_norm must be one of \(None, 'head', 'joint'\), got 'heads'"):
         nano(qk_norm="heads")
     assert mixtral.config_from_transformers(config)[1]["rope_base"] == 1e6
     assert mixtral.config_from_transformers(config | {"rope_theta": 7.0})[1]["rope_base"] == 7

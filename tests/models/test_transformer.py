@@ -180,7 +180,6 @@ def test_files_of_old_versions_load(tmp_path):
         ({"attention_dropout": 0.1}, "attention_dropout must be 0, got 0.1"),
         ({"quantization_config": {"bits": 4}}, "quantization_config must be None"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "default, linear, llama3, yarn, got 'dynamic'"),
-        ({"rope_parameters": YARN | {"truncate": False}}, "truncate of the rotary positions must be True, got False"),
         ({"rope_parameters": YARN | {"long_factor": [1.0]}}, "type 'yarn' have no long_factor here"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor of the rotary positions must be 1, got 0.5"),
         ({"model_type": "qwen3", "layer_types": ["chunked_attention"] * 3}, "layer_types must be .*chunked_attention"),

@@ -14,6 +14,7 @@ from zoo.language.deltanet import (
 )
 from zoo.language.falcon_h1 import FalconH1Config, FalconH1LanguageModel
 from zoo.language.gla import GLAConfig, GLALanguageModel, RetNetConfig, RetNetLanguageModel
+from zoo.language.gpt_oss import GptOssConfig, GptOssLanguageModel
 from zoo.language.granite_hybrid import GraniteHybridConfig, GraniteHybridLanguageModel
 from zoo.language.hybrid import HybridConfig, HybridLanguageModel
 from zoo.language.jamba import JambaConfig, JambaLanguageModel
@@ -24,6 +25,7 @@ from zoo.language.longconv import LongConvConfig, LongConvLanguageModel
 from zoo.language.longconv_text import LongConvTextClassifier, LongConvTextConfig
 from zoo.language.mamba import MambaConfig, MambaLanguageModel
 from zoo.language.mamba2 import Mamba2Config, Mamba2LanguageModel
+from zoo.language.minimax import MiniMaxConfig, MiniMaxLanguageModel
 from zoo.language.mod import MoDConfig, MoDLanguageModel
 from zoo.language.moe import MoEConfig, MoELanguageModel
 from zoo.language.mor import MoRConfig, MoRLanguageModel
@@ -57,6 +59,8 @@ __all__ = [
     "GLALanguageModel",
     "GatedDeltaNetConfig",
     "GatedDeltaNetLanguageModel",
+    "GptOssConfig",
+    "GptOssLanguageModel",
     "GraniteHybridConfig",
     "GraniteHybridLanguageModel",
     "HybridConfig",
@@ -83,6 +87,8 @@ __all__ = [
     "Mamba2LanguageModel",
     "MambaConfig",
     "MambaLanguageModel",
+    "MiniMaxConfig",
+    "MiniMaxLanguageModel",
     "MoDConfig",
     "MoDLanguageModel",
     "MoEConfig",

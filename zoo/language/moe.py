@@ -9,30 +9,27 @@ norms of queries and keys). Their sizes are those of the published checkpoints, 
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.config import require_positive
 from zoo.kernels.moe import load_balance_loss
-from zoo.language.base import Block, LanguageModel
-from zoo.language.transformer import QK_NORMS, DecoderConfig
-from zoo.layers import CausalAttention, ModelState, RMSNorm, SwiGLU
+from zoo.language.base import LanguageModel
+from zoo.language.transformer import ACTIVATIONS, TransformerConfig, TransformerLanguageModel
+from zoo.layers import ModelState
 from zoo.layers.moe import MoE
 from zoo.registry import Paper, register_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MoEConfig(DecoderConfig):
+class MoEConfig(TransformerConfig):
     """Options of the transformer with experts; ``mlp_dim`` is the width of one expert and of the dense layers
     between."""
 
-    head_dim: int | None = None
-    """Width of an attention head, dim / num_heads when None."""
-    qk_norm: str | None = None
-    """Norms of queries and keys: of each "head" (Qwen3), or "joint" over all of them (OLMoE)."""
     num_experts: int = 8
     """Experts of a layer."""
     top_k: int = 2
@@ -54,9 +51,7 @@ class MoEConfig(DecoderConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_positive(self, "num_experts", "top_k", "expert_every", "head_dim")
-        if self.qk_norm not in (None, *QK_NORMS):
-            raise ValueError(f"qk_norm must be None or one of {tuple(QK_NORMS)}, got {self.qk_norm!r}")
+        require_positive(self, "num_experts", "top_k", "expert_every")
         if self.expert_every > self.depth:
             raise ValueError(
                 f"expert_every must be at most depth, or no block has experts: got {self.expert_every}, "
@@ -64,44 +59,49 @@ class MoEConfig(DecoderConfig):
             )
 
 
-class MoELanguageModel(LanguageModel):
-    """A stack of attention and feed-forward blocks, all or some of them with experts."""
+class JointlyBalanced(LanguageModel):
+    """A model with one load-balance loss over the tokens of all its layers with experts."""
 
-    config: MoEConfig
-
-    def build_block(self, index: int) -> Block:
-        """Norm and causal attention, norm and experts or SwiGLU."""
-        c = self.config
-        mixer = CausalAttention(c.dim, c.num_heads, c.num_kv_heads, c.rope_base, c.head_dim, **self.build_norms())
-        if (index + 1) % c.expert_every:
-            return Block(c, mixer, SwiGLU(c.dim, c.mlp_dim))
-        balance_weight = 0.0 if c.joint_balance else c.balance_weight
-        experts = MoE(
-            c.dim, c.mlp_dim, c.num_experts, c.top_k, normalize=c.normalize, capacity_factor=c.capacity_factor,
-            balance_weight=balance_weight, z_weight=c.z_weight,
-        )  # fmt: skip
-        return Block(c, mixer, experts)
-
-    def build_norms(self) -> dict[str, Any]:
-        """Of a block's queries and keys."""
-        c = self.config
-        if c.qk_norm is None:
-            return {}
-        heads = {"q_norm": c.num_heads, "k_norm": c.num_kv_heads or c.num_heads}
-        width, build = c.head_dim or c.dim // c.num_heads, QK_NORMS[c.qk_norm]
-        return {name: build(RMSNorm, count, width, c.norm_eps) for name, count in heads.items()}
+    @property
+    @abstractmethod
+    def joint_balance(self) -> float:
+        """Weight of that loss; 0 for none."""
 
     def forward_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor:
         """The residual stream (B, T, dim) through all blocks; the joint load-balance loss is the last layer's."""
         x = super().forward_blocks(x, state, seq_idx)
         layers = cast("list[MoE]", self.experts)
         routed = [layer.routing for layer in layers if layer.routing is not None]
-        if self.config.joint_balance and self.config.balance_weight and routed:
+        if self.joint_balance and routed:
             scores, experts = (torch.cat([getattr(r, name) for r in routed]) for name in ("scores", "experts"))
             mask = None if seq_idx is None else (seq_idx >= 0).flatten().repeat(len(routed))
-            loss = self.config.balance_weight * load_balance_loss(scores, experts, mask=mask)
+            loss = self.joint_balance * load_balance_loss(scores, experts, mask=mask)
             layers[-1].auxiliary_losses["load_balance"] = loss
         return x
+
+
+class MoELanguageModel(JointlyBalanced, TransformerLanguageModel):
+    """A stack of attention and feed-forward blocks, all or some of them with experts."""
+
+    config: MoEConfig
+
+    def build_mlp(self, index: int) -> nn.Module:
+        """Experts, or the transformer's feed-forward layer."""
+        return super().build_mlp(index) if (index + 1) % self.config.expert_every else self.build_experts()
+
+    def build_experts(self, **options: Any) -> MoE:
+        """Experts as the configuration has them, and with the further options of ``MoE``."""
+        c = self.config
+        return MoE(
+            c.dim, c.mlp_dim, c.num_experts, c.top_k, normalize=c.normalize, act=ACTIVATIONS[c.activation],
+            capacity_factor=c.capacity_factor, balance_weight=0.0 if c.joint_balance else c.balance_weight,
+            z_weight=c.z_weight, **options,
+        )  # fmt: skip
+
+    @property
+    def joint_balance(self) -> float:
+        """Weight of a load-balance loss over all layers."""
+        return self.config.balance_weight if self.config.joint_balance else 0.0
 
 
 _register = partial(

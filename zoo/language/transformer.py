@@ -91,6 +91,8 @@ class TransformerConfig(DecoderConfig):
     """Factor of the attention's logits, head_dim^-0.5 when None."""
     attention_softcap: float | None = None
     """Bound of the attention's logits, by a tanh."""
+    attention_sinks: bool = False
+    """A learned logit a head takes part in the attention's softmax and stands for no token."""
     logit_softcap: float | None = None
     """Bound of the model's logits, by a tanh."""
     embedding_scale: float = 1.0
@@ -103,6 +105,8 @@ class TransformerConfig(DecoderConfig):
         if isinstance(self.rope_scaling, dict):
             object.__setattr__(self, "rope_scaling", RotaryScaling.of(self.rope_scaling))
         require_positive(self, "head_dim", "window", "context_length")
+        if self.head_dim is None and self.dim % self.num_heads:
+            raise ValueError(f"num_heads must divide dim: got dim {self.dim}, num_heads {self.num_heads}, no head_dim")
         check_layers(self)
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
@@ -129,7 +133,7 @@ class PostNormBlock(Block):
     def forward(self, x: Tensor, state: State | None = None, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim), in the dtype of the residual stream, -> the same."""
         x = x + self.post_norm(self.mixer(self.norm(x), state, seq_idx=seq_idx))
-        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+        return x + self.mlp_post_norm(self.feed_forward(self.mlp_norm(x), seq_idx))
 
 
 BLOCKS = {"before": Block, "after": PostNormBlock, "both": partial(PostNormBlock, before=True)}
@@ -166,10 +170,14 @@ class TransformerLanguageModel(LanguageModel):
         return x if self.config.embedding_scale == 1 else x * x.new_tensor(self.config.embedding_scale)
 
     def build_block(self, index: int) -> Block:
-        """Norm and causal attention, norm and SwiGLU; or the norms behind them, or also there."""
+        """Norm and causal attention, norm and feed-forward layer; or the norms behind them, or also there."""
         c = self.config
-        mlp = SwiGLU(c.dim, c.mlp_dim, ACTIVATIONS[c.activation])
-        return BLOCKS[c.norm_order](c, self.build_mixer(index), mlp, norm=self.norm_class)
+        return BLOCKS[c.norm_order](c, self.build_mixer(index), self.build_mlp(index), norm=self.norm_class)
+
+    def build_mlp(self, index: int) -> nn.Module:
+        """The feed-forward layer of a block."""
+        c = self.config
+        return SwiGLU(c.dim, c.mlp_dim, ACTIVATIONS[c.activation])
 
     def build_mixer(self, index: int) -> CausalAttention:
         """The attention of a block."""
@@ -179,6 +187,7 @@ class TransformerLanguageModel(LanguageModel):
         options: dict[str, Any] = {
             "num_kv_heads": kv_heads, "rope_base": None, "head_dim": c.head_dim, "bias": c.qkv_bias,
             "out_bias": c.out_bias, "scale": c.attention_scale, "softcap": c.attention_softcap,
+            "sinks": c.attention_sinks,
         }  # fmt: skip
         if index not in c.nope_layers:
             local = None if window is None else c.local_rope_base
