@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from zoo.kernels.delta_rule import chunked, reference
+from zoo.kernels.delta_rule import chunked, native, reference
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
@@ -63,8 +63,8 @@ def delta_rule(
         initial_state: (B, H, K, V), continues the sequence that the first token belongs to; zeros when None.
         seq_idx: (B, T) integers; the state restarts from zero where the value changes (packed sequences).
         chunk_size: steps a chunk; changes time and memory, not the result.
-        impl: "auto" or the name of an implementation ("triton", "chunked", "reference"). A single time step is the
-            recurrence itself and has one implementation.
+        impl: "auto" or the name of an implementation ("triton", "native", "chunked", "reference"). A single time
+            step is the recurrence itself and has one implementation.
 
     Returns:
         DeltaRuleOutput(output (B, T, H, V), final_state (B, H, K, V)), both differentiable.
@@ -99,6 +99,7 @@ def delta_rule(
 operation = Operation(
     "delta_rule",
     triton_implementation("zoo.kernels.delta_rule.triton"),
+    Implementation("native", native.forward, native.backward, native.obstacle),
     Implementation("chunked", chunked.forward),
     Implementation("reference", reference.forward),
 )

@@ -13,7 +13,7 @@ def step(
     if log_decay is not None:
         state = (log_decay if log_decay.dim() == 3 else log_decay[..., None]).exp()[..., None] * state
     correction = beta[..., None] * (v - (k[..., None, :] @ state)[..., 0, :])
-    state = state + k[..., :, None] * correction[..., None, :]
+    state = torch.addcmul(state, k[..., :, None], correction[..., None, :])
     return scale * (q[..., None, :] @ state)[..., 0, :], state
 
 

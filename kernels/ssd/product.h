@@ -28,10 +28,7 @@ INLINE void NAME(tile)(const int count, REAL *out, int64_t out_row, const REAL *
                        const REAL *b, int64_t b_row, int64_t from, int64_t to, const REAL *scale) {
     NAME(vector) sum[ROWS][VECTORS];
     for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < count; v++) {
-            sum[r][v] = (NAME(vector)){0};
-            if (scale) sum[r][v] += scale[r] * ((const NAME(vector) *)(out + r * out_row))[v];
-        }
+        for (int v = 0; v < count; v++) sum[r][v] = (NAME(vector)){0};
     for (int64_t k = from; k < to; k++) {
         const NAME(vector) *row = (const NAME(vector) *)(b + k * b_row);
         for (int r = 0; r < ROWS; r++) {
@@ -40,7 +37,11 @@ INLINE void NAME(tile)(const int count, REAL *out, int64_t out_row, const REAL *
         }
     }
     for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < count; v++) ((NAME(vector) *)(out + r * out_row))[v] = sum[r][v];
+        for (int v = 0; v < count; v++) {
+            NAME(vector) *at = (NAME(vector) *)(out + r * out_row) + v;
+            if (scale) sum[r][v] += scale[r] * *at; /* last: terms join a small sum, not a large one */
+            *at = sum[r][v];
+        }
 }
 
 /* out (rows, columns) = scale o out + a b over depth steps, scale one factor a row or NULL for 0. a[r][k] stands at
@@ -78,6 +79,23 @@ static void NAME(transpose)(REAL *to, int64_t to_width, const REAL *from, int64_
         for (int64_t r = 0; r < rows; r++)
             for (int64_t c = block; c < MIN(block + PAD, columns); c++)
                 to[c * to_width + r] = from[r * from_width + c];
+}
+
+/* Aligned zeros; count a multiple of PAD. */
+static REAL *NAME(zeros)(int64_t count) {
+    REAL *memory = aligned_alloc(64, count * sizeof(REAL));
+    return memset(memory, 0, count * sizeof(REAL));
+}
+
+/* Inner product in PAD running sums, which is what makes it accurate as well as fast. */
+static double NAME(dot)(const REAL *a, const REAL *b, int64_t count) {
+    REAL sums[PAD] = {0};
+    double sum = 0;
+    for (; count >= PAD; a += PAD, b += PAD, count -= PAD)
+        for (int64_t i = 0; i < PAD; i++) sums[i] += a[i] * b[i];
+    for (int64_t i = 0; i < count; i++) sums[i] += a[i] * b[i];
+    for (int64_t i = 0; i < PAD; i++) sum += sums[i];
+    return sum;
 }
 
 #undef LANES

@@ -39,12 +39,6 @@
 
 #include "product.h"
 
-/* Aligned zeros; count a multiple of PAD. */
-static REAL *NAME(zeros)(int64_t count) {
-    REAL *memory = aligned_alloc(64, count * sizeof(REAL));
-    return memset(memory, 0, count * sizeof(REAL));
-}
-
 /* exp of a sum of log decays to the precision of the result: a REAL would round a sum of -10 by more. */
 INLINE REAL NAME(decayed)(double sum) {
     const double bounded = sum < LOWEST ? LOWEST : sum; /* a finite REAL */
@@ -152,17 +146,6 @@ void NAME(ssd_forward)(int64_t batch, int64_t T, int64_t H, int64_t P, int64_t G
                 free(B);
                 free(d.memory);
             }
-}
-
-/* Inner product in PAD running sums, which is what makes it accurate as well as fast. */
-static double NAME(dot)(const REAL *a, const REAL *b, int64_t count) {
-    REAL sums[PAD] = {0};
-    double sum = 0;
-    for (; count >= PAD; a += PAD, b += PAD, count -= PAD)
-        for (int64_t i = 0; i < PAD; i++) sums[i] += a[i] * b[i];
-    for (int64_t i = 0; i < count; i++) sums[i] += a[i] * b[i];
-    for (int64_t i = 0; i < PAD; i++) sum += sums[i];
-    return sum;
 }
 
 /* A head's part of dB or dC joins the sum over the heads; products are those of its rows with the rows of b. */
