@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def obstacle(device: torch.device) -> str | None:
     return native.obstacle(SOURCE, device)
 
 
-def _wide(q: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+def _wide(q: Tensor, *others: Tensor | None) -> Any:
     """In float64 where there are few key channels."""
     return as_dtype(torch.float64 if q.shape[-1] < SMALLEST_WIDTH else q.dtype, q, *others)
 
