@@ -39,7 +39,14 @@ from zoo.layers.depth import ActiveAttention
 from zoo.layers.drop import DropPath
 from zoo.layers.embed import PatchEmbed
 from zoo.layers.fuse import fuse
-from zoo.layers.memory import MemoryAsContext, MemoryAsGate, MemoryAsLayer, NeuralMemory, PersistentAttention
+from zoo.layers.memory import (
+    HashedAttention,
+    MemoryAsContext,
+    MemoryAsGate,
+    MemoryAsLayer,
+    NeuralMemory,
+    PersistentAttention,
+)
 from zoo.layers.mixer import Mixer
 from zoo.layers.mlp import Mlp, SwiGLU
 from zoo.layers.norm import GatedRMSNorm, JointRMSNorm, LayerNorm, OffsetRMSNorm, RMSNorm
@@ -100,6 +107,7 @@ __all__ = [
     "GatedRMSNorm",
     "GriffinRecurrence",
     "H3Conv",
+    "HashedAttention",
     "JointRMSNorm",
     "JointState",
     "KeyValueState",

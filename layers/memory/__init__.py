@@ -1,5 +1,6 @@
-"""Memories that learn while they read."""
+"""Memories that learn while they read, and tables in place of matrices."""
 
+from zoo.layers.memory.hashed import HashedAttention, MemoryBlock, MemoryLayer
 from zoo.layers.memory.neural_memory import NeuralMemory, NeuralMemoryState
 from zoo.layers.memory.titans import (
     MemoryAsContext,
@@ -10,10 +11,13 @@ from zoo.layers.memory.titans import (
 )
 
 __all__ = [
+    "HashedAttention",
     "MemoryAsContext",
     "MemoryAsGate",
     "MemoryAsLayer",
+    "MemoryBlock",
     "MemoryContextState",
+    "MemoryLayer",
     "NeuralMemory",
     "NeuralMemoryState",
     "PersistentAttention",

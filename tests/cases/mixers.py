@@ -20,7 +20,14 @@ from zoo.layers.attention import (
 )
 from zoo.layers.conv import DoubleGatedConv, GatedConv, H3Conv, decaying_kernel
 from zoo.layers.depth import ActiveAttention
-from zoo.layers.memory import MemoryAsContext, MemoryAsGate, MemoryAsLayer, NeuralMemory, PersistentAttention
+from zoo.layers.memory import (
+    HashedAttention,
+    MemoryAsContext,
+    MemoryAsGate,
+    MemoryAsLayer,
+    NeuralMemory,
+    PersistentAttention,
+)
 from zoo.layers.ssm import (
     MLSTM,
     S4,
@@ -114,6 +121,7 @@ MIXERS = {
     "mlstm-expanded-narrow": lambda: ExpandedMLSTM(DIM, 2, inner_dim=30, block_size=5, d_conv=2, eps=1e-2),
     "slstm": lambda: SLSTM(DIM, num_heads=3),
     "slstm-narrow": lambda: SLSTM(DIM, num_heads=2, d_conv=2, forget_power=1.0),
+    "attention-hashed": lambda: HashedAttention(DIM, num_heads=3, bits=4),
     "neural-memory": lambda: NeuralMemory(DIM, num_heads=3, chunk_size=8),
     "neural-memory-linear": lambda: NeuralMemory(DIM, 2, 5, depth=1, chunk_size=1, d_conv=2, max_rate=0.5),
     "neural-memory-deep": lambda: NeuralMemory(DIM, 2, depth=3, expand=1, chunk_size=5),

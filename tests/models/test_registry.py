@@ -86,6 +86,14 @@ def early_routed(dim: int, depth: int, heads: int, kv_heads: int, experts: int, 
     return (1 if tied else 2) * 151936 * dim + depth * block + dim
 
 
+def tables(dim: int, depth: int) -> int:
+    """Embedding and head of 50304 words; of a block tables of 8 bits to queries, keys and values and to 10/8 dim, of 10
+    bits back, a bias each, a layer norm and two norms."""
+    count, hidden = dim // 8, dim // 8 * 10
+    block = count * 256 * (3 * dim + hidden) + count * 1024 * dim + 3 * dim + hidden + dim + 2 * hidden + 2 * dim
+    return 2 * 50304 * dim + depth * block + dim
+
+
 def titans(depth: int, mixer: int, heads: int = 8, dim: int = 1024, width: int = 128) -> int:
     """Embedding and head of 32000 words; of a block the mixer's matrices and vectors, a memory with its gates, SwiGLU
     and two norms."""
@@ -161,6 +169,8 @@ BY_HAND = {
     "titans_mac_340m": titans(14, 10 * 1024**2 + 2 * 4 * 1024 + 2 * 1024),
     "titans_mag_340m": titans(14, 10 * 1024**2 + 12 * 1024 + 128 + (4 + 2) * 1024 + 2 * 1024),
     "titans_mal_340m": titans(15, 9 * 1024**2 + 12 * 1024 + 128 + (4 + 2) * 1024 + 1024),
+    "memoryformer_tiny": tables(512, 6),
+    "memoryformer_small": tables(768, 6),
     # seven more experts a block and a router
     "moe_8x130m": dense(50280, 768, 12, 256, 2560) + 12 * (7 * 3 * 768 * 2560 + 768 * 8),
     # in six blocks a router and a predictor of width 64

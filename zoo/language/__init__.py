@@ -25,6 +25,7 @@ from zoo.language.longconv import LongConvConfig, LongConvLanguageModel
 from zoo.language.longconv_text import LongConvTextClassifier, LongConvTextConfig
 from zoo.language.mamba import MambaConfig, MambaLanguageModel
 from zoo.language.mamba2 import Mamba2Config, Mamba2LanguageModel
+from zoo.language.memoryformer import MemoryFormerConfig, MemoryFormerLanguageModel
 from zoo.language.minimax import MiniMaxConfig, MiniMaxLanguageModel
 from zoo.language.mod import MoDConfig, MoDLanguageModel
 from zoo.language.moe import MoEConfig, MoELanguageModel
@@ -87,6 +88,8 @@ __all__ = [
     "Mamba2LanguageModel",
     "MambaConfig",
     "MambaLanguageModel",
+    "MemoryFormerConfig",
+    "MemoryFormerLanguageModel",
     "MiniMaxConfig",
     "MiniMaxLanguageModel",
     "MoDConfig",
