@@ -133,6 +133,7 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
             "layers_block_type": ["linear_attention", "hybrid"],
         },
     ),
+    "xlstm": ("xLSTMConfig", SIZES | {"num_heads": 4, "use_cache": False}),
     "deepseek_v2": ("DeepseekV2Config", LATENT | {"topk_method": "group_limited_greedy"}),
     "deepseek_v3": ("DeepseekV3Config", LATENT),
     "minimax": (

@@ -157,6 +157,9 @@ for _name, _tag, _repo, _licence, _converter in (
     ("zamba2_7b", "base", "Zyphra/Zamba2-7B", "apache-2.0", "zamba2"),
 ):  # fmt: skip
     _add(_name, _tag, Weights(repo=_repo, licence=_licence, tokenizer=_repo, converter=_converter))
+_repo = "NX-AI/xLSTM-7b"
+_xlstm = Weights(repo=_repo, licence="nxai-community (see its page)", tokenizer=_repo, converter="xlstm")
+_add("xlstm_7b", "base", _xlstm)
 for _name, _tag, _repo in (
     ("deepseek_v2_lite", "base", "DeepSeek-V2-Lite"), ("deepseek_v2_lite", "chat", "DeepSeek-V2-Lite-Chat"),
     ("deepseek_v2_236b", "base", "DeepSeek-V2"), ("deepseek_v2_236b", "chat", "DeepSeek-V2-Chat"),

@@ -36,7 +36,7 @@ def convert(
             or, with ``name``, a file or folder of weights alone.
         target: the folder to write ``model.safetensors``, ``config.json`` and a card into.
         to: "zoo", "transformers" (mamba, mamba2, recurrent_gemma, lfm2, qwen3_next, kimi_linear, falcon_h1, jamba,
-            bamba, granite_hybrid, nemotron_h, zamba2, deepseek, moe, gpt_oss, minimax, transformer; deltanet,
+            bamba, granite_hybrid, nemotron_h, zamba2, xlstm, deepseek, moe, gpt_oss, minimax, transformer; deltanet,
             gated_deltanet, gla, retnet, rwkv7 as flash-linear-attention registers them; smallthinker as its authors'
             code reads it) or "timm" (vit, efficientvit, shvit, vovnet).
         name: of the registered model whose weights ``source`` holds; of a folder with a ``config.json`` that is still

@@ -38,6 +38,8 @@ from zoo.checkpoints.convert import (
     timm_models,
     vmamba,
     vovnet,
+    xlstm,
+    xlstm1,
     zamba2,
 )
 from zoo.checkpoints.convert.rename import unwrapped
@@ -55,9 +57,9 @@ __all__ = [
 
 CONVERTERS = (
     bamba, kimi_linear, deepseek, dense, *fla.LAYOUTS, falcon_h1, gpt_oss, granite_hybrid, jamba, lfm2, mamba,
-    mambavision, minimax, mixtral, nemotron_h, qwen3_next, recurrent_gemma, rwkv7, smallthinker, zamba2,
+    mambavision, minimax, mixtral, nemotron_h, qwen3_next, recurrent_gemma, rwkv7, smallthinker, xlstm, zamba2,
 )  # fmt: skip
-_AUTHORS = based, efficientvit, m3vit, mcunet, pcdarts, simplenet, vmamba, vovnet  # of weights alone
+_AUTHORS = based, efficientvit, m3vit, mcunet, pcdarts, simplenet, vmamba, vovnet, xlstm1  # of weights alone
 LAYOUTS = ("zoo", "transformers", "timm")
 _TRANSFORMERS: dict[str, Any] = {  # family -> converter
     "mamba": mamba, "mamba2": mamba, "falcon_h1": falcon_h1, "deepseek": deepseek, "moe": mixtral,
@@ -65,7 +67,7 @@ _TRANSFORMERS: dict[str, Any] = {  # family -> converter
     "recurrent_gemma": recurrent_gemma, "rwkv7": rwkv7, **{layout.family: layout for layout in fla.LAYOUTS},
     "kimi_linear": kimi_linear,
     "jamba": jamba, "bamba": bamba, "granite_hybrid": granite_hybrid, "nemotron_h": nemotron_h, "zamba2": zamba2,
-    "smallthinker": smallthinker,
+    "smallthinker": smallthinker, "xlstm": xlstm,
 }  # fmt: skip
 _IN_FILES = {  # where files differ from memory
     "deepseek": deepseek.to_transformers, "moe": mixtral.to_transformers, "qwen3_next": qwen3_next.to_transformers,

@@ -30,7 +30,7 @@ class MLSTMState(State):
     stabilizer: Tensor
 
     @classmethod
-    def empty(cls, batch: int, heads: int, key_dim: int, value_dim: int, **placement: Any) -> dict[str, Tensor]:
+    def empty(cls, batch: int, heads: int, key_dim: int, value_dim: int, **placement: Any) -> dict[str, Any]:
         """The three tensors before the first token; ``placement`` of ``torch.zeros``."""
         shape = batch, heads, key_dim, value_dim
         sizes = zip(MLSTMState.wide, (shape, shape[:3], shape[:2]), strict=True)
@@ -92,10 +92,10 @@ class MLSTMCell(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, u: Tensor, past: dict[str, Tensor], seq_idx: Tensor | None
     ) -> MLSTMOutput:
         """q, k (B, T, H K), v (B, T, H V), u (B, T, gate_dim) and the past of a state -> output (B, T, H V), state."""
-        heads = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
         i, f = (capped(wide(proj(u)), self.gate_softcap) for proj in (self.i_proj, self.f_proj))  # (B, T, H)
         options: dict[str, Any] = {"eps": self.eps, "seq_idx": seq_idx, "chunk_size": self.chunk_size}
-        found = mlstm(*heads, i, F.logsigmoid(f), **past, **options)
+        found = mlstm(q, k, v, i, F.logsigmoid(f), **past, **options)
         return found._replace(output=self.norm(found.output.flatten(-2)))
 
 

@@ -64,8 +64,7 @@ class SLSTM(Mixer):
         self.norm = HeadNorm(num_heads, dim, norm_eps, bias=False)
         for gate in (self.i_gate, self.f_gate, self.z_gate, self.o_gate):
             nn.init.normal_(gate.weight, std=math.sqrt(2 / (5 * dim)))
-        with torch.no_grad():
-            self.f_gate.bias.copy_(5 - 12 * torch.linspace(0, 1, head_dim) ** forget_power)
+        self.f_gate.bias = nn.Parameter((5 - 12 * torch.linspace(0, 1, head_dim) ** forget_power).repeat(num_heads, 1))
 
     @skips_padding
     def forward(self, x: Tensor, state: SLSTMState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:

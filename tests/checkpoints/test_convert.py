@@ -38,6 +38,7 @@ LANGUAGE = {  # name, options
     "bamba": ("bamba_nano", {"num_groups": 2, "dt_limit": (0.0, 1.0)}),
     "nemotron_h": ("nemotron_h_nano", {"head_dim": 16, "dt_limit": (0.01, math.inf)}),
     "zamba2": ("zamba2_nano", {"num_shared_blocks": 2, "depth": 6, "attention_adapters": False, "rope_base": None}),
+    "xlstm": ("xlstm_nano", {"key_dim": 7, "value_dim": 5, "mlp_dim": 33, "gate_softcap": 4.0, "eps": 1e-3}),
     "granite": ("granite_hybrid_nano", {"residual_multiplier": 0.5, "logits_scaling": 6.0, "rope_base": 500.0}),
     "granite-dense": ("granite_hybrid_nano", {"mlps": "-", "tie_embeddings": False}),
     "olmoe": ("moe_nano", MIXTRAL | {"qk_norm": "joint", "normalize": False}),

@@ -205,6 +205,7 @@ FOREIGN = {
     "granite": {"model_type": "granitemoehybrid", "hidden_size": 32, "num_hidden_layers": 1, "layer_types": ["mamba"]},
     "nemotron_h": {"model_type": "nemotron_h", "hidden_size": 32, "hybrid_override_pattern": "M-*"},
     "zamba2": {"model_type": "zamba2", "hidden_size": 32, "num_hidden_layers": 1, "layers_block_type": ["hybrid"]},
+    "xlstm": {"model_type": "xlstm", "embedding_dim": 32, "num_blocks": 1, "num_heads": 2, "weight_mode": "single"},
     "gla": {"model_type": "gla", "hidden_size": 32, "num_heads": 2, "expand_v": 1.0, "num_hidden_layers": 1},
     "mamba_ssm": {"d_model": 32, "n_layer": 1, "vocab_size": 250, "ssm_cfg": {"layer": "Mamba2"}},
     "based": {"n_embd": 32, "n_layer": 4, "n_inner": 32, "alt_mixer_layers": [1], "alt_mixer_2_layers": [2],

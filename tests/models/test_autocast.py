@@ -10,6 +10,7 @@ import zoo
 PROMPT = b"First Citizen: Before we proceed any further, hear me speak. All: Speak, speak. "
 CONTINUOUS = [  # no choice of an expert
     "based", "falcon_h1", "lfm2", "longconv", "mamba", "mamba2", "recurrent_gemma", "s4", "s4d", "transformer",
+    "xlstm",
 ]  # fmt: skip
 
 

@@ -42,6 +42,8 @@ from zoo.language.scatterbrain_text import ScatterbrainTextClassifier, Scatterbr
 from zoo.language.smallthinker import SmallThinkerConfig, SmallThinkerLanguageModel
 from zoo.language.titans import LMMLanguageModel, MACLanguageModel, MAGLanguageModel, MALLanguageModel, TitansConfig
 from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
+from zoo.language.xlstm import XLSTMConfig, XLSTMLanguageModel
+from zoo.language.xlstm1 import XLSTM1Config, XLSTM1LanguageModel
 from zoo.language.zamba2 import Zamba2Config, Zamba2LanguageModel
 
 __all__ = [
@@ -127,6 +129,10 @@ __all__ = [
     "TitansConfig",
     "TransformerConfig",
     "TransformerLanguageModel",
+    "XLSTM1Config",
+    "XLSTM1LanguageModel",
+    "XLSTMConfig",
+    "XLSTMLanguageModel",
     "Zamba2Config",
     "Zamba2LanguageModel",
 ]
