@@ -109,7 +109,13 @@ class JointState(Several, State):
 
 
 class ModelState(Several, list[State]):
-    """The states of a model's mixers, in order."""
+    """The states of a model's mixers, in order.
+
+    Attributes:
+        governed: a cache policy says what attention remembers.
+    """
+
+    governed: bool = False
 
     @property
     def states(self) -> list[State]:
@@ -118,7 +124,9 @@ class ModelState(Several, list[State]):
 
     def of(self, states: Iterable[State]) -> ModelState:
         """A model's state of other states."""
-        return ModelState(states)
+        state = ModelState(states)
+        state.governed = self.governed
+        return state
 
 
 def parts(state: State) -> Iterator[State]:

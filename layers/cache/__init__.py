@@ -1,5 +1,6 @@
 """What attention remembers and sees: one policy a file. How slots are kept in memory is the stores' business."""
 
+from zoo.layers.cache.actqkv import ActQKV
 from zoo.layers.cache.budget import Bytes
 from zoo.layers.cache.dense import Dense
 from zoo.layers.cache.duo_attention import DuoAttention
@@ -8,7 +9,9 @@ from zoo.layers.cache.h2o import H2O
 from zoo.layers.cache.infllm import InfLLM
 from zoo.layers.cache.kinetics import Kinetics
 from zoo.layers.cache.lazy_eviction import LazyEviction
+from zoo.layers.cache.look_m import LookM
 from zoo.layers.cache.lserve import LServe
+from zoo.layers.cache.mpcache import MPCache
 from zoo.layers.cache.policy import Policy
 from zoo.layers.cache.prefixkv import PrefixKV
 from zoo.layers.cache.prompt_distill import PromptDistill
@@ -23,6 +26,7 @@ from zoo.layers.cache.zipvl import ZipVL
 
 __all__ = [
     "H2O",
+    "ActQKV",
     "Bytes",
     "Dense",
     "Disk",
@@ -32,6 +36,8 @@ __all__ = [
     "Kinetics",
     "LServe",
     "LazyEviction",
+    "LookM",
+    "MPCache",
     "Policy",
     "PrefixKV",
     "PromptDistill",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
+
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.cache.names import policy_of
 from zoo.layers.cache.policy import Policy
@@ -55,6 +57,14 @@ def governed(states: Sequence[State], policies: Sequence[Policy | None]) -> list
         place = {"layer": index, "layers": sum(sharing), "order": sum(sharing[:index])}
         found.append(state if policy is None else _under(policy, state, place))
     return found
+
+
+def tell(states: Sequence[State], tokens: Tensor) -> None:
+    """Tell the states of all layers the tokens (B, T) of a call, before it."""
+    for state in states:
+        for part in parts(state):
+            if isinstance(part, CacheState):
+                part.text = tokens
 
 
 def finish(states: Sequence[State]) -> None:

@@ -145,13 +145,17 @@ class InfLLM(Policy):
         if known is None or known.shape[2] != count or bool((state.notes["complete"] != blocks).any()):
             state.notes["blocks"] = known = self._known(state, call, order, count, mass)
             state.notes["complete"] = blocks
-        query = (distant * call.real[:, None, :, None]).sum(2) / call.real.sum(1).clamp(min=1)[:, None, None]
+        query = self.probe(distant, call.real)
         score = torch.einsum("bhd,bhnd->bn", query.to(known.dtype), known)
         score = score.masked_fill(torch.arange(count, device=score.device) >= blocks[:, None], -torch.inf)
         chosen = score.topk(min(self.top_k, count), dim=1).indices  # (B, k)
         far = (self.init + chosen[..., None] * self.block + within).flatten(1)
         there = (chosen < blocks[:, None]).repeat_interleave(self.block, 1)
         return torch.cat([first, far], 1), torch.cat([(blocks > 0)[:, None].expand_as(first), there], 1)
+
+    def probe(self, q: Tensor, real: Tensor) -> Tensor:
+        """What a chunk of queries (B, H, T, d) asks with, (B, H, d); ``real`` (B, T) is False at padding."""
+        return (q * real[:, None, :, None]).sum(2) / real.sum(1).clamp(min=1)[:, None, None]
 
     def _known(self, state: CacheState, call: Call, order: Tensor, count: int, mass: Tensor) -> Tensor:
         """What stands for each block, (B, H, count, d)."""

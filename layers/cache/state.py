@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from zoo.layers.attention.keys import EMPTY, Place, Placed
 from zoo.layers.cache.budget import Budget, slots_of
+from zoo.layers.cache.buffer import written
 from zoo.layers.cache.call import Attention, Call
 from zoo.layers.cache.slots import Slots, taken
 
@@ -37,6 +38,8 @@ class CacheState(Slots):
         latent: the keys and values of all heads are projections of what is held.
         settled: steps that the policy has been shown, which cannot be cropped.
         aligned: every step since has a slot.
+        text: ids (B, T) of the tokens of the next call, for policies that add "token" to the slots. A layer on its own
+            is not told, nor one that some tokens do not pass: they have zeros.
         given: where the tokens of the next call stand, if not all of them pass this layer.
         scratch: what ``Policy.attend`` leaves to the hook that follows; None while a draft is open.
     """
@@ -49,6 +52,7 @@ class CacheState(Slots):
     settled: int = 0
     aligned: bool = True
     given: Place | None = None
+    text: Tensor | None = dataclasses.field(default=None, repr=False)
     scratch: Any = None
     draft: list[tuple[Tensor, Tensor]] = dataclasses.field(default_factory=list)  # queries and their positions
     exact: tuple[Tensor, Tensor] | None = dataclasses.field(default=None, repr=False)  # of the first call, as given
@@ -151,6 +155,11 @@ class CacheState(Slots):
         call = Call(q, place.position, attention)
         self.exact = None if self.filled else (k, v)
         self.append(k, v, place.position)
+        if "token" in self.data and self.text is not None and self.text.shape[1] == call.length:
+            held = self.data["token"]
+            ids = self.text[:, None].expand(-1, held.shape[1], -1)
+            self.data["token"] = written(held, ids, self.filled - call.length, 2)
+        self.text = None
         y = self.policy.attend(self, call)
         self.exact = None
         if self.committed is None:

@@ -9,12 +9,15 @@ from typing import NamedTuple
 
 from zoo.cache import (
     H2O,
+    ActQKV,
     Dense,
     DuoAttention,
     InfLLM,
     Kinetics,
     LazyEviction,
+    LookM,
     LServe,
+    MPCache,
     Policy,
     PrefixKV,
     PromptDistill,
@@ -55,6 +58,9 @@ POLICIES = [
     Case(RecycledAttention(top_k=6, stride=4), RecycledAttention()),
     Case(TokenSelect(init=2, local=3, top_k=4, chunk=4), TokenSelect()),
     Case(ZipVL(tau=0.8), ZipVL(tau=1.0)),
+    Case(ActQKV(init=2, local=8, block=4, top_k=2, representatives=2, chunk=4, temperature=0.5), ActQKV()),
+    Case(LookM(images=(0,), heavy=4, recent=4), LookM(images=(0,), heavy=100, recent=100)),
+    Case(MPCache(threshold=0.1, cluster=3), MPCache(threshold=0.0, first=1.0, second=1.0)),
     Case(StreamingLLM(sink=2, recent=6), StreamingLLM()),
     Case(ThinK(recent=4, window=4, tokens=SnapKV(budget=12, window=4)), ThinK(ratio=0.0)),
 ]

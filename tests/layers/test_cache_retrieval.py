@@ -9,7 +9,7 @@ from torch import Tensor
 
 import zoo
 from cases.attention import DIM, attention, begun, heads, kept, output, turned, weights
-from zoo.cache import Kinetics, LServe, PrefixKV, RecycledAttention, TokenSelect, ZipVL
+from zoo.cache import ActQKV, InfLLM, Kinetics, LookM, LServe, MPCache, PrefixKV, RecycledAttention, TokenSelect, ZipVL
 from zoo.layers import CausalAttention
 
 PROMPT, LENGTH = 20, 32
@@ -199,3 +199,75 @@ def test_prefixkv_gives_layers_the_same_share_of_importance():
     shares = model.init_state(1, cache=PrefixKV(shares=(0.5, 0.25, 1.0)))
     model(ids[:, :PROMPT], shares)
     assert [part.filled for part in shares] == [10, 5, 20]
+
+
+@torch.no_grad()
+def test_mpcache_evicts_what_is_not_looked_at_and_finds_clusters_in_two_levels():
+    layer, x = attention(), text()
+    state = begun(layer, MPCache(threshold=0.05, cluster=2, first=0.5, second=0.4))
+    layer(x[:, :PROMPT], state)
+    q, k, v = turned_heads(layer, x)
+    looks = (q[:, PROMPT - 4 : PROMPT] @ k[:, :PROMPT].mT / 6**0.5).softmax(-1).mean(0).amax(0)
+    alive = [t for t in range(PROMPT) if looks[t] >= 0.05 or t == PROMPT - 1]
+    assert kept(state) == [set(alive)] and 8 < len(alive) < PROMPT
+    for t in range(PROMPT, LENGTH):
+        alive.append(t)
+        seen: list[Any] = []
+        for group in range(2):
+            query, keys = q[2 * group : 2 * group + 2, t].mean(0), k[2 * group, alive]
+
+            def score(start: int, size: int, query: Tensor = query, keys: Tensor = keys) -> float:
+                part = keys[start : start + size]
+                return float(query @ (0.6 * part.amax(0) + 0.4 * part.amin(0)))
+
+            count = len(alive) // 4
+            large = {0, *sorted(range(count), key=lambda i, f=score: -f(4 * i, 4))[: count // 2]}
+            small = [i for i in range(2 * count) if i // 2 in large]
+            best = {0, *sorted(small, key=lambda i, f=score: -f(2 * i, 2))[: int(2 * count * 0.4)]}
+            places = [p for i in sorted(best) for p in (2 * i, 2 * i + 1)] + list(range(4 * count, len(alive)))
+            seen += [[alive[p] for p in places]] * 2
+        close(layer(x[:, t : t + 1], state)[0, 0], output(layer, seen_by(q, k, v, t, seen)))
+
+
+@torch.no_grad()
+def test_look_m_keeps_text_and_merges_images_into_what_stays():
+    torch.manual_seed(0)
+    model: Any = zoo.create_model("transformer_nano", depth=1, dtype=torch.float64).eval()
+    mixer = model.blocks[0].mixer
+    group = mixer.num_heads // mixer.num_kv_heads
+    ids = torch.randint(1, 256, (1, PROMPT))
+    ids[0, 3:15] = 0  # an image
+    y = model.blocks[0].norm(model.embedding(ids))
+    _, k, v = turned_heads(mixer, y)
+    mass = weights(mixer, y).sum(1)
+    for merge in ("none", "average", "pivot"):
+        state = model.init_state(1, cache=LookM(images=(0,), heavy=5, recent=4, merge=merge))
+        model(ids, state)
+        for head in range(mixer.num_kv_heads):
+            given = mass[head * group : (head + 1) * group].sum(0)
+            images = sorted(range(3, 15), key=lambda t, g=given: -float(g[t]))
+            stays = sorted([0, 1, 2, 15, *images[:1], 16, 17, 18, 19])
+            assert kept(state[0])[head] == set(stays)
+            for name, vectors in (("key", k[head * group]), ("value", v[head * group])):
+                found, unit = getattr(state[0], name)[0, head], torch.nn.functional.normalize(k[head * group], dim=-1)
+                near = [stays[int((unit[stays] @ unit[t]).argmax())] for t in images[1:]]
+                for place, t in enumerate(state[0].position[0, head].tolist()):
+                    own = [vectors[e] for e, n in zip(images[1:], near, strict=True) if n == t and merge != "none"]
+                    own = [(one + vectors[t]) / 2 for one in own] if merge == "pivot" else own
+                    close(found[place], torch.stack([vectors[t], *own]).mean(0))
+    state = model.init_state(1, cache=LookM(images=(256,), heavy=5, recent=4))
+    model(ids, state)
+    assert state[0].filled == PROMPT
+
+
+@torch.no_grad()
+def test_actqkv_asks_with_the_queries_that_stand_out():
+    """The mean query at a high temperature; nothing but the odd one out at a low one."""
+    q = torch.randn(1, 2, 6, 4, dtype=torch.float64)
+    q[:, :, 3] += 9
+    real = torch.ones(1, 6, dtype=torch.bool)
+    policy = ActQKV(local=8, chunk=4, temperature=0.01)
+    close(policy.probe(q, real), q[:, :, 3])
+    close(ActQKV(temperature=1e12).probe(q, real), InfLLM().probe(q, real))
+    distance = (q - q.mean(2, keepdim=True)).square().sum((1, 3)).sqrt()
+    close(ActQKV().probe(q, real), (q * (distance / distance.mean()).softmax(1)[:, None, :, None]).sum(2))

@@ -17,7 +17,7 @@ from zoo.config import require_positive, require_ranges
 from zoo.kernels.dispatch import compute_dtype
 from zoo.language.rows import RowStates, by_rows
 from zoo.layers import Mixer, ModelState, RMSNorm, State
-from zoo.layers.cache.build import Cache, assigned, finish, governed
+from zoo.layers.cache.build import Cache, assigned, finish, governed, tell
 from zoo.layers.cache.pruning import Pruning
 from zoo.layers.linear import capped, head_loss
 from zoo.layers.moe.experts import RoutedExperts
@@ -212,8 +212,10 @@ class LanguageModel(nn.Module, ABC):
         x = self.embed(tokens)
         if self.config.residual_in_fp32:
             x = x.to(compute_dtype(x))
+        if state is not None and state.governed:
+            tell(state, tokens)
         x = self.forward_blocks(x, state, seq_idx)
-        if state is not None:
+        if state is not None and state.governed:
             finish(state)
         if labels is not None:
             return self.loss(self.forward_norm(x), tokens, labels, seq_idx, num_scored)
@@ -239,7 +241,7 @@ class LanguageModel(nn.Module, ABC):
 
     def forward_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor:
         """The residual stream (B, T, dim) through all blocks."""
-        pruning = Pruning.of(state, x, seq_idx)
+        pruning = Pruning.of(state, x, seq_idx) if state is not None and state.governed else None
         for index, block in enumerate(self.blocks):
             if self.grad_checkpointing and self.training and state is None:
                 x = checkpoint(block, x, None, seq_idx, use_reentrant=False)
@@ -286,7 +288,9 @@ class LanguageModel(nn.Module, ABC):
                 mixer.init_state(rows, max_length if policy is None else None, device, dtype)
                 for mixer, policy in zip(self.mixers, policies, strict=True)
             ]
-            return ModelState(made if cache is None else governed(made, policies))
+            state = ModelState(made if cache is None else governed(made, policies))
+            state.governed = cache is not None
+            return state
 
         return RowStates([states(1) for _ in range(batch_size)]) if self.by_rows else states(batch_size)  # type: ignore[list-item]
 
