@@ -94,8 +94,9 @@ def recurrence_inputs(length: int) -> Inputs:
     return {"x": torch.randn(1, length, 2560), "log_decay": -torch.rand(1, length, 2560)}
 
 
-def delta_inputs(length: int) -> Inputs:
-    tensors = heads(length, q=HEAD_DIM, k=HEAD_DIM, v=HEAD_DIM)
+def delta_inputs(length: int, *gate: int) -> Inputs:
+    """``gate``: channels of the log decay of a step and head; none for no decay."""
+    tensors = gated_inputs(length, *gate) if gate else heads(length, q=HEAD_DIM, k=HEAD_DIM, v=HEAD_DIM)
     return tensors | {"k": F.normalize(tensors["k"], dim=-1), "beta": torch.rand(1, length, HEADS)}
 
 
@@ -244,6 +245,10 @@ SUBJECTS = [
     Subject(
         "delta_rule", "delta_rule", delta_rule, delta_inputs,
         cuda_peers=flash_linear_attention("delta_rule", "chunk_delta_rule"), decodes=True,
+    ),
+    Subject(
+        "delta_rule, vector gate", "delta_rule", delta_rule, lambda length: delta_inputs(length, HEAD_DIM),
+        cuda_peers=flash_linear_attention("kda", "chunk_kda", log_decay="g"), decodes=True,
     ),
     Subject(
         "generalized_delta_rule", "generalized_delta_rule", generalized_delta_rule, goose_inputs,
