@@ -106,6 +106,19 @@ def test_saved_reloaded_and_trained_like_any_model(name, tmp_path):
     assert all(p.grad is not None and p.grad.any() for n, p in model.named_parameters() if "rank" in n)
 
 
+def test_transformers_loads_the_factors_too(tmp_path):
+    from zoo.integrations.transformers import wrap
+
+    model: Any = zoo.factorize(zoo.create_model("transformer_nano"), 8).eval()
+    tokens = inputs(model)
+    zoo.save_model(model, tmp_path / "zoo")
+    wrap(model).save_pretrained(tmp_path / "theirs")
+    for folder in ("zoo", "theirs"):
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / folder).eval()
+        torch.testing.assert_close(loaded(tokens).logits, model(tokens))
+        assert torch.equal(zoo.create_model(f"local-dir:{tmp_path / folder}").eval()(tokens), model(tokens))
+
+
 def test_what_is_skipped_tied_grouped_or_not_smaller_stays():
     model: Any = zoo.factorize(zoo.create_model("transformer_nano"), 8, skip=["blocks.0.*"])
     assert isinstance(model.blocks[1].mlp.w1, LowRank) and type(model.blocks[0].mlp.w1) is nn.Linear

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints import fit_state_dict
-from zoo.layers.lowrank import restored
+from zoo.layers.lowrank import ranks_of, restored
 from zoo.limits import check_bytes, check_sizes, each_parameter, few_parameters
 
 ALIGNED, SMALL = 64, 1 << 20  # bytes; kernels may sum in another order where memory is not aligned: below, it is copied
@@ -56,7 +56,7 @@ def build_around(
     """
     made = plan(tensors, build, config, source, known=known, changed=changed)
     with device, each_parameter(release):
-        model: Any = restored(build, tensors)(made.config)
+        model: Any = restored(build, ranks_of(tensors))(made.config)
     if dtype is not None:
         cast(model, dtype)
     _assign(model, made.tensors, device)
@@ -108,7 +108,7 @@ def without_memory(build: Callable[[Any], nn.Module], config: Any, tensors: Mapp
     try:
         check_sizes(vars(config) if dataclasses.is_dataclass(config) else {}, tensors)
         with torch.device("meta"), few_parameters(tensors):
-            model = restored(build, tensors)(config)
+            model = restored(build, ranks_of(tensors))(config)
         check_bytes(model, tensors)
         return model
     except (ArithmeticError, LookupError, MemoryError, RecursionError, RuntimeError, TypeError, ValueError) as error:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints import write_folder
-from zoo.layers.lowrank import restored
+from zoo.layers.lowrank import ranks_of, restored
 from zoo.layers.quant import count_parameters, records, stored_bytes
 from zoo.loading import common_dtype, tied
 from zoo.quantize.files import described_records, formats, with_records
@@ -73,7 +73,7 @@ def check_rebuilds(model: nn.Module, build: Callable[[Any], nn.Module], config: 
     """Raise a ValueError unless ``build(config)`` takes the state dict of ``model`` back as it is."""
     held = model.state_dict()
     with torch.device("meta"):
-        made = restored(build, held)(config)
+        made = restored(build, ranks_of(held))(config)
     expected = made.state_dict()
     differences = [
         *(f"{key} is not of its configuration" for key in held if key not in expected),
@@ -98,6 +98,8 @@ def check_rebuilds(model: nn.Module, build: Callable[[Any], nn.Module], config: 
 def described(entry: ModelEntry, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The ``config.json``: model and configuration, and what ``zoo.integrations.transformers`` is found by."""
     found = {"model_type": "zoo", "architecture": entry.name, "config": dataclasses.asdict(config)}
+    if ranks := ranks_of(tensors):
+        found["low_ranks"] = ranks
     dtype = common_dtype(tensors)
     return found if dtype is None else found | {"dtype": str(dtype).removeprefix("torch.")}
 

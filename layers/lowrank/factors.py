@@ -88,22 +88,20 @@ def replace(model: nn.Module, name: str, rank: int) -> LowRank:
     return factors
 
 
-def restored(build: Callable[[Any], nn.Module], tensors: Mapping[str, Tensor]) -> Callable[[Any], nn.Module]:
-    """``build`` with factors where a checkpoint's tensors hold factors, so that they fit.
+def restored(build: Callable[[Any], nn.Module], ranks: Mapping[str, int]) -> Callable[[Any], nn.Module]:
+    """``build`` with factors in place of some layers, as ``ranks_of`` found them in the tensors that are to fit.
 
     Raises (when built):
         ValueError: for factors of what the model does not have, or of a rank no product needs.
     """
-    ranks = ranks_of(tensors)
     if not ranks:
         return build
 
     def built(config: Any) -> nn.Module:
         model = build(config)
         if missing := ranks.keys() - dict(model.named_modules()).keys():
-            raise ValueError(
-                f"the checkpoint has factors of layers that the model has not: {', '.join(sorted(missing))}"
-            )
+            names = ", ".join(sorted(missing))
+            raise ValueError(f"the checkpoint has factors of layers that the model has not: {names}")
         for name, rank in ranks.items():
             replace(model, name, rank)
         return model

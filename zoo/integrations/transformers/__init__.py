@@ -29,6 +29,7 @@ from zoo.integrations.transformers.cache import StateCache
 from zoo.integrations.transformers.causal import ZooForCausalLM
 from zoo.integrations.transformers.config import ZooConfig
 from zoo.integrations.transformers.images import ZooForImageClassification
+from zoo.layers.lowrank import ranks_of
 from zoo.layers.report import after_step
 from zoo.registry import lookup
 
@@ -58,7 +59,8 @@ def wrap(model: nn.Module) -> ZooForCausalLM | ZooForImageClassification:
     if not isinstance(getattr(model, "config_name", None), str):
         raise ValueError(f"wrap takes a model built by zoo.create_model, got {type(model).__name__}")
     built: Any = model
-    config = ZooConfig(architecture=built.config_name, config=dataclasses.asdict(built.config))
+    ranks = ranks_of(built.state_dict()) or None
+    config = ZooConfig(architecture=built.config_name, config=dataclasses.asdict(built.config), low_ranks=ranks)
     classes = (ZooForCausalLM, ZooForImageClassification)
     kind = next((kind for kind in classes if kind.task == lookup(built.config_name).task), ZooForCausalLM)
     return kind(config, model)
