@@ -18,10 +18,12 @@ def runs(cases: list[Case]) -> list:
 
 
 def forgetting(case: Case, length: int, steps: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Inputs with a log decay of -inf at ``steps`` (T,), and no rank-one part there: it reads the state of before."""
+    """Inputs with a log decay of -inf at ``steps`` (T,), and nothing there that reads the state of before: no rank-one
+    part, no momentum."""
     inputs = {name: t.double() for name, t in case.inputs(2, length, torch.float64).items()}
-    inputs["log_decay"][:, steps] = -torch.inf
-    for name in {"a", "b"} & inputs.keys():
+    for name in {"log_decay", "log_momentum"} & inputs.keys():
+        inputs[name][:, steps] = -torch.inf
+    for name in ({"k", "rate"} if "log_momentum" in inputs else {"a", "b"}) & inputs.keys():
         inputs[name][:, steps] = 0
     return inputs
 

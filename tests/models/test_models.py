@@ -127,7 +127,7 @@ def test_low_precision_is_finite_and_keeps_the_sensitive_parameters_wide(name, d
     assert wide == {name for module in model.modules() for name in getattr(module, "float32_parameters", ())}
 
 
-@pytest.mark.parametrize("name", NANO)
+@pytest.mark.parametrize("name", by_kind(NANO))
 def test_is_one_graph(name):
     """What training minimises, as TorchDynamo traces it; the compiler behind it has the next test."""
     model: Any = opened(zoo.create_model(name, dtype=torch.float64)).eval()
