@@ -10,6 +10,7 @@ import torch
 import zoo
 from cases.attention import DIM, attention, begun
 from zoo.cache import H2O, Bytes, Dense, Disk, DuoAttention, Host, InfLLM, Quantized, SnapKV, StreamingLLM, ThinK
+from zoo.cli import main
 from zoo.layers.cache.budget import parsed
 
 
@@ -125,3 +126,31 @@ def test_what_is_no_policy_says_so():
         state.crop(4)
     with pytest.raises(ValueError, match="each row holds one sequence, got other ids in seq_idx than"):
         layer(x, begun(layer, H2O()), seq_idx=torch.tensor([[0, 0, 1, 1, 1, 1]]))
+
+
+def test_policies_on_the_command_line(capsys):
+    assert main(["list", "--caches"]) == 0
+    listed = capsys.readouterr().out
+    assert all(
+        name in listed for name in ("streaming_llm", "2404.14469", "retrieval heads keep everything".capitalize())
+    )
+    generate = ["generate", "transformer_nano", "--prompt", "The import", "--max-new-tokens", "3", "--cache"]
+    assert main([*generate, "h2o", "--cache.recent", "4", "--cache.heavy=0.5", "--cache.store", "int4"]) == 0
+    assert capsys.readouterr().out.startswith("The import")
+    for wrong, message in (
+        (["h3o"], "no cache policy 'h3o', did you mean 'h2o'"),
+        (["h2o", "--cache.recnt", "4"], "has no option 'recnt', did you mean 'recent'"),
+        (["h2o", "--cache.recent", "many"], "must be a number, a memory such as 64MiB"),
+        (["h2o", "--recent", "4"], "unrecognized arguments"),
+    ):
+        assert main([*generate, *wrong]) == 2 and message in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_learned_sinks_stay_in_the_softmax():
+    model = nano("gpt_oss_nano", depth=2)
+    tokens = torch.randint(0, 256, (1, 24))
+    expected = model(tokens, model.init_state(1))
+    for policy in (H2O(100, 100), DuoAttention(sink=64), SnapKV()):
+        assert torch.equal(model(tokens, model.init_state(1, cache=policy)), expected)
+    assert zoo.generate(model, tokens, 3, cache=DuoAttention(sink=2, recent=4)).shape == (1, 27)
