@@ -113,7 +113,7 @@ _register = partial(
 def granite_hybrid_nano():
     return GraniteHybridConfig(
         vocab_size=256, dim=96, depth=3, mixers="MM*", mlps="E", num_heads=4, num_kv_heads=2, mlp_dim=128, ssm_dim=192,
-        ssm_head_dim=32, d_state=32, expert_dim=64, num_experts=4, top_k=2, balance_weight=0.01,
+        ssm_head_dim=32, d_state=32, expert_dim=32, num_experts=8, top_k=6, balance_weight=0.01,
         attention_multiplier=0.2,
     )  # fmt: skip
 
