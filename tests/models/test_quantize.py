@@ -16,7 +16,7 @@ from zoo.layers.quant import Format, Record, check_trainable, compressible, coun
 from zoo.quantize import METHODS, Calibration
 from zoo.quantize.rounding import grid, nearest_codes
 
-SOME = ["transformer_nano", "mamba_nano", "moe_nano", "deepseek_nano", "rwkv7_nano", "vit_nano"]
+SOME = ["transformer_nano", "mamba_nano", "moe_nano", "gpt_oss_nano", "deepseek_nano", "rwkv7_nano", "vit_nano"]
 
 
 def inputs(model: Any) -> Tensor:
