@@ -17,6 +17,7 @@ from zoo.layers.cache.prefixkv import PrefixKV
 from zoo.layers.cache.prompt_distill import PromptDistill
 from zoo.layers.cache.razor_attention import RazorAttention, head_scores
 from zoo.layers.cache.recycled_attention import RecycledAttention
+from zoo.layers.cache.sentence_kv import SentenceKV
 from zoo.layers.cache.snapkv import SnapKV
 from zoo.layers.cache.store import Disk, Host, Quantized, Store
 from zoo.layers.cache.streaming_llm import StreamingLLM
@@ -44,6 +45,7 @@ __all__ = [
     "Quantized",
     "RazorAttention",
     "RecycledAttention",
+    "SentenceKV",
     "SnapKV",
     "Store",
     "StreamingLLM",

@@ -23,6 +23,7 @@ from zoo.cache import (
     PromptDistill,
     RazorAttention,
     RecycledAttention,
+    SentenceKV,
     SnapKV,
     StreamingLLM,
     ThinK,
@@ -61,6 +62,7 @@ POLICIES = [
     Case(ActQKV(init=2, local=8, block=4, top_k=2, representatives=2, chunk=4, temperature=0.5), ActQKV()),
     Case(LookM(images=(0,), heavy=4, recent=4), LookM(images=(0,), heavy=100, recent=100)),
     Case(MPCache(threshold=0.1, cluster=3), MPCache(threshold=0.0, first=1.0, second=1.0)),
+    Case(SentenceKV(budget=9, factor=2, first=2, recent=3, window=4, kernel=3), SentenceKV()),
     Case(StreamingLLM(sink=2, recent=6), StreamingLLM()),
     Case(ThinK(recent=4, window=4, tokens=SnapKV(budget=12, window=4)), ThinK(ratio=0.0)),
 ]

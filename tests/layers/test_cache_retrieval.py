@@ -9,7 +9,19 @@ from torch import Tensor
 
 import zoo
 from cases.attention import DIM, attention, begun, heads, kept, output, turned, weights
-from zoo.cache import ActQKV, InfLLM, Kinetics, LookM, LServe, MPCache, PrefixKV, RecycledAttention, TokenSelect, ZipVL
+from zoo.cache import (
+    ActQKV,
+    InfLLM,
+    Kinetics,
+    LookM,
+    LServe,
+    MPCache,
+    PrefixKV,
+    RecycledAttention,
+    SentenceKV,
+    TokenSelect,
+    ZipVL,
+)
 from zoo.layers import CausalAttention
 
 PROMPT, LENGTH = 20, 32
@@ -271,3 +283,49 @@ def test_actqkv_asks_with_the_queries_that_stand_out():
     close(ActQKV(temperature=1e12).probe(q, real), InfLLM().probe(q, real))
     distance = (q - q.mean(2, keepdim=True)).square().sum((1, 3)).sqrt()
     close(ActQKV().probe(q, real), (q * (distance / distance.mean()).softmax(1)[:, None, :, None]).sum(2))
+
+
+@torch.no_grad()
+def test_sentence_kv_sees_whole_sentences_that_the_present_one_asks_for():
+    torch.manual_seed(0)
+    model: Any = zoo.create_model("transformer_nano", depth=1, dtype=torch.float64).eval()
+    mixer = model.blocks[0].mixer
+    mixer.q_proj.weight *= 8
+    groups, width = mixer.num_kv_heads, mixer.num_heads // mixer.num_kv_heads
+    ids = torch.randint(1, 256, (1, LENGTH))
+    ids[0, [4, 6, 9, 13, 16, 21, 25]] = 0
+    state = model.init_state(1, cache=SentenceKV((0,), budget=11, factor=1.5, first=2, recent=3, window=4, kernel=3))
+    found = [model(ids[:, :PROMPT], state)] + [model(ids[:, t : t + 1], state) for t in range(PROMPT, LENGTH)]
+    y = model.blocks[0].norm(model.embedding(ids))
+    q, k, v = turned_heads(mixer, y)
+    looks = weights(mixer, y[:, :PROMPT])[:, -4:].mean((0, 1))
+    score = torch.stack([looks[max(0, t - 1) : t + 2].amax() for t in range(PROMPT)])
+    score[[0, 1, 16, 17, 18, 19]] = torch.inf
+    alive, asked, partial = sorted(score.topk(16).indices.tolist()), [], 0
+    for t in range(PROMPT, LENGTH):
+        alive.append(t)
+        seen: list[Any] = [list(alive)] * mixer.num_heads
+        if asked:
+            sentences: list[list[int]] = [[]]
+            for s in alive:
+                sentences[-1].append(s)
+                if ids[0, s] == 0:
+                    sentences.append([])
+            sentences = [one for one in sentences if one]
+            seen = []
+            for group in range(groups):
+                own = range(group * width, (group + 1) * width)
+                query = torch.stack([q[h, [*asked, t]].mean(0) for h in own]).mean(0)
+                ranked = sorted(sentences, key=lambda one, p=query, g=group: -float(k[g * width, one].mean(0) @ p))
+                room, tokens = 11 - 2 - 3, {*alive[:2], *alive[-4:]}
+                for one in ranked:
+                    room -= len(one)
+                    tokens |= set(one) if room >= 0 else set()
+                seen += [sorted(tokens)] * width
+            partial += len(seen[0]) < len(alive)
+        asked = [] if ids[0, t] == 0 else [*asked, t]
+        mixed = [(k[h, s] @ q[h, t] / mixer.head_dim**0.5).softmax(-1) @ v[h, s] for h, s in enumerate(seen)]
+        x = model.embedding(ids[:, t]) + mixer.out_proj(torch.stack(mixed).flatten())
+        x = x + model.blocks[0].mlp(model.blocks[0].mlp_norm(x))
+        close(found[1 + t - PROMPT][:, 0], model.head(model.norm(x)))
+    assert partial > 4
