@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels.common.chunks import decay_between
-from zoo.layers.options import require_at_least
+from zoo.layers.options import require_above, require_at_least
 from zoo.layers.ssm.state_space import wide
 
 
@@ -87,12 +87,16 @@ class MemoryNetwork(nn.Module):
         dim: channels of a head's queries, keys and values.
         depth: matrices.
         expand: width between them over dim.
+        clip: largest norm of a step's gradient by a matrix; None for no limit. Deeper memories may diverge without.
 
     Paper: Behrouz, Zhong and Mirrokni, "Titans", arXiv 2501.00663, section 3.
     """
 
-    def __init__(self, num_heads: int, dim: int, depth: int, expand: int):
+    def __init__(self, num_heads: int, dim: int, depth: int, expand: int, clip: float | None = None):
         super().__init__()
+        if clip is not None:
+            require_above(0, clip=clip)
+        self.clip = clip
         require_at_least(1, num_heads=num_heads, dim=dim, depth=depth, expand=expand)
         widths = [dim, *[expand * dim] * (depth - 1), dim]
         self.weights = nn.ParameterList(
@@ -160,7 +164,14 @@ class MemoryNetwork(nn.Module):
         errors = [sums[-1] - v]
         for weight, total in zip(weights[:0:-1], sums[-2::-1], strict=True):
             errors.insert(0, (errors[0] @ weight.mT) * _gelu_slope(total))
-        return inputs[:-1], errors
+        return inputs[:-1], [self._clipped(x, error) for x, error in zip(inputs, errors, strict=False)]
+
+    def _clipped(self, x: Tensor, error: Tensor) -> Tensor:
+        """The gradients of the products of x (..., in), small enough that those by the matrix, x^T error, are too."""
+        if self.clip is None:
+            return error
+        norm = x.norm(dim=-1, keepdim=True) * error.norm(dim=-1, keepdim=True)
+        return error * (self.clip / norm.clamp(min=self.clip))
 
 
 def _gelu_slope(x: Tensor) -> Tensor:

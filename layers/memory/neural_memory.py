@@ -52,7 +52,7 @@ class GatedMemory(nn.Module):
 
     Args:
         dim: width of x.
-        num_heads, head_dim, depth, expand: of the ``MemoryNetwork``.
+        num_heads, head_dim, depth, expand, clip: of the ``MemoryNetwork``.
         chunk_size: steps whose gradients are taken at one place.
         max_rate: theta_max; 1 / chunk_size when None, which keeps a chunk of equal keys from overshooting.
     """
@@ -66,13 +66,14 @@ class GatedMemory(nn.Module):
         expand: int = 2,
         chunk_size: int = 16,
         max_rate: float | None = None,
+        clip: float | None = None,
     ):
         super().__init__()
         require_at_least(1, chunk_size=chunk_size)
         if max_rate is not None:
             require_above(0, max_rate=max_rate)
         self.num_heads, self.chunk_size, self.max_rate = num_heads, chunk_size, max_rate or 1 / chunk_size
-        self.network = MemoryNetwork(num_heads, head_dim, depth, expand)
+        self.network = MemoryNetwork(num_heads, head_dim, depth, expand, clip)
         self.gates = nn.Linear(dim, 3 * num_heads)
         with torch.no_grad():  # it forgets little at first
             self.gates.bias.copy_(torch.tensor([0.0, -4.0, 0.0]).repeat_interleave(num_heads))
@@ -85,7 +86,7 @@ class GatedMemory(nn.Module):
     @property
     def is_linear(self) -> bool:
         """One matrix whose gradients are all taken at the newest weights: what ``momentum_delta_rule`` computes."""
-        return len(self.network.weights) == 1 and self.chunk_size == 1
+        return len(self.network.weights) == 1 and self.chunk_size == 1 and self.network.clip is None
 
     def scan(self, learned: Learned, q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> tuple[Tensor, Learned]:
         """All steps of a linear memory at once: q, k and v (B, T, H, d) and gates (B, T, 3, H) -> y (B, T, H, d), and
@@ -137,7 +138,7 @@ class NeuralMemory(Mixer):
         dim: model width.
         num_heads: heads H.
         head_dim: channels of a query, key and value; dim / num_heads when None.
-        depth, expand, chunk_size, max_rate: of ``GatedMemory``.
+        depth, expand, chunk_size, max_rate, clip: of ``GatedMemory``.
         d_conv: taps of the convolutions.
         norm_eps: of the norm over the outputs.
 
@@ -158,6 +159,7 @@ class NeuralMemory(Mixer):
         expand: int = 2,
         chunk_size: int = 16,
         max_rate: float | None = None,
+        clip: float | None = None,
         d_conv: int = 4,
         norm_eps: float = 1e-5,
     ):
@@ -168,7 +170,7 @@ class NeuralMemory(Mixer):
         self.q_conv1d, self.k_conv1d, self.v_conv1d = (
             CausalConv1d(inner, d_conv, bias=False, activation="silu") for _ in range(3)
         )
-        self.memory = GatedMemory(dim, num_heads, self.head_dim, depth, expand, chunk_size, max_rate)
+        self.memory = GatedMemory(dim, num_heads, self.head_dim, depth, expand, chunk_size, max_rate, clip)
         self.o_norm = RMSNorm(self.head_dim, norm_eps)
         self.out_proj = nn.Linear(inner, dim, bias=False)
 

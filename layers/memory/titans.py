@@ -173,7 +173,7 @@ class MemoryAsContext(Mixer):
         segment: steps of a segment.
         num_persistent: learned keys and values.
         head_dim: channels of a head; dim / num_heads when None.
-        depth, expand, max_rate: of ``GatedMemory``.
+        depth, expand, max_rate, clip: of ``GatedMemory``.
         norm_eps: of the norms.
 
     Raises:
@@ -194,12 +194,13 @@ class MemoryAsContext(Mixer):
         depth: int = 2,
         expand: int = 2,
         max_rate: float | None = None,
+        clip: float | None = None,
         norm_eps: float = 1e-5,
     ):
         super().__init__()
         self.num_heads, self.head_dim, self.segment = num_heads, width_of(dim, num_heads, head_dim), segment
         inner = num_heads * self.head_dim
-        self.memory = GatedMemory(inner, num_heads, self.head_dim, depth, expand, segment, max_rate)
+        self.memory = GatedMemory(inner, num_heads, self.head_dim, depth, expand, segment, max_rate, clip)
         self.persistent_keys, self.persistent_values = (
             persistent(num_heads, num_persistent, self.head_dim) for _ in range(2)
         )

@@ -124,7 +124,7 @@ MIXERS = {
     "attention-hashed": lambda: HashedAttention(DIM, num_heads=3, bits=4),
     "neural-memory": lambda: NeuralMemory(DIM, num_heads=3, chunk_size=8),
     "neural-memory-linear": lambda: NeuralMemory(DIM, 2, 5, depth=1, chunk_size=1, d_conv=2, max_rate=0.5),
-    "neural-memory-deep": lambda: NeuralMemory(DIM, 2, depth=3, expand=1, chunk_size=5),
+    "neural-memory-deep": lambda: NeuralMemory(DIM, 2, depth=3, expand=1, chunk_size=5, clip=0.1),
     "memory-as-context": lambda: MemoryAsContext(DIM, num_heads=3, segment=6, num_persistent=2),
     "memory-as-gate": lambda: MemoryAsGate(
         PersistentAttention(DIM, 3, window=6, num_persistent=2), NeuralMemory(DIM, 2, depth=1, chunk_size=4), DIM

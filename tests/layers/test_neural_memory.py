@@ -17,8 +17,8 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
 
 
-def network(depth: int) -> MemoryNetwork:
-    return MemoryNetwork(H, D, depth, expand=2).double()
+def network(depth: int, clip: float | None = None) -> MemoryNetwork:
+    return MemoryNetwork(H, D, depth, expand=2, clip=clip).double()
 
 
 def steps(length: int = T) -> tuple[Tensor, Tensor, Tensor, Gates]:
@@ -63,6 +63,8 @@ def definition(memory: MemoryNetwork, q: Tensor, k: Tensor, v: Tensor, gates: Ga
             leaves = [weight.clone().requires_grad_() for weight in anchor]
             loss = 0.5 * (returned(leaves, k[b, h, t]) - v[b, h, t]).square().sum()
             gradients = torch.autograd.grad(loss, leaves)
+            if memory.clip is not None:
+                gradients = [g * min(1.0, memory.clip / g.norm().item()) for g in gradients]
             momentum = [keep.exp() * s - rate * g for s, g in zip(momentum, gradients, strict=True)]
             weights = [decay.exp() * w + s for w, s in zip(weights, momentum, strict=True)]
             y[b, h, t] = returned(weights, q[b, h, t])
@@ -70,9 +72,9 @@ def definition(memory: MemoryNetwork, q: Tensor, k: Tensor, v: Tensor, gates: Ga
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 20])
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_a_chunk_at_once_is_the_definition_step_by_step(depth, chunk):
-    memory, given = network(depth), steps()
+@pytest.mark.parametrize(("depth", "clip"), [(1, None), (2, None), (3, None), (2, 0.2)])
+def test_a_chunk_at_once_is_the_definition_step_by_step(depth, clip, chunk):
+    memory, given = network(depth, clip), steps()
     close(run(memory, *given, chunk)[0], definition(memory, *given, chunk))
 
 
@@ -119,6 +121,14 @@ def test_the_outer_loss_differentiates_through_the_gradients():
         return memory.learn(between, *(t[:, :, 2:] for t in given[:3]), Gates(*(t[..., 2:] for t in given[3:])))[0]
 
     assert torch.autograd.gradcheck(outputs, inputs)
+
+
+def test_a_clipped_memory_stays_finite_where_another_does_not():
+    """Values of size 30, over and over, to a memory of two matrices."""
+    q, k, v, gates = steps(60)
+    given = q, k, 30 * v, gates._replace(rate=torch.ones_like(gates.rate))
+    assert not run(network(2), *given, chunk=6)[0].isfinite().all()
+    assert run(network(2, clip=1.0), *given, chunk=6)[0].abs().max() < 1e6
 
 
 @pytest.mark.parametrize("mixer", [NeuralMemory(8, 2, chunk_size=4), MemoryAsContext(8, 2, segment=4)])

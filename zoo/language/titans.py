@@ -36,6 +36,9 @@ class TitansConfig(LanguageConfig):
     """Steps whose gradients are taken at the same weights; in MAC, also those that attention sees."""
     max_rate: float | None = None
     """Largest step of the memory down its gradient; None: 1 / memory_chunk."""
+    memory_clip: float | None = 1.0
+    """Largest norm of a step's gradient by a matrix of the memory, None for no limit (as in the paper): without one
+    memories of more than one matrix diverge in training."""
     mlp_dim: int
     """Hidden width of SwiGLU."""
     tie_embeddings: bool = False
@@ -43,15 +46,16 @@ class TitansConfig(LanguageConfig):
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, "num_heads", "head_dim", "memory_depth", "memory_expand", "memory_chunk", "mlp_dim")
-        if self.max_rate is not None:
-            require_above(0, max_rate=self.max_rate)
+        for name in ("max_rate", "memory_clip"):
+            if getattr(self, name) is not None:
+                require_above(0, **{name: getattr(self, name)})
 
     @property
     def memory(self) -> dict[str, Any]:
         """Options of the memory that have their own names there."""
         return {
             "depth": self.memory_depth, "expand": self.memory_expand, "max_rate": self.max_rate,
-            "norm_eps": self.norm_eps,
+            "clip": self.memory_clip,             "norm_eps": self.norm_eps,
         }  # fmt: skip
 
 
