@@ -2,7 +2,10 @@
 
    A row of C codes lies in blocks of 128, the last one shorter; a block of n codes is a part of n w / 8 bytes for each
    width w of 8, 4, 2, 1 whose sum is the width of the codes, lowest bits first. In a part of L bytes the w bits of code
-   k L + i are those from bit k w on of byte i: one operation on whole words unpacks many codes.
+   k L + i are those from bit k w on of byte i: one operation on whole words unpacks many codes. A row is unpacked to
+   bytes q - 2^(bits-1), which for one row of x are multiplied as they are:
+
+     y_n = sum_g scale_g (sum_c (q_c - 2^(bits-1)) x_c + (2^(bits-1) - zero_g) sum_c x_c)
 
    Layouts: packed (N, ceil(C/8) bits), scale (N, G) REAL, or bfloat16 where brief, zero (N, G) or NULL for
    2^(bits-1), x (M, C), y (M, N), w (N, C), contiguous. The file includes itself to define each function for float and
@@ -16,59 +19,97 @@
 
 #define BLOCK 128
 #define LANES 16
+#define WHOLE(n) (((n) + LANES - 1) / LANES * LANES)
+#define INLINE static inline __attribute__((always_inline))
 
-/* part (length) -> codes (8 / width * length): these bits of them, from bit shift on */
-static inline __attribute__((always_inline)) void unpack_part(uint8_t *restrict codes, const uint8_t *restrict part,
-                                                              int64_t length, int width, int shift) {
-    const uint8_t mask = (uint8_t)((1 << width) - 1);
-    const uint64_t masks = 0x0101010101010101u * mask;
-    const int64_t words = length / 8 * 8;
-    for (int slot = 0; slot < 8 / width; slot++) {
-        uint8_t *target = codes + slot * length;
-        for (int64_t i = 0; i < words; i += 8) {
-            uint64_t value, before = 0;
-            memcpy(&value, part + i, 8);
-            if (shift) memcpy(&before, target + i, 8);
-            value = (value >> (slot * width) & masks) << shift | before;
-            memcpy(target + i, &value, 8);
-        }
-        for (int64_t i = words; i < length; i++)
-            target[i] = (uint8_t)((part[i] >> (slot * width) & mask) << shift) | (shift ? target[i] : 0);
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+typedef uint64_t words __attribute__((vector_size(64)));
+typedef uint8_t bytes __attribute__((vector_size(64)));
+typedef int8_t few __attribute__((vector_size(LANES)));
+typedef int16_t shorts __attribute__((vector_size(2 * LANES)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+
+/* compilers differ in what they make of the portable form, and this is the inner loop */
+INLINE ints widened(const int8_t *q) {
+#if defined(__AVX512F__)
+    return (ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)q));
+#elif defined(__AVX2__)
+    const __m256i found[2] = {_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)q)),
+                              _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(q + 8)))};
+    ints wide;
+    memcpy(&wide, found, sizeof wide);
+    return wide;
+#else
+    few narrow;
+    memcpy(&narrow, q, LANES);
+    return __builtin_convertvector(__builtin_convertvector(narrow, shorts), ints);
+#endif
+}
+
+/* the bits of codes 0 to 63 (half 0) or 64 to 127 (half 1) in a part of a block, each in a byte */
+INLINE words part_of(const uint8_t *part, int width, int half) {
+    uint64_t w[8];
+    memcpy(w, part, width * 16 < 64 ? width * 16 : 64);
+    switch (width) {
+        case 8: memcpy(w, part + 64 * half, 64); return (words){w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]};
+        case 4: return (words){w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]} >> (4 * half) & 0x0f0f0f0f0f0f0f0f;
+        case 2: return (words){w[0], w[1], w[2], w[3], w[0], w[1], w[2], w[3]} >> (words){0, 0, 0, 0, 2, 2, 2, 2} >>
+                           (4 * half) & 0x0303030303030303;
+        default: return (words){w[0], w[1], w[0], w[1], w[0], w[1], w[0], w[1]} >> (words){0, 0, 1, 1, 2, 2, 3, 3} >>
+                            (4 * half) & 0x0101010101010101;
     }
 }
 
-static inline __attribute__((always_inline)) void unpack_block(uint8_t *restrict codes, const uint8_t *restrict packed,
-                                                               int64_t n, int bits) {
-    int shift = 0;
-    for (int width = 8; width; width >>= 1)
-        if (bits & width) {
-            unpack_part(codes, packed, n * width / 8, width, shift);
-            packed += n * width / 8;
-            shift += width;
-        }
+/* a block of n codes, one after another */
+INLINE void unpack_rest(int8_t *restrict q, const uint8_t *restrict packed, int64_t n, int bits) {
+    for (int64_t c = 0; c < n; c++) {
+        const uint8_t *part = packed;
+        int code = 0, shift = 0;
+        for (int width = 8; width; width >>= 1)
+            if (bits & width) {
+                const int64_t length = n * width / 8, slot = c / length;
+                code |= (part[c - slot * length] >> (slot * width) & ((1 << width) - 1)) << shift;
+                part += length;
+                shift += width;
+            }
+        q[c] = (int8_t)(code - (1 << (bits - 1)));
+    }
 }
 
 /* n: a multiple of 8 */
-static inline __attribute__((always_inline)) void unpack_row(uint8_t *restrict codes, const uint8_t *restrict packed,
-                                                             int64_t n, int bits) {
+INLINE void unpack_row(int8_t *restrict q, const uint8_t *restrict packed, int64_t n, int bits) {
     int64_t c = 0;
-    for (; c + BLOCK <= n; c += BLOCK) unpack_block(codes + c, packed + c / 8 * bits, BLOCK, bits);
-    if (c < n) unpack_block(codes + c, packed + c / 8 * bits, n - c, bits);
+    for (; c + BLOCK <= n; c += BLOCK, packed += BLOCK / 8 * bits)
+        for (int half = 0; half < 2; half++) {
+            const uint8_t *part = packed;
+            words codes = {0};
+            int shift = 0;
+            for (int width = 8; width; width >>= 1)
+                if (bits & width) {
+                    codes |= part_of(part, width, half) << shift;
+                    part += BLOCK / 8 * width;
+                    shift += width;
+                }
+            const bytes centred = (bytes)codes - (uint8_t)(1 << (bits - 1));
+            memcpy(q + c + 64 * half, &centred, 64);
+        }
+    if (c < n) unpack_rest(q + c, packed, n - c, bits);
 }
 
-/* the codes of a row, unpacked into work where they are no bytes already */
-static const uint8_t *row_of(uint8_t *restrict work, const uint8_t *packed, int64_t n, int64_t bits) {
+static void unpack(int8_t *restrict q, const uint8_t *restrict packed, int64_t n, int64_t bits) {
     switch (bits) {
-        case 1: unpack_row(work, packed, n, 1); break;
-        case 2: unpack_row(work, packed, n, 2); break;
-        case 3: unpack_row(work, packed, n, 3); break;
-        case 4: unpack_row(work, packed, n, 4); break;
-        case 5: unpack_row(work, packed, n, 5); break;
-        case 6: unpack_row(work, packed, n, 6); break;
-        case 7: unpack_row(work, packed, n, 7); break;
-        default: return packed;
+        case 1: unpack_row(q, packed, n, 1); break;
+        case 2: unpack_row(q, packed, n, 2); break;
+        case 3: unpack_row(q, packed, n, 3); break;
+        case 4: unpack_row(q, packed, n, 4); break;
+        case 5: unpack_row(q, packed, n, 5); break;
+        case 6: unpack_row(q, packed, n, 6); break;
+        case 7: unpack_row(q, packed, n, 7); break;
+        default: unpack_row(q, packed, n, 8);
     }
-    return work;
 }
 
 #define REAL float
@@ -84,72 +125,120 @@ static const uint8_t *row_of(uint8_t *restrict work, const uint8_t *packed, int6
 
 typedef REAL NAME(vector) __attribute__((vector_size(LANES * sizeof(REAL))));
 typedef struct {
-    int64_t C, bits, groups, brief;
+    int64_t N, C, bits, groups, brief;
     const uint8_t *packed;
     const void *scale;
     const uint8_t *zero;
 } NAME(record);
 
-static inline REAL NAME(scale_at)(NAME(record) r, int64_t index) {
-    if (!r.brief) return ((const REAL *)r.scale)[index];
-    const uint32_t bits = (uint32_t)((const uint16_t *)r.scale)[index] << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
+/* what a thread unpacks one row into: codes, scales, and zeros below the middle */
+typedef struct {
+    int8_t *q;
+    REAL *scale, *offset;
+} NAME(row);
 
-static inline int32_t NAME(zero_at)(NAME(record) r, int64_t index) {
-    return r.zero ? r.zero[index] : 1 << (r.bits - 1);
-}
-
-/* LANES codes, less zero */
-static inline __attribute__((always_inline)) NAME(vector) NAME(wide)(const uint8_t *codes, int32_t zero) {
-    NAME(vector) found;
-    for (int l = 0; l < LANES; l++) found[l] = (REAL)((int32_t)codes[l] - zero);
-    return found;
-}
-
-static inline __attribute__((always_inline)) NAME(vector) NAME(load)(const REAL *x) {
+INLINE NAME(vector) NAME(load)(const REAL *x) {
     NAME(vector) found;
     memcpy(&found, x, sizeof found);
     return found;
 }
 
-/* sum of scale (codes - zero) x over a row */
-static inline REAL NAME(one_row)(NAME(record) r, const uint8_t *codes, int64_t n, const REAL *x) {
-    const int64_t size = r.C / r.groups, whole = size / LANES * LANES;
-    NAME(vector) sum = {0};
-    REAL rest = 0;
-    for (int64_t g = 0; g < r.groups; g++, codes += size, x += size) {
-        const REAL scale = NAME(scale_at)(r, n * r.groups + g);
-        const int32_t zero = NAME(zero_at)(r, n * r.groups + g);
-        NAME(vector) even = {0}, odd = {0};
-        int64_t c = 0;
-        for (; c + 2 * LANES <= whole; c += 2 * LANES) {
-            even += NAME(wide)(codes + c, zero) * NAME(load)(x + c);
-            odd += NAME(wide)(codes + c + LANES, zero) * NAME(load)(x + c + LANES);
+INLINE NAME(vector) NAME(wide)(const int8_t *q) { return __builtin_convertvector(widened(q), NAME(vector)); }
+
+INLINE REAL NAME(total)(const NAME(vector) *v) {
+    REAL parts[LANES];
+    memcpy(parts, v, sizeof parts);
+    for (int l = 0; l < 8; l++) parts[l] += parts[l + 8];
+    for (int l = 0; l < 4; l++) parts[l] += parts[l + 4];
+    return (parts[0] + parts[2]) + (parts[1] + parts[3]);
+}
+
+static NAME(row) NAME(make_row)(NAME(record) r) {
+    const int64_t groups = WHOLE(r.groups); /* zeros behind the last */
+    return (NAME(row)){malloc((r.C + 7) / 8 * 8), calloc(groups, sizeof(REAL)), calloc(groups, sizeof(REAL))};
+}
+
+static void NAME(free_row)(NAME(row) row) {
+    free(row.q);
+    free(row.scale);
+    free(row.offset);
+}
+
+static void NAME(read_row)(NAME(row) row, NAME(record) r, int64_t n) {
+    const int64_t padded = (r.C + 7) / 8 * 8, first = n * r.groups;
+    const int32_t middle = 1 << (r.bits - 1);
+    unpack(row.q, r.packed + n * (padded / 8 * r.bits), padded, r.bits);
+    REAL *restrict scale = row.scale, *restrict offset = row.offset;
+    if (r.brief) {
+        const uint16_t *restrict brief = (const uint16_t *)r.scale + first;
+        for (int64_t g = 0; g < r.groups; g++) {
+            const uint32_t bits = (uint32_t)brief[g] << 16;
+            float value;
+            memcpy(&value, &bits, 4);
+            scale[g] = value;
         }
-        if (c < whole) even += NAME(wide)(codes + c, zero) * NAME(load)(x + c);
-        sum += scale * (even + odd);
-        REAL part = 0;
-        for (c = whole; c < size; c++) part += (REAL)((int32_t)codes[c] - zero) * x[c];
-        rest += scale * part;
+    } else {
+        memcpy(scale, (const REAL *)r.scale + first, r.groups * sizeof(REAL));
     }
-    for (int l = 0; l < LANES; l++) rest += sum[l];
-    return rest;
-}
-
-/* w (C) = scale (codes - zero) */
-static inline void NAME(dequantise_row)(REAL *restrict w, NAME(record) r, const uint8_t *restrict codes, int64_t n) {
-    const int64_t size = r.C / r.groups;
-    for (int64_t g = 0; g < r.groups; g++) {
-        const REAL scale = NAME(scale_at)(r, n * r.groups + g);
-        const int32_t zero = NAME(zero_at)(r, n * r.groups + g);
-        for (int64_t c = g * size; c < (g + 1) * size; c++) w[c] = scale * (REAL)((int32_t)codes[c] - zero);
+    if (r.zero) { /* else it is 0 from the beginning */
+        const uint8_t *restrict zero = r.zero + first;
+        for (int64_t g = 0; g < r.groups; g++) offset[g] = (REAL)(middle - (int32_t)zero[g]);
     }
 }
 
-static inline REAL NAME(dot)(const REAL *a, const REAL *b, int64_t n) {
+/* sum of q x over a group of size columns, a multiple of LANES */
+INLINE NAME(vector) NAME(group)(const int8_t *q, const REAL *x, int64_t size) {
+    NAME(vector) even = NAME(wide)(q) * NAME(load)(x), odd = {0};
+    int64_t c = LANES;
+    for (; c + LANES < size; c += 2 * LANES) {
+        odd += NAME(wide)(q + c) * NAME(load)(x + c);
+        even += NAME(wide)(q + c + LANES) * NAME(load)(x + c + LANES);
+    }
+    if (c < size) odd += NAME(wide)(q + c) * NAME(load)(x + c);
+    return even + odd;
+}
+
+/* sum of scale (sum of q x + offset sums) over all groups; several sums at a time, as each addition waits for the last */
+INLINE REAL NAME(sum_groups)(NAME(row) row, const REAL *x, const REAL *sums, int64_t groups, int64_t size) {
+    NAME(vector) first = {0}, second = {0};
+    for (int64_t g = 0; g < groups; g += LANES)
+        first += NAME(load)(row.scale + g) * NAME(load)(row.offset + g) * NAME(load)(sums + g);
+    int64_t g = 0;
+    for (; g + 1 < groups; g += 2) {
+        first += row.scale[g] * NAME(group)(row.q + g * size, x + g * size, size);
+        second += row.scale[g + 1] * NAME(group)(row.q + (g + 1) * size, x + (g + 1) * size, size);
+    }
+    if (g < groups) first += row.scale[g] * NAME(group)(row.q + g * size, x + g * size, size);
+    first += second;
+    return NAME(total)(&first);
+}
+
+static REAL NAME(one_row)(NAME(row) row, const REAL *x, const REAL *sums, int64_t groups, int64_t size) {
+    switch (size) {
+        case 16: return NAME(sum_groups)(row, x, sums, groups, 16);
+        case 32: return NAME(sum_groups)(row, x, sums, groups, 32);
+        case 64: return NAME(sum_groups)(row, x, sums, groups, 64);
+        case 128: return NAME(sum_groups)(row, x, sums, groups, 128);
+    }
+    if (size % LANES == 0) return NAME(sum_groups)(row, x, sums, groups, size);
+    REAL found = 0;
+    for (int64_t g = 0; g < groups; g++) {
+        REAL part = row.offset[g] * sums[g];
+        for (int64_t c = g * size; c < (g + 1) * size; c++) part += (REAL)row.q[c] * x[c];
+        found += row.scale[g] * part;
+    }
+    return found;
+}
+
+/* w (C) of one row */
+static void NAME(numbers)(REAL *restrict w, NAME(row) row, int64_t groups, int64_t size) {
+    for (int64_t g = 0; g < groups; g++) {
+        const REAL scale = row.scale[g], offset = row.offset[g];
+        for (int64_t c = g * size; c < (g + 1) * size; c++) w[c] = scale * ((REAL)row.q[c] + offset);
+    }
+}
+
+INLINE REAL NAME(dot)(const REAL *a, const REAL *b, int64_t n) {
     NAME(vector) even = {0}, odd = {0};
     int64_t c = 0;
     for (; c + 2 * LANES <= n; c += 2 * LANES) {
@@ -159,45 +248,51 @@ static inline REAL NAME(dot)(const REAL *a, const REAL *b, int64_t n) {
     even += odd;
     REAL sum = 0;
     for (; c < n; c++) sum += a[c] * b[c];
-    for (int l = 0; l < LANES; l++) sum += even[l];
-    return sum;
+    return sum + NAME(total)(&even);
 }
 
-/* y (M, N) for few rows: a row of the matrix is unpacked once for all of them */
+/* y (M, N) for few rows: a row of the matrix is unpacked once for all of them; sums (G, filled up to LANES) for what x sums to */
 void NAME(lowbit_rows)(int64_t N, int64_t C, int64_t bits, int64_t groups, int64_t brief, int64_t threads, int64_t M,
-                       const uint8_t *packed, const void *scale, const uint8_t *zero, const REAL *x, REAL *y) {
-    const NAME(record) r = {C, bits, groups, brief, packed, scale, zero};
-    const int64_t padded = (C + 7) / 8 * 8, bytes = padded / 8 * bits;
+                       const uint8_t *packed, const void *scale, const uint8_t *zero, const REAL *x, REAL *sums,
+                       REAL *y) {
+    const NAME(record) r = {N, C, bits, groups, brief, packed, scale, zero};
+    const int64_t size = C / groups;
+    for (int64_t g = 0; g < WHOLE(groups) && M == 1; g++) {
+        REAL sum = 0;
+        for (int64_t c = g * size; g < groups && c < (g + 1) * size; c++) sum += x[c];
+        sums[g] = sum;
+    }
 #pragma omp parallel num_threads(threads)
     {
-        uint8_t *work = malloc(padded);
+        const NAME(row) row = NAME(make_row)(r);
         REAL *w = M > 1 ? malloc(C * sizeof(REAL)) : NULL;
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < N; n++) {
-            const uint8_t *codes = row_of(work, packed + n * bytes, padded, bits);
+            NAME(read_row)(row, r, n);
             if (M == 1) {
-                y[n] = NAME(one_row)(r, codes, n, x);
+                y[n] = NAME(one_row)(row, x, sums, groups, size);
                 continue;
             }
-            NAME(dequantise_row)(w, r, codes, n);
+            NAME(numbers)(w, row, groups, size);
             for (int64_t m = 0; m < M; m++) y[m * N + n] = NAME(dot)(w, x + m * C, C);
         }
-        free(work);
+        NAME(free_row)(row);
         free(w);
     }
 }
 
 void NAME(lowbit_dequantise)(int64_t N, int64_t C, int64_t bits, int64_t groups, int64_t brief, int64_t threads,
                              const uint8_t *packed, const void *scale, const uint8_t *zero, REAL *w) {
-    const NAME(record) r = {C, bits, groups, brief, packed, scale, zero};
-    const int64_t padded = (C + 7) / 8 * 8, bytes = padded / 8 * bits;
+    const NAME(record) r = {N, C, bits, groups, brief, packed, scale, zero};
 #pragma omp parallel num_threads(threads)
     {
-        uint8_t *work = malloc(padded);
+        const NAME(row) row = NAME(make_row)(r);
 #pragma omp for schedule(static)
-        for (int64_t n = 0; n < N; n++)
-            NAME(dequantise_row)(w + n * C, r, row_of(work, packed + n * bytes, padded, bits), n);
-        free(work);
+        for (int64_t n = 0; n < N; n++) {
+            NAME(read_row)(row, r, n);
+            NAME(numbers)(w + n * C, row, groups, C / groups);
+        }
+        NAME(free_row)(row);
     }
 }
 

@@ -13,6 +13,7 @@ from zoo.kernels.dispatch import compute_dtype
 from zoo.kernels.lowbit_matmul import tiled
 
 SOURCE = Path(__file__).with_name("lowbit_matmul.c")
+LANES = 16  # of the C file
 FEW = 8  # rows of x: with more, torch's product with a part of the matrix takes less time
 
 
@@ -22,9 +23,9 @@ def forward(x, scale, codes, zero, bits, learns_scale) -> Tensor:
     if x.shape[0] > FEW:
         return tiled.forward(x, scale, codes, zero, bits, learns_scale, partial(dequantise, dtype=dtype))
     x, scale = x.to(dtype).contiguous(), _readable(scale, dtype)
-    y = x.new_empty(x.shape[0], len(codes))
+    y, sums = x.new_empty(x.shape[0], len(codes)), x.new_empty(-(-scale.shape[1] // LANES) * LANES)
     sizes = _sizes(x.shape[1], scale, bits)
-    native.call(SOURCE, "lowbit_rows", *sizes, x.shape[0], *_contiguous(codes, scale, zero), x, y)
+    native.call(SOURCE, "lowbit_rows", *sizes, x.shape[0], *_contiguous(codes, scale, zero), x, sums, y)
     return y
 
 
