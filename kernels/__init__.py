@@ -27,6 +27,7 @@ from zoo.kernels.moe import (
 from zoo.kernels.momentum_delta_rule import MomentumDeltaRuleOutput, momentum_delta_rule
 from zoo.kernels.rms_norm import rms_norm
 from zoo.kernels.rope import rope
+from zoo.kernels.row_linear import row_linear
 from zoo.kernels.selective_scan import ScanOutput, selective_scan
 from zoo.kernels.sliding_window_attention import sliding_window_attention
 from zoo.kernels.slstm import SLSTMOutput, slstm
@@ -70,6 +71,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "router_z_loss",
+    "row_linear",
     "selective_scan",
     "sliding_window_attention",
     "slstm",

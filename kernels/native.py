@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -74,17 +75,20 @@ def obstacle(source: Path, device: torch.device) -> str | None:
 
 def call(source: Path, function: str, *arguments: Tensor | int | None) -> None:
     """Call ``function_f32`` or ``function_f64``; tensors go as pointers (None: NULL), integers as int64."""
-    tensors = [a for a in arguments if isinstance(a, Tensor)]
-    suffix = "f64" if any(t.dtype == torch.float64 for t in tensors) else "f32"
+    wide = any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in arguments)
+    found = _function(source, f"{function}_f64" if wide else f"{function}_f32", len(arguments))
+    found(*[a.data_ptr() if isinstance(a, Tensor) else a or 0 for a in arguments])
+
+
+@functools.cache
+def _function(source: Path, name: str, count: int) -> Callable[..., None]:
+    """A function of so many arguments, all of them as 64 bits, as pointers are."""
     library = load(source)
     if isinstance(library, str):
         raise RuntimeError(library)
-    getattr(library, f"{function}_{suffix}")(
-        *(
-            ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(None if a is None else a.data_ptr())
-            for a in arguments
-        )
-    )
+    found = getattr(library, name)
+    found.argtypes, found.restype = [ctypes.c_int64] * count, None
+    return found
 
 
 def in_rows(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:

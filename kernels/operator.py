@@ -268,6 +268,20 @@ def under_transforms() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def is_plain_step(impl: str, *tensors: Tensor | None) -> bool:
+    """Whether a call on the CPU needs no operator: of float32 and narrower, chosen automatically, and neither recorded
+    by autograd, transformed nor compiled. So one step of decoding may go straight to a C function."""
+    given = [t for t in tensors if t is not None]
+    return (
+        impl == "auto"
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
+        and all(t.device.type == "cpu" and type(t) in (Tensor, torch.nn.Parameter) for t in given)
+        and not any(t.dtype == torch.float64 for t in given)
+        and not torch.compiler.is_compiling()
+        and not under_transforms()
+    )
+
+
 def first_derivatives_only(operation: Operation) -> tuple[Callable, Callable]:
     """``save`` and ``gradients`` of the backward's operator: an error that says where second derivatives are."""
 

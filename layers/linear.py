@@ -7,6 +7,9 @@ that there is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -14,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.kernels import linear_cross_entropy
+from zoo.kernels import linear_cross_entropy, row_linear
 from zoo.kernels.dispatch import AUTOCAST_DEVICES, compute_dtype, full_precision
 
 ROWS = 512  # whose logits exist at a time where the head has to be called
@@ -93,6 +96,24 @@ def read_matrix(linear: nn.Module, like: Tensor) -> Tensor:
     if is_plain(linear):
         return linear.weight  # type: ignore[return-value]
     return linear(torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)).mT
+
+
+@contextmanager
+def decoding(model: nn.Module) -> Iterator[None]:
+    """Within it plain linear layers compute few rows by ``row_linear``, which reads a matrix as fast as there is
+    memory; whatever else replaces, wraps or watches one is in effect as before."""
+    linears = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
+    for linear in linears:
+        linear.forward = MethodType(_few_rows, linear)
+    try:
+        yield
+    finally:
+        for linear in linears:
+            vars(linear).pop("forward", None)
+
+
+def _few_rows(linear: nn.Linear, x: Tensor) -> Tensor:
+    return row_linear(x, linear.weight, linear.bias)
 
 
 def capped(logits: Tensor, softcap: float | None) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernels.causal_conv1d import native, reference, shifted
+from zoo.kernels.causal_conv1d import native, native_step, reference, shifted
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
@@ -20,7 +20,7 @@ from zoo.kernels.dispatch import (
 )
 from zoo.kernels.mamba_ssm_support import causal_conv1d_implementation
 from zoo.kernels.native import in_rows
-from zoo.kernels.operator import Like, define
+from zoo.kernels.operator import Like, define, is_plain_step
 from zoo.kernels.triton_support import triton_implementation
 
 
@@ -64,7 +64,10 @@ def causal_conv1d(
     """
     _check(x, weight, bias, activation, initial_state, seq_idx, impl)
     state = x.new_zeros(x.shape[0], weight.shape[1] - 1, x.shape[2]) if initial_state is None else initial_state
-    if x.shape[1] == 1:
+    plain = x.shape[1] == 1 and x.numel() and is_plain_step(operation.choice(impl), x, weight, bias, state)
+    if plain and native_step.obstacle(x.device) is None:
+        y, state = native_step.forward(x, weight, bias, state.to(x.dtype), activation == "silu")
+    elif x.shape[1] == 1:
         history = torch.cat([state.to(x.dtype), x], dim=1)
         wide, state = compute_dtype(x, weight), history[:, 1:]
         y = (history.mT.to(wide) * weight.to(wide)).sum(-1).unsqueeze(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -58,4 +59,9 @@ def _or_ones(weight: Tensor | None, x: Tensor) -> Tensor:
 
 
 def _scalar(x: Tensor, value: float) -> Tensor:
-    return x.new_full((), value)
+    return _constant(value, x.dtype)
+
+
+@cache
+def _constant(value: float, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(value, dtype=dtype, device="cpu")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zoo.kernels.dispatch import Implementation, Operation, check_shape, compute_dtype
 from zoo.kernels.native import in_rows
-from zoo.kernels.operator import Like, define
+from zoo.kernels.operator import Like, define, is_plain_step
 from zoo.kernels.rms_norm import fused, native, reference
 from zoo.kernels.triton_support import triton_implementation
 
@@ -56,6 +56,9 @@ def rms_norm(
     dtype = (x if weight is None else weight).dtype
     direct = impl == "auto" and x.device.type == "cpu" and not torch.compiler.is_compiling()
     if direct and x.numel() < SMALL:  # a traced size is not to be asked
+        if is_plain_step(impl, x, weight, z) and x.numel() and native.obstacle(x.device) is None:
+            wide = in_rows(torch.float32, _rows(x), weight, _rows(z))
+            return native.forward(*wide, num_groups, norm_before_gate, eps, dtype).view(x.shape).to(dtype)
         wide = compute_dtype(x, weight, z)
         z = z if z is None else z.to(wide)
         return fused.forward(x.to(wide), weight, z, num_groups, norm_before_gate, eps, dtype).to(dtype)

@@ -19,8 +19,8 @@ from zoo.kernels.dispatch import (
 )
 from zoo.kernels.mamba_ssm_support import ssd_implementation
 from zoo.kernels.native import in_rows
-from zoo.kernels.operator import Like, define
-from zoo.kernels.ssd import chunked, native, reference
+from zoo.kernels.operator import Like, define, is_plain_step
+from zoo.kernels.ssd import chunked, native, native_step, reference
 from zoo.kernels.triton_support import triton_implementation
 
 
@@ -79,6 +79,12 @@ def ssd(
     Paper: Dao and Gu, "Transformers are SSMs", arXiv 2405.21060.
     """
     _check(x, dt, A, B, C, D, dt_bias, dt_limit, initial_state, seq_idx, chunk_size, impl)
+    if (
+        x.shape[1] == 1
+        and initial_state is not None
+        and _is_native_step(impl, x, dt, A, B, C, D, dt_bias, initial_state)
+    ):
+        return SSDOutput(*native_step.forward(x, dt, A, B, C, D, dt_bias, dt_softplus, dt_limit, initial_state))
     dtype = compute_dtype(x, dt, A, B, C)
     dt, A = dt.to(dtype), A.to(dtype).clamp(min=1e-8 * torch.finfo(dtype).min)  # -inf 0 is no number
     if dt_bias is not None:
@@ -101,6 +107,12 @@ def ssd(
     if D is not None:
         y = torch.addcmul(y, x, (D if D.dim() == 2 else D[:, None]).to(dtype)).to(x.dtype)
     return SSDOutput(y, state)
+
+
+def _is_native_step(impl: str, x: Tensor, *others: Tensor | None) -> bool:
+    state = others[-1]
+    ready = state is not None and state.dtype == torch.float32 and state.is_contiguous() and state.numel() > 0
+    return ready and is_plain_step(operation.choice(impl), x, *others) and native_step.obstacle(x.device) is None
 
 
 operation = Operation(

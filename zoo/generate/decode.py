@@ -15,6 +15,7 @@ from zoo.generate.prompts import Batch
 from zoo.language.base import LanguageModel
 from zoo.language.rows import batch_invariant
 from zoo.layers import ModelState
+from zoo.layers.linear import decoding
 
 
 class Step(NamedTuple):
@@ -45,8 +46,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def generating(model: LanguageModel, options: Options) -> Iterator[None]:
-    """Within it the model is in eval mode, and batch-invariant where that is asked for."""
-    with evaluating(model), batch_invariant(model) if options.batch_invariant else nullcontext():
+    """Within it the model is in eval mode, and batch-invariant where that is asked for; else its linear layers read
+    their matrices as fast as there is memory, unless they are compiled."""
+    quick = nullcontext() if options.compile else decoding(model)
+    with evaluating(model), batch_invariant(model) if options.batch_invariant else quick:
         yield
 
 
