@@ -46,10 +46,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def generating(model: LanguageModel, options: Options) -> Iterator[None]:
-    """Within it the model is in eval mode, and batch-invariant where that is asked for; else its linear layers read
-    their matrices as fast as there is memory, unless they are compiled."""
-    quick = nullcontext() if options.compile else decoding(model)
-    with evaluating(model), batch_invariant(model) if options.batch_invariant else quick:
+    """Within it the model is in eval mode, batch-invariant where that is asked for, and where it is not compiled its
+    linear layers read their matrices as fast as there is memory."""
+    invariant = batch_invariant(model) if options.batch_invariant else nullcontext()
+    with evaluating(model), invariant, nullcontext() if options.compile else decoding(model):
         yield
 
 
