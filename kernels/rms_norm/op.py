@@ -57,8 +57,9 @@ def rms_norm(
     direct = impl == "auto" and x.device.type == "cpu" and not torch.compiler.is_compiling()
     if direct and x.numel() < SMALL:  # a traced size is not to be asked
         if is_plain_step(impl, x, weight, z) and x.numel() and native.obstacle(x.device) is None:
-            wide = in_rows(torch.float32, _rows(x), weight, _rows(z))
-            return native.forward(*wide, num_groups, norm_before_gate, eps, dtype).view(x.shape).to(dtype)
+            rows, factor, gate = in_rows(torch.float32, _rows(x), weight, _rows(z))
+            y = native.forward(rows, factor, gate, num_groups, norm_before_gate, eps, dtype)
+            return y.view(x.shape).to(dtype)
         wide = compute_dtype(x, weight, z)
         z = z if z is None else z.to(wide)
         return fused.forward(x.to(wide), weight, z, num_groups, norm_before_gate, eps, dtype).to(dtype)
