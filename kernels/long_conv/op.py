@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from math import log2
 
+import torch
 from torch import Tensor
 
 from zoo.kernels.dispatch import Implementation, Operation, as_dtype, check_shape, compute_dtype
@@ -57,7 +58,8 @@ def long_conv(
         dtype = compute_dtype(u, kernel, D, gate)
         x, k, skip, g = as_dtype(dtype, u, kernel[:, 0], D, gate)
         return spectral.with_skip_and_gate(x * k, x, skip, g).to(u.dtype)  # type: ignore[operator]
-    return _long_conv(u, kernel[:, : u.shape[1]], D, gate, circular, impl)
+    of_any_length = isinstance(u.shape[1], torch.SymInt) and torch.compiler.is_exporting()
+    return _long_conv(u, kernel if of_any_length else kernel[:, : u.shape[1]], D, gate, circular, impl)
 
 
 operation = Operation(

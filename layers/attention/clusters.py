@@ -62,8 +62,9 @@ def nearest_attention(
     and (B, H, S), mask as in ``Attended`` -> (B, H, T, d).
     """
     length, pieces = q.shape[2], []
-    for first in range(0, length, PIECE):
-        last = min(first + PIECE, length)
+    whole = isinstance(length, torch.SymInt)  # in a program for any length
+    for first in (0,) if whole else range(0, length, PIECE):
+        last = length if whole else min(first + PIECE, length)
         end = last if mask is None and length > 1 else k.shape[2]
         same = query_cluster[:, :, first:last, None] == key_cluster[:, :, None, :end]
         if mask is not None:

@@ -65,7 +65,8 @@ class Keys(NamedTuple):
         What stands for no token sees everything, lest a softmax be over nothing. None: see ``Attended``.
         """
         key, query = self.position[..., None, :], tokens.position[..., :, None]
-        if self.ids is None and (window is None or self.position.shape[-1] <= window):
+        size = self.position.shape[-1]
+        if self.ids is None and (window is None or (not isinstance(size, torch.SymInt) and size <= window)):
             one = tokens.position.shape[-1] == 1 and self.position.dim() == 1
             if one or self.position is tokens.position:
                 return None

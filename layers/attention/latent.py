@@ -111,7 +111,8 @@ class LatentAttention(Mixer):
         """q (B, H, T, nope + rope) over k_rope (B, 1, L, rope) and latent (B, 1, L, rank), by the form that multiplies
         less -> (B, H, T, v)."""
         length, total = q.shape[2], latent.shape[2]
-        absorbs = length < total and self._absorbs(length, total)
+        anyhow = isinstance(total, torch.SymInt)  # in a program for any number of keys
+        absorbs = length == 1 if anyhow else length < total and self._absorbs(length, total)
         parts = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), dim=-1)
         return (self.absorbed if absorbs else self.expanded)(*parts, latent, k_rope, mask)
 

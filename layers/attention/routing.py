@@ -156,7 +156,8 @@ class RoutingAttention(Reports, Mixer):
         else:
             k, v, mask = state.append(qk, v, place, cluster=cluster)
             keys_of = state.cluster[:, :, : k.shape[2]]
-        if mask is None and qk.shape[2] == k.shape[2] >= SORTED_FROM:
+        whole = not isinstance(k.shape[2], torch.SymInt) and qk.shape[2] == k.shape[2] >= SORTED_FROM
+        if mask is None and whole:
             return sorted_nearest_attention(qk, v, cluster, self.num_clusters, self.scale)
         return nearest_attention(qk, k, v, cluster, keys_of, self.scale, mask)
 

@@ -106,7 +106,8 @@ class SlidingWindowAttention(CausalAttention):
             keys = state.remember(keys, place)
         steps = keys.position.dim() == 1 or keys.position is place.position
         sinks = self.sinks is not None and (keys.ids is not None or q.shape[2] == 1)
-        if steps and self.softcap is None and not sinks:
+        anyhow = isinstance(keys.key.shape[2], torch.SymInt) and q.shape[2] == 1  # in a program for any past
+        if steps and self.softcap is None and not sinks and not anyhow:
             return self.attend_steps(q, keys)
         if steps:
             place = place._replace(position=keys.position[..., -q.shape[2] :])

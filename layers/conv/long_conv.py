@@ -129,8 +129,11 @@ class LongConv(LearnedTaps):
     Paper: Fu et al., "Simple Hardware-Efficient Long Convolutions for Sequence Modeling", arXiv 2302.06646, section 3.
     """
 
-    def forward(self, u: Tensor, past: Tensor | None = None, seq_idx: Tensor | None = None) -> ConvOutput:
-        """u (B, T, dim) after the inputs past (B, P, dim) -> output (B, T, dim) and the newest inputs, at most L - 1.
+    def forward(
+        self, u: Tensor, past: Tensor | None = None, seq_idx: Tensor | None = None, *, remember: bool = True
+    ) -> ConvOutput:
+        """u (B, T, dim) after the inputs past (B, P, dim) -> output (B, T, dim) and the newest inputs, at most L - 1,
+        or u if they are not to be remembered.
 
         The past belongs to the first of the packed sequences; what does not belong to the last one is returned as 0.
         """
@@ -145,7 +148,8 @@ class LongConv(LearnedTaps):
             sequence = F.pad((seq_idx[:, 1:] != seq_idx[:, :-1]).cumsum(1), (before + 1, 0))
             y = packed_long_conv(inputs, taps, sequence, D=self.D)[:, before:]
             inputs = inputs.masked_fill((sequence != sequence[:, -1:])[..., None], 0)
-        return ConvOutput(y.to(u.dtype), inputs[:, max(0, inputs.shape[1] - self.kernel_length + 1) :])
+        kept = inputs[:, max(0, inputs.shape[1] - self.kernel_length + 1) :] if remember else u
+        return ConvOutput(y.to(u.dtype), kept)
 
 
 @dataclass
@@ -214,8 +218,8 @@ class H3Conv(Mixer):
         if state is not None:
             rows = state.advance_sequence(seq_idx)
             key, product = keep_rows(state.key, rows), keep_rows(state.product, rows)
-        k, key = self.k_conv(k, key, seq_idx)
-        y, product = self.conv(k * v, product, seq_idx)
+        k, key = self.k_conv(k, key, seq_idx, remember=state is not None)
+        y, product = self.conv(k * v, product, seq_idx, remember=state is not None)
         if state is not None:
             state.key, state.product = key, product
         return self.out_proj(q * y)

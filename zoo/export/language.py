@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from zoo.export.systems import real_systems
 from zoo.generate import evaluating
 from zoo.language.base import LanguageModel
-from zoo.layers import ModelState, State
+from zoo.layers import Mixer, ModelState, State
 from zoo.layers.attention.keys import Keys
+from zoo.layers.attention.routing import RoutingState
 from zoo.layers.attention.sliding_window import SlidingWindowState
 from zoo.layers.attention.state import KeyValueState
+from zoo.layers.conv.long_conv import H3Conv, H3ConvState
+from zoo.layers.depth import ExpertChoice, TokenChoice, TokenRouter
 from zoo.layers.states import JointState
 
+ROUTERS = (ExpertChoice, TokenChoice, TokenRouter)  # of tokens, as many as they find
 BATCH, LENGTH, PAST = 3, 7, 5  # of the example; no two of them alike, lest one be taken for the other
 
 
@@ -30,10 +36,23 @@ class Program(NamedTuple):
 
 
 def whole_program(model: LanguageModel) -> Program:
-    """``tokens`` (batch, length) int64 to ``logits`` (batch, length, vocab_size), for any batch and length."""
+    """``tokens`` (batch, length) int64 to ``logits`` (batch, length, vocab_size), for any batch and length.
+
+    Where a model splits off the first step, torch takes one step that is left for a case of its own: then the program,
+    not a file made of it, asks for at least three.
+    """
     tokens = torch.zeros(BATCH, LENGTH, dtype=torch.int64, device=_device(model))
-    shapes = {0: Dim("batch"), 1: Dim("length")}
-    return Program(_exported(model, _Whole(model), (tokens,), (shapes,)), ["tokens"], ["logits"])
+
+    def program(shortest: int | None) -> Program:
+        shapes = {0: Dim("batch"), 1: Dim("length", min=shortest)}
+        return Program(_exported(model, _Whole(model), (tokens,), (shapes,)), ["tokens"], ["logits"])
+
+    try:
+        return program(None)
+    except ValueError as error:
+        if "!= 1" not in str(error):
+            raise
+        return program(3)
 
 
 def step_program(model: LanguageModel) -> Program:
@@ -64,7 +83,8 @@ class _Step(nn.Module):
     def __init__(self, model: LanguageModel):
         super().__init__()
         self.model = model
-        self.template = ModelState(_growing(state) for state in model.init_state(BATCH))
+        states = zip(model.init_state(BATCH), model.mixers, strict=True)
+        self.template = ModelState(_growing(_filled_up(state, mixer)) for state, mixer in states)
         self.names = [f"{index}.{name}" for index, state in enumerate(self.template) for name, _ in state.tensors()]
 
     def forward(self, tokens: Tensor, held: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -81,8 +101,11 @@ class _Step(nn.Module):
         return _tensors(state)
 
 
-class _Growing(KeyValueState):
+class _Grows:
     """A cache that is as long as its past: what it holds is told by its shape alone."""
+
+    slots: ClassVar[dict[str, int]]
+    filled: int
 
     def make_room(self, count: int) -> None:
         pass
@@ -92,7 +115,23 @@ class _Growing(KeyValueState):
         for name, tensor in {"key": new.key, "value": new.value, **more}.items():
             held = getattr(self, name)
             setattr(self, name, torch.cat([held, tensor.to(held.dtype)], self.slots[name]))
-        return self.keys()
+        return self.keys()  # type: ignore[attr-defined]
+
+
+class _Growing(_Grows, KeyValueState):
+    pass
+
+
+class _GrowingRouting(_Grows, RoutingState):
+    pass
+
+
+def _filled_up(state: State, mixer: Mixer) -> State:
+    """A state whose tensors have their last size: of a convolution with zeros before the first input."""
+    if isinstance(mixer, H3Conv) and isinstance(state, H3ConvState):
+        free = (0, 0, mixer.conv.kernel_length - 1, 0)
+        return H3ConvState(F.pad(state.key, free), F.pad(state.product, free))
+    return state
 
 
 def _growing(state: State) -> State:
@@ -106,6 +145,8 @@ def _growing(state: State) -> State:
     if type(state) in (KeyValueState, SlidingWindowState):
         assert isinstance(state, KeyValueState)
         return _Growing(state.key[:, :, :0], state.value[:, :, :0])
+    if type(state) is RoutingState:
+        return _GrowingRouting(state.key[:, :, :0], state.value[:, :, :0], cluster=state.cluster[:, :, :0])
     if isinstance(state, KeyValueState):
         raise ValueError(f"no step can be exported: the state, {type(state).__name__}, is more than its tensors")
     return state
@@ -133,11 +174,18 @@ def _device(model: nn.Module) -> torch.device:
 
 def _exported(model: LanguageModel, module: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> ExportedProgram:
     """The program of ``module``, which holds ``model``."""
+    name = getattr(model, "config_name", type(model).__name__)
+    if routers := [type(part).__name__ for part in model.modules() if isinstance(part, ROUTERS)]:
+        raise ValueError(
+            f"{name} has no program: how many tokens go through its blocks is what {routers[0]} finds in their values, "
+            "and a program has to know the shapes beforehand"
+        )
     try:
-        with torch.no_grad(), evaluating(model):
+        with torch.no_grad(), evaluating(model), real_systems(model):
             return torch.export.export(module.eval(), inputs, dynamic_shapes=shapes)
     except (RuntimeError, ValueError) as error:  # torch's, of branches on what is only known when it runs
-        name, what = getattr(model, "config_name", type(model).__name__), str(error).strip().splitlines()[0]
+        lines = [line.strip(" -") for line in str(error).strip().splitlines()]
+        what = next((line for line in lines if "generated guard" in line or "specialized" in line), lines[0])
         raise ValueError(
             f"{name} has no program for every {'past' if isinstance(module, _Step) else 'length'}, it computes "
             f"differently for some: {what}"

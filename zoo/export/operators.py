@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,8 +25,15 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         torch.ops.zoo.rope.default: lambda *args: rope.forward(*args[:-1]),
         torch.ops.zoo.selective_scan.default: _selective_scan,
         torch.ops.zoo.ssd.default: _ssd,
-        torch.ops.zoo.linear_attention.default: _linear_attention,
-        torch.ops.zoo.taylor_attention.default: _taylor_attention,
+        torch.ops.zoo.linear_attention.default: _stepped("linear_attention", 4),
+        torch.ops.zoo.taylor_attention.default: _stepped("taylor_attention", 3),
+        torch.ops.zoo.delta_rule.default: _stepped("delta_rule", 5),
+        torch.ops.zoo.generalized_delta_rule.default: _stepped("generalized_delta_rule", 6),
+        torch.ops.zoo.mlstm.default: _stepped("mlstm", 5, states=3),
+        torch.ops.zoo.momentum_delta_rule.default: _stepped("momentum_delta_rule", 6, states=2),
+        torch.ops.zoo.linear_recurrence.default: _linear_recurrence,
+        torch.ops.zoo.slstm.default: _slstm,
+        torch.ops.zoo.long_conv.default: _long_conv,
         torch.ops.zoo.sliding_window_attention.default: lambda *args: window.forward(*args[:-1]),
         torch.ops.zoo.grouped_matmul.default: _grouped_matmul,
         torch.ops.aten.sort.stable: lambda x, *, stable, dim=-1, descending=False: torch.sort(x, dim, descending),
@@ -66,7 +74,7 @@ def _selective_scan(
     _unpacked(starts)
     dt = step_size(dt, dt_bias, softplus)
     if isinstance(x.shape[1], torch.SymInt):
-        y, state = _scanned(lambda h, x, dt, B, C, A: step(x, dt, A, B, C, h), state, (x, dt, B, C), (A,))
+        y, state = scanned(lambda h, x, dt, B, C, A: step(x, dt, A, B, C, h), (state,), (x, dt, B, C), (A,))
         return skipped_and_gated(y, x, D, z), state
     steps, channels = dt[..., None], x.shape[2] // B.shape[2]
     B, C = (t.repeat_interleave(channels, dim=2) for t in (B, C))
@@ -85,43 +93,75 @@ def _ssd(x, dt, A, B, C, state, starts, chunk_size, impl):
     from zoo.kernels.ssd import reference
 
     _unpacked(starts)
-    return _scanned(lambda h, x, dt, B, C, A: reference.step(x, dt, A, B, C, h), state, (x, dt, B, C), (A,))
+    return scanned(lambda h, x, dt, B, C, A: reference.step(x, dt, A, B, C, h), (state,), (x, dt, B, C), (A,))
 
 
-def _linear_attention(q, k, v, log_decay, state, starts, scale, chunk_size, impl):
-    from zoo.kernels.linear_attention import reference
+def _stepped(name: str, times: int, states: int = 1) -> Callable[..., tuple[Tensor, ...]]:
+    """A loop of the reference's ``step``, for an operator whose arguments are so many tensors over time, which may be
+    None, so many states, where sequences start, numbers, the size of a chunk and the implementation."""
 
-    step: Any = reference.step
+    def looped(*given: Any) -> tuple[Tensor, ...]:
+        step = importlib.import_module(f"zoo.kernels.{name}.reference").step
+        over_time, held, (starts, *numbers) = given[:times], given[times : times + states], given[times + states : -2]
+        _unpacked(starts)
+
+        def combined(*now: Tensor) -> tuple[Tensor, ...]:
+            own = iter(now[states:])
+            return step(*(None if tensor is None else next(own) for tensor in over_time), *now[:states], *numbers)
+
+        return scanned(combined, held, [tensor for tensor in over_time if tensor is not None])
+
+    return looped
+
+
+def _linear_recurrence(x, log_decay, state, starts, impl):
+    from zoo.kernels.linear_recurrence.reference import step
+
     _unpacked(starts)
-    if log_decay is None:
-        return _scanned(lambda h, *now: step(*now, None, h, scale), state, (q, k, v))
-    return _scanned(lambda h, *now: step(*now, h, scale), state, (q, k, v, log_decay))
+    return scanned(lambda h, x, g: (step(x, g, h), step(x, g, h)), (state,), (x, log_decay))
 
 
-def _taylor_attention(q, k, v, state, starts, chunk_size, impl):
-    from zoo.kernels.taylor_attention import reference
+def _slstm(x, R, state, starts, impl):
+    from zoo.kernels.slstm.reference import step
 
-    step: Any = reference.step
+    def combined(state: Tensor, x: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
+        state = step(x, R, state)
+        return state[:, 0].clone(), state
+
     _unpacked(starts)
-    return _scanned(lambda h, *now: step(*now, h), state, (q, k, v))
+    return scanned(combined, (state,), (x,), (R,))
 
 
-def _scanned(
-    step: Callable[..., tuple[Tensor, ...]], state: Tensor, over_time: Sequence[Tensor], rest: Sequence[Tensor] = ()
+def _long_conv(u: Tensor, kernel: Tensor, D: Tensor | None, gate: Tensor | None, circular: bool, impl: str) -> Tensor:
+    """A depthwise convolution whose taps are as many as the steps may reach back."""
+    if circular:
+        raise ValueError("a circular convolution has no ONNX form here")
+    padded = F.pad(u.mT, (kernel.shape[1] - 1, 0))
+    y = F.conv1d(padded, kernel.flip(1)[:, None].to(u.dtype), groups=u.shape[2]).mT
+    y = y if D is None else y + D * u
+    return y if gate is None else gate * y
+
+
+def scanned(
+    step: Callable[..., tuple[Tensor, ...]],
+    states: Sequence[Tensor],
+    over_time: Sequence[Tensor],
+    rest: Sequence[Tensor] = (),
 ) -> tuple[Tensor, ...]:
-    """A loop in the program: ``step(state, *at a time, *rest)`` gives outputs (B, ...) and, last, the next state.
+    """A loop in the program: ``step(*states, *at a time, *rest)`` gives outputs (B, ...), then the next states.
 
     Returns:
-        The outputs (B, T, ...) and the last state.
+        The outputs (B, T, ...) and the last states.
     """
+    count = len(states)
 
-    def combined(state: Tensor, *now: Tensor) -> list[Tensor]:
-        *outputs, state = step(state, *now)
-        return [state, *outputs]
+    def combined(*given: Tensor) -> list[Tensor]:
+        found = list(step(*given))
+        return [*found[-count:], *(output.clone() for output in found[:-count])]  # no output is a view of another
 
-    times = [tensor.movedim(1, 0) for tensor in over_time]
-    state, *outputs = torch.ops.higher_order.scan(combined, [state], times, tuple(rest))
-    return *(output.movedim(0, 1) for output in outputs), state
+    times = [tensor.movedim(1, 0).contiguous() for tensor in over_time]  # a step takes views of its slices
+    found = torch.ops.higher_order.scan(combined, list(states), times, tuple(rest))
+    return *(output.movedim(0, 1) for output in found[count:]), *found[:count]
 
 
 def _unpacked(starts: Tensor | None) -> None:
