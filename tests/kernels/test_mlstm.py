@@ -82,14 +82,14 @@ def test_packed_sequences_equal_separate_ones(impl):
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("impl", [pytest.param(i, marks=[pytest.mark.slow] * (i == "triton")) for i in IMPLS])
+@pytest.mark.parametrize("impl", [impl for impl in IMPLS if impl != "triton"])  # whose interpreter is too slow
 def test_gradcheck(impl):
     """With an eps that counts, so that the stabilizers' gradients do."""
-    leaves = [t.double().requires_grad_() for t in inputs(1, 6, torch.float64).values()]
+    leaves = [t.double().requires_grad_() for t in inputs(1, 4, torch.float64).values()]
 
     def function(q, k, v, a, g, state):
         C, n, m = state[..., :-1, :-1], state[..., :-1, -1], state[..., -1, -1]
-        options = {"memory": C, "normalizer": n, "stabilizer": m, "seq_idx": torch.tensor([[0, 0, 0, 1, 1, 1]])}
+        options = {"memory": C, "normalizer": n, "stabilizer": m, "seq_idx": torch.tensor([[0, 0, 1, 1]])}
         return tuple(mlstm(q, k, v, a, g, **options, eps=0.3, chunk_size=2, impl=impl))
 
     assert torch.autograd.gradcheck(function, leaves)
