@@ -1,7 +1,7 @@
 """Language models of this library beside transformers', same weights, one run; and how their time grows with length.
 
     zoo bench families                # writes benchmarks/results/families.json and families.md
-    zoo bench families --only falcon_h1 mixtral --no-sweep --no-save
+    zoo bench families --only falcon_h1 mixtral     # keeps what is written of the others
 
 For every family that transformers has a model of: one forward (all logits), one training step and one decode step
 after a prefix, of two blocks at the width of the small published sizes, timed in turns. Our model is built from the
@@ -12,6 +12,7 @@ The sweep fits the exponent of our forward pass over length for the families who
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.benchmarks import readme
-from zoo.benchmarks.common import fitted_exponent, interleaved, machine, markdown, save, table
+from zoo.benchmarks.common import RESULTS, fitted_exponent, interleaved, machine, markdown, save, table
 
 OURS, PEER = "zoo", "transformers"
 VOCABULARY, LENGTH, DECODED = 1024, 512, 20
@@ -163,6 +164,19 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
         "MixtralConfig",
         SIZES | HEADS | {"intermediate_size": 1024, "num_local_experts": 8, "num_experts_per_tok": 2},
     ),
+    "olmoe": ("OlmoeConfig", SIZES | HEADS | {"intermediate_size": 512, "num_experts": 8, "num_experts_per_tok": 2}),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        SIZES
+        | HEADS
+        | {
+            "num_key_value_heads": 4,
+            "head_dim": 64,
+            "moe_intermediate_size": 512,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+        },
+    ),
 }
 
 
@@ -270,9 +284,21 @@ def show(records: list[dict]) -> tuple[list[str], list[list[str]]]:
                 f"{theirs / ours:.2f}x",
                 str(min(map(len, r["runs"].values()))),
                 f"{r['apart']:.0e}",
+                r["commit"],
             ]
         )
-    return ["measure (ms)", PEER, OURS, "ratio", "runs", "difference"], rows
+    return ["measure (ms)", PEER, OURS, "ratio", "runs", "difference", "commit"], rows
+
+
+def written() -> dict[str, Any]:
+    """The results of earlier runs, each record with the commit that it measured."""
+    path = RESULTS / "families.json"
+    if not path.exists():
+        return {"comparison": [], "over_length": []}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for record in found["comparison"]:
+        record.setdefault("commit", found["machine"]["commit"])
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -297,6 +323,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             swept.append(sweep(family, options.budget / 2))
 
     here = machine()
+    compared = [record | {"commit": here["commit"]} for record in compared]
+    if not options.no_save:
+        before = written()
+        compared += [record for record in before["comparison"] if record["name"] not in options.only]
+        compared.sort(key=lambda record: list(PEERS).index(record["name"]))
+        swept = swept or before["over_length"]
     tables = [
         (f"Two blocks, width {SIZES['hidden_size']}, batch 1, float32", *show(compared)),
         (

@@ -21,8 +21,8 @@ NAMES = {
     "falcon_h1": "Falcon-H1", "recurrent_gemma": "RecurrentGemma", "lfm2": "LFM2", "qwen3_next": "Qwen3-Next",
     "granite_hybrid": "Granite 4 hybrids", "nemotron_h": "Nemotron-H", "deepseek_v2": "DeepSeek-V2",
     "deepseek_v3": "DeepSeek-V3", "gpt_oss": "gpt-oss", "minimax": "MiniMax", "xlstm": "xLSTM",
-    "kimi_linear": "Kimi Linear", "based": "BASED", "s4": "S4", "s4d": "S4D", "longconv": "LongConv",
-    "scatterbrain": "Scatterbrain",
+    "kimi_linear": "Kimi Linear", "olmoe": "OLMoE", "qwen3_moe": "Qwen3-MoE", "based": "BASED", "s4": "S4",
+    "s4d": "S4D", "longconv": "LongConv", "scatterbrain": "Scatterbrain",
 }  # fmt: skip
 COLUMNS = {"forward": "prefill, T 512", "training": "training step, T 512", "prefill": "decode: 16 and 20 steps"}
 
