@@ -19,7 +19,9 @@ def forward(
     """Same arguments and results as the reference."""
     if z is not None and not norm_before_gate:
         x = x * F.silu(z)
-    if num_groups == 1:
+    if num_groups == 1 and weight is not None and weight.dtype == x.dtype == dtype:
+        y, weight = F.rms_norm(x, x.shape[-1:], weight, eps), None
+    elif num_groups == 1:
         y = F.rms_norm(x, x.shape[-1:], eps=eps)
     else:
         grouped = x.unflatten(-1, (num_groups, -1))

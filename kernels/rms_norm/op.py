@@ -56,7 +56,7 @@ def rms_norm(
     dtype = (x if weight is None else weight).dtype
     direct = impl == "auto" and x.device.type == "cpu" and not torch.compiler.is_compiling()
     if direct and x.numel() < SMALL:  # a traced size is not to be asked
-        if is_plain_step(impl, x, weight, z) and x.numel() and native.obstacle(x.device) is None:
+        if z is not None and is_plain_step(impl, x, weight, z) and x.numel() and native.obstacle(x.device) is None:
             rows, factor, gate = in_rows(torch.float32, _rows(x), weight, _rows(z))
             y = native.forward(rows, factor, gate, num_groups, norm_before_gate, eps, dtype)
             return y.view(x.shape).to(dtype)
