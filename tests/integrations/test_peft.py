@@ -14,6 +14,7 @@ from cases.names import by_kind
 from zoo.integrations.transformers import wrap
 
 LANGUAGE = zoo.list_models("*_nano", task="language")
+HEAD_ALONE = ("memoryformer_nano",)  # has tables; its one linear layer is the head, which peft leaves to a plain model
 
 
 def built(name: str, wrapped: bool) -> Any:
@@ -35,8 +36,17 @@ def adapters(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
 
 
-@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "wrapped"])
-@pytest.mark.parametrize("name", by_kind(LANGUAGE))
+@pytest.mark.parametrize(
+    ("name", "wrapped"),
+    [
+        pytest.param(
+            *name.values, wrapped, marks=name.marks, id=f"{name.values[0]}-{'wrapped' if wrapped else 'plain'}"
+        )
+        for wrapped in (False, True)
+        for name in by_kind(LANGUAGE)
+        if not wrapped or name.values[0] not in HEAD_ALONE
+    ],
+)
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_all_linear_lora(name, wrapped, tmp_path):
     model = built(name, wrapped)
