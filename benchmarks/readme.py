@@ -52,7 +52,7 @@ def section(results: Mapping[str, Any]) -> str:
         ),
     ]
     if swept:
-        names, powers = ", ".join(NAMES.get(r["family"], r["family"]) for r in swept), [r["p"] for r in swept]
+        names, powers = ", ".join(NAMES[r["family"]] for r in swept), [r["p"] for r in swept]
         span = f"{min(powers):.2f} to {max(powers):.2f}"
         lines += ["", f"From T 512 to 8192 the forward time of {names} grows with an exponent of {span}."]
     return "\n".join(lines) + "\n"

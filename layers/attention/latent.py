@@ -113,8 +113,8 @@ class LatentAttention(Mixer):
         length, total = q.shape[2], latent.shape[2]
         anyhow = isinstance(total, torch.SymInt)  # in a program for any number of keys
         absorbs = length == 1 if anyhow else length < total and self._absorbs(length, total)
-        parts = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), dim=-1)
-        return (self.absorbed if absorbs else self.expanded)(*parts, latent, k_rope, mask)
+        q_nope, q_rope = q.split((self.qk_nope_head_dim, self.qk_rope_head_dim), dim=-1)
+        return (self.absorbed if absorbs else self.expanded)(q_nope, q_rope, latent, k_rope, mask)
 
     def logits(self, q: Tensor, k_rope: Tensor, latent: Tensor) -> Tensor:
         """Of q (B, H, T, nope + rope) -> (B, 1, H, T, L), float32 or wider."""

@@ -13,11 +13,11 @@ from zoo.layers.attention.keys import EMPTY
 class Attention(Protocol):
     """What a state asks of the attention that it belongs to, with keys and values in the form that it keeps them."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, /) -> Tensor:
         """q (B, H, T, d) over k and v (B, G, S, d), by a mask as in ``Attended``: (B, H, T, d)."""
         ...
 
-    def logits(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def logits(self, q: Tensor, k: Tensor, v: Tensor, /) -> Tensor:
         """Of q (B, H, T, d) with all of k and v (B, G, S, d): (B, G, H / G, T, S), float32 or wider."""
         ...
 
@@ -29,7 +29,7 @@ class Attention(Protocol):
         """Of logits (B, G, H / G, T, S), -inf where nothing is seen."""
         ...
 
-    def mixed(self, weights: Tensor, v: Tensor) -> Tensor:
+    def mixed(self, weights: Tensor, v: Tensor, /) -> Tensor:
         """The values v (B, G, S, d) by weights (B, G, H / G, T, S): (B, H, T, d)."""
         ...
 

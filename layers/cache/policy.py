@@ -49,7 +49,7 @@ class Policy:
         """
         from zoo.layers.cache.state import CacheState
 
-        return CacheState.empty(self, key, value, **place)
+        return CacheState.empty(self, key, value, **place)  # pyright: ignore[reportArgumentType]
 
     def start(self, state: CacheState) -> None:
         """Before the first token: add what else a slot or a row has, by ``state.add``."""

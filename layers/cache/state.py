@@ -66,7 +66,7 @@ class CacheState(Slots):
             state.data |= {name + ending: part for ending, part in policy.store.encode(like[:, :, :0]).items()}
         heads = key.shape[1] if policy.per_head else 1
         state.data["position"] = torch.empty(len(key), heads, 0, dtype=torch.int64, device=key.device)
-        policy.start(state)
+        policy.start(state)  # pyright: ignore[reportArgumentType]
         return state
 
     @property
@@ -160,10 +160,11 @@ class CacheState(Slots):
             ids = self.text[:, None].expand(-1, held.shape[1], -1)
             self.data["token"] = written(held, ids, self.filled - call.length, 2)
         self.text = None
-        y = self.policy.attend(self, call)
+        y = self.policy.attend(self, call)  # pyright: ignore[reportArgumentType]
         self.exact = None
         if self.committed is None:
-            self._settle(call, self.policy.after_step if call.length == 1 else self.policy.after_prefill)
+            hook = self.policy.after_step if call.length == 1 else self.policy.after_prefill
+            self._settle(call, hook)  # pyright: ignore[reportArgumentType]
         else:
             self.draft.append((q, place.position))
         self.scratch = None
@@ -247,7 +248,7 @@ class CacheState(Slots):
             padded = any(position.dim() == 2 for _, position in draft)
             position = [position.expand(len(q), -1) if padded else position for q, position in draft]
             call = Call(torch.cat([q for q, _ in draft], 2), torch.cat(position, -1), self.attention())
-            self._settle(call, self.policy.after_step)
+            self._settle(call, self.policy.after_step)  # pyright: ignore[reportArgumentType]
         self.committed = self._copy()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
