@@ -18,6 +18,7 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.modeling_layers import MtpModel
 
 import zoo
+from cases.peers import assert_same_gradients
 from zoo.checkpoints.convert import deepseek as converter
 from zoo.cli import main
 
@@ -89,9 +90,7 @@ def test_loss_and_gradients_agree_with_transformers(case, tmp_path):
     close(loss, expected, 1e-5)
     loss.backward()
     expected.backward()
-    gradients = converter.to_transformers({name: p.grad for name, p in ours.named_parameters()})
-    for name, parameter in theirs.named_parameters():
-        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-4, rtol=1e-3, msg=name)
+    assert_same_gradients(ours, theirs, converter)
 
 
 def test_conversion_is_its_own_inverse_and_loads_into_transformers():

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import zoo
+from cases.peers import assert_same_gradients, close, shaken
 from zoo.checkpoints.convert import gpt_oss
 from zoo.layers import CausalAttention, SlidingWindowAttention
 
@@ -46,17 +47,7 @@ PUBLISHED = {  # of openai/gpt-oss-20b; the larger one differs in two
 
 
 def peer(options: dict[str, Any]) -> Any:
-    """transformers' model, every parameter away from its initial value, so that none can be forgotten."""
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(transformers.GptOssConfig(**options)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
-
-
-def close(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    return shaken(transformers.GptOssConfig(**options), 0.2)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -93,9 +84,7 @@ def test_loss_balance_and_gradients_agree(case, tmp_path):
     torch.testing.assert_close(loss, expected.loss, atol=1e-5, rtol=1e-5)
     loss.backward()
     expected.loss.backward()
-    gradients = gpt_oss.to_transformers({name: p.grad for name, p in ours.named_parameters()})
-    for name, parameter in theirs.named_parameters():
-        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-4, rtol=1e-3, msg=name)
+    assert_same_gradients(ours, theirs, gpt_oss)
 
 
 def packed(folder: Any) -> dict[str, Tensor]:

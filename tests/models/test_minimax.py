@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 import zoo
+from cases.peers import assert_same_gradients, close, shaken
 from zoo.checkpoints.convert import minimax
 from zoo.layers import CausalAttention, LightningAttention
 
@@ -41,17 +41,7 @@ PUBLISHED = {  # of MiniMaxAI/MiniMax-Text-01
 
 
 def peer(case: str) -> Any:
-    """transformers' model, every parameter away from its initial value, so that none can be forgotten."""
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(transformers.MiniMaxConfig(**CASES[case])).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def close(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    return shaken(transformers.MiniMaxConfig(**CASES[case]))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -87,9 +77,7 @@ def test_loss_balance_and_gradients_agree(case, tmp_path):
     torch.testing.assert_close(loss, expected.loss, atol=1e-5, rtol=1e-5)
     loss.backward()
     expected.loss.backward()
-    gradients = minimax.to_transformers({name: p.grad for name, p in ours.named_parameters()})
-    for name, parameter in theirs.named_parameters():
-        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-4, rtol=1e-3, msg=name)
+    assert_same_gradients(ours, theirs, minimax)
 
 
 def test_folders_of_the_authors_load(tmp_path):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 import zoo
+from cases.peers import assert_same_gradients
 from zoo.checkpoints.convert import foreign_config, mixtral
 from zoo.layers import SwiGLU
 from zoo.layers.moe import MoE
@@ -147,9 +148,7 @@ def test_mixtral_loss_balance_and_gradients_agree(case, padding, tmp_path):
     torch.testing.assert_close(loss + side["load_balance"], expected.loss, atol=1e-5, rtol=1e-5)
     (loss + side["load_balance"]).backward()
     expected.loss.backward()
-    gradients = mixtral.to_transformers({name: p.grad for name, p in ours.named_parameters()})
-    for name, parameter in theirs.named_parameters():
-        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-4, rtol=1e-3, msg=name)
+    assert_same_gradients(ours, theirs, mixtral)
 
 
 @pytest.mark.parametrize("case", ["plain", "Olmoe", "Qwen3Moe"])

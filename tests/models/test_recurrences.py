@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from torch import Tensor
 
 import zoo
+from cases.peers import assert_same_gradients, close, shaken
 from zoo.checkpoints.convert import lfm2, qwen3_next, recurrent_gemma
 
 LINEAR, FULL = "linear_attention", "full_attention"
@@ -53,18 +53,8 @@ CASES = {
 
 
 def peer(case: str) -> torch.nn.Module:
-    """transformers' model, every parameter away from its initial value, so that none can be forgotten."""
     config_class, options = CASES[case]
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config_class(**options)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def close(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    return shaken(config_class(**options))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -104,9 +94,7 @@ def test_loss_and_gradients_agree(case, converter, tmp_path):
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     loss.backward()
     expected.backward()
-    gradients = converter.to_transformers({name: p.grad for name, p in ours.named_parameters()})
-    for name, parameter in theirs.named_parameters():
-        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-4, rtol=1e-3, msg=name)
+    assert_same_gradients(ours, theirs, converter)
 
 
 @torch.no_grad()

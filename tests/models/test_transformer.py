@@ -11,6 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import zoo
+from cases.peers import assert_same_gradients, close, shaken
 from zoo.checkpoints.convert import dense
 from zoo.layers import CausalAttention, SlidingWindowAttention
 
@@ -81,19 +82,8 @@ CASES = {
 
 
 def peer(case: str) -> torch.nn.Module:
-    """transformers' model, every parameter away from its initial value, so that none can be forgotten."""
     config_class, options = CASES[case]
-    torch.manual_seed(0)
-    config = config_class(**SIZES | options)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    return shaken(config_class(**SIZES | options), attn_implementation="eager")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -150,9 +140,7 @@ def test_loss_and_gradients_agree(case, tmp_path):
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     loss.backward()
     expected.backward()
-    gradients = dense.to_transformers({name: p.grad for name, p in ours.named_parameters()})
-    for name, parameter in theirs.named_parameters():
-        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-4, rtol=1e-3, msg=name)
+    assert_same_gradients(ours, theirs, dense)
 
 
 def test_files_of_old_versions_load(tmp_path):

@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import save_file
 
 import zoo
+from cases.peers import assert_same_gradients
 from zoo.checkpoints.convert import _TRANSFORMERS, CONVERTERS, to_zoo
 
 MAMBA = {"vocab_size": 96, "hidden_size": 48, "state_size": 8, "num_hidden_layers": 2}
@@ -213,9 +214,7 @@ def test_loss_and_gradients_agree(case, tmp_path):
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     loss.backward()
     expected.backward()
-    gradients = converter(case).to_transformers({name: p.grad for name, p in ours.named_parameters()})
-    for name, parameter in theirs.named_parameters():
-        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-4, rtol=1e-3, msg=name)
+    assert_same_gradients(ours, theirs, converter(case))
 
 
 @pytest.mark.parametrize(
