@@ -5,9 +5,9 @@ revisions, sizes and most hashes are None: the first download records a file's s
 it (``download``). The first tag of a name is the one ``pretrained=True`` takes.
 
 Compared with stored copies of the Hub's pages, the authors' code and others' lists of counts (2026-11): repositories,
-licences and sizes of RWKV-7, Jamba 1.5, Zamba2 1.2B, Granite 4 and MambaVision, and the counts of the dense models'
-parameters. From memory, but for what transformers or the authors' code says: licences of Nemotron-H, Bamba, the larger
-Zamba2, Falcon-H1, LFM2, Qwen3-Next and Qwen3.5, and the configurations of Nemotron-H and Qwen3.5.
+licences and sizes of RWKV-7, Jamba 1.5, Zamba2 1.2B, Granite 4 and MambaVision, and the parameters of some 18 of the
+37 dense models. From memory, but for what transformers or the authors' code says: licences of Nemotron-H, Bamba, the
+larger Zamba2, Falcon-H1, LFM2, Qwen3-Next and Qwen3.5, and the configurations of Nemotron-H and Qwen3.5.
 """
 
 from __future__ import annotations

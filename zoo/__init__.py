@@ -9,7 +9,8 @@ from zoo.chat import Chat
 from zoo.convert import convert
 from zoo.export import export_onnx, export_program
 from zoo.factorize import factorize
-from zoo.factory import ModelInfo, create_model, load_weights, model_info, prefetch
+from zoo.factory import ModelInfo, create_model, load_weights, model_info
+from zoo.fetching import prefetch
 from zoo.generate import generate, stream
 from zoo.language.rows import batch_invariant
 from zoo.layers.report import activity, after_step, auxiliary_losses

@@ -10,9 +10,9 @@ from typing import Any
 from zoo.checkpoints import read_config, read_state_dict, write_folder
 from zoo.checkpoints.convert import LAYOUTS, implied, published_config, published_names, settled, to_zoo
 from zoo.config import FREE, agreed, from_json
-from zoo.factory import describe_model, known_beside, recognise
 from zoo.loading import plan, tied
 from zoo.quantize.files import KEY
+from zoo.recognition import describe_model, known_beside, recognise
 from zoo.registry import ModelEntry, lookup, nearest
 from zoo.saving import describe, described
 

@@ -1,11 +1,9 @@
-"""From a name to a model, and from a model to a folder and back."""
+"""From a name to a model."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -13,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints import bundled, fit_state_dict, read_config, read_state_dict
-from zoo.checkpoints.convert import foreign_config, implied, to_zoo
+from zoo.checkpoints.convert import implied, to_zoo
 from zoo.checkpoints.index import INDEX
-from zoo.checkpoints.io import CONFIG, SINGLE, whole
-from zoo.config import agreed, describe_fields, from_json, override
+from zoo.checkpoints.io import CONFIG
+from zoo.config import agreed, describe_fields, override
+from zoo.fetching import entry_and_tag, fetch_tag_tokenizer, fetched, prefetch
 from zoo.layers.quant import Format, count_parameters
-from zoo.limits import check_sizes
 from zoo.loading import build_around, cast, common_dtype, tied, without_memory
 from zoo.quantize.files import KEY, formats, with_records
-from zoo.registry import ModelEntry, Paper, WeightSet, entries, lookup, nearest
+from zoo.recognition import describe_model, known_beside
+from zoo.registry import ModelEntry, Paper, WeightSet, lookup
 
 if TYPE_CHECKING:
     from zoo.language import LanguageModel
@@ -151,8 +150,8 @@ def _resolve(name: str, pretrained: bool, checkpoint_path: str | Path | None, ov
         if pretrained and tag == "bundled":
             weights = bundled.read(entry.name)
         elif pretrained:
-            weights, known = _fetched(entry, tag)
-            folder = _fetch_tokenizer(entry, tag)
+            weights, known = fetched(entry, tag)
+            folder = fetch_tag_tokenizer(entry, tag)
         elif checkpoint_path is not None:
             weights, source = read_state_dict(checkpoint_path), str(checkpoint_path)
             content = read_config(checkpoint_path) if (Path(checkpoint_path) / CONFIG).exists() else {}
@@ -163,105 +162,6 @@ def _resolve(name: str, pretrained: bool, checkpoint_path: str | Path | None, ov
     if weights is not None and KEY not in content:
         config = agreed(config, overrides, implied(weights), source)
     return _Wanted(entry, config, weights, source, known, frozenset(overrides), folder, content)
-
-
-def known_beside(path: Path, weights: Mapping[str, Tensor], entry: ModelEntry) -> Any:
-    """The configuration that the config.json of a folder, or beside a file as libraries name it, describes, if any.
-
-    A folder's must be of the model's family; beside a file it may be another library's, of no concern here.
-    """
-    folder = whole(path) if path.is_dir() else path.parent
-    if not (folder / CONFIG).exists() or not (path.is_dir() or path.name in SINGLE):
-        return None
-    try:
-        return describe_model(read_config(folder), weights, str(folder), entry)[1]
-    except ValueError:
-        if path.is_dir():
-            raise
-    return None
-
-
-def prefetch(name: str) -> Path:
-    """Download what ``create_model(name, pretrained=True)`` or ``create_model("hf-hub:...")`` will load, the tokenizer
-    with it.
-
-    Args:
-        name: "family_size", "family_size.tag" or "hf-hub:owner/repo[@revision]".
-
-    Returns:
-        The file or folder of the weights.
-
-    Raises:
-        ValueError: for an unknown name or tag, or one without published weights.
-        OSError: ``zoo.checkpoints.download.DownloadError``, when they could not be had.
-    """
-    from zoo.checkpoints.download import DownloadError, fetch_folder, fetch_tokenizer
-
-    if name.startswith("hf-hub:"):
-        repo, _, revision = name.removeprefix("hf-hub:").partition("@")
-        folder = fetch_folder(repo, revision or None, name, config=True)
-        with suppress(DownloadError):
-            fetch_tokenizer(repo, revision or None, name)
-        return folder
-    entry, tag = entry_and_tag(name, pretrained=True)
-    if tag == "bundled":
-        return bundled.path(entry.name)  # type: ignore[return-value]
-    path, _ = _fetch(entry, tag)
-    _fetch_tokenizer(entry, tag)
-    return path
-
-
-def _fetch_tokenizer(entry: ModelEntry, tag: str) -> Path | None:
-    """The folder of a tag's tokenizer; None where there is none, or it cannot be had: ``load_tokenizer`` tells why."""
-    from zoo.checkpoints.download import DownloadError, fetch_tokenizer
-
-    weights = INDEX[entry.name][tag]
-    if entry.task == "language" and (place := weights.tokenizer_place) is not None:
-        with suppress(DownloadError):
-            return fetch_tokenizer(*place, f"{entry.name}.{tag}")
-    return None
-
-
-def entry_and_tag(name: str, pretrained: bool = False) -> tuple[ModelEntry, str]:
-    """The model and the tag of "family_size.tag"; of the name alone its first tag, if weights are wanted, or ""."""
-    if "/" in name or "\\" in name or name.startswith("."):
-        raise ValueError(
-            f"{name!r} is no model's name: write local-dir:FOLDER for a folder, hf-hub:owner/repo for the Hub"
-        )
-    base, _, tag = name.partition(".")
-    entry = lookup(base)
-    if tag and tag not in entry.tags:
-        raise ValueError(f"{base} has no weights {tag!r}{nearest(tag, entry.tags)}; its tags: {list(entry.tags)}")
-    if pretrained and not entry.tags:
-        raise ValueError(
-            f"there are no published weights of {base}: use checkpoint_path=FILE, or train it; "
-            "zoo.list_models(pretrained=True) lists the models that have some"
-        )
-    return entry, tag or (entry.tags[0] if pretrained else "")
-
-
-def _fetch(entry: ModelEntry, tag: str) -> tuple[Path, Path | None]:
-    """The files of a tag: weights, and the config.json beside them."""
-    from zoo.checkpoints.download import fetch, fetch_config
-
-    if tag not in INDEX.get(entry.name, {}):
-        raise ValueError(f"nothing says where the weights {entry.name}.{tag} are: load them by checkpoint_path=FILE")
-    weights, name = INDEX[entry.name][tag], f"{entry.name}.{tag}"
-    described = fetch_config(weights, name)
-    return fetch(weights, name), described
-
-
-def _fetched(entry: ModelEntry, tag: str) -> tuple[dict[str, Tensor], Any]:
-    """The weights of a tag, and the configuration that the config.json beside them describes, or the name's."""
-    path, described = _fetch(entry, tag)
-    weights, config = read_state_dict(path, INDEX[entry.name][tag].ema), entry.configure()
-    if described is not None:
-        try:
-            config = describe_model(read_config(described.parent), weights, str(described.parent), entry)[1]
-        except ValueError:
-            if INDEX[entry.name][tag].in_layout:
-                raise  # else it is another library's, and of no concern to a file of the authors' own
-    return weights, config
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], source: str = "the checkpoint") -> None:
@@ -358,45 +258,3 @@ def _vision_form(model: nn.Module, deploy: bool, features_only: bool, out_indice
     if deploy:
         model.fuse().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return FeatureNet(model, out_indices) if features_only else model
-
-
-def describe_model(
-    content: Mapping[str, Any], weights: Mapping[str, Tensor], source: str, entry: ModelEntry | None = None
-) -> tuple[ModelEntry, Any]:
-    """The registered model and the configuration that a ``config.json`` describes; see ``recognise``.
-
-    Args:
-        content: of the ``config.json``.
-        weights: what lies beside it, which tells how large the model can be.
-        source: the folder, for errors.
-        entry: the model that it must describe, in some configuration.
-
-    Raises:
-        ValueError: when it describes no model of the zoo, one of another family, or one far larger than the weights.
-    """
-    try:
-        return recognise(content, entry, weights)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{Path(source) / CONFIG} describes no model of the zoo: {error}") from error
-
-
-def recognise(
-    content: Mapping[str, Any], entry: ModelEntry | None = None, weights: Mapping[str, Tensor] | None = None
-) -> tuple[ModelEntry, Any]:
-    """The registered model and the configuration that the content of a ``config.json`` describes.
-
-    Where a layout says the family alone, the sizes are in the configuration and the model is ``entry``, or the family's
-    first.
-
-    Raises:
-        LookupError, TypeError, ValueError, ...: for content that describes none, another family than ``entry``'s, or
-            one far larger than the ``weights``.
-    """
-    base, fields = foreign_config(content, entries())
-    families = {known.family: known for known in reversed(entries().values())}
-    found = families[base] if base in families else lookup(base)
-    if entry is not None and found.family != entry.family:
-        raise ValueError(f"it is of the family {found.family!r}, and {entry.name} of {entry.family!r}")
-    start = entry if entry is not None and base in families else found
-    check = None if weights is None else partial(check_sizes, tensors=weights)
-    return entry or found, from_json(start.configure(), base, fields, check)

@@ -150,7 +150,7 @@ def test_folders_of_mamba_ssm_are_recognised(layer, tmp_path):
 
 def test_the_authors_sizes_of_mamba_ssm():
     """config.json of state-spaces/mamba-130m and mamba2-130m, which leave the defaults out."""
-    from zoo.factory import recognise
+    from zoo.recognition import recognise
 
     plain = {"d_model": 768, "n_layer": 24, "vocab_size": 50277, "ssm_cfg": {}, "rms_norm": True,
              "residual_in_fp32": True, "fused_add_norm": True, "pad_vocab_size_multiple": 8}  # fmt: skip
@@ -168,7 +168,7 @@ def test_the_authors_sizes_of_mamba_ssm():
 
 def test_the_authors_sizes_of_based():
     """The fields that matter of config.json in hazyresearch/based-360m."""
-    from zoo.factory import recognise
+    from zoo.recognition import recognise
 
     config = {
         "n_embd": 1024, "n_layer": 27, "n_head": 16, "n_inner": 2048, "vocab_size": 50257, "layer_norm_epsilon": 1e-5,

@@ -13,7 +13,7 @@ import torch
 
 import zoo
 from zoo.checkpoints import read_config, read_state_dict
-from zoo.factory import describe_model
+from zoo.recognition import describe_model
 
 
 def changed(folder: Path, **fields: Any) -> str:

@@ -208,7 +208,7 @@ def test_files_with_both_halves_of_swiglu_in_one_tensor_load(tmp_path):
 )  # fmt: skip
 def test_published_configurations_are_the_registered_ones(name, config):
     """Of flame's delta_net_340M.json; where fields are left out, the values of fla's classes."""
-    assert zoo.factory.recognise(config)[1] == zoo.registry.lookup(name).configure()
+    assert zoo.recognition.recognise(config)[1] == zoo.registry.lookup(name).configure()
 
 
 @pytest.mark.parametrize(

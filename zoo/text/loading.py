@@ -7,7 +7,7 @@ from pathlib import Path
 from zoo.checkpoints import read_config
 from zoo.checkpoints.index import INDEX
 from zoo.checkpoints.io import CONFIG
-from zoo.factory import entry_and_tag
+from zoo.fetching import entry_and_tag
 from zoo.text.files import TOKENIZER, FileTokenizer
 from zoo.text.tokenizer import ByteTokenizer, Tokenizer
 

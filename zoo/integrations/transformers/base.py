@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from zoo.factory import recognise
 from zoo.integrations.transformers.config import ZooConfig
 from zoo.layers.lowrank import restored
 from zoo.limits import each_parameter
 from zoo.loading import release, tied
+from zoo.recognition import recognise
 
 
 class ZooModel(PreTrainedModel):
