@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zoo.changes import described_changes, read_changes, rebuilding
 from zoo.checkpoints import read_config, read_state_dict, write_folder
 from zoo.checkpoints.convert import LAYOUTS, implied, published_config, published_names, settled, to_zoo
 from zoo.config import FREE, agreed, from_json
@@ -53,6 +54,11 @@ def convert(
     if to not in LAYOUTS:
         raise ValueError(f"unknown layout {to!r}{nearest(to, LAYOUTS)}; layouts: {', '.join(LAYOUTS)}")
     content = read_config(source) if name is None else {}
+    changes = read_changes(content)
+    if changes and to != "zoo":
+        raise ValueError(
+            f"{source} holds a model changed by {changes[-1].kind}, which no other layout has: convert it to 'zoo'"
+        )
     if KEY in content:
         raise ValueError(f"{source} holds compressed weights, which go into no other layout: convert the float model")
     published = read_state_dict(source, ema)
@@ -62,11 +68,11 @@ def convert(
         entry = lookup(name)
         config = known_beside(Path(source), published, entry) or entry.configure()
     config = agreed(config, {}, implied(published), str(source))
-    model, _, tensors = plan(to_zoo(published), entry.model_class, config, str(source))
+    model, _, tensors = plan(to_zoo(published), rebuilding(entry.model_class, content), config, str(source))
     aliases = tied(model)
     tensors = {key: tensor for key, tensor in tensors.items() if key not in aliases}
     card = describe(entry, sum(parameter.numel() for parameter in model.parameters()))
-    written: Mapping[str, Any] = described(entry, config, tensors)
+    written: Mapping[str, Any] = described(entry, config, tensors) | described_changes(model)
     if to != "zoo":
         written, tensors = _published(entry, config, to), published_names(to, entry.family, tensors)
     companions = Path(source) if Path(source).is_dir() else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from zoo.changes import Change, apply, as_change, rebuilding
 from zoo.checkpoints import bundled, fit_state_dict, read_config, read_state_dict
 from zoo.checkpoints.convert import implied, to_zoo
 from zoo.checkpoints.index import INDEX
@@ -18,7 +19,7 @@ from zoo.config import agreed, describe_fields, override
 from zoo.fetching import entry_and_tag, fetch_tag_tokenizer, fetched, prefetch
 from zoo.layers.quant import Format, count_parameters
 from zoo.loading import build_around, cast, common_dtype, tied, without_memory
-from zoo.quantize.files import KEY, formats, with_records
+from zoo.quantize.files import KEY, formats
 from zoo.recognition import describe_model, known_beside
 from zoo.registry import ModelEntry, Paper, WeightSet, lookup
 
@@ -43,6 +44,7 @@ def create_model(
     dtype: torch.dtype | Literal["auto"] | None = None,
     deploy: bool = False,
     features_only: Literal[False] = False,
+    changes: Sequence[Change | Mapping[str, Any]] = (),
     **config_overrides: Any,
 ) -> LanguageModel | VisionModel: ...
 
@@ -57,6 +59,7 @@ def create_model(
     deploy: bool = False,
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
+    changes: Sequence[Change | Mapping[str, Any]] = (),
     **config_overrides: Any,
 ) -> nn.Module:
     """Build a registered model, or one from a folder, in training mode as every new nn.Module.
@@ -77,6 +80,8 @@ def create_model(
             CPU its convolutions keep a second copy of their weights, in the layout of oneDNN (``InferenceConv2d``).
         features_only: vision models only: the list of feature maps instead of logits, by ``zoo.vision.FeatureNet``.
         out_indices: which of them, by index (negative from the end), or the last so many for an int; all for None.
+        changes: made to the model in this order once its weights are loaded, see ``zoo.changes``: what they add starts
+            as they say. A recipe writes them as a ``config.json`` does, {"kind": ..., fields}.
         config_overrides: fields of the model's configuration; they win over what a tag or a file says. Weights for
             other channels (in_chans) are adapted, and tables of positions for images of another size resized, as in
             timm.
@@ -91,7 +96,11 @@ def create_model(
     wanted = _resolve(name, pretrained, checkpoint_path, config_overrides)
     if features_only:  # whose classifier goes
         wanted = dataclasses.replace(wanted, changed=wanted.changed | {"num_classes"})
-    model = _build(wanted, torch.device(device or torch.get_default_device()), dtype)
+    place = torch.device(device or torch.get_default_device())
+    model = _build(wanted, place, dtype)
+    with place:
+        for change in changes:
+            apply(model, change if isinstance(change, Change) else as_change(change))
     return _vision_form(model, deploy, features_only, out_indices) if deploy or features_only else model
 
 
@@ -101,7 +110,7 @@ class _Wanted:
 
     weights: as the file has them. source: of them, for errors. known: the configuration they were made with, where
     that is known. changed: the fields in which the caller wants the model to differ from them. folder: of a model, or
-    of its tokenizer. quantization: what the config.json beside compressed weights says of them.
+    of its tokenizer. content: of the config.json beside them.
     """
 
     entry: ModelEntry
@@ -111,16 +120,16 @@ class _Wanted:
     known: Any = None
     changed: frozenset[str] = frozenset()
     folder: Path | None = None
-    quantization: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    content: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def formats(self) -> dict[str, Format]:
-        return formats(self.quantization)
+        return formats(self.content)
 
     @property
     def build(self) -> Callable[[Any], nn.Module]:
-        """From a configuration to a model whose compressed weights are empty records."""
-        return with_records(self.entry.model_class, self.formats)
+        """From a configuration to a model with what was done to it, its compressed weights as empty records."""
+        return rebuilding(self.entry.model_class, self.content)
 
     @property
     def tensors(self) -> dict[str, Tensor] | None:
@@ -242,7 +251,7 @@ def _build(wanted: _Wanted, device: torch.device, dtype: torch.dtype | Literal["
             cast(model, dtype)
     model.config_name, model.source_folder = wanted.entry.name, wanted.folder
     if wanted.formats:
-        model.quantization = wanted.quantization[KEY].get("method", {})
+        model.quantization = wanted.content[KEY].get("method", {})
     return model
 
 

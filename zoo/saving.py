@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.changes import described_changes, rebuilding
 from zoo.checkpoints import write_folder
-from zoo.layers.lowrank import ranks_of, restored
 from zoo.layers.quant import count_parameters, records, stored_bytes
 from zoo.loading import common_dtype, tied
-from zoo.quantize.files import described_records, formats, with_records
+from zoo.quantize.files import described_records
 from zoo.registry import ModelEntry, lookup
 
 
@@ -56,12 +56,13 @@ def save_model(
     known: Any = model
     entry = lookup(known.config_name)
     compressed = described_records(model)
-    check_rebuilds(model, with_records(entry.model_class, formats(compressed)), known.config, entry.name)
+    done = described_changes(model) | compressed
+    check_rebuilds(model, rebuilding(entry.model_class, done), known.config, entry.name)
     aliases = tied(model)
     tensors = {key: tensor for key, tensor in model.state_dict().items() if key not in aliases}
     held = records(model)
     plain = {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[0] not in held}
-    config = described(entry, known.config, plain) | compressed
+    config = described(entry, known.config, plain) | done
     count = count_parameters(model)
     size = {"bits a weight": f"{8 * stored_bytes(model) / count:.2f}"} if compressed else {}
     card = describe(entry, count, size | dict(notes or {}))
@@ -73,7 +74,7 @@ def check_rebuilds(model: nn.Module, build: Callable[[Any], nn.Module], config: 
     """Raise a ValueError unless ``build(config)`` takes the state dict of ``model`` back as it is."""
     held = model.state_dict()
     with torch.device("meta"):
-        made = restored(build, ranks_of(held))(config)
+        made = build(config)
     expected = made.state_dict()
     differences = [
         *(f"{key} is not of its configuration" for key in held if key not in expected),
@@ -98,8 +99,6 @@ def check_rebuilds(model: nn.Module, build: Callable[[Any], nn.Module], config: 
 def described(entry: ModelEntry, config: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The ``config.json``: model and configuration, and what ``zoo.integrations.transformers`` is found by."""
     found = {"model_type": "zoo", "architecture": entry.name, "config": dataclasses.asdict(config)}
-    if ranks := ranks_of(tensors):
-        found["low_ranks"] = ranks
     dtype = common_dtype(tensors)
     return found if dtype is None else found | {"dtype": str(dtype).removeprefix("torch.")}
 

@@ -37,6 +37,7 @@ class LowRank(nn.Module):
             raise ValueError(f"a low rank takes a linear layer or a convolution without groups, got {layer}")
         if not 1 <= rank <= min(sides(layer)):
             raise ValueError(f"rank must lie in [1, {min(sides(layer))}], the full rank of {layer}, got {rank}")
+        self.rank = rank
         found: Any = layer
         bias, like = found.bias is not None, {"device": found.weight.device, "dtype": found.weight.dtype}
         if isinstance(layer, nn.Linear):
@@ -80,6 +81,11 @@ def ranks_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     return {name.removesuffix(_INNER): len(tensor) for name, tensor in tensors.items() if name.endswith(_INNER)}
 
 
+def ranks_in(model: nn.Module) -> dict[str, int]:
+    """Name of a layer that is factors -> its rank."""
+    return {name: module.rank for name, module in model.named_modules() if isinstance(module, LowRank)}
+
+
 def replace(model: nn.Module, name: str, rank: int) -> LowRank:
     """Put new factors in place of the layer ``name``."""
     parent, _, child = name.rpartition(".")
@@ -102,8 +108,10 @@ def restored(build: Callable[[Any], nn.Module], ranks: Mapping[str, int]) -> Cal
         if missing := ranks.keys() - dict(model.named_modules()).keys():
             names = ", ".join(sorted(missing))
             raise ValueError(f"the checkpoint has factors of layers that the model has not: {names}")
+        done = ranks_in(model)
         for name, rank in ranks.items():
-            replace(model, name, rank)
+            if done.get(name) != rank:
+                replace(model, name, rank)
         return model
 
     return built

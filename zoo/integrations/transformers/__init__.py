@@ -24,12 +24,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from zoo.changes import described_changes
 from zoo.checkpoints import read_config
 from zoo.integrations.transformers.cache import StateCache
 from zoo.integrations.transformers.causal import ZooForCausalLM
 from zoo.integrations.transformers.config import ZooConfig
 from zoo.integrations.transformers.images import ZooForImageClassification
-from zoo.layers.lowrank import ranks_of
 from zoo.layers.report import after_step
 from zoo.registry import lookup
 
@@ -59,8 +59,8 @@ def wrap(model: nn.Module) -> ZooForCausalLM | ZooForImageClassification:
     if not isinstance(getattr(model, "config_name", None), str):
         raise ValueError(f"wrap takes a model built by zoo.create_model, got {type(model).__name__}")
     built: Any = model
-    ranks = ranks_of(built.state_dict()) or None
-    config = ZooConfig(architecture=built.config_name, config=dataclasses.asdict(built.config), low_ranks=ranks)
+    done = described_changes(model)
+    config = ZooConfig(architecture=built.config_name, config=dataclasses.asdict(built.config), **done)
     classes = (ZooForCausalLM, ZooForImageClassification)
     kind = next((kind for kind in classes if kind.task == lookup(built.config_name).task), ZooForCausalLM)
     return kind(config, model)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from zoo.changes import rebuilding
 from zoo.integrations.transformers.config import ZooConfig
-from zoo.layers.lowrank import restored
 from zoo.limits import each_parameter
 from zoo.loading import release, tied
 from zoo.recognition import recognise
@@ -43,7 +43,7 @@ class ZooModel(PreTrainedModel):
             raise ValueError(
                 f"{type(self).__name__} takes a model of the task {self.task!r}, {entry.name} is of {entry.task!r}"
             )
-        self._build = restored(entry.model_class, config.low_ranks or {})
+        self._build = rebuilding(entry.model_class, {"changes": config.changes or [], "low_ranks": config.low_ranks})
         self.model: Any = self._build(self._described) if model is None else model
         self.model.config_name = entry.name
         config.config = dataclasses.asdict(self.model.config)

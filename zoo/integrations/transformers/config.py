@@ -16,6 +16,7 @@ class ZooConfig(PreTrainedConfig):
     architecture: str = ""
     config: dict[str, Any] | None = None
     low_ranks: dict[str, int] | None = None
+    changes: list[dict[str, Any]] | None = None
 
     def __post_init__(self, **kwargs: Any):
         classes = self.fields.get("num_classes")
