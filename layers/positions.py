@@ -37,6 +37,28 @@ def rotary_tables(
     return angle.cos(), angle.sin()
 
 
+def planar_tables(
+    places: Tensor, dim: int, base: float = 10000.0, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """cos and sin (..., dim / 2) for places (..., 2): the first half of the pairs turns by x, the other by y."""
+    cos, sin = rotary_tables(places, dim // 2, base, dtype)  # (..., 2, dim / 4)
+    return cos.flatten(-2), sin.flatten(-2)
+
+
+def directional_tables(headings: Tensor, dim: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    r"""cos and sin (..., dim / 2) for headings (...) in radians: every pair turns by the heading itself.
+
+    .. math:: (R_a q)^\top R_b k = c \cos(a - b) + s \sin(a - b)
+
+    So a score depends on the difference of two headings, with period 2 pi: the frequencies of ``rotary_tables`` are no
+    integers, so that to them -pi and pi are far apart.
+
+    Paper: Zhao et al., "DRoPE", arXiv 2503.15029.
+    """
+    angle = headings.to(compute_dtype(dtype)).unsqueeze(-1).expand(*headings.shape, dim // 2)
+    return angle.cos(), angle.sin()
+
+
 def resize_grid(table: Tensor, grid: tuple[int, int], source: tuple[int, int] | None = None) -> Tensor:
     """Bicubic, antialiased resize of a table (1, h * w, D) in raster order to (1, grid[0] * grid[1], D), as in timm;
     float32 or wider.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ class EncoderBlock(nn.Module):
 
     Args:
         dim: model width.
-        mixer: (B, T, dim) and the mask (B, T), False at padding, which comes last -> (B, T, dim).
+        mixer: (B, T, dim) and what it reads besides, as the mask (B, T), False at padding -> (B, T, dim).
         mlp_dim: hidden units of the MLP.
         drop_rate: dropout after the mixer and in the MLP.
     """
@@ -92,9 +93,9 @@ class EncoderBlock(nn.Module):
         self.mlp = Mlp(dim, mlp_dim, drop_rate)
         self.drop = nn.Dropout(drop_rate)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (B, T, dim), and mask (B, T), False at padding, which comes last -> (B, T, dim)."""
-        x = x + self.drop(self.mixer(self.norm(x), mask))
+    def forward(self, x: Tensor, context: Any) -> Tensor:
+        """x (B, T, dim), and what the mixer reads besides -> (B, T, dim)."""
+        x = x + self.drop(self.mixer(self.norm(x), context))
         return x + self.mlp(self.mlp_norm(x))
 
 

@@ -28,12 +28,14 @@ import zoo
 from zoo.checkpoints import bundled, read_state_dict
 from zoo.cli import recipe_names, recipe_path
 from zoo.train.data import (
+    ArraysDataModule,
     DataModule,
     DigitLevelsDataModule,
     DigitsDataModule,
     DocumentationDataModule,
     EllipsoidsDataModule,
     ListOps,
+    ScenesDataModule,
     SyntheticDataModule,
 )
 from zoo.train.tasks.segmentation import dice
@@ -42,7 +44,11 @@ WINDOWS, LENGTH = 32, 256  # of the test documents that score a language model
 VOLUMES = 64  # that score a segmentation model
 EXPRESSIONS = 1000  # that score a text classifier
 LISTOPS = ListOps(min_length=6, max_length=40, max_args=5, max_depth=3)  # as in its recipe
-LAYOUTS = ("digits", "docs", "ellipsoids", "listops")  # data that need no download: recipes are named after them
+VECTORS: dict[str, DataModule] = {  # family -> what scores it
+    "drope": ScenesDataModule(test_samples=1000),
+    "positional": ArraysDataModule(algorithm="sort"),
+}
+LAYOUTS = ("arrays", "digits", "docs", "ellipsoids", "listops", "scenes")  # no download: recipes are named after them
 
 
 def recipes() -> dict[str, str]:
@@ -58,7 +64,8 @@ def score(model: nn.Module) -> dict[str, Any]:
     Image classifiers: accuracy on all test digits. Language models: bits per byte on ``WINDOWS`` windows spread over
     the test documents of Python's documentation, which differ between Python versions: so the digest. Image generators:
     bits per dimension of all test digits. Segmentation: Dice coefficient of ``VOLUMES`` generated volumes. Text
-    classifiers: accuracy on ``EXPRESSIONS`` generated expressions of ListOps.
+    classifiers: accuracy on ``EXPRESSIONS`` generated expressions of ListOps. Models of vectors: mean squared error on
+    the family's generated data.
     """
     task = zoo.model_info(str(model.config_name)).task
     metric, value, data, inputs = SCORES[task](model.eval())
@@ -100,12 +107,19 @@ def _text_accuracy(model: nn.Module) -> Score:
     return "accuracy", value, f"{EXPRESSIONS} generated test expressions", tokens
 
 
+def _squared_error(model: nn.Module) -> Score:
+    inputs, targets = _test_samples(VECTORS[zoo.model_info(str(model.config_name)).family])
+    value = (model(inputs) - targets).square().mean().item()
+    return "squared_error", value, f"{len(inputs)} generated test samples", inputs
+
+
 SCORES: dict[str, Callable[[nn.Module], Score]] = {
     "image-classification": _accuracy,
     "language": _bits_per_byte,
     "text-classification": _text_accuracy,
     "image-generation": _bits_per_dim,
     "segmentation": _dice,
+    "sequence-regression": _squared_error,
 }
 
 

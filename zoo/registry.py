@@ -16,7 +16,10 @@ from zoo.checkpoints import bundled
 from zoo.checkpoints.index import INDEX, UNKNOWN
 from zoo.checkpoints.index import tags as published_tags
 
-TASKS = ("language", "text-classification", "image-classification", "image-generation", "segmentation", "multi-task")
+TASKS = (
+    "language", "text-classification", "image-classification", "image-generation", "segmentation", "multi-task",
+    "sequence-regression",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +112,7 @@ def register_model(
 
 def entries() -> dict[str, ModelEntry]:
     """All registered models, the library's own families included."""
-    for module in ("zoo.language", "zoo.vision"):
+    for module in ("zoo.language", "zoo.vision", "zoo.sequence"):
         importlib.import_module(module)
     return _entries
 

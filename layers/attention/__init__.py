@@ -1,5 +1,6 @@
 """Attention."""
 
+from zoo.layers.attention.agents import AgentAttention, HeadByHead, IntraHead
 from zoo.layers.attention.axial import AxialAttention, shift_down, shift_right
 from zoo.layers.attention.cascaded_group import CascadedGroupAttention
 from zoo.layers.attention.causal import CausalAttention
@@ -13,6 +14,7 @@ from zoo.layers.attention.latent import LatentAttention
 from zoo.layers.attention.lightning import LightningAttention
 from zoo.layers.attention.linformer import LinformerAttention, SequenceProjection
 from zoo.layers.attention.memory import MemoryMixer, MemoryState
+from zoo.layers.attention.positional import PositionalAttention
 from zoo.layers.attention.rotary import Rotary
 from zoo.layers.attention.routing import RoutingAttention, RoutingState
 from zoo.layers.attention.scaling import Linear, Llama3, RotaryScaling, Yarn
@@ -26,6 +28,7 @@ from zoo.layers.attention.taylor import TaylorAttention, TaylorAttentionState
 
 __all__ = [
     "Adapters",
+    "AgentAttention",
     "Attention",
     "AxialAttention",
     "BidirectionalScatterbrain",
@@ -34,6 +37,8 @@ __all__ = [
     "ConvolvedAttention",
     "GatedAttention",
     "GatedLinearAttention",
+    "HeadByHead",
+    "IntraHead",
     "KeyValueState",
     "Keys",
     "LatentAttention",
@@ -44,6 +49,7 @@ __all__ = [
     "MemoryMixer",
     "MemoryState",
     "OnlineKMeans",
+    "PositionalAttention",
     "Retention",
     "RetentionState",
     "Rotary",

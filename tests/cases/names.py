@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 # A recurrence, a cache of keys, latent keys with experts, a shared block, tokens that choose, are chosen and recur,
-# convolutions, complex numbers; images, channels, image generation, segmentation, classified text.
+# convolutions, complex numbers; images, channels, image generation, segmentation, classified text, vectors.
 KINDS = (
     "mamba2_nano", "transformer_nano", "deepseek_nano", "zamba2_nano", "routing_nano", "mod_nano", "mor_nano",
     "longconv_nano", "s4_nano", "vim_nano", "shvit_nano", "axial_nano", "revunet3d_nano", "s4_text_nano",
+    "drope_nano",
 )  # fmt: skip
 
 

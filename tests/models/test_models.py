@@ -16,15 +16,19 @@ VISION = zoo.list_models("*_nano", task="image-classification")
 GENERATION = zoo.list_models("*_nano", task="image-generation")
 TEXT = zoo.list_models("*_nano", task="text-classification")
 SEGMENTATION = zoo.list_models("*_nano", task="segmentation")
+REGRESSION = zoo.list_models("*_nano", task="sequence-regression")
 WITHOUT_BRANCHES = ("simplenet_nano", "lightcnn_nano")  # that drop_path_rate could drop
-NANO = LANGUAGE + TEXT + VISION + GENERATION + SEGMENTATION
+NANO = LANGUAGE + TEXT + VISION + GENERATION + SEGMENTATION + REGRESSION
 
 
 def inputs(model: Any, batch: int = 2, length: int = 20) -> Tensor:
-    """Random tokens or images of the shape the model wants."""
+    """Random tokens, vectors or images of the shape the model wants."""
     config = model.config
     if hasattr(config, "vocab_size"):
         return torch.randint(0, config.vocab_size, (batch, length))
+    if hasattr(config, "in_features"):
+        shape = (batch, getattr(config, "length", length), config.in_features)
+        return torch.randn(shape, dtype=next(model.parameters()).dtype)
     if hasattr(config, "num_levels"):
         return torch.randint(0, config.num_levels, (batch, config.in_chans, *config.image_shape))
     return torch.randn(batch, config.in_chans, *config.image_shape, dtype=next(model.parameters()).dtype)

@@ -19,7 +19,7 @@ from zoo.layers.ssm import S4D
 
 SIGNED = r"(.+_)?scale|.+_multipliers?|mean"  # factors, which may be negative
 NONE_OF_IT = (  # counts of which there may be none
-    r"num_(classes|shared|hashes|routing_heads)|first_(k_dense|routing)|mtp_depth|mix_dim|exterior_depth"
+    r"num_(classes|shared|hashes|routing_heads)|num_scratch|first_(k_dense|routing)|mtp_depth|mix_dim|exterior_depth"
 )
 
 

@@ -62,7 +62,7 @@ PUBLISHED = {
     "gemma3_1b": 999_885_952,
     "olmoe_1b_7b": 6_919_161_856, "qwen3_30b_a3b": 30_532_122_624, "qwen3_235b_a22b": 235_093_634_560,
     "gpt_oss_20b": 20_914_757_184, "gpt_oss_120b": 116_829_156_672,
-    "minimax_text_01": 456_089_655_296,
+    "minimax_text_01": 456_089_655_296, "positional_n8": 84_577,
     "mambavision_t": 31_794_248, "mambavision_t2": 35_104_008, "mambavision_s": 50_140_584,
     "mambavision_b": 97_685_288, "mambavision_l": 227_961_048, "mambavision_l2": 241_554_824,
     "mambavision_l3": 739_570_472, "vanilla_vmamba_tiny": 22_893_448, "vanilla_vmamba_small": 44_417_416,

@@ -1,5 +1,6 @@
 """Data modules: digits, text, images and generated tasks, all on one deterministic, resumable loader."""
 
+from zoo.train.data.arrays import ArraysDataModule
 from zoo.train.data.base import DataModule
 from zoo.train.data.bigram import bigram_bits_per_byte
 from zoo.train.data.digits import DigitLevelsDataModule, DigitsDataModule
@@ -7,6 +8,7 @@ from zoo.train.data.histogram import histogram_bits_per_dim
 from zoo.train.data.images import ImageDataModule
 from zoo.train.data.listops import ListOps
 from zoo.train.data.loader import Batch, BatchLoader, Source
+from zoo.train.data.scenes import ScenesDataModule
 from zoo.train.data.shapes import ShapesDataModule
 from zoo.train.data.synthetic import MQAR, InductionHeads, SelectiveCopying, SyntheticDataModule, SyntheticTask
 from zoo.train.data.text import DocumentationDataModule, TextDataModule, TextFilesDataModule
@@ -14,6 +16,7 @@ from zoo.train.data.volumes import EllipsoidsDataModule
 
 __all__ = [
     "MQAR",
+    "ArraysDataModule",
     "Batch",
     "BatchLoader",
     "DataModule",
@@ -24,6 +27,7 @@ __all__ = [
     "ImageDataModule",
     "InductionHeads",
     "ListOps",
+    "ScenesDataModule",
     "SelectiveCopying",
     "ShapesDataModule",
     "Source",

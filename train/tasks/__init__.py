@@ -6,6 +6,7 @@ from zoo.train.tasks.dual_input import DualInputClassification
 from zoo.train.tasks.generation import ImageGeneration
 from zoo.train.tasks.language import LanguageModeling
 from zoo.train.tasks.multi_task import MultiTask
+from zoo.train.tasks.regression import SequenceRegression
 from zoo.train.tasks.segmentation import Segmentation
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "LanguageModeling",
     "MultiTask",
     "Segmentation",
+    "SequenceRegression",
     "Task",
     "TextClassification",
 ]

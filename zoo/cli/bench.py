@@ -13,6 +13,7 @@ BENCHMARKS = {
     "vision": "vision models beside timm",
     "resolution": "Vim beside DeiT at growing image sizes",
     "recall": "associative recall against the size of the state",
+    "extrapolation": "positional beside standard attention on larger numbers than trained on",
     "loading": "how fast a checkpoint becomes a model",
     "gpu": "everything on a CUDA device in nine minutes",
 }

@@ -1,0 +1,14 @@
+"""Models of sequences and sets of real vectors: one file a family."""
+
+from zoo.sequence.base import RegressorConfig, SequenceRegressor
+from zoo.sequence.drope import DRoPEConfig, DRoPEModel
+from zoo.sequence.positional import PositionalConfig, PositionalModel
+
+__all__ = [
+    "DRoPEConfig",
+    "DRoPEModel",
+    "PositionalConfig",
+    "PositionalModel",
+    "RegressorConfig",
+    "SequenceRegressor",
+]
