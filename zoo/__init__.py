@@ -4,7 +4,7 @@
 >>> model = zoo.create_model("mamba2_nano")
 """
 
-from zoo import cache
+from zoo import cache, decoding
 from zoo.chat import Chat
 from zoo.convert import convert
 from zoo.export import export_onnx, export_program
@@ -38,6 +38,7 @@ __all__ = [
     "cache",
     "convert",
     "create_model",
+    "decoding",
     "export_onnx",
     "export_program",
     "factorize",

@@ -8,7 +8,19 @@ from typing import Any
 
 from zoo.cli.errors import UsageError, checked
 from zoo.cli.options import add_import, add_model
-from zoo.cli.text import INTERRUPTED, add_cache, add_sampling, cache, model_and_tokenizer, put, sampling, write
+from zoo.cli.output import say
+from zoo.cli.text import (
+    INTERRUPTED,
+    add_cache,
+    add_draft,
+    add_sampling,
+    cache,
+    draft,
+    model_and_tokenizer,
+    put,
+    sampling,
+    write,
+)
 
 HELP = "continue a text with a language model"
 
@@ -18,6 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--prompt", default="", help="text to continue")
     add_sampling(parser, max_new_tokens=200)
     add_cache(parser)
+    add_draft(parser)
     add_import(parser)
 
 
@@ -30,11 +43,14 @@ def run(known: Namespace) -> int:
     if not ids and tokenizer.bos_id is None:
         raise UsageError(f"{known.model} knows no token that begins a text: give it a --prompt")
     ids = ids or [tokenizer.bos_id]
-    options = sampling(known) | kept
+    drafting = draft(known, tokenizer)
+    options = sampling(known) | kept | {"draft": drafting}
     steps = checked(zoo.stream, model, [ids], known.max_new_tokens, tokenizer=tokenizer, **options)
     put(known.prompt)
     whole = write(_texts(steps, tokenizer.stream(ids, known.stop)))
     put("\n")
+    if drafting is not None:
+        say(str(drafting.counts), stderr=True)
     return 0 if whole else INTERRUPTED
 
 

@@ -8,6 +8,7 @@ import threading
 from argparse import ArgumentParser, Namespace
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 from unicodedata import category
 
@@ -15,6 +16,7 @@ from zoo.cli.errors import UsageError, checked
 from zoo.cli.options import model_with_weights, saved, seed
 from zoo.text.stream import BROKEN
 
+PROBE = "The quick brown fox said: 3.14 größer!\n"  # tokenizers that agree on it are taken for the same
 INTERRUPTED = 130  # the exit code of what Ctrl-C ended
 
 
@@ -40,6 +42,34 @@ def add_cache(parser: ArgumentParser) -> None:
     parser.add_argument("--cache", metavar="NAME", help=help)
     parser.add_argument("--prefill-chunk", type=int, metavar="N", help="read the prompt N tokens at a time")
     parser.set_defaults(overridable=True)
+
+
+def add_draft(parser: ArgumentParser) -> None:
+    """What drafts for the model, given on by ``draft``."""
+    help = "a smaller model, of the same tokens, that says the next ones for the model to read at once"
+    parser.add_argument("--draft", metavar="NAME", help=help)
+    parser.add_argument("--draft-length", type=int, metavar="N", help="tokens of a draft (4)")
+
+
+def draft(known: Namespace, tokenizer: Any) -> Any:
+    """The draft of the options of ``add_draft``; None for none.
+
+    Raises:
+        UsageError: for a length without a draft, and a draft of other tokens.
+    """
+    from zoo.decoding import Draft, as_draft
+
+    if known.draft is None:
+        if known.draft_length is not None:
+            raise UsageError("--draft-length goes with --draft NAME")
+        return None
+    made: Any = known.draft
+    if made not in Draft.named:
+        made, other = model_and_tokenizer(known.draft)
+        if other.encode(PROBE) != tokenizer.encode(PROBE):
+            raise UsageError(f"{known.draft} and {known.model} read a text as other tokens: a draft knows the model's")
+    made = as_draft(made)
+    return made if known.draft_length is None else checked(replace, made, length=known.draft_length)
 
 
 def cache(known: Namespace) -> dict[str, Any]:

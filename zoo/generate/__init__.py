@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from zoo.generate.beams import search
 from zoo.generate.decode import Step, evaluating, steps
-from zoo.generate.options import checked
-from zoo.generate.prompts import Prompts, batched, check_room
+from zoo.generate.options import Options, checked
+from zoo.generate.prompts import Batch, Prompts, batched, check_room
 from zoo.language.base import LanguageModel
 from zoo.layers import ModelState
 
@@ -75,6 +75,9 @@ def generate(
             prefill_chunk: tokens of the prompts that are read at once; all when None. A cache policy evicts after each.
             batch_invariant (False): every prompt is computed by itself, so that tokens and log-probabilities are bit
                 for bit those of the prompt alone; without it they agree to within rounding, in a fraction of the time.
+            draft: says the next tokens, which the model then reads at once, keeping those of its own law: a smaller
+                model, or a draft of ``zoo.decoding`` or its name. At temperature 0 the tokens are those without it,
+                and otherwise their law. A cache policy evicts after a draft, not within it.
 
     Returns:
         Prompts and continuations (B num_samples, T + new), new at most ``max_new_tokens``; of a list of prompts a list
@@ -92,7 +95,7 @@ def generate(
         new = [torch.tensor(beam.tokens, device=prompts.tokens.device) for beam in beams]
         chances = [torch.tensor(beam.log_probs, device=prompts.tokens.device) for beam in beams]
     else:
-        new, chances = _rows(list(steps(model, prompts, asked, None)))
+        new, chances = _rows(list(_steps(model, prompts, asked)))
     if isinstance(tokens, Tensor):
         said = pad_sequence(new, batch_first=True, padding_value=asked.filler)
         whole: Any = torch.cat([tokens.repeat_interleave(asked.num_samples, 0), said], dim=1)
@@ -134,10 +137,19 @@ def stream(
         )
     prompts = batched(tokens, attention_mask, next(model.parameters()).device)
     if state is not None:
+        if asked.draft is not None:
+            raise ValueError("a draft reads the prompts from their beginning: leave out state=, or draft=")
         if asked.cache is not None:
             raise ValueError(f"a state keeps the cache policy that init_state gave it: leave out cache={asked.cache!r}")
         check_room(state, prompts.tokens.shape[1], max_new_tokens)
-    return steps(model, prompts, asked, state)
+    return _steps(model, prompts, asked, state)
+
+
+def _steps(model: LanguageModel, prompts: Batch, asked: Options, state: ModelState | None = None) -> Iterator[Step]:
+    """Token by token, or draft by draft."""
+    if asked.draft is None:
+        return steps(model, prompts, asked, state)
+    return asked.draft.begin(model, asked).steps(prompts)
 
 
 def _rows(given: list[Step]) -> tuple[list[Tensor], list[Tensor]]:

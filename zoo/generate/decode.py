@@ -59,18 +59,13 @@ def steps(model: LanguageModel, prompts: Batch, options: Options, state: ModelSt
     with generating(model, options):
         logits, state = prefilled(model, prompts, options, options.num_samples, state)
         step = stepping(model, options)
-        prompts = prompts.repeated(options.num_samples)
-        shaper = Shaper(options, prompts, logits.shape[-1])
-        ended = _Ended(options, prompts)
+        saying = Saying(options, prompts.repeated(options.num_samples), logits.shape[-1])
         for index in range(options.max_new_tokens):
-            token = shaper.drawn(logits).masked_fill(ended.rows, options.filler)
-            log_probs = logits.log_softmax(-1).gather(1, token[:, None])[:, 0].masked_fill(ended.rows, 0)
-            shaper.note(token)
-            ended.note(token)
-            yield Step(token, log_probs, ended.rows)
-            if index + 1 == options.max_new_tokens or (ended.possible and bool(ended.rows.all())):
+            said = saying.step(saying.shaper.drawn(logits), logits)
+            yield said
+            if index + 1 == options.max_new_tokens or saying.over:
                 return
-            logits = last(step(token[:, None], state))
+            logits = last(step(said.tokens[:, None], state))
 
 
 def prefilled(
@@ -103,20 +98,41 @@ def stepping(model: LanguageModel, options: Options) -> Callable[[Tensor, ModelS
     return torch.compile(model) if options.compile else model
 
 
-class _Ended:
-    """Which rows have ended, by a token or by a stop string."""
+class Saying:
+    """What is said in every row: how logits become the next token, and which rows have ended, by a token or by a stop
+    string.
 
-    def __init__(self, options: Options, prompts: Batch):
-        self.rows = torch.zeros(len(prompts.tokens), dtype=torch.bool, device=prompts.tokens.device)
-        self.ends = torch.tensor(options.ends, device=self.rows.device)
+    Args:
+        options: of the continuation.
+        prompts: with every row as often as it is continued.
+        vocab_size: of the model.
+    """
+
+    def __init__(self, options: Options, prompts: Batch, vocab_size: int):
+        self.options, self.shaper = options, Shaper(options, prompts, vocab_size)
+        self.ended = torch.zeros(len(prompts.tokens), dtype=torch.bool, device=prompts.tokens.device)
+        self._ends = torch.tensor(options.ends, device=self.ended.device)
         stop, tokenizer = options.stop_strings, options.tokenizer
-        self.streams = [tokenizer.stream(row.tolist(), stop) for row in prompts.rows()] if stop and tokenizer else []
-        self.possible = bool(options.ends or self.streams)
+        self._streams = [tokenizer.stream(row.tolist(), stop) for row in prompts.rows()] if stop and tokenizer else []
 
-    def note(self, token: Tensor) -> None:
-        rows = self.rows | torch.isin(token, self.ends)
-        for index, (stream, one) in enumerate(zip(self.streams, token.tolist() if self.streams else (), strict=True)):
-            if not self.rows[index]:
+    @property
+    def over(self) -> bool:
+        """All rows have ended."""
+        return bool(self.options.ends or self._streams) and bool(self.ended.all())
+
+    def step(self, token: Tensor, logits: Tensor) -> Step:
+        """The tokens (B,) are said, of logits (B, vocab_size); a filler in rows that had ended."""
+        before = self.ended
+        token = token.masked_fill(before, self.options.filler)
+        log_probs = logits.log_softmax(-1).gather(1, token[:, None])[:, 0].masked_fill(before, 0)
+        self.shaper.note(token)
+        self._end(token)
+        return Step(token, log_probs, self.ended)
+
+    def _end(self, token: Tensor) -> None:
+        rows = self.ended | torch.isin(token, self._ends)
+        for index, (stream, one) in enumerate(zip(self._streams, token.tolist() if self._streams else (), strict=True)):
+            if not self.ended[index]:
                 stream.add(one)
                 rows[index] |= stream.stopped
-        self.rows = rows
+        self.ended = rows

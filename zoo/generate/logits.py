@@ -5,7 +5,10 @@ All functions take logits (B, vocab_size) and give new ones; -inf is never drawn
 
 from __future__ import annotations
 
+import copy
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.generate.options import Options
@@ -95,11 +98,23 @@ class Shaper:
         logits = logits if options.top_p is None else nucleus(logits, options.top_p)
         return logits if options.min_p is None else at_least(logits, options.min_p)
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """What a token is drawn from (B, vocab_size); at temperature 0 all of it is one token's."""
+        if self.options.temperature == 0:
+            return F.one_hot(self.penalised(logits).argmax(-1), logits.shape[-1]).to(logits.dtype)
+        return self.shaped(logits).softmax(-1)
+
     def drawn(self, logits: Tensor) -> Tensor:
         """One token a row (B,)."""
         if self.options.temperature == 0:
             return self.penalised(logits).argmax(-1)
-        return torch.multinomial(self.shaped(logits).softmax(-1), 1, generator=self.options.generator)[:, 0]
+        return torch.multinomial(self.probabilities(logits), 1, generator=self.options.generator)[:, 0]
+
+    def copy(self) -> Shaper:
+        """One that goes its own way from here, as what is only drafted is not said."""
+        copied = copy.copy(self)
+        copied.new, copied.seen = self.new.clone(), self.seen.clone()
+        return copied
 
 
 def last(logits: Tensor) -> Tensor:

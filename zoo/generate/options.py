@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,6 +15,9 @@ from zoo.layers.cache.build import Cache
 from zoo.registry import nearest
 from zoo.text.stream import stop_strings
 from zoo.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from zoo.decoding.draft import Draft
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,7 @@ class Options:
     cache: Cache = None
     prefill_chunk: int | None = None
     batch_invariant: bool = False
+    draft: Draft | None = None
 
     def __post_init__(self):
         for name, least in (
@@ -73,6 +77,13 @@ class Options:
             raise ValueError("a step under a cache policy is not compiled: leave out compile=True, or cache=")
         if self.num_beams > 1:
             self._check_beams()
+        if self.draft is not None:
+            self._check_draft()
+
+    def _check_draft(self) -> None:
+        for name, plain in (("num_beams", 1), ("compile", False), ("batch_invariant", False)):
+            if getattr(self, name) != plain:
+                raise ValueError(f"a draft does not go with {name}={getattr(self, name)}: leave out one of them")
 
     def _check_beams(self) -> None:
         if self.temperature != 0:
@@ -118,9 +129,15 @@ def checked(model: nn.Module, max_new_tokens: int, given: dict[str, Any]) -> Opt
     for name in given:
         if name not in names:
             raise TypeError(f"generate has no option {name!r}{nearest(name, names)}; its options: {', '.join(names)}")
+    from zoo.decoding import as_draft  # which is built on this package
+
+    if given.get("draft") is not None:
+        given = {**given, "draft": as_draft(given["draft"])}
     options = Options(max_new_tokens=max_new_tokens, **given)
     if options.tokenizer is not None:
         options.tokenizer.check(model)
+    if options.draft is not None:
+        options.draft.check(model, options)
     size = model.config.vocab_size
     for token in options.ends:
         if not isinstance(token, int) or isinstance(token, bool):

@@ -1,0 +1,13 @@
+"""Speculative decoding: a draft says the next tokens, the model reads them all at once and keeps those of its own law.
+
+A draft is an option of ``zoo.generate`` and ``zoo.stream``: ``draft=small_model``, or with its options
+``draft=zoo.decoding.ModelDraft(small_model, length=6)``.
+"""
+
+from zoo.decoding.accept import accept, draw
+from zoo.decoding.draft import Counts, Draft, as_draft
+from zoo.decoding.drafting import Drafting
+from zoo.decoding.model import ModelDraft
+from zoo.decoding.reader import Reader
+
+__all__ = ["Counts", "Draft", "Drafting", "ModelDraft", "Reader", "accept", "as_draft", "draw"]

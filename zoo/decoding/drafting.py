@@ -1,0 +1,125 @@
+"""Drafts, one after the other, and what the model makes of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from zoo.decoding.accept import accept, draw
+from zoo.decoding.draft import Draft
+from zoo.generate.decode import Saying, Step, generating
+from zoo.generate.logits import Shaper
+from zoo.generate.options import Options
+from zoo.generate.prompts import Batch
+from zoo.kernels.dispatch import compute_dtype
+from zoo.language.base import LanguageModel
+
+DraftType = TypeVar("DraftType", bound=Draft)
+
+
+class Proposal(NamedTuple):
+    """Drafted tokens (B,), one after the other, and the laws (B, vocab_size) that they were drawn from."""
+
+    tokens: list[Tensor]
+    laws: list[Tensor]
+
+
+class Drafting(ABC, Generic[DraftType]):
+    """Prompts that a model continues, and the draft beside it; a subclass says who reads what.
+
+    All rows of a batch go on by as many tokens at a time: up to the first that some row does not accept. What another
+    row would have accepted beyond is drafted again, so that each row has the model's law whatever the others are.
+
+    Args:
+        draft: its options.
+        model: whose law it is.
+        options: of the continuation.
+    """
+
+    def __init__(self, draft: DraftType, model: LanguageModel, options: Options):
+        self.draft, self.model, self.options = draft, model, options
+
+    @abstractmethod
+    def read(self, prompts: Batch) -> Tensor:
+        """The prompts, to model and draft: the model's logits (B num_samples, vocab_size) after them."""
+
+    @abstractmethod
+    def guess(self, token: Tensor) -> Tensor:
+        """The draft's logits (B, vocab_size) after one more token (B, 1): the newest one said, then each drafted."""
+
+    @abstractmethod
+    def verify(self, tokens: Tensor) -> Tensor:
+        """The model's logits (B, n, vocab_size) after each of the newest token and those drafted, (B, n)."""
+
+    @abstractmethod
+    def keep(self, count: int) -> None:
+        """The first ``count`` of the tokens given to ``verify`` are final, the others forgotten."""
+
+    def most(self) -> int:
+        """Tokens of the next draft."""
+        return self.draft.length
+
+    def note(self, laws: list[Tensor]) -> None:
+        """The model's laws (B, vocab_size) of the tokens that it said of those given to ``verify``, before ``keep``."""
+
+    @torch.no_grad()
+    def steps(self, prompts: Batch) -> Iterator[Step]:
+        """The prompts once in parallel, then drafts, each of them read at once; see ``zoo.generate.decode.steps``."""
+        with generating(self.model, self.options), self.draft.ready(self.options):
+            logits, proposal = self.read(prompts)[:, None], Proposal([], [])
+            saying = Saying(self.options, prompts.repeated(self.options.num_samples), logits.shape[-1])
+            said, _ = self._judged(logits, proposal, saying)
+            yield from said
+            left = self.options.max_new_tokens - 1
+            while left and not saying.over:
+                live = int((~saying.ended).sum())
+                proposal = self._proposal(said[-1].tokens, min(self.most(), left - 1), saying.shaper.copy())
+                logits = self.verify(torch.stack([said[-1].tokens, *proposal.tokens], 1))
+                said, laws = self._judged(logits, proposal, saying)
+                self.note(laws)
+                self.keep(len(said))
+                counts = self.draft.counts
+                counts.passes, counts.tokens = counts.passes + live, counts.tokens + live * len(said)
+                counts.proposed += live * len(proposal.tokens)
+                yield from said
+                left -= len(said)
+
+    def _proposal(self, token: Tensor, most: int, shaper: Shaper) -> Proposal:
+        """What the draft says after ``token`` (B,), drawn as the options want it.
+
+        Where it ends depends on laws alone, never on the token that is drawn from the last of them.
+        """
+        made = Proposal([], [])
+        while len(made.tokens) < most:
+            law = shaper.probabilities(_wide(self.guess(token[:, None])))
+            if bool((law.amax(-1) < self.draft.confidence).all()):
+                break
+            token = draw(law, self.options.generator)
+            shaper.note(token)
+            made.tokens.append(token)
+            made.laws.append(law)
+        return made
+
+    def _judged(self, logits: Tensor, proposal: Proposal, saying: Saying) -> tuple[list[Step], list[Tensor]]:
+        """What is said of logits (B, 1 + drafted, vocab_size), and the laws of it."""
+        said, laws, generator = [], [], self.options.generator
+        for index, row in enumerate(_wide(logits).unbind(1)):
+            law, before = saying.shaper.probabilities(row), saying.ended
+            if index < len(proposal.tokens):
+                token, accepted = accept(law, proposal.laws[index], proposal.tokens[index], generator)
+                self.draft.counts.accepted += int((accepted & ~before).sum())
+            else:
+                token, accepted = draw(law, generator), before
+            said.append(saying.step(token, row))
+            laws.append(law)
+            if saying.over or not bool((accepted | before).all()):
+                break
+        return said, laws
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(compute_dtype(logits))
