@@ -23,6 +23,7 @@ from zoo.kernels import (
     linear_cross_entropy,
     linear_recurrence,
     long_conv,
+    momentum_delta_rule,
     rms_norm,
     rope,
     selective_scan,
@@ -105,6 +106,15 @@ def goose_inputs(length: int) -> Inputs:
     tensors = heads(length, q=HEAD_DIM, k=HEAD_DIM, v=HEAD_DIM, a=HEAD_DIM)
     a, rate, gate = -F.normalize(tensors["a"], dim=-1), *heads(length, rate=HEAD_DIM, gate=HEAD_DIM).values()
     return tensors | {"a": a, "b": -a * rate.sigmoid(), "log_decay": -0.607 * gate.sigmoid()}
+
+
+def titans_inputs(length: int) -> Inputs:
+    """As the linear memory of Titans makes them."""
+    tensors = heads(length, q=HEAD_DIM, k=HEAD_DIM, v=HEAD_DIM)
+    gates = {name: torch.rand(1, length, HEADS) for name in ("rate", "log_decay", "log_momentum")}
+    decay, momentum = -0.1 * gates["log_decay"], torch.log(0.05 + 0.9 * gates["log_momentum"])
+    gates |= {"log_decay": decay, "log_momentum": momentum}
+    return tensors | gates | {"k": F.normalize(tensors["k"], dim=-1)}
 
 
 def convolution_inputs(length: int) -> Inputs:
@@ -255,6 +265,7 @@ SUBJECTS = [
         cuda_peers=flash_linear_attention("generalized_delta_rule.dplr", "chunk_dplr_delta_rule", log_decay="gk"),
         decodes=True,
     ),
+    Subject("momentum_delta_rule", "momentum_delta_rule", momentum_delta_rule, titans_inputs, decodes=True),
     Subject("taylor_attention", "taylor_attention", taylor_attention, partial(heads, q=16, k=16, v=64), decodes=True),
     Subject("long_conv", "long_conv", long_conv, convolution_inputs, {"eager": eager_long_conv}),
     Subject(

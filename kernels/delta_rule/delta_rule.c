@@ -45,6 +45,7 @@
 #else
 
 #include "../ssd/product.h"
+#include "triangle.h"
 
 /* One chunk of q steps of a head; rows of keys are k_ wide, rows of values v_, rows of pairs q_. */
 typedef struct {
@@ -183,29 +184,11 @@ static void NAME(vector_scores)(NAME(chunk) *c) {
         }
 }
 
-/* E <- (I + A diag(beta))^-1 E and U = beta o E; a tile of rows at a time. */
-static void NAME(solve)(const NAME(chunk) *c, REAL *E, REAL *U) {
-    const int64_t q_ = c->q_, v_ = c->v_;
-    for (int64_t r = 0; r < c->q; r += ROWS) {
-        if (r) NAME(product)(FULL, E + r * v_, v_, ROWS, c->V, r, c->N + r * q_, q_, 1, U, v_, c->ones);
-        for (int64_t i = r; i < MIN(r + ROWS, c->q); i++) {
-            REAL *e = E + i * v_, *u = U + i * v_;
-            for (int64_t j = r; j < i; j++) {
-                const REAL factor = c->N[i * q_ + j];
-#pragma omp simd
-                for (int64_t n = 0; n < c->V; n++) e[n] += factor * U[j * v_ + n];
-            }
-#pragma omp simd
-            for (int64_t n = 0; n < c->V; n++) u[n] = c->beta[i] * e[n];
-        }
-    }
-}
-
 /* E and U of the chunk, whose values are in E; then S behind it. */
 static void NAME(correct)(NAME(chunk) *c, REAL *E, REAL *U, const REAL *S) {
     NAME(decayed)(c, c->late, -1, c->since, c->K_rows, c->q);
     NAME(product)(FULL, E, c->v_, c->q, c->V, c->K, c->late, c->k_, 1, S, c->v_, c->ones);
-    NAME(solve)(c, E, U);
+    NAME(solve)(E, U, c->v_, c->q, c->V, c->N, c->q_, c->beta, c->ones);
 }
 
 static void NAME(advance)(NAME(chunk) *c, const REAL *U, REAL *S) {
@@ -250,26 +233,6 @@ void NAME(delta_rule_forward)(int64_t batch, int64_t T, int64_t H, int64_t K, in
 
    The gradient of the log decay of step t and a channel is the sum of all that decays by it: of pairs (j, i] with t in
    them, of what reads S from t on, of what is written before t, and since[last] <S, R>. */
-
-/* W in place of dU and dV, from the last row on. */
-static void NAME(solve_back)(const NAME(chunk) *c, REAL *W, REAL *dV) {
-    const int64_t q = c->q, q_ = c->q_, v_ = c->v_;
-    for (int64_t r = (q - 1) / ROWS * ROWS; r >= 0; r -= ROWS) {
-        const int64_t end = MIN(r + ROWS, q);
-        if (end < q)
-            NAME(product)(FULL, W + r * v_, v_, ROWS, c->V, q - end, c->N + end * q_ + r, 1, q_, dV + end * v_, v_, c->ones);
-        for (int64_t i = end - 1; i >= r; i--) {
-            REAL *w = W + i * v_, *dv = dV + i * v_;
-            for (int64_t later = i + 1; later < end; later++) {
-                const REAL factor = c->N[later * q_ + i];
-#pragma omp simd
-                for (int64_t n = 0; n < c->V; n++) w[n] += factor * dV[later * v_ + n];
-            }
-#pragma omp simd
-            for (int64_t n = 0; n < c->V; n++) dv[n] = c->beta[i] * w[n];
-        }
-    }
-}
 
 /* Gradients of the rows of a chunk (steps, keys), and work space of the same size. */
 typedef struct {
@@ -413,7 +376,7 @@ void NAME(delta_rule_backward)(int64_t batch, int64_t T, int64_t H, int64_t K, i
                 NAME(product)(UPPER, W, v_, c.q, V, c.q, c.P, 1, q_, dY, v_, NULL);
                 NAME(decayed)(&c, c.late, 1, c.until, c.K_rows, c.q);
                 NAME(product)(FULL, W, v_, c.q, V, K, c.late, k_, 1, R, v_, c.ones);
-                NAME(solve_back)(&c, W, dV);
+                NAME(solve_back)(W, dV, v_, c.q, V, c.N, q_, c.beta, c.ones);
                 /* through what is written to the state behind the chunk */
                 NAME(product)(FULL, d.part, k_, c.q, K, V, U, v_, 1, Rt, k_, NULL);
                 NAME(settle)(&c, d.dK, d.change, d.part, c.until, c.K_rows, 1, c.q);

@@ -18,7 +18,7 @@ SMALLEST_WIDTH = 16  # key channels, of fewer all is in float64: the keys of a c
 
 def forward(q, k, v, beta, log_decay, state, starts, scale, chunk_size) -> tuple[Tensor, Tensor]:
     """Same arguments and results as the reference, contiguous and of one dtype."""
-    q, k, v, beta, log_decay, state = _wide(scale * q, k, v, beta, log_decay, state)
+    q, k, v, beta, log_decay, state = in_width(q.shape[-1], scale * q, k, v, beta, log_decay, state)
     output, final = torch.empty_like(v), torch.empty_like(state)
     native.call(
         SOURCE, "delta_rule_forward", *_sizes(q, v, log_decay, chunk_size),
@@ -29,7 +29,8 @@ def forward(q, k, v, beta, log_decay, state, starts, scale, chunk_size) -> tuple
 
 def backward(dy, dstate, q, k, v, beta, log_decay, state, starts, scale, chunk_size) -> list[Tensor]:
     """Gradients of q, k, v, beta, log_decay (where there is one) and the initial state."""
-    q, k, v, beta, log_decay, state, dy, dstate = _wide(scale * q, k, v, beta, log_decay, state, dy, dstate)
+    given = in_width(q.shape[-1], scale * q, k, v, beta, log_decay, state, dy, dstate)
+    q, k, v, beta, log_decay, state, dy, dstate = given
     found = [None if t is None else torch.empty_like(t) for t in (q, k, v, beta, log_decay, state)]
     native.call(
         SOURCE, "delta_rule_backward", *_sizes(q, v, log_decay, chunk_size),
@@ -44,14 +45,18 @@ def obstacle(device: torch.device) -> str | None:
     return native.obstacle(SOURCE, device)
 
 
-def _wide(q: Tensor, *others: Tensor | None) -> Any:
+def in_width(key_dim: int, *tensors: Tensor | None) -> Any:
     """In float64 where there are few key channels."""
-    return as_dtype(torch.float64 if q.shape[-1] < SMALLEST_WIDTH else q.dtype, q, *others)
+    return as_dtype(torch.float64, *tensors) if key_dim < SMALLEST_WIDTH else tensors
+
+
+def chunk_length(q: Tensor, chunk_size: int) -> int:
+    """Steps of a chunk, no more than key channels in float32."""
+    longest = LARGEST_CHUNK if q.dtype == torch.float64 else min(LARGEST_CHUNK, q.shape[-1])
+    return min(chunk_size, longest, q.shape[1])
 
 
 def _sizes(q: Tensor, v: Tensor, log_decay: Tensor | None, chunk_size: int) -> tuple[int, ...]:
     batch, length, heads, key_dim = q.shape
     gates = key_dim if log_decay is not None and log_decay.dim() == 4 else 1
-    longest = LARGEST_CHUNK if q.dtype == torch.float64 else min(LARGEST_CHUNK, key_dim)
-    size = min(chunk_size, longest, length)
-    return batch, length, heads, key_dim, v.shape[-1], gates, size, torch.get_num_threads()
+    return batch, length, heads, key_dim, v.shape[-1], gates, chunk_length(q, chunk_size), torch.get_num_threads()
