@@ -6,6 +6,7 @@ from zoo.kernels.cross_entropy import linear_cross_entropy
 from zoo.kernels.delta_rule import delta_rule
 from zoo.kernels.dispatch import available_implementations, implementation
 from zoo.kernels.generalized_delta_rule import generalized_delta_rule
+from zoo.kernels.hashed_lookup import hashed_lookup
 from zoo.kernels.linear_attention import LinearAttentionOutput, linear_attention
 from zoo.kernels.linear_recurrence import RecurrenceOutput, linear_recurrence
 from zoo.kernels.long_conv import butterfly_conv, dft_factors, long_conv, packed_long_conv
@@ -57,6 +58,7 @@ __all__ = [
     "expert_utilisation",
     "generalized_delta_rule",
     "grouped_matmul",
+    "hashed_lookup",
     "implementation",
     "linear_attention",
     "linear_cross_entropy",

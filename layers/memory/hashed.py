@@ -5,28 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.kernels import hashed_lookup
 from zoo.layers.attention.causal import CausalAttention
 from zoo.layers.attention.keys import Place
 from zoo.layers.attention.rotary import Rotary
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.options import require_above, require_at_least
-from zoo.layers.ssm.state_space import wide
 
-
-def probability(z: Tensor) -> Tensor:
-    """Of the signs of z (..., bits) among all: the softmax over all sign vectors s of s . z, at s = sign(z)."""
-    return (-F.softplus(-2 * z.abs())).sum(-1).exp()
-
-
-def scaled(z: Tensor) -> Tensor:
-    """That times the sum of |z|: the weight in the authors' released code, after LookupFFN."""
-    return z.abs().sum(-1) * probability(z)
-
-
-WEIGHTS = {"probability": probability, "scaled": scaled}
+WEIGHTS = ("probability", "scaled")
 
 
 class MemoryLayer(nn.Module):
@@ -59,20 +47,15 @@ class MemoryLayer(nn.Module):
         if dim % bits:
             raise ValueError(f"bits must divide dim, got bits {bits} and dim {dim}")
         if weight not in WEIGHTS:
-            raise ValueError(f"weight must be one of {tuple(WEIGHTS)}, got {weight!r}")
+            raise ValueError(f"weight must be one of {WEIGHTS}, got {weight!r}")
         self.bits, self.weight, self.temperature = bits, weight, temperature
         self.tables = nn.Parameter(0.02 * torch.randn(dim // bits, 2**bits, out_dim))
         self.bias = nn.Parameter(0.001 * torch.randn(out_dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., dim) -> (..., out_dim), in the dtype of the tables."""
-        z = wide(x).unflatten(-1, (-1, self.bits))  # (..., K, bits)
-        places = 2 ** torch.arange(self.bits - 1, -1, -1, device=x.device)
-        rows = ((z >= 0) * places).sum(-1) + 2**self.bits * torch.arange(z.shape[-2], device=x.device)
-        weights = WEIGHTS[self.weight](z / self.temperature).to(self.tables.dtype)
-        rows, weights = (t.reshape(-1, len(self.tables)) for t in (rows, weights))
-        y = F.embedding_bag(rows, self.tables.flatten(0, 1), per_sample_weights=weights, mode="sum")
-        return y.view(*x.shape[:-1], len(self.bias)) + self.bias
+        y = hashed_lookup(x, self.tables, temperature=self.temperature, scaled=self.weight == "scaled")
+        return y + self.bias
 
 
 class MemoryBlock(nn.Module):

@@ -405,6 +405,18 @@ def grouped_matmul(dice: Dice) -> Draw:
     )
 
 
+def hashed_lookup(dice: Dice) -> Draw:
+    count, bits, dim = dice.size(), dice.pick((1, 2, 3, 5)), dice.pick((1, 3, 8, 64, 70, 130))
+    shape = dice.pick([(dice.batch, dice.length), (dice.batch,), ()])
+    return Draw(
+        {
+            "x": dice.cast(dice.values(*shape, count * bits)),
+            "tables": dice.cast(dice.values(count, 2**bits, dim)),
+        },
+        {"temperature": dice.pick((1.0, 0.3, 2.0)), "scaled": dice.pick((True, False))},
+    )
+
+
 def lowbit_matmul(dice: Dice) -> Draw:
     """Groups of any size, in rows that are a block of codes or two and a rest, or less than one."""
     bits, groups = dice.pick(range(1, 9)), dice.pick((1, 2, 3))
@@ -430,6 +442,7 @@ DRAWS: dict[str, Callable[[Dice], Draw]] = {
         delta_rule,
         generalized_delta_rule,
         grouped_matmul,
+        hashed_lookup,
         linear_attention,
         linear_cross_entropy,
         linear_recurrence,

@@ -237,6 +237,21 @@ def long_conv(u, kernel, *, D=None, gate=None, circular=False):
     return torch.stack(outputs, 1)
 
 
+def hashed_lookup(x, tables, *, temperature=1.0, scaled=False):
+    (count, _, dim), bits = tables.shape, x.shape[-1] // tables.shape[0]
+    outputs = []
+    for token in x.reshape(-1, count, bits):
+        y = x.new_zeros(dim) + 0 * (token.sum() + tables.sum())
+        for k, z in enumerate(token):
+            code = sum(1 << (bits - 1 - i) for i, value in enumerate(z.tolist()) if value >= 0)
+            sizes = z.abs() / temperature
+            weight = (1 / (1 + torch.exp(-2 * sizes))).prod()
+            y = y + (weight * sizes.sum() if scaled else weight) * tables[k, code]
+        outputs.append(y)
+    empty = x.new_zeros(0, dim) + 0 * (x.sum() + tables.sum())
+    return (torch.stack(outputs) if outputs else empty).reshape(*x.shape[:-1], dim)
+
+
 def _code(row: list[int], column: int, columns: int, bits: int) -> int:
     """In one row of bytes: blocks of 128 columns, a part for each power of two in the width, its slots in turn."""
     padded = -(-columns // 8) * 8

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import zoo
+from zoo.kernels.hashed_lookup.codes import weights
 from zoo.layers.memory import MemoryLayer
-from zoo.layers.memory.hashed import probability, scaled
 
 
 def close(a: Tensor, b: Tensor) -> None:
@@ -34,6 +34,10 @@ def test_the_layer_is_its_definition(weight, temperature):
         close(found, expected)
 
 
+def probability(z: Tensor) -> Tensor:
+    return weights(z, 1.0, False)
+
+
 def test_the_probabilities_of_all_signs_sum_to_one():
     z = torch.randn(7, 5, dtype=torch.float64)
     signs = torch.tensor(list(product((-1.0, 1.0), repeat=5)), dtype=torch.float64)
@@ -41,7 +45,7 @@ def test_the_probabilities_of_all_signs_sum_to_one():
     close(probability(z), softmax.max(-1).values)
     close(softmax.sum(-1), torch.ones(7).double())
     close(probability(torch.zeros(3, 5).double()), torch.full((3,), 2.0**-5).double())
-    assert (probability(1e3 * z) > 1 - 1e-9).all() and torch.equal(scaled(0 * z), torch.zeros(7).double())
+    assert (probability(1e3 * z) > 1 - 1e-9).all() and torch.equal(weights(0 * z, 1.0, True), torch.zeros(7).double())
 
 
 def test_a_sign_changes_one_row_and_no_weight():

@@ -173,7 +173,9 @@ BY_HAND = {
     "titans_mag_340m": titans(14, 10 * 1024**2 + 12 * 1024 + 128 + (4 + 2) * 1024 + 2 * 1024),
     "titans_mal_340m": titans(15, 9 * 1024**2 + 12 * 1024 + 128 + (4 + 2) * 1024 + 1024),
     "memoryformer_tiny": tables(512, 6),
-    "memoryformer_small": tables(768, 6),
+    "memoryformer_small": tables(768, 12),
+    "memoryformer_base": tables(1024, 24),
+    "memoryformer_large": tables(2048, 16),
     # seven more experts a block and a router
     "moe_8x130m": dense(50280, 768, 12, 256, 2560) + 12 * (7 * 3 * 768 * 2560 + 768 * 8),
     # in six blocks a router and a predictor of width 64

@@ -1,8 +1,10 @@
 """MemoryFormer: a transformer whose matrices are tables, looked up by the signs of what they would multiply.
 
 Paper: Ding et al., "MemoryFormer: Minimize Transformer Computation by Removing Fully-Connected Layers", arXiv
-2411.12992. ``memoryformer_tiny`` and ``memoryformer_small`` are the two configurations that the authors released, both
-of six blocks (the paper compares its sizes with Pythia's, whose second has twelve), with Pythia's 50,304 words.
+2411.12992. ``memoryformer_{tiny,small,base}`` have the widths and depths of its table 1, which are those of Pythia-70M,
+160M and 410M, tables of 8 bits, and Pythia's heads and 50,304 words; no weights were released. The authors' code has a
+file of small with six blocks and eight heads: ``create_model("memoryformer_small", depth=6, num_heads=8)``. The paper
+has no large: ``memoryformer_large`` is ours, by its rule, from Pythia-1B.
 """
 
 from __future__ import annotations
@@ -83,4 +85,14 @@ def memoryformer_tiny():
 
 @_register()
 def memoryformer_small():
-    return MemoryFormerConfig(dim=768, depth=6, num_heads=8)
+    return MemoryFormerConfig(dim=768, depth=12, num_heads=12)
+
+
+@_register()
+def memoryformer_base():
+    return MemoryFormerConfig(dim=1024, depth=24, num_heads=16)
+
+
+@_register()
+def memoryformer_large():
+    return MemoryFormerConfig(dim=2048, depth=16, num_heads=8)
