@@ -119,5 +119,5 @@ def _sums(dy, factors, order, starts, dtables, M, D, REAL: tl.constexpr, ROWS: t
         factor = tl.load(factors + place, mask=at < end, other=0.0)
         mask = (at < end)[:, None] & (column < D)
         total += factor[:, None] * tl.load(dy + (place % M)[:, None] * D + column, mask=mask, other=0.0).to(REAL)
-    found = tl.sum(total, axis=0)[None, :]
+    found = tl.sum(total, axis=0, keep_dims=True)
     tl.store(dtables + row * D + column, found.to(dtables.dtype.element_ty), mask=column < D)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import zoo
+from zoo.kernels.flops import flop_counter
 from zoo.kernels.hashed_lookup.codes import weights
-from zoo.layers.memory import MemoryLayer
+from zoo.layers.memory import MemoryBlock, MemoryLayer
 
 
 def close(a: Tensor, b: Tensor) -> None:
@@ -90,3 +91,42 @@ def test_a_model_has_no_matrix_but_the_heads_and_tables_of_the_papers_size():
     assert block.mlp.fc2.tables.numel() == 128 * 512**2 and block.mlp.fc1.tables.shape == (64, 256, 640)
     with pytest.raises(ValueError, match=r"rotary_fraction must be in \(0, 1\], got 0"):
         zoo.create_model("memoryformer_nano", rotary_fraction=0.0)
+
+
+def counted(module: nn.Module, x: Tensor) -> dict[str, int]:
+    """Pairs of a multiplication and an addition by operator, which is what the paper calls FLOPs."""
+    with flop_counter(display=False) as counter, torch.no_grad():
+        module(x)
+    return {str(name): count // 2 for name, count in counter.get_flop_counts()["Global"].items()}
+
+
+@pytest.mark.parametrize(("bits", "giga"), [(4, 0.14), (8, 0.07)])
+def test_a_layer_costs_what_the_papers_table_3_says(bits, giga):
+    """Of the 51 tables of 10 bits for 510 channels it says 0.06, which is 0.054 by its formula."""
+    with torch.device("meta"):
+        layer = MemoryLayer(512, 512, bits)
+    found = counted(layer, torch.empty(1, 2048, 512, device="meta"))["zoo.hashed_lookup"]
+    assert found == 2048 * (512 // bits) * (bits + 512) and round(found / 1e9, 2) == giga
+    assert layer.tables.numel() * 2 / 1e6 == pytest.approx({4: 2.1, 8: 16.8}[bits], abs=0.05)  # MB in float16
+
+
+@pytest.mark.parametrize(("size", "attention", "total"), [("tiny", 4.3, 4.7), ("small", 6.4, 7.4), ("base", 8.6, 10.2)])
+def test_a_block_costs_what_the_papers_table_1_says(size, attention, total):
+    """Attention to its digits. The tables are K (3 d + 1.25 d + d) and their codes a token, which the paper rounds up
+    to 6 K d: so its totals are above ours by up to 2.3 %."""
+    model: Any = zoo.create_model(f"memoryformer_{size}", depth=1, device="meta").eval()
+    dim = model.config.dim
+    found = counted(model.blocks[0], torch.empty(1, 2048, dim, device="meta"))
+    count = dim // 8
+    assert found["aten.bmm"] == 2 * 2048**2 * dim and round(found["aten.bmm"] / 1e9, 1) == attention
+    assert found["zoo.hashed_lookup"] == 2048 * count * (8 + 3 * dim + 8 + 10 * count + 10 + dim)
+    assert found["zoo.hashed_lookup"] < 2048 * 6 * count * dim
+    assert 0.977 * (total - 0.05) < (found["aten.bmm"] + found["zoo.hashed_lookup"]) / 1e9 < total + 0.05
+
+
+def test_a_memory_block_takes_the_memory_of_the_papers_table_5():
+    for extra, megabytes in ((1, 52.4), (2, 88.1), (3, 157.3)):
+        with torch.device("meta"):
+            block = MemoryBlock(512, 8, extra)
+        held = block.fc1.tables.numel() + block.fc2.tables.numel()
+        assert 2 * held / 1e6 == pytest.approx(megabytes, abs=0.06)
