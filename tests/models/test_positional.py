@@ -101,7 +101,8 @@ def test_ranges_of_training_and_of_tests():
     assert not torch.equal(data.sources["train"].fetch(torch.arange(400), 1)[0], train)
 
 
-def test_the_command_trains_both_and_judges(capsys):
+def test_the_command_trains_both_and_judges(capsys, monkeypatch):
+    monkeypatch.setattr(extrapolation, "TESTED", 20)
     extrapolation.main(["--only", "sum", "--updates", "20", "--batch-size", "16", "--no-save"])
     printed = capsys.readouterr().out
     assert "of 1 tasks" in printed and "positional" in printed and "standard" in printed

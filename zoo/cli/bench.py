@@ -12,6 +12,7 @@ BENCHMARKS = {
     "families": "language models beside transformers",
     "vision": "vision models beside timm",
     "resolution": "Vim beside DeiT at growing image sizes",
+    "merging": "MAELRE beside the same encoder without merging, over length",
     "recall": "associative recall against the size of the state",
     "extrapolation": "positional beside standard attention on larger numbers than trained on",
     "loading": "how fast a checkpoint becomes a model",

@@ -23,6 +23,7 @@ from zoo.language.lfm2 import LFM2Config, LFM2LanguageModel
 from zoo.language.linformer import LinformerClassifier, LinformerConfig
 from zoo.language.longconv import LongConvConfig, LongConvLanguageModel
 from zoo.language.longconv_text import LongConvTextClassifier, LongConvTextConfig
+from zoo.language.maelre import MAELREClassifier, MAELREConfig
 from zoo.language.mamba import MambaConfig, MambaLanguageModel
 from zoo.language.mamba2 import Mamba2Config, Mamba2LanguageModel
 from zoo.language.memoryformer import MemoryFormerConfig, MemoryFormerLanguageModel
@@ -84,6 +85,8 @@ __all__ = [
     "LongConvTextClassifier",
     "LongConvTextConfig",
     "MACLanguageModel",
+    "MAELREClassifier",
+    "MAELREConfig",
     "MAGLanguageModel",
     "MALLanguageModel",
     "Mamba2Config",

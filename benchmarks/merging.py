@@ -1,0 +1,129 @@
+"""What merging tokens and averaging keys save: MAELRE beside the same encoder without either, over length.
+
+    zoo bench merging                                    # writes benchmarks/results/merging.{json,md}
+    zoo bench merging --lengths 512 2048 --no-save
+
+One row of tokens through the nano's encoder, of random weights, in float32. FLOPs are those of matrix products and
+attention, as torch counts them; seconds are taken in turns, of a pass without gradients; peak memory above weights and
+input is that of a training step, in a process of its own. Expectation, from the layers: with merging all three grow
+linearly, without it FLOPs and seconds tend to the square of the length; memory does not in either, since torch's
+attention keeps no matrix of scores.
+
+The paper (arXiv 2507.19409) is known by its abstract alone: nothing here is compared with its figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import zoo
+from zoo.benchmarks.common import (
+    MIB,
+    RESULTS,
+    RETURNING,
+    fitted_exponent,
+    in_fresh_process,
+    interleaved,
+    machine,
+    markdown,
+    peak_memory,
+    save,
+    table,
+)
+
+LENGTHS = (512, 1024, 2048, 4096, 8192)
+SIDES: dict[str, dict[str, Any]] = {"plain": {"merge_rate": 0.0, "max_keys": None}, "merging": {}}
+
+
+def build(side: str, device: str = "cpu") -> nn.Module:
+    torch.manual_seed(0)
+    return zoo.create_model("maelre_nano", device=device, **SIDES[side]).eval()
+
+
+def tokens(length: int, device: str = "cpu") -> Tensor:
+    return (torch.arange(length, device=device) * 7 % 15)[None]
+
+
+@torch.no_grad()
+def run(model: nn.Module, read: Tensor) -> Tensor:
+    return model(read)
+
+
+def flops(side: str, length: int) -> int:
+    """Of one pass, counted without computing it."""
+    with FlopCounterMode(display=False) as counter:
+        run(build(side, "meta"), tokens(length, "meta"))
+    return counter.get_total_flops()
+
+
+def step(model: nn.Module, read: Tensor) -> None:
+    model(read).square().mean().backward()
+
+
+def memory(side: str, length: int) -> int:
+    """Peak bytes of a training step, in a process that has made a shorter one."""
+    model = build(side).train()
+    step(model, tokens(64))
+    return peak_memory(partial(step, model, tokens(length)))
+
+
+def measure(length: int, budget: float) -> dict[str, Any]:
+    runs, _ = interleaved({side: partial(run, build(side), tokens(length)) for side in SIDES}, budget=budget)
+    return {
+        "length": length,
+        "flops": {side: flops(side, length) for side in SIDES},
+        "seconds": {side: statistics.median(runs[side]) for side in SIDES},
+        "bytes": {side: in_fresh_process(memory, side, length, environment=RETURNING) for side in SIDES},
+    }
+
+
+UNITS = {"flops": ("MFLOP", 1e6), "seconds": ("ms", 1e-3), "bytes": ("MiB", MIB)}
+
+
+def show(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Every measure of both sides, and the exponents over the lengths in the last row."""
+    columns = ["tokens", *(f"{side}, {unit}" for unit, _ in UNITS.values() for side in SIDES)]
+    rows = [
+        [str(r["length"]), *(f"{r[what][side] / unit:,.1f}" for what, (_, unit) in UNITS.items() for side in SIDES)]
+        for r in records
+    ]
+    if len(records) > 1:
+        lengths = [r["length"] for r in records]
+        grown = [[r[what][side] for r in records] for what in UNITS for side in SIDES]
+        rows.append(["exponent", *(f"{fitted_exponent(lengths, values):.2f}" for values in grown)])
+    return columns, rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "zoo bench merging", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
+    parser.add_argument("--budget", type=float, default=5.0, help="seconds after which a measurement ends")
+    parser.add_argument("--no-save", action="store_true", help="only print")
+    options = parser.parse_args(arguments)
+    if min(options.lengths) < 1:
+        parser.error(f"lengths must be positive, got {min(options.lengths)}")
+
+    records = [measure(n, options.budget) for n in track(options.lengths, "measuring", console=Console(stderr=True))]
+    title = "One row through maelre_nano, float32: FLOPs and time of a pass, memory of a training step"
+    Console(width=max(120, Console().width)).print(table(title, *show(records)))
+    if not options.no_save:
+        here = machine()
+        text = markdown(title, *show(records)) + f"\n{here['processor']}, {here['threads']} threads, "
+        text += f"{here['packages']}, commit {here['commit']}, {here['date']}.\n"
+        save("merging", {"machine": here, "records": records}, text, RESULTS)
+
+
+if __name__ == "__main__":
+    main()
