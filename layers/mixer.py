@@ -26,7 +26,7 @@ def skips_padding(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if seq_idx is None or _runs_at_once(seq_idx, fresh=state.seen == 0):
             y = forward(self, x, state, seq_idx=seq_idx)
         else:
-            y = _by_length(functools.partial(forward, self), x, state, seq_idx)
+            y = _by_length(functools.partial(forward, self), x, state, seq_idx, self.out_dim or x.shape[-1])
         state.seen += x.shape[1]
         return y
 
@@ -40,10 +40,10 @@ def _runs_at_once(seq_idx: Tensor, fresh: bool) -> bool:
     return leading or bool(real.all())
 
 
-def _by_length(forward: Callable[..., Tensor], x: Tensor, state: State, seq_idx: Tensor) -> Tensor:
+def _by_length(forward: Callable[..., Tensor], x: Tensor, state: State, seq_idx: Tensor, out_dim: int) -> Tensor:
     real = seq_idx >= 0
     length, order = real.sum(1), (~real).to(torch.uint8).argsort(dim=1, stable=True)
-    y = torch.zeros_like(x)
+    y = x.new_zeros(*x.shape[:2], out_dim)
     for count in length.unique().tolist():
         rows = (length == count).nonzero()[:, 0]
         if count:
@@ -55,8 +55,13 @@ def _by_length(forward: Callable[..., Tensor], x: Tensor, state: State, seq_idx:
 
 
 class Mixer(KeepsFloat32, ABC):
-    """(B, T, dim) -> (B, T, dim), in parallel over T or from a state; both give the same output."""
+    """(B, T, dim) -> (B, T, dim), in parallel over T or from a state; both give the same output.
 
+    Attributes:
+        out_dim: channels of the output, where they are others than those of the input.
+    """
+
+    out_dim: int | None = None
     compute: Tensor  # empty, and follows the module: the device and dtype it computes in, whatever its projections are
 
     def __init__(self):

@@ -14,6 +14,7 @@ from zoo.fetching import prefetch
 from zoo.generate import generate, stream
 from zoo.language.rows import batch_invariant
 from zoo.layers.report import activity, after_step, auxiliary_losses
+from zoo.linearize import linearize
 from zoo.perplexity import TextScore, score_text
 from zoo.predict import predict, read_labels
 from zoo.quantize import quantize
@@ -43,6 +44,7 @@ __all__ = [
     "export_program",
     "factorize",
     "generate",
+    "linearize",
     "list_families",
     "list_models",
     "load_tokenizer",

@@ -13,6 +13,7 @@ from zoo.layers.attention.kmeans import OnlineKMeans
 from zoo.layers.attention.latent import LatentAttention
 from zoo.layers.attention.lightning import LightningAttention
 from zoo.layers.attention.linformer import LinformerAttention, SequenceProjection
+from zoo.layers.attention.lizard import FeatureMemory, LizardAttention
 from zoo.layers.attention.memory import MemoryMixer, MemoryState
 from zoo.layers.attention.positional import PositionalAttention
 from zoo.layers.attention.rotary import Rotary
@@ -35,6 +36,7 @@ __all__ = [
     "CascadedGroupAttention",
     "CausalAttention",
     "ConvolvedAttention",
+    "FeatureMemory",
     "GatedAttention",
     "GatedLinearAttention",
     "HeadByHead",
@@ -45,6 +47,7 @@ __all__ = [
     "LightningAttention",
     "Linear",
     "LinformerAttention",
+    "LizardAttention",
     "Llama3",
     "MemoryMixer",
     "MemoryState",

@@ -72,7 +72,7 @@ class CausalAttention(Mixer):
             raise ValueError(f"rotary must turn at most the {width} channels of a head, got one for {rotary.dim}")
         if softcap is not None:
             require_above(0, softcap=softcap)
-        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, width
+        self.dim, self.num_heads, self.num_kv_heads, self.head_dim = dim, num_heads, num_kv_heads, width
         self.scale, self.softcap = scale, softcap
         self.sinks = nn.Parameter(torch.zeros(num_heads)) if sinks else None
         self.build_projections(dim, bias)

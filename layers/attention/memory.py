@@ -39,7 +39,13 @@ class MemoryMixer(Mixer):
     scale: float | None = None
 
     def recall(
-        self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: MemoryState | None, seq_idx: Tensor | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        log_decay: Tensor | None,
+        state: MemoryState | None,
+        seq_idx: Tensor | None,
     ) -> Tensor:
         """What queries (B, T, H, K) find of keys (B, T, H, K) and values (B, T, H, V), which the state remembers."""
         past = None if state is None else keep_rows(state.memory, state.advance_sequence(seq_idx))

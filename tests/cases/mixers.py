@@ -10,6 +10,7 @@ from zoo.layers.attention import (
     GatedLinearAttention,
     LatentAttention,
     LightningAttention,
+    LizardAttention,
     Llama3,
     Retention,
     Rotary,
@@ -85,6 +86,12 @@ MIXERS = {
     "attention-sinks": lambda: CausalAttention(DIM, num_heads=6, num_kv_heads=2, scale=0.3, sinks=True),
     "attention-sinks-capped": lambda: CausalAttention(DIM, num_heads=4, softcap=1.5, sinks=True),
     "sliding-window-sinks": lambda: SlidingWindowAttention(DIM, num_heads=6, window=6, num_kv_heads=2, sinks=True),
+    "lizard": lambda: LizardAttention(CausalAttention(DIM, num_heads=6, num_kv_heads=2), window=6, chunk_size=8),
+    "lizard-options": lambda: LizardAttention(
+        CausalAttention(DIM, 3, rotary=Rotary(6), q_norm=RMSNorm(8), sinks=True, scale=0.3), 50, gate=False
+    ),
+    "lizard-memory": lambda: LizardAttention(CausalAttention(DIM, num_heads=3), window=None, chunk_size=5),
+    "lizard-window": lambda: LizardAttention(CausalAttention(DIM, num_heads=4), window=6, linear=False),
     "routing-one-cluster": lambda: RoutingAttention(DIM, 4, num_clusters=1, cluster_size=8).eval(),
     "routing-and-local": lambda: ParallelMixers(
         {

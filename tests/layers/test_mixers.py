@@ -14,7 +14,7 @@ from zoo.layers.state import State
 
 REACH = {  # steps seen
     "sliding-window": 6, "sliding-window-narrow": 2, "sliding-window-wide": 6, "sliding-window-options": 6,
-    "sliding-window-capped": 6, "sliding-window-sinks": 6, "gated-conv": 3, "gated-conv-narrow": 2,
+    "sliding-window-capped": 6, "sliding-window-sinks": 6, "lizard-window": 6, "gated-conv": 3, "gated-conv-narrow": 2,
     "gated-conv-double": 4, "h3-conv-short": 11, "h3-conv-one-tap": 1,
 }  # fmt: skip
 # a Fourier transform of the row: causal up to its rounding

@@ -165,6 +165,8 @@ BY_HAND = {
     "transformer_1_3b": dense(50280, 2048, 24, 512, 6144),
     "smallthinker_4b_a0_6b": early_routed(1536, 32, 12, 2, 32, tied=True),
     "smallthinker_21b_a3b": early_routed(2560, 52, 28, 4, 64, tied=False),
+    # of each block two maps of features a head, gates with a bias, a logit of the meta tokens and a factor
+    "lizard_llama3_8b": PUBLISHED["llama3_8b"] + 32 * (2 * 32 * 128**2 + 32 * 4097 + 32 + 1),
     # tables of tokens and positions, the output's bias and two matrices along the sequence a block
     "linformer_base": encoder(50265, 768, 12, 768, 3072, 2) + 512 * 768 + 12 * (768 + 2 * 128 * 512),
     # five projections, three convolutions and a norm; attention has four and four learned keys and values

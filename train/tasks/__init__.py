@@ -5,6 +5,7 @@ from zoo.train.tasks.classification import ImageClassification, TextClassificati
 from zoo.train.tasks.dual_input import DualInputClassification
 from zoo.train.tasks.generation import ImageGeneration
 from zoo.train.tasks.language import LanguageModeling
+from zoo.train.tasks.linearization import Linearization
 from zoo.train.tasks.multi_task import MultiTask
 from zoo.train.tasks.regression import SequenceRegression
 from zoo.train.tasks.segmentation import Segmentation
@@ -14,6 +15,7 @@ __all__ = [
     "ImageClassification",
     "ImageGeneration",
     "LanguageModeling",
+    "Linearization",
     "MultiTask",
     "Segmentation",
     "SequenceRegression",

@@ -21,6 +21,7 @@ from zoo.language.jamba import JambaConfig, JambaLanguageModel
 from zoo.language.kimi_linear import KimiLinearConfig, KimiLinearLanguageModel
 from zoo.language.lfm2 import LFM2Config, LFM2LanguageModel
 from zoo.language.linformer import LinformerClassifier, LinformerConfig
+from zoo.language.lizard import LizardConfig, LizardLanguageModel
 from zoo.language.longconv import LongConvConfig, LongConvLanguageModel
 from zoo.language.longconv_text import LongConvTextClassifier, LongConvTextConfig
 from zoo.language.maelre import MAELREClassifier, MAELREConfig
@@ -80,6 +81,8 @@ __all__ = [
     "LanguageModel",
     "LinformerClassifier",
     "LinformerConfig",
+    "LizardConfig",
+    "LizardLanguageModel",
     "LongConvConfig",
     "LongConvLanguageModel",
     "LongConvTextClassifier",
