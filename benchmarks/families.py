@@ -34,7 +34,7 @@ SWEEP = (512, 1024, 2048, 4096, 8192)
 # families of linear cost, with the options that leave out what costs more: of longconv the attention
 LINEAR: dict[str, dict[str, Any]] = {
     "mamba": {}, "mamba2": {}, "based": {}, "s4": {}, "s4d": {}, "longconv": {"attention_layers": ()},
-    "scatterbrain": {},
+    "scatterbrain": {}, "titans_lmm": {}, "titans_mac": {}, "titans_mag": {}, "titans_mal": {},
 }  # fmt: skip
 EXPONENT_LIMIT = 1.1
 

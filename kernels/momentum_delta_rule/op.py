@@ -18,6 +18,7 @@ from zoo.kernels.dispatch import (
 )
 from zoo.kernels.momentum_delta_rule import chunked, native, reference
 from zoo.kernels.operator import Like, define
+from zoo.kernels.triton_support import triton_implementation
 
 
 class MomentumDeltaRuleOutput(NamedTuple):
@@ -63,8 +64,8 @@ def momentum_delta_rule(
             to; zeros when None.
         seq_idx: (B, T) integers; both restart from zero where the value changes (packed sequences).
         chunk_size: steps a chunk; changes time and memory, not the result.
-        impl: "auto" or the name of an implementation ("native", "chunked", "reference"). A single time step is the
-            recurrence itself and has one implementation.
+        impl: "auto" or the name of an implementation ("triton", "native", "chunked", "reference"). A single time step
+            is the recurrence itself and has one implementation.
 
     Returns:
         MomentumDeltaRuleOutput(output (B, T, H, V), final_state, final_momentum (B, H, K, V)), all differentiable.
@@ -97,6 +98,7 @@ def momentum_delta_rule(
 
 operation = Operation(
     "momentum_delta_rule",
+    triton_implementation("zoo.kernels.momentum_delta_rule.triton"),
     Implementation("native", native.forward, native.backward, native.obstacle),
     Implementation("chunked", chunked.forward),
     Implementation("reference", reference.forward),

@@ -108,7 +108,7 @@ def test_gradcheck(impl):
 
 
 def test_implementations():
-    assert IMPLS == ["native", "chunked", "reference"]
+    assert IMPLS == ["native", "chunked", "reference", "triton"]
 
 
 def test_wrong_arguments_say_the_rule():
