@@ -7,7 +7,22 @@ A draft is an option of ``zoo.generate`` and ``zoo.stream``: ``draft=small_model
 from zoo.decoding.accept import accept, draw
 from zoo.decoding.draft import Counts, Draft, as_draft
 from zoo.decoding.drafting import Drafting
+from zoo.decoding.early_exit import DynamicExit, EarlyExit, tokens_per_block
 from zoo.decoding.model import ModelDraft
+from zoo.decoding.multi_token import MultiToken
 from zoo.decoding.reader import Reader
 
-__all__ = ["Counts", "Draft", "Drafting", "ModelDraft", "Reader", "accept", "as_draft", "draw"]
+__all__ = [
+    "Counts",
+    "Draft",
+    "Drafting",
+    "DynamicExit",
+    "EarlyExit",
+    "ModelDraft",
+    "MultiToken",
+    "Reader",
+    "accept",
+    "as_draft",
+    "draw",
+    "tokens_per_block",
+]

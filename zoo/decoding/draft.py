@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoo.language.base import LanguageModel
@@ -25,12 +23,14 @@ class Counts:
         accepted: drafted tokens that were said.
         tokens: tokens that were said after the prompts and their first one.
         passes: readings of the whole model that gave them.
+        blocks: calls of the model's blocks, where these draft themselves, whatever the rows.
     """
 
     proposed: int = 0
     accepted: int = 0
     tokens: int = 0
     passes: int = 0
+    blocks: int = 0
 
     def __str__(self) -> str:
         share, pace = self.accepted / max(1, self.proposed), self.tokens / max(1, self.passes)
@@ -72,11 +72,6 @@ class Draft(ABC):
     @abstractmethod
     def begin(self, model: LanguageModel, options: Options) -> Drafting:
         """Before the prompts."""
-
-    @contextmanager
-    def ready(self, options: Options) -> Iterator[None]:
-        """Within it what it drafts with, besides the model itself, is in eval mode."""
-        yield
 
 
 def as_draft(draft: Any) -> Draft:

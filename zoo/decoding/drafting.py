@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -59,6 +60,10 @@ class Drafting(ABC, Generic[DraftType]):
     def keep(self, count: int) -> None:
         """The first ``count`` of the tokens given to ``verify`` are final, the others forgotten."""
 
+    def ready(self) -> AbstractContextManager[None]:
+        """Within it what drafts, besides the model itself, is in eval mode."""
+        return nullcontext()
+
     def most(self) -> int:
         """Tokens of the next draft."""
         return self.draft.length
@@ -69,7 +74,7 @@ class Drafting(ABC, Generic[DraftType]):
     @torch.no_grad()
     def steps(self, prompts: Batch) -> Iterator[Step]:
         """The prompts once in parallel, then drafts, each of them read at once; see ``zoo.generate.decode.steps``."""
-        with generating(self.model, self.options), self.draft.ready(self.options):
+        with generating(self.model, self.options), self.ready():
             logits, proposal = self.read(prompts)[:, None], Proposal([], [])
             saying = Saying(self.options, prompts.repeated(self.options.num_samples), logits.shape[-1])
             said, _ = self._judged(logits, proposal, saying)

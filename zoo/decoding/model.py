@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -44,15 +43,13 @@ class ModelDraft(Draft):
         """Before the prompts."""
         return _ModelDrafting(self, model, options)
 
-    @contextmanager
-    def ready(self, options: Options) -> Iterator[None]:
-        """Within it the draft is in eval mode."""
-        with generating(self.model, options):
-            yield
-
 
 class _ModelDrafting(Drafting[ModelDraft]):
     """Two models, each with its state."""
+
+    def ready(self) -> AbstractContextManager[None]:
+        """Within it the drafting model is in eval mode."""
+        return generating(self.draft.model, self.options)
 
     def read(self, prompts: Batch) -> Tensor:
         """Both read the prompts."""

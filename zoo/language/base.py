@@ -209,19 +209,12 @@ class LanguageModel(nn.Module, ABC):
             order = (seq_idx >= 0).to(torch.uint8).argsort(dim=1, stable=True)
             tokens, seq_idx = tokens.gather(1, order), seq_idx.gather(1, order)
             labels = None if labels is None else labels.gather(1, order)
-        x = self.embed(tokens)
-        if self.config.residual_in_fp32:
-            x = x.to(compute_dtype(x))
-        if state is not None and state.governed:
-            tell(state, tokens)
-        x = self.forward_blocks(x, state, seq_idx)
-        if state is not None and state.governed:
-            finish(state)
+        x = self.forward_residual(tokens, state, seq_idx)
         if labels is not None:
             return self.loss(self.forward_norm(x), tokens, labels, seq_idx, num_scored)
         if order is not None:
             x = x.take_along_dim(order.argsort(dim=1)[..., None], 1)
-        return capped(self.head(self.forward_norm(x[:, -logits_to_keep:])), self.softcap)
+        return self.read_out(x[:, -logits_to_keep:])
 
     def loss(
         self,
@@ -234,6 +227,26 @@ class LanguageModel(nn.Module, ABC):
         """What is minimised, of hidden (B, T, dim) as the head reads it; the other arguments are those of ``forward``,
         with padding at the beginning of the rows."""
         return self.cross_entropy(hidden, labels, seq_idx, num_scored)
+
+    def forward_residual(
+        self, tokens: Tensor, state: ModelState | None = None, seq_idx: Tensor | None = None
+    ) -> Tensor:
+        """tokens (B, T), padding first -> the residual stream (B, T, dim) past all blocks."""
+        if state is not None and state.governed:
+            tell(state, tokens)
+        x = self.forward_blocks(self.enter(tokens), state, seq_idx)
+        if state is not None and state.governed:
+            finish(state)
+        return x
+
+    def enter(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T) -> the residual stream (B, T, dim) before the first block."""
+        x = self.embed(tokens)
+        return x.to(compute_dtype(x)) if self.config.residual_in_fp32 else x
+
+    def read_out(self, x: Tensor) -> Tensor:
+        """The residual stream (B, T, dim) -> logits (B, T, vocab_size)."""
+        return capped(self.head(self.forward_norm(x)), self.softcap)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) -> (B, T, dim)."""

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.config import require_positive
 from zoo.language.base import Block, LanguageConfig, LanguageModel
-from zoo.layers import ModelState, RMSNorm, SwiGLU
+from zoo.layers import ModelState, RMSNorm, State, SwiGLU
 from zoo.layers.attention.latent import LatentAttention
 from zoo.layers.attention.scaling import RotaryScaling, Yarn
 from zoo.layers.moe.deepseek import DeepSeekMoE
@@ -89,7 +89,7 @@ class DeepSeekConfig(LanguageConfig):
         if isinstance(self.yarn, dict):
             object.__setattr__(self, "yarn", RotaryScaling.of({"kind": "yarn", **self.yarn}))
         require_positive(self, "num_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-        require_positive(self, "mlp_dim", "expert_dim", "num_experts", "top_k", "q_lora_rank")
+        require_positive(self, "mlp_dim", "expert_dim", "num_experts", "top_k", "q_lora_rank", "group_top")
         for name in ("first_k_dense", "num_shared", "mtp_depth"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -115,14 +115,17 @@ class NextTokenModule(nn.Module):
         self.block = block
         self.shared_head_norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, hidden: Tensor, embedded: Tensor, seq_idx: Tensor | None = None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, embedded: Tensor, seq_idx: Tensor | None = None, state: State | None = None
+    ) -> Tensor:
         """hidden (B, T, dim) of the depth before, embedded (B, T, dim) k tokens later -> (B, T, dim)."""
         x = self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden)], dim=-1))
-        return self.shared_head_norm(self.block(x, None, seq_idx))
+        return self.shared_head_norm(self.block(x, state, seq_idx))
 
 
 class DeepSeekLanguageModel(Reports, LanguageModel):
-    """A stack of latent attention and experts, or SwiGLU in the first blocks; ``mtp`` is used in training only."""
+    """A stack of latent attention and experts, or SwiGLU in the first blocks; ``mtp`` is used in training, and by
+    ``zoo.decoding.MultiToken`` to draft."""
 
     config: DeepSeekConfig
 
@@ -239,6 +242,15 @@ def deepseek_nano():
         vocab_size=256, dim=128, depth=3, num_heads=4, kv_lora_rank=48, q_lora_rank=64, qk_nope_head_dim=32,
         qk_rope_head_dim=16, v_head_dim=32, mlp_dim=384, expert_dim=64, num_experts=8, top_k=2, num_groups=4,
         top_groups=2, tie_embeddings=True, initializer_range=0.05,
+    )  # fmt: skip
+
+
+@_register()
+def deepseek_mtp_nano():
+    return DeepSeekConfig(
+        vocab_size=256, dim=64, depth=2, num_heads=4, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=16,
+        v_head_dim=16, mlp_dim=192, expert_dim=32, num_experts=8, top_k=2, mtp_depth=2, tie_embeddings=True,
+        initializer_range=0.05,
     )  # fmt: skip
 
 

@@ -1,0 +1,73 @@
+"""Modules of multi-token prediction as drafts: the model's text, and what the modules say of the whole text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from itertools import cycle
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import zoo
+from zoo.checkpoints.convert import deepseek
+from zoo.decoding import MultiToken
+from zoo.decoding.multi_token import _MultiTokenDrafting
+
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14]]
+
+
+@pytest.fixture
+def model() -> Any:
+    torch.manual_seed(0)
+    return zoo.create_model("deepseek_mtp_nano", mtp_depth=3, dtype=torch.float64).eval()
+
+
+@pytest.mark.parametrize("prompt", [[4], [3, 1, 4, 1, 5]])
+def test_every_guess_is_that_of_the_modules_on_the_whole_text(model, prompt, monkeypatch):
+    """Where drafts were refused, short, or accepted in part, and after prompts shorter than the depth."""
+    guesses, lengths = [], cycle([3, 1, 2, 3])
+
+    def guess(self: Any, token: Any, plain: Any = _MultiTokenDrafting.guess) -> Any:
+        logits = plain(self, token)
+        guesses.append((len(self.ahead), torch.cat([self.text, *self.ahead], 1), logits))
+        return logits
+
+    monkeypatch.setattr(_MultiTokenDrafting, "guess", guess)
+    monkeypatch.setattr(_MultiTokenDrafting, "most", lambda self: next(lengths))
+    draft = MultiToken()
+    zoo.generate(model, [prompt], 20, temperature=0.5, draft=draft, generator=torch.Generator().manual_seed(0))
+    assert 0 < draft.counts.accepted < draft.counts.proposed
+    for depth, text, logits in guesses:
+        longer = torch.cat([text, text[:, :1]], 1)  # by a token that no guess has seen
+        expected, _ = model.further_tokens(model.forward_norm(model.forward_residual(longer)), longer)[depth - 1]
+        torch.testing.assert_close(logits, model.head(expected[:, -2]), rtol=1e-9, atol=1e-9)
+    assert {depth for depth, *_ in guesses} == {1, 2, 3}
+
+
+def test_a_folder_in_the_published_layout_drafts_too(tmp_path):
+    """The module lies behind the last layer, in one expert a tensor, with copies of embedding and head."""
+    model: Any = zoo.create_model("deepseek_mtp_nano", mtp_depth=1)
+    fields = dataclasses.asdict(model.config)
+    (tmp_path / "config.json").write_text(json.dumps(deepseek.config_to_transformers(fields)))
+    tensors = deepseek.to_transformers(model.state_dict(), stacked=False)
+    module = {name.removeprefix("model.layers.2.") for name in tensors if name.startswith("model.layers.2.")}
+    assert {
+        "enorm.weight", "hnorm.weight", "eh_proj.weight", "shared_head.norm.weight", "shared_head.head.weight",
+        "embed_tokens.weight", "self_attn.kv_b_proj.weight", "mlp.experts.7.down_proj.weight",
+    } < module  # fmt: skip
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    loaded: Any = zoo.create_model(f"local-dir:{tmp_path}")
+    assert loaded.config.mtp_depth == 1
+    expected, found = (zoo.generate(one, PROMPTS, 8, temperature=0, draft="mtp") for one in (model, loaded))
+    assert all(torch.equal(*rows) for rows in zip(found, expected, strict=True))
+    for one, other in zip(model.mtp.parameters(), loaded.mtp.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_models_without_modules_do_not_draft():
+    for name in ("deepseek_nano", "mamba2_nano"):
+        with pytest.raises(ValueError, match="no modules of multi-token prediction"):
+            zoo.generate(zoo.create_model(name), PROMPTS, 3, draft="mtp")
