@@ -126,6 +126,14 @@ def test_test_scenes_lie_on_both_sides_of_the_cut_and_training_scenes_do_not():
     headings = {split: source.fetch(torch.arange(500), 0)[0][..., 2] for split, source in data.sources.items()}
     assert headings["train"].abs().max() < math.pi / 2 and headings["val"].abs().max() < math.pi / 2
     assert headings["test"].abs().min() > math.pi / 2 and headings["test"].abs().max() <= math.pi
+    wound = ScenesDataModule(windings=2)
+    wound.setup()
+    scenes, answers = wound.sources["test"].fetch(torch.arange(500), 0)
+    turns = (scenes[..., 2] - headings["test"]) / (2 * math.pi)
+    assert torch.allclose(turns, turns.round(), atol=1e-5) and set(turns.round().int().unique().tolist()) == {
+        *range(-2, 3)
+    }
+    torch.testing.assert_close(answers, data.sources["test"].fetch(torch.arange(500), 0)[1])
     again = data.sources["val"].fetch(torch.tensor([7, 3]), 5)[0][..., 2]
     assert torch.equal(again, headings["val"][[7, 3]])
     train = data.sources["train"]
@@ -150,5 +158,5 @@ def test_wrong_options(options, message):
 def test_wrong_inputs():
     with pytest.raises(ValueError, match=r"inputs must be \(B, T, 4\) floats with T >= 1, got \(2, 3\)"):
         built()(torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="spread in"):
+    with pytest.raises(ValueError, match=r"spread in \(0, 180\] and windings >= 0, got agents=6, spread=0"):
         ScenesDataModule(spread=0)

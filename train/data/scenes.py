@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zoo.train.data.base import DataModule
 from zoo.train.data.loader import Batch, Source
-from zoo.train.data.rng import derive_seed, uniforms
+from zoo.train.data.rng import derive_seed, integers, uniforms
 
 RADIUS = 3.0  # within which an agent is near
 
@@ -18,8 +18,9 @@ class ScenesDataModule(DataModule):
     """Scenes `(B, agents, 4)` float32 of x and y in [0, 10), heading in (-pi, pi] and speed in [-1, 1), and targets
     `(B, agents, 2)` float32.
 
-    The headings of a scene lie within `spread` degrees of one direction, which is 0 in training and validation scenes,
-    and `turn` degrees in test scenes: at 180, headings on both sides of it are 2 pi apart in number. Asked of an agent
+    The headings of a scene lie within `spread` degrees of one direction: 0 in training and validation scenes, `turn`
+    degrees in test scenes. At 180, headings on both sides of it are 2 pi apart in number. In test scenes each heading
+    also has up to `windings` full turns more or less, as where it was summed up from turning rates. Asked of an agent
     are
 
     - the speed of the one that comes from its right, whose heading is the nearest to a quarter turn to the left of its
@@ -29,6 +30,7 @@ class ScenesDataModule(DataModule):
     Args:
         agents: in a scene.
         spread, turn: degrees.
+        windings: full turns.
         batch_size, eval_batch_size, num_workers, seed: see `DataModule`.
         train_samples, val_samples, test_samples: scenes per epoch and split. Training scenes are drawn anew each epoch;
             the others are the same for every seed.
@@ -43,6 +45,7 @@ class ScenesDataModule(DataModule):
         agents: int = 6,
         spread: float = 90.0,
         turn: float = 180.0,
+        windings: int = 0,
         batch_size: int = 128,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
@@ -52,12 +55,13 @@ class ScenesDataModule(DataModule):
         test_samples: int = 2_000,
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
-        if min(agents, train_samples, val_samples, test_samples) < 1 or not 0 < spread <= 180:
+        if min(agents, train_samples, val_samples, test_samples) < 1 or not 0 < spread <= 180 or windings < 0:
             raise ValueError(
-                f"agents and samples must be >= 1 and spread in (0, 180], got agents={agents}, spread={spread}, "
-                f"train_samples={train_samples}, val_samples={val_samples}, test_samples={test_samples}"
+                f"agents and samples must be >= 1, spread in (0, 180] and windings >= 0, got agents={agents}, "
+                f"spread={spread}, windings={windings}, train_samples={train_samples}, val_samples={val_samples}, "
+                f"test_samples={test_samples}"
             )
-        self.agents, self.spread, self.turn = agents, spread, turn
+        self.agents, self.spread, self.turn, self.windings = agents, spread, turn, windings
         self.samples = {"train": train_samples, "val": val_samples, "test": test_samples}
 
     @property
@@ -65,19 +69,27 @@ class ScenesDataModule(DataModule):
         return {"in_features": 4, "out_features": 2}
 
     def build(self) -> dict[str, Source]:
-        seeds = {"train": derive_seed(0, self.seed), "val": derive_seed(1), "test": derive_seed(2)}
         return {
-            split: Scenes(self, samples, seeds[split], self.turn * (split == "test"), resample=split == "train")
-            for split, samples in self.samples.items()
+            "train": Scenes(self, self.samples["train"], derive_seed(0, self.seed), resample=True),
+            "val": Scenes(self, self.samples["val"], derive_seed(1)),
+            "test": Scenes(self, self.samples["test"], derive_seed(2), self.turn, self.windings),
         }
 
 
 class Scenes:
     """`samples` scenes, or as many new ones each epoch: functions of (seed, number) alone."""
 
-    def __init__(self, of: ScenesDataModule, samples: int, seed: int, turn: float, resample: bool = False) -> None:
+    def __init__(
+        self,
+        of: ScenesDataModule,
+        samples: int,
+        seed: int,
+        turn: float = 0.0,
+        windings: int = 0,
+        resample: bool = False,
+    ) -> None:
         self.agents, self.spread, self.samples, self.seed = of.agents, of.spread, samples, seed
-        self.turn, self.resample = turn, resample
+        self.turn, self.windings, self.resample = turn, windings, resample
 
     def __len__(self) -> int:
         return self.samples
@@ -87,7 +99,9 @@ class Scenes:
         numbers = uniforms(indices, 4 * self.agents, self.seed).view(-1, self.agents, 4)
         places, speeds = 10 * numbers[..., :2], 2 * numbers[..., 3] - 1
         degrees = self.turn + self.spread * (2 * numbers[..., 2] - 1)
-        headings = torch.deg2rad(-torch.remainder(180 - degrees, 360) + 180)  # in (-pi, pi]
+        degrees = 180 - torch.remainder(180 - degrees, 360)  # in (-180, 180]
+        turns = integers(indices, self.agents, 2 * self.windings + 1, self.seed, 1) - self.windings
+        headings = torch.deg2rad(degrees + 360 * turns)
         scenes = torch.cat([places, headings[..., None], speeds[..., None]], dim=-1)
         return scenes.float(), answers(places, headings, speeds).float()
 
