@@ -60,7 +60,7 @@ CONVERTERS = (
     mambavision, minimax, mixtral, nemotron_h, qwen3_next, recurrent_gemma, rwkv7, smallthinker, xlstm, zamba2,
 )  # fmt: skip
 _AUTHORS = based, efficientvit, m3vit, mcunet, pcdarts, simplenet, vmamba, vovnet, xlstm1  # of weights alone
-LAYOUTS = ("zoo", "transformers", "timm")
+LAYOUTS = ("zoo", "transformers", "timm", "gguf")
 _TRANSFORMERS: dict[str, Any] = {  # family -> converter
     "mamba": mamba, "mamba2": mamba, "falcon_h1": falcon_h1, "deepseek": deepseek, "moe": mixtral,
     "minimax": minimax, "gpt_oss": gpt_oss, "transformer": dense, "lfm2": lfm2, "qwen3_next": qwen3_next,
