@@ -86,20 +86,47 @@ OPERATIONS: dict[str, Callable[[int, int], nn.Module]] = {  # (channels, stride)
 }
 
 
-class Cell(nn.Module):
+class CellGraph(nn.Module):
     r"""The outputs of the two cells before -> that of the last one and of this one.
 
-    .. math:: s_i = o(s_a) + o'(s_b), \quad y = [s_2, s_3, \ldots]
+    .. math:: s_i = f_i(s_0, \ldots, s_{i-1}), \quad y = [s_2, s_3, \ldots]
 
-    where s_0, s_1 are the two inputs brought to ``dim`` channels and each later node s_i sums two earlier ones, each
-    through an operation.
+    where s_0, s_1 are the two inputs brought to ``dim`` channels. A subclass says what a node makes of those before.
 
     Args:
         dims: channels of the two inputs.
         dim: of each node; the output has one ``dim`` a node.
+        nodes: how many.
+        halve_first: the first input has twice the resolution.
+    """
+
+    def __init__(self, dims: tuple[int, int], dim: int, nodes: int, halve_first: bool):
+        super().__init__()
+        self.preprocess0 = (FactorizedReduce if halve_first else ReLUConvNorm)(dims[0], dim)
+        self.preprocess1 = ReLUConvNorm(dims[1], dim)
+        self.nodes = nodes
+
+    def forward(self, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Maps of the two cells before -> the second of them and this cell's (B, dim * nodes, H, W)."""
+        states = [self.preprocess0(inputs[0]), self.preprocess1(inputs[1])]
+        for node in range(self.nodes):
+            states.append(self.node(node, states))
+        return inputs[1], torch.cat(states[2:], dim=1)
+
+    def node(self, index: int, states: list[Tensor]) -> Tensor:
+        """s_i of the states before it, i being ``index`` + 2."""
+        raise NotImplementedError
+
+
+class Cell(CellGraph):
+    r"""A cell whose every node sums two earlier states, each through an operation:
+
+    .. math:: s_i = o(s_a) + o'(s_b)
+
+    Args:
+        dims, dim, halve_first: see ``CellGraph``.
         edges: (operation, node it comes from) of every edge, two a node, in order.
         reduction: halve the resolution on edges from the inputs.
-        halve_first: the first input has twice the resolution.
         drop_path: stochastic depth of every edge that is not the identity.
 
     Raises:
@@ -118,24 +145,19 @@ class Cell(nn.Module):
         halve_first: bool = False,
         drop_path: float = 0.0,
     ):
-        super().__init__()
         check_edges(edges)
-        self.preprocess0 = (FactorizedReduce if halve_first else ReLUConvNorm)(dims[0], dim)
-        self.preprocess1 = ReLUConvNorm(dims[1], dim)
+        super().__init__(dims, dim, len(edges) // 2, halve_first)
         self.sources = [source for _, source in edges]
         self.ops = nn.ModuleList(OPERATIONS[name](dim, 2 if reduction and source < 2 else 1) for name, source in edges)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Maps of the two cells before -> the second of them and this cell's (B, dim * nodes, H, W)."""
-        states = [self.preprocess0(inputs[0]), self.preprocess1(inputs[1])]
-        edges = list(zip(self.ops, self.sources, strict=True))
-        for first, second in zip(edges[::2], edges[1::2], strict=True):
-            states.append(self._edge(states, *first) + self._edge(states, *second))
-        return inputs[1], torch.cat(states[2:], dim=1)
+    def node(self, index: int, states: list[Tensor]) -> Tensor:
+        """The sum of its two edges."""
+        return self._edge(states, 2 * index) + self._edge(states, 2 * index + 1)
 
-    def _edge(self, states: list[Tensor], op: nn.Module, source: int) -> Tensor:
-        y = op(states[source])
+    def _edge(self, states: list[Tensor], index: int) -> Tensor:
+        op = self.ops[index]
+        y = op(states[self.sources[index]])
         return y if isinstance(op, nn.Identity) else self.drop_path(y)
 
 

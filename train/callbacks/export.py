@@ -26,9 +26,9 @@ class ExportModel(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, Task):
             raise TypeError(f"ExportModel exports the model of a zoo.train.tasks.Task, got {type(pl_module).__name__}")
-        weights = full_state_dict(pl_module.average or pl_module.trained)
+        model = pl_module.result()
+        weights = full_state_dict(model)
         if trainer.is_global_zero:
-            model = pl_module.average or pl_module.trained
             if trainer.strategy.restore_checkpoint_after_setup:  # sharded: fill a whole one
                 model = pl_module.build()
                 model.load_state_dict(weights)

@@ -8,9 +8,11 @@ from zoo.train.tasks.language import LanguageModeling
 from zoo.train.tasks.linearization import Linearization
 from zoo.train.tasks.multi_task import MultiTask
 from zoo.train.tasks.regression import SequenceRegression
+from zoo.train.tasks.search import ArchitectureSearch
 from zoo.train.tasks.segmentation import Segmentation
 
 __all__ = [
+    "ArchitectureSearch",
     "DualInputClassification",
     "ImageClassification",
     "ImageGeneration",

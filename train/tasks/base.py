@@ -133,6 +133,10 @@ class Task(LightningModule):
         """The averaged model where there is one, in an evaluation with the model's dtypes; else the model itself."""
         return next(filter(None, (*self.rounded, self.average, self.trained)))
 
+    def result(self) -> nn.Module:
+        """What a finished training leaves: the average where there is one, else the model."""
+        return self.average or self.trained
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Task:
         """Casts (bf16-true) leave the average as it is: in bfloat16 its steps would be rounded away."""
         average, self.average = self.average, None

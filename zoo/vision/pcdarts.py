@@ -2,7 +2,8 @@
 
 Paper: Xu et al., "PC-DARTS: Partial Channel Connections for Memory-Efficient Architecture Search", arXiv 1907.05737.
 Cells and sizes are those of the authors' code (yuhuixu1993/PC-DARTS), which counts 3.63 M parameters for CIFAR and
-5.34 M for ImageNet without the auxiliary head; the paper's tables give 3.6 M and 5.3 M. The search is not part of this.
+5.34 M for ImageNet without the auxiliary head; the paper's tables give 3.6 M and 5.3 M. The search is
+``zoo.train.tasks.ArchitectureSearch``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -110,6 +111,14 @@ class AuxiliaryHead(nn.Module):
         return self.classifier(x.mean((2, 3)))
 
 
+class Place(NamedTuple):
+    """Of a cell: channels of its inputs, whether it halves the resolution, and whether the cell before did."""
+
+    dims: tuple[int, int]
+    reduction: bool
+    halve_first: bool
+
+
 class PCDARTS(HierarchicalModel):
     """Stem, stages of ``Cell``, average pooling, classifier; what passes between cells are the maps of the last two.
 
@@ -133,17 +142,22 @@ class PCDARTS(HierarchicalModel):
         c = self.config
         return nn.Identity() if stage else Stem(c.in_chans, c.stem_dim, c.stem_strides)
 
-    def build_block(self, stage: int, index: int, drop_path: float) -> Cell:
+    def build_block(self, stage: int, index: int, drop_path: float) -> nn.Module:
         """A cell, at its place among all cells."""
+        c, place = self.config, self.place(stage, index)
+        edges = c.reduce if place.reduction else c.normal
+        return Cell(
+            place.dims, c.dims[stage] // (len(edges) // 2), edges,
+            reduction=place.reduction, halve_first=place.halve_first, drop_path=drop_path,
+        )  # fmt: skip
+
+    def place(self, stage: int, index: int) -> Place:
+        """Of a cell among all of them."""
         c = self.config
         widths = [c.stem_dim] * 2 + [dim for dim, depth in zip(c.dims, c.depths, strict=True) for _ in range(depth)]
         reduces = [len(c.stem_strides) == 3] + [s > 0 and i == 0 for s, n in enumerate(c.depths) for i in range(n)]
         place = sum(c.depths[:stage]) + index
-        edges = c.reduce if reduces[place + 1] else c.normal
-        return Cell(
-            (widths[place], widths[place + 1]), c.dims[stage] // (len(edges) // 2), edges,
-            reduction=reduces[place + 1], halve_first=reduces[place], drop_path=drop_path,
-        )  # fmt: skip
+        return Place((widths[place], widths[place + 1]), reduces[place + 1], reduces[place])
 
     def forward_norm(self, x: tuple[Tensor, Tensor]) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The map of the last cell."""
