@@ -80,6 +80,10 @@ class Mixer(KeepsFloat32, ABC):
                 the state when its id is that of the state's newest token, or when no id has been given before.
         """
 
+    def remember(self, x: Tensor, state: State, *, seq_idx: Tensor | None = None) -> None:
+        """Advance a state by x (B, T, dim) whose outputs nobody reads; attention leaves out what only they need."""
+        self(x, state, seq_idx=seq_idx)
+
     @abstractmethod
     def init_state(
         self,

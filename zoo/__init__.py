@@ -7,6 +7,7 @@
 from zoo import cache, decoding
 from zoo.chat import Chat
 from zoo.convert import convert
+from zoo.exits import add_exits, calibrate_exits, exit_costs
 from zoo.export import export_onnx, export_program
 from zoo.factorize import factorize
 from zoo.factory import ModelInfo, create_model, load_weights, model_info
@@ -33,13 +34,16 @@ __all__ = [
     "TextScore",
     "__version__",
     "activity",
+    "add_exits",
     "after_step",
     "auxiliary_losses",
     "batch_invariant",
     "cache",
+    "calibrate_exits",
     "convert",
     "create_model",
     "decoding",
+    "exit_costs",
     "export_onnx",
     "export_program",
     "factorize",

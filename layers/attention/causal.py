@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels.dispatch import compute_dtype
-from zoo.layers.attention.keys import Place, attended, is_causal, masked
+from zoo.layers.attention.keys import Keys, Place, attended, is_causal, masked
 from zoo.layers.attention.rotary import Rotary
 from zoo.layers.attention.sinks import sink_attention
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.mixer import Mixer
 from zoo.layers.options import require_above, require_at_least
+from zoo.layers.state import State
 
 
 class CausalAttention(Mixer):
@@ -92,6 +93,15 @@ class CausalAttention(Mixer):
         q, k = self.rotated(place.position, self.q_norm(q), self.k_norm(k))  # (B, T, H, d)
         y = self.mix(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), place, state)
         return self.output(y.transpose(1, 2).flatten(2), x)
+
+    def remember(self, x: Tensor, state: State, *, seq_idx: Tensor | None = None) -> None:
+        """Keys and values alone, unless a cache policy wants the queries too, or a subclass computes otherwise."""
+        if not isinstance(state, KeyValueState) or type(self).forward is not CausalAttention.forward:
+            return super().remember(x, state, seq_idx=seq_idx)
+        place = Place.of(x, state, seq_idx)
+        k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
+        (k,) = self.rotated(place.position, self.k_norm(k))
+        state.remember(Keys(k.transpose(1, 2), v.transpose(1, 2), place.position, place.ids), place)
 
     def output(self, y: Tensor, x: Tensor) -> Tensor:
         """The heads' outputs y (B, T, H d) for the input x (B, T, dim) -> (B, T, dim)."""

@@ -2,6 +2,7 @@
 
 from zoo.layers.depth.active import ActiveTokens
 from zoo.layers.depth.active_attention import ActiveAttention, refreshed
+from zoo.layers.depth.exits import ImageExits, TokenExits
 from zoo.layers.depth.expert_choice import ExpertChoice
 from zoo.layers.depth.mod import TokenRouter, top_share
 from zoo.layers.depth.recursion import EveryToken, Recursion
@@ -13,8 +14,10 @@ __all__ = [
     "ActiveTokens",
     "EveryToken",
     "ExpertChoice",
+    "ImageExits",
     "Recursion",
     "TokenChoice",
+    "TokenExits",
     "TokenRouter",
     "linear_router",
     "mlp_router",

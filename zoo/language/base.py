@@ -19,6 +19,7 @@ from zoo.language.rows import RowStates, by_rows
 from zoo.layers import Mixer, ModelState, RMSNorm, State
 from zoo.layers.cache.build import Cache, assigned, finish, governed, tell
 from zoo.layers.cache.pruning import Pruning
+from zoo.layers.depth.exits import TokenExits, probabilities
 from zoo.layers.linear import capped, head_loss
 from zoo.layers.moe.experts import RoutedExperts
 from zoo.layers.quant import count_parameters
@@ -71,6 +72,13 @@ class Block(nn.Module):
             x = x + self.feed_forward(self.mlp_norm(x), seq_idx)
         return x
 
+    def remember(self, x: Tensor, state: State, seq_idx: Tensor | None = None) -> None:
+        """Advance the state by x (B, T, dim), tokens that go no further."""
+        if type(self).forward is not Block.forward:
+            self(x, state, seq_idx)
+        else:
+            self.mixer.remember(self.norm(x), state, seq_idx=seq_idx)
+
     def feed_forward(self, x: Tensor, seq_idx: Tensor | None) -> Tensor:
         """The MLP of x (B, T, dim); experts are not visited by padding, which counts in none of their losses."""
         if isinstance(self.mlp, RoutedExperts):
@@ -83,6 +91,7 @@ class LanguageModel(nn.Module, ABC):
 
     Attributes:
         straight: the blocks are run one after the other.
+        exits: where tokens may leave them, see ``zoo.add_exits``; None for nowhere.
     """
 
     straight: ClassVar[bool] = True
@@ -96,6 +105,7 @@ class LanguageModel(nn.Module, ABC):
         self.head = nn.Linear(self.embedding.embedding_dim, config.vocab_size, bias=False)
         self.grad_checkpointing = False
         self.by_rows = False
+        self.exits: TokenExits | None = None
         self.init_weights()
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
@@ -255,14 +265,26 @@ class LanguageModel(nn.Module, ABC):
     def forward_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor:
         """The residual stream (B, T, dim) through all blocks."""
         pruning = Pruning.of(state, x, seq_idx) if state is not None and state.governed else None
+        leaving = None if self.exits is None else self.exits.leaving(x, self.read, seq_idx)
         for index, block in enumerate(self.blocks):
+            if leaving is not None and leaving.over:
+                if state is not None:
+                    cast(Block, block).remember(x, state[index], seq_idx)
+                continue
             if self.grad_checkpointing and self.training and state is None:
-                x = checkpoint(block, x, None, seq_idx, use_reentrant=False)
+                y = checkpoint(block, x, None, seq_idx, use_reentrant=False)
             else:
-                x = block(x, None if state is None else state[index], seq_idx)
+                y = block(x, None if state is None else state[index], seq_idx)
+            x = y if leaving is None else leaving.after(index, x, y)
             if pruning is not None:
                 x, seq_idx = pruning.after(index, x)
+        if leaving is not None:
+            leaving.end()
         return x if pruning is None else pruning.whole(x)
+
+    def read(self, x: Tensor) -> Tensor:
+        """The residual stream (B, T, dim) after any block -> probabilities (B, T, vocab_size) of the next token."""
+        return probabilities(capped(self.head(self.forward_norm(x)), self.softcap))
 
     def forward_norm(self, x: Tensor) -> Tensor:
         """(B, T, dim) as the head reads it."""
@@ -290,6 +312,10 @@ class LanguageModel(nn.Module, ABC):
         """
         policies = assigned(cache, len(self.mixers))
         for policy in policies:
+            if policy is not None and policy.prunes and self.exits is not None:
+                raise ValueError(
+                    f"{type(policy).__name__} ends tokens between blocks, and so do exits: take one of them"
+                )
             if policy is not None and policy.prunes and not self.straight:
                 raise ValueError(
                     f"{type(policy).__name__} ends tokens between blocks that are run one after the other; those of "

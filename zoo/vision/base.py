@@ -13,6 +13,8 @@ from torch.fx import Proxy
 
 from zoo.config import require_positive, require_ranges
 from zoo.layers import fuse, recompute
+from zoo.layers.depth.exits import ImageExits
+from zoo.vision.exits import classify
 from zoo.vision.surface import TimmSurface
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -75,7 +77,8 @@ class VisionModel(TimmSurface, ABC):
     ``HierarchicalModel`` is the variant whose features are maps that shrink from stage to stage.
 
     Attributes: those of ``TimmSurface``; num_features and head_hidden_size (width of the tokens); feature_info (one
-    dict a block with num_chs, reduction and module); fused (whether ``fuse`` was called).
+    dict a block with num_chs, reduction and module); fused (whether ``fuse`` was called); exits (where images may leave
+    the blocks, see ``zoo.add_exits``; None for nowhere).
     """
 
     fused = False
@@ -86,6 +89,7 @@ class VisionModel(TimmSurface, ABC):
         self.config = config
         self.num_features = self.head_hidden_size = self.embed_dim = config.dim
         self.grad_checkpointing = False
+        self.exits: ImageExits | None = None
 
     @abstractmethod
     def forward_embed(self, x: Tensor) -> Tensor:
@@ -117,6 +121,8 @@ class VisionModel(TimmSurface, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W), floating point, to logits (B, num_classes); pooled features when num_classes is 0."""
+        if self.exits is not None:
+            return classify(self, self.exits, x)
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -215,6 +221,9 @@ class VisionModel(TimmSurface, ABC):
         self.config = dataclasses.replace(self.config, label_names=(), **changes)
         reference = next(self.parameters())
         self.head = self.build_head().to(reference.device, reference.dtype).train(self.training)
+        if self.exits is not None:
+            self.exits.reset(self.config.num_classes)
+            self.exits.to(reference.device, reference.dtype).train(self.training)
 
     def build_head(self) -> nn.Module:
         """The classifier for ``config.num_classes``: truncated-normal weight, zero bias; identity for 0 classes."""
