@@ -366,6 +366,33 @@ for _name, _file, _top1 in (  # averaged but for the first, as the authors say (
     )  # fmt: skip
 
 
+_ELM = "https://raw.githubusercontent.com/AaronSpieler/elmneuron/52e68a6d39523ac6613a586699b116e8e606dda3/models"
+for _dim, _tag, _folder, _auc, _size, _prefix, _options in (
+    (1, "neuronio", "num_memory_1", "0.9437", 80_260, "2fde82f06143fee9", ()),
+    (2, "neuronio", "num_memory_2", "0.9582", 80_644, "f484d08371267a87", ()),
+    (3, "neuronio", "num_memory_3", "0.9558", 81_092, "af629ea0bc064c90", ()),
+    (5, "neuronio", "num_memory_5", "0.9757", 82_116, "db39914f78fd96d5", ()),
+    (7, "neuronio", "num_memory_7", "0.9827", 83_204, "a77898efabc57ad3", ()),
+    (10, "neuronio", "num_memory_10", "0.9878", 85_188, "31fe64fc597d990d", ()),
+    (15, "neuronio", "num_memory_15", "0.9915", 89_028, "c97111e4ab732adc", ()),
+    (20, "neuronio", "num_memory_20", "0.9922", 93_828, "d5860dd60cb67997", ()),
+    (25, "neuronio", "num_memory_25", "0.9926", 99_396, "51fcb04f20302d96", ()),
+    (30, "neuronio", "num_memory_30", "0.9929", 105_604, "90e81b6a970f536d", ()),
+    (40, "neuronio", "num_memory_40", "0.9934", 120_644, "25a34b7863c4738b", ()),
+    (50, "neuronio", "num_memory_50", "0.9934", 139_012, "30ef79c024a7ddee", ()),
+    (75, "neuronio", "num_memory_75", "0.9938", 198_532, "ea17dc3ecbe248fe", ()),
+    (100, "neuronio", "num_memory_100", "0.9935", 278_148, "444dd697c7f0f9ea", ()),
+    (100, "neuronio_best", "best_elm_neuron", "0.9946", 278_148, "ee1252616cd2ad7d", (("activation", "silu"),)),
+):  # fmt: skip
+    _add(
+        f"elm_{_dim}", _tag,
+        Weights(
+            url=f"{_ELM}/{_folder}/neuronio_best_model_state.pt", licence="mit", data="NeuronIO", metric=f"AUC {_auc}",
+            converter="elm", sha256_prefix=_prefix, size=_size, fields=_options,
+        ),
+    )  # fmt: skip
+
+
 def tags(name: str) -> tuple[str, ...]:
     """The tags of a name's published weights, the default first."""
     return tuple(INDEX.get(name, ()))

@@ -7,6 +7,7 @@ from zoo.kernels.delta_rule import delta_rule
 from zoo.kernels.dispatch import available_implementations, implementation
 from zoo.kernels.generalized_delta_rule import generalized_delta_rule
 from zoo.kernels.hashed_lookup import hashed_lookup
+from zoo.kernels.leaky_memory import LeakyMemoryOutput, leaky_memory
 from zoo.kernels.linear_attention import LinearAttentionOutput, linear_attention
 from zoo.kernels.linear_recurrence import RecurrenceOutput, linear_recurrence
 from zoo.kernels.long_conv import butterfly_conv, dft_factors, long_conv, packed_long_conv
@@ -37,6 +38,7 @@ from zoo.kernels.taylor_attention import TaylorAttentionOutput, taylor_attention
 
 __all__ = [
     "ConvOutput",
+    "LeakyMemoryOutput",
     "LinearAttentionOutput",
     "MLSTMOutput",
     "MoEOutput",
@@ -60,6 +62,7 @@ __all__ = [
     "grouped_matmul",
     "hashed_lookup",
     "implementation",
+    "leaky_memory",
     "linear_attention",
     "linear_cross_entropy",
     "linear_recurrence",

@@ -36,6 +36,7 @@ from zoo.train.data import (
     EllipsoidsDataModule,
     ListOps,
     ScenesDataModule,
+    SpikeSums,
     SyntheticDataModule,
 )
 from zoo.train.tasks.segmentation import dice
@@ -43,12 +44,14 @@ from zoo.train.tasks.segmentation import dice
 WINDOWS, LENGTH = 32, 256  # of the test documents that score a language model
 VOLUMES = 64  # that score a segmentation model
 EXPRESSIONS = 1000  # that score a text classifier
+SERIES = 1000  # that score a classifier of series
 LISTOPS = ListOps(min_length=6, max_length=40, max_args=5, max_depth=3)  # as in its recipe
 VECTORS: dict[str, DataModule] = {  # family -> what scores it
     "drope": ScenesDataModule(test_samples=1000),
     "positional": ArraysDataModule(algorithm="sort"),
 }
-LAYOUTS = ("arrays", "digits", "docs", "ellipsoids", "listops", "scenes")  # no download: recipes are named after them
+# data that need no download: recipes are named after them
+LAYOUTS = ("arrays", "digits", "docs", "ellipsoids", "listops", "scenes", "spikes")
 
 
 def recipes() -> dict[str, str]:
@@ -65,7 +68,7 @@ def score(model: nn.Module) -> dict[str, Any]:
     the test documents of Python's documentation, which differ between Python versions: so the digest. Image generators:
     bits per dimension of all test digits. Segmentation: Dice coefficient of ``VOLUMES`` generated volumes. Text
     classifiers: accuracy on ``EXPRESSIONS`` generated expressions of ListOps. Models of vectors: mean squared error on
-    the family's generated data.
+    the family's generated data, or accuracy on ``SERIES`` sums of spoken digits where they classify.
     """
     task = zoo.model_info(str(model.config_name)).task
     metric, value, data, inputs = SCORES[task](model.eval())
@@ -113,12 +116,19 @@ def _squared_error(model: nn.Module) -> Score:
     return "squared_error", value, f"{len(inputs)} generated test samples", inputs
 
 
+def _series_accuracy(model: nn.Module) -> Score:
+    spikes, sums = _test_samples(SyntheticDataModule(SpikeSums(), test_samples=SERIES))
+    value = (model(spikes).argmax(1) == sums).float().mean().item()
+    return "accuracy", value, f"{SERIES} generated pairs of spoken digits", spikes
+
+
 SCORES: dict[str, Callable[[nn.Module], Score]] = {
     "image-classification": _accuracy,
     "language": _bits_per_byte,
     "text-classification": _text_accuracy,
     "image-generation": _bits_per_dim,
     "segmentation": _dice,
+    "sequence-classification": _series_accuracy,
     "sequence-regression": _squared_error,
 }
 

@@ -18,7 +18,7 @@ from zoo.checkpoints.index import tags as published_tags
 
 TASKS = (
     "language", "text-classification", "image-classification", "image-generation", "segmentation", "multi-task",
-    "sequence-regression",
+    "sequence-classification", "sequence-regression",
 )  # fmt: skip
 
 

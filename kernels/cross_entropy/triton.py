@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zoo.kernels.common.elementwise import tanh
 from zoo.kernels.dispatch import compute_dtype
 from zoo.kernels.triton_support import block_sizes
 
@@ -145,20 +146,6 @@ def _operands(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtyp
 
 
 @triton.jit
-def _tanh(x):
-    """From exp; near 0, where that cancels, by its series, to float32."""
-    x = tl.minimum(tl.maximum(x, -20.0), 20.0)
-    square = x * x
-    series = x * (1 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
-    small = tl.exp(-2 * tl.abs(x))
-    value = (1 - small) / (1 + small)
-    value = tl.where(x < 0, -value, value)
-    if x.dtype == tl.float32:
-        value = tl.where(tl.abs(x) < 0.3, series, value)
-    return value
-
-
-@triton.jit
 def _logits(
     hidden, weight, bias, row, column, M, V, D, h_row, h_column, w_row, w_column,
     REAL: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, HAS_BIAS: tl.constexpr, CAP: tl.constexpr,
@@ -176,7 +163,7 @@ def _logits(
     if HAS_BIAS:
         logits += tl.load(bias + column, mask=column < V, other=0.0).to(REAL)
     if CAP > 0:
-        logits = _tanh(logits / CAP) * CAP
+        logits = tanh(logits / CAP) * CAP
     return logits
 
 

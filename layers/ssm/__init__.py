@@ -6,6 +6,7 @@ from zoo.layers.ssm.delta_net import DeltaNet, DeltaNetState, FusedGatedDeltaNet
 from zoo.layers.ssm.expanded_mlstm import ExpandedMLSTM, ExpandedMLSTMState
 from zoo.layers.ssm.griffin import RGLRU, GriffinRecurrence, GriffinState
 from zoo.layers.ssm.kimi_delta import KimiDeltaAttention
+from zoo.layers.ssm.leaky_memory import ExpressiveLeakyMemory, LeakyMemoryState
 from zoo.layers.ssm.mamba import Mamba, MambaState
 from zoo.layers.ssm.mamba2 import Mamba2, Mamba2State
 from zoo.layers.ssm.mamba_vision import MambaVisionMixer
@@ -30,11 +31,13 @@ __all__ = [
     "DeltaNetState",
     "ExpandedMLSTM",
     "ExpandedMLSTMState",
+    "ExpressiveLeakyMemory",
     "FusedGatedDeltaNet",
     "GatedDeltaNet",
     "GriffinRecurrence",
     "GriffinState",
     "KimiDeltaAttention",
+    "LeakyMemoryState",
     "MLSTMCell",
     "MLSTMState",
     "Mamba",

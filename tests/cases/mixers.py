@@ -36,6 +36,7 @@ from zoo.layers.ssm import (
     SLSTM,
     DeltaNet,
     ExpandedMLSTM,
+    ExpressiveLeakyMemory,
     FusedGatedDeltaNet,
     GatedDeltaNet,
     GriffinRecurrence,
@@ -127,6 +128,10 @@ MIXERS = {
     "mlstm-expanded": lambda: ExpandedMLSTM(DIM, num_heads=3, chunk_size=8),
     "mlstm-expanded-narrow": lambda: ExpandedMLSTM(DIM, 2, inner_dim=30, block_size=5, d_conv=2, eps=1e-2),
     "slstm": lambda: SLSTM(DIM, num_heads=3),
+    "leaky-memory": lambda: ExpressiveLeakyMemory(DIM, DIM, activation="silu", tau_max=50.0, learn_tau=True),
+    "leaky-memory-branches": lambda: ExpressiveLeakyMemory(
+        DIM, DIM, 5, 7, overlap=True, hidden_dim=10, version=1, tau_max=50.0, dt=2.0
+    ),
     "slstm-narrow": lambda: SLSTM(DIM, num_heads=2, d_conv=2, forget_power=1.0),
     "attention-hashed": lambda: HashedAttention(DIM, num_heads=3, bits=4),
     "neural-memory": lambda: NeuralMemory(DIM, num_heads=3, chunk_size=8),

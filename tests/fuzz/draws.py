@@ -196,6 +196,23 @@ def slstm(dice: Dice) -> Draw:
     return Draw(made)
 
 
+def leaky_memory(dice: Dice) -> Draw:
+    dim, hidden, time = dice.size(), dice.size(), (dice.batch, dice.length)
+    return Draw(
+        present(
+            x=dice.cast(dice.values(*time, hidden)),
+            W_in=dice.cast(dice.pick((0.0, 0.3, 1.0)) * dice.normal(dim, hidden)),
+            W_out=dice.cast(0.5 * dice.normal(hidden, dim)),
+            bias=dice.cast(0.3 * dice.normal(dim)),
+            decay=dice.cast(dice.pick((0.0, 0.5, 1.0)) * dice.rand(dim)),
+            gain=dice.cast(dice.rand(dim)),
+            initial_state=dice.maybe(lambda: dice.state(dice.batch, dim)),
+            seq_idx=dice.maybe(lambda: dice.sequences(*time), 0.4),
+        ),
+        {"activation": dice.pick(("relu", "silu"))},
+    )
+
+
 def linear_recurrence(dice: Dice) -> Draw:
     dim, time = dice.size(), (dice.batch, dice.length)
     return Draw(
@@ -443,6 +460,7 @@ DRAWS: dict[str, Callable[[Dice], Draw]] = {
         generalized_delta_rule,
         grouped_matmul,
         hashed_lookup,
+        leaky_memory,
         linear_attention,
         linear_cross_entropy,
         linear_recurrence,

@@ -206,6 +206,18 @@ def taylor_attention(q, k, v, *, normalize=True, eps=1e-12, initial_state=None, 
     return torch.stack(outputs, 1), S
 
 
+def leaky_memory(x, W_in, W_out, bias, decay, gain, *, activation="relu", initial_state=None, seq_idx=None):
+    m, states = x.new_zeros(x.shape[0], len(decay)) if initial_state is None else initial_state, []
+    act = _silu if activation == "silu" else lambda u: u * (u > 0)
+    for t in range(x.shape[1]):
+        m = decay * _forget(m, _restarts(seq_idx, t))
+        a = act(x[:, t] + sum(m[:, d, None] * W_in[d] for d in range(len(decay))))
+        z = bias + sum(a[:, h, None] * W_out[h] for h in range(W_out.shape[0]))
+        m = m + gain * 1.7159 * torch.tanh(2 * z / 3)
+        states.append(m)
+    return torch.stack(states, 1), m
+
+
 def linear_recurrence(x, log_decay, *, initial_state=None, seq_idx=None):
     h, states = 0 * x[:, 0] if initial_state is None else initial_state, []
     for t in range(x.shape[1]):

@@ -18,7 +18,8 @@ TEXT = zoo.list_models("*_nano", task="text-classification")
 SEGMENTATION = zoo.list_models("*_nano", task="segmentation")
 REGRESSION = zoo.list_models("*_nano", task="sequence-regression")
 WITHOUT_BRANCHES = ("simplenet_nano", "lightcnn_nano")  # that drop_path_rate could drop
-NANO = LANGUAGE + TEXT + VISION + GENERATION + SEGMENTATION + REGRESSION
+SEQUENCES = zoo.list_models("*_nano", task="sequence-classification")
+NANO = LANGUAGE + TEXT + VISION + GENERATION + SEGMENTATION + REGRESSION + SEQUENCES
 
 
 def inputs(model: Any, batch: int = 2, length: int = 20) -> Tensor:

@@ -69,6 +69,10 @@ PUBLISHED = {
     "vanilla_vmamba_base": 76_254_056, "vmamba_tiny_s2l5": 30_705_832, "vmamba_small_s2l15": 50_147_752,
     "vmamba_base_s2l15": 88_557_800, "vmamba_tiny_s1l8": 30_249_064, "vmamba_small_s1l20": 49_012_840,
     "vmamba_base_s1l20": 86_614_504,
+    **{f"elm_{d}": n for d, n in zip(
+        (1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 75, 100),
+        (4601, 4708, 4823, 5077, 5363, 5852, 6827, 8002, 9377, 10952, 14702, 19252, 34127, 54002), strict=True,
+    )},
 }  # fmt: skip
 # Printed in millions: (value, last digit). MoR's are without the embedding.
 ROUNDED = {
@@ -197,6 +201,9 @@ BY_HAND = {
     "longconv_pixel_lra_image": 2 * 512 + convolutions(512, 6, 1024, prenorm=False) + 513 * 10,
     "longconv_pixel_lra_pathfinder": 2 * 256 + convolutions(256, 6, 2 * 1024) + 257 * 2,  # taps of both directions
     "longconv_pixel_lra_pathx": 2 * 256 + convolutions(256, 6, 2 * 16384) + 257 * 2,
+    # synapses, a network of 700 branches and 100 memories with 200 hidden units, a read-out
+    "elm_shd": 700 + 801 * 200 + 201 * 100 + 101 * 20,
+    "elm_shd_adding": 700 + 801 * 200 + 201 * 100 + 101 * 19,
     "mor_1_7b": dense(49152, 2048, 9, 2048, 8192) + 2048 * 3,
 }
 # Papers without a count, or whose count is of another head (S4 on WikiText-103: 249 M with an adaptive softmax).

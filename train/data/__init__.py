@@ -10,6 +10,7 @@ from zoo.train.data.listops import ListOps
 from zoo.train.data.loader import Batch, BatchLoader, Source
 from zoo.train.data.scenes import ScenesDataModule
 from zoo.train.data.shapes import ShapesDataModule
+from zoo.train.data.spikes import SpikeSums
 from zoo.train.data.synthetic import MQAR, InductionHeads, SelectiveCopying, SyntheticDataModule, SyntheticTask
 from zoo.train.data.text import DocumentationDataModule, TextDataModule, TextFilesDataModule
 from zoo.train.data.volumes import EllipsoidsDataModule
@@ -31,6 +32,7 @@ __all__ = [
     "SelectiveCopying",
     "ShapesDataModule",
     "Source",
+    "SpikeSums",
     "SyntheticDataModule",
     "SyntheticTask",
     "TextDataModule",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,11 @@ class SyntheticTask(ABC):
     @property
     @abstractmethod
     def length(self) -> int: ...
+
+    @property
+    def demands(self) -> dict[str, Any]:
+        """See `DataModule.demands`."""
+        return {}
 
     @abstractmethod
     def generate(self, indices: Tensor, seed: int) -> Batch:
@@ -216,6 +222,10 @@ class SyntheticDataModule(DataModule):
     @property
     def vocab_size(self) -> int:
         return self.task.vocab_size
+
+    @property
+    def demands(self) -> dict[str, Any]:
+        return self.task.demands
 
     def build(self) -> dict[str, Source]:
         return {

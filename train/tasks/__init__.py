@@ -1,7 +1,7 @@
 """Tasks: what a model learns from a batch, how it is optimised and what is measured."""
 
 from zoo.train.tasks.base import Task
-from zoo.train.tasks.classification import ImageClassification, TextClassification
+from zoo.train.tasks.classification import ImageClassification, SequenceClassification, TextClassification
 from zoo.train.tasks.dual_input import DualInputClassification
 from zoo.train.tasks.generation import ImageGeneration
 from zoo.train.tasks.language import LanguageModeling
@@ -20,6 +20,7 @@ __all__ = [
     "Linearization",
     "MultiTask",
     "Segmentation",
+    "SequenceClassification",
     "SequenceRegression",
     "Task",
     "TextClassification",

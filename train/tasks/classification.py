@@ -99,3 +99,9 @@ class TextClassification(ImageClassification):
     """The same for token sequences: batches are `(tokens (B, T) int64, targets (B,))`, negative tokens are padding."""
 
     unit = "sequences"
+
+
+class SequenceClassification(ImageClassification):
+    """The same for sequences of vectors: batches are `(values (B, T, in_features), targets (B,))`."""
+
+    unit = "sequences"

@@ -33,6 +33,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         torch.ops.zoo.momentum_delta_rule.default: _stepped("momentum_delta_rule", 6, states=2),
         torch.ops.zoo.linear_recurrence.default: _linear_recurrence,
         torch.ops.zoo.slstm.default: _slstm,
+        torch.ops.zoo.leaky_memory.default: _leaky_memory,
         torch.ops.zoo.long_conv.default: _long_conv,
         torch.ops.zoo.sliding_window_attention.default: lambda *args: window.forward(*args[:-1]),
         torch.ops.zoo.grouped_matmul.default: _grouped_matmul,
@@ -130,6 +131,17 @@ def _slstm(x, R, state, starts, impl):
 
     _unpacked(starts)
     return scanned(combined, (state,), (x,), (R,))
+
+
+def _leaky_memory(x, W_in, W_out, bias, decay, gain, state, starts, smooth, impl):
+    from zoo.kernels.leaky_memory.reference import step
+
+    def combined(state: Tensor, x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        state = step(x, *weights, state, smooth)
+        return state.clone(), state
+
+    _unpacked(starts)
+    return scanned(combined, (state,), (x,), (W_in, W_out, bias, decay, gain))
 
 
 def _long_conv(u: Tensor, kernel: Tensor, D: Tensor | None, gate: Tensor | None, circular: bool, impl: str) -> Tensor:
