@@ -111,8 +111,9 @@ class Arrays:
 
     def fetch(self, indices: Tensor, epoch: int) -> Batch:
         indices = indices + epoch * self.samples if self.resample else indices
-        ends = self.scale * RANGE * (2 * uniforms(indices, 2 * DRAWS, self.seed, 0).unflatten(1, (DRAWS, 2)) - 1)
-        beyond = (ends.abs().amax(-1) > RANGE) | (self.scale == 1)  # (B, DRAWS)
+        draws = DRAWS if self.scale > 1 else 1
+        ends = self.scale * RANGE * (2 * uniforms(indices, 2 * draws, self.seed, 0).unflatten(1, (draws, 2)) - 1)
+        beyond = (ends.abs().amax(-1) > RANGE) | (self.scale == 1)  # (B, draws)
         low, high = ends[torch.arange(len(ends)), beyond.int().argmax(1)].unbind(-1)
         numbers = low[:, None] + (high - low)[:, None] * uniforms(indices, self.length, self.seed, 1)
         return numbers[..., None].float(), self.answer(numbers)[..., None].float()
