@@ -75,7 +75,7 @@ def test_padding_changes_nothing_wherever_it_stands(options):
 
 def test_series_and_images_are_patches_of_the_same_encoder():
     """With the same blocks; of an image of one column the patches are those of a series."""
-    series = built(input="series", in_chans=2, patch_size=4)
+    series = built(input="series", in_features=2, patch_size=4)
     x = torch.randn(3, 41, 2, dtype=torch.float64)
     assert series(x).shape == (3, 10) and series.encode(x)[1].sum(1).tolist() == [11] * 3
     close(series(F.pad(x, (0, 0, 0, 3))), series(x))
@@ -87,7 +87,7 @@ def test_series_and_images_are_patches_of_the_same_encoder():
     shared = {name: p.shape for name, p in image.named_parameters() if name.startswith("blocks")}
     assert shared == {name: p.shape for name, p in built().named_parameters() if name.startswith("blocks")}
     column = built(input="image", in_chans=2)
-    series = built(input="series", in_chans=2)
+    series = built(input="series", in_features=2)
     series.load_state_dict(column.state_dict())
     close(column(x.transpose(1, 2)[..., None]), series(x))
 
@@ -122,7 +122,7 @@ def test_wrong_options(options, message):
 
 def test_wrong_inputs():
     with pytest.raises(ValueError, match=r"series must be \(B, T, 2\) floats with T >= 1, got \(3, 5, 1\)"):
-        built(input="series", in_chans=2)(torch.zeros(3, 5, 1))
+        built(input="series", in_features=2)(torch.zeros(3, 5, 1))
     with pytest.raises(ValueError, match=r"H and W multiples of patch_size 4, got \(2, 1, 8, 6\)"):
         built(input="image", patch_size=4)(torch.zeros(2, 1, 8, 6))
     with pytest.raises(ValueError, match="below vocab_size 15, got 15"):

@@ -46,14 +46,16 @@ class MAELREConfig(SequenceConfig):
     """Keys that attention sees: more are averaged over runs of neighbours; None for all."""
     input: str = "text"
     """What is read: "text", tokens; "series", steps of real numbers; or "image"."""
+    in_features: int = 1
+    """Numbers in a step of a series."""
     in_chans: int = 1
-    """Numbers in a step of a series, or channels of an image."""
+    """Channels of an image."""
     patch_size: int = 1
     """Steps of a series, or pixels along each side of an image, that become a token."""
 
     def __post_init__(self):
         super().__post_init__()
-        require_positive(self, "num_heads", "mlp_dim", "stage_depth", "in_chans", "patch_size")
+        require_positive(self, "num_heads", "mlp_dim", "stage_depth", "in_features", "in_chans", "patch_size")
         check(self.merge_rate, self.merge_window)
         if self.input not in READERS:
             raise ValueError(f"input must be one of {', '.join(READERS)}, got {self.input!r}")
@@ -67,9 +69,9 @@ def _text(tokens: Tensor, c: MAELREConfig) -> tuple[Tensor, Tensor]:
 
 
 def _series(series: Tensor, c: MAELREConfig) -> tuple[Tensor, Tensor]:
-    if series.dim() != 3 or series.shape[2] != c.in_chans or not series.shape[1] or not series.is_floating_point():
+    if series.dim() != 3 or series.shape[2] != c.in_features or not series.shape[1] or not series.is_floating_point():
         raise ValueError(
-            f"series must be (B, T, {c.in_chans}) floats with T >= 1, got {tuple(series.shape)} {series.dtype}"
+            f"series must be (B, T, {c.in_features}) floats with T >= 1, got {tuple(series.shape)} {series.dtype}"
         )
     padded = F.pad(series, (0, 0, 0, -series.shape[1] % c.patch_size))
     return _all_real(rearrange(padded, "b (n p) c -> b n (p c)", p=c.patch_size))
@@ -90,10 +92,10 @@ def _all_real(patches: Tensor) -> tuple[Tensor, Tensor]:
     return patches, patches.new_ones(patches.shape[:2], dtype=torch.bool)
 
 
-READERS: dict[str, tuple[Callable[[Tensor, MAELREConfig], tuple[Tensor, Tensor]], int]] = {
-    "text": (_text, 0),  # what becomes tokens and which are real; dimensions of a patch
-    "series": (_series, 1),
-    "image": (_image, 2),
+READERS: dict[str, Callable[[Tensor, MAELREConfig], tuple[Tensor, Tensor]]] = {  # what is embedded, and what is real
+    "text": _text,
+    "series": _series,
+    "image": _image,
 }
 
 
@@ -147,9 +149,10 @@ class MAELREClassifier(SequenceClassifier):
 
     def __init__(self, config: MAELREConfig):
         super().__init__(config)
-        self.read, dimensions = READERS[config.input]
-        if dimensions:
-            self.embedding = cast(nn.Embedding, nn.Linear(config.in_chans * config.patch_size**dimensions, config.dim))
+        self.read, c = READERS[config.input], config
+        features = {"series": c.in_features * c.patch_size, "image": c.in_chans * c.patch_size**2}
+        if c.input in features:
+            self.embedding = cast(nn.Embedding, nn.Linear(features[c.input], c.dim))
 
     def build_block(self, index: int) -> nn.Module:
         """A block, which merges if it ends a stage, unless it is the last."""
@@ -163,7 +166,7 @@ class MAELREClassifier(SequenceClassifier):
         return nn.LayerNorm(self.config.dim)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Tokens (B, T), or (B, 2, T) for pairs, int64, negative ones padding; a series (B, T, in_chans); or images
+        """Tokens (B, T), or (B, 2, T) for pairs, int64, negative ones padding; a series (B, T, in_features); or images
         (B, in_chans, H, W) -> logits (B, num_classes); features when num_classes is 0."""
         return super().forward(inputs)
 
