@@ -21,6 +21,7 @@ from zoo.predict import predict, read_labels
 from zoo.quantize import quantize
 from zoo.registry import Paper, list_families, list_models, register_model
 from zoo.saving import save_model
+from zoo.sltrain import merge_sltrain, sltrain
 from zoo.text import load_tokenizer
 from zoo.timm_registry import register_with_timm
 from zoo.warmup import warmup
@@ -53,6 +54,7 @@ __all__ = [
     "list_models",
     "load_tokenizer",
     "load_weights",
+    "merge_sltrain",
     "model_info",
     "predict",
     "prefetch",
@@ -62,6 +64,7 @@ __all__ = [
     "register_with_timm",
     "save_model",
     "score_text",
+    "sltrain",
     "stream",
     "warmup",
 ]

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from zoo.layers.lowrank import SOLVERS, LowRank
+from zoo.layers.lowrank import SOLVERS, LowRank, SparseLowRank
 from zoo.layers.lowrank.factors import is_factorable, replace, sides
 from zoo.registry import nearest
 
@@ -51,7 +51,7 @@ def factorize(
         raise ValueError(f"rank must be an integer from 1 on, or a fraction between 0 and 1, got {rank}")
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}{nearest(solver, SOLVERS)}; solvers: {', '.join(SOLVERS)}")
-    layers = _layers(model)
+    layers = replaceable(model)
     if unknown := [pattern for pattern in skip if not fnmatch.filter(layers, pattern)]:
         raise ValueError(f"skip has {unknown[0]!r}, which fits none of the layers {', '.join(layers)}")
     kept = {name for pattern in skip for name in fnmatch.filter(layers, pattern)}
@@ -64,12 +64,13 @@ def factorize(
     return model
 
 
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Those that may be replaced, by name."""
+def replaceable(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that narrow matrices may replace, by name."""
     owners: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    inner = {part for module in model.modules() if isinstance(module, LowRank) for part in module.modules()}
+    made = [module for module in model.modules() if isinstance(module, (LowRank, SparseLowRank))]
+    inner = {part for module in made for part in module.modules()}
     return {
         name: module
         for name, module in model.named_modules()

@@ -2,5 +2,6 @@
 
 from zoo.layers.lowrank.factors import LowRank, ranks_in, ranks_of, restored
 from zoo.layers.lowrank.solvers import SOLVERS
+from zoo.layers.lowrank.sparse import SparseLowRank
 
-__all__ = ["SOLVERS", "LowRank", "ranks_in", "ranks_of", "restored"]
+__all__ = ["SOLVERS", "LowRank", "SparseLowRank", "ranks_in", "ranks_of", "restored"]

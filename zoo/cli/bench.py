@@ -15,6 +15,7 @@ BENCHMARKS = {
     "merging": "MAELRE beside the same encoder without merging, over length",
     "recall": "associative recall against the size of the state",
     "extrapolation": "positional beside standard attention on larger numbers than trained on",
+    "sltrain": "memory of training with sparse plus low-rank matrices",
     "loading": "how fast a checkpoint becomes a model",
     "gpu": "everything on a CUDA device in nine minutes",
 }
