@@ -46,7 +46,7 @@ def add_cache(parser: ArgumentParser) -> None:
 
 def add_draft(parser: ArgumentParser) -> None:
     """What drafts for the model, given on by ``draft``."""
-    help = "what says the next tokens for the model to read at once: a smaller model, or mtp, early_exit, del"
+    help = "says the next tokens for the model to read at once: a smaller model, or mtp, early_exit, del, micro_steps"
     parser.add_argument("--draft", metavar="NAME", help=help)
     parser.add_argument("--draft-length", type=int, metavar="N", help="tokens of a draft (4)")
 

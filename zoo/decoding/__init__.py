@@ -8,6 +8,7 @@ from zoo.decoding.accept import accept, draw
 from zoo.decoding.draft import Counts, Draft, as_draft
 from zoo.decoding.drafting import Drafting
 from zoo.decoding.early_exit import DynamicExit, EarlyExit, tokens_per_block
+from zoo.decoding.micro_steps import MicroSteps
 from zoo.decoding.model import ModelDraft
 from zoo.decoding.multi_token import MultiToken
 from zoo.decoding.reader import Reader
@@ -18,6 +19,7 @@ __all__ = [
     "Drafting",
     "DynamicExit",
     "EarlyExit",
+    "MicroSteps",
     "ModelDraft",
     "MultiToken",
     "Reader",

@@ -16,6 +16,7 @@ from zoo.language.falcon_h1 import FalconH1Config, FalconH1LanguageModel
 from zoo.language.gla import GLAConfig, GLALanguageModel, RetNetConfig, RetNetLanguageModel
 from zoo.language.gpt_oss import GptOssConfig, GptOssLanguageModel
 from zoo.language.granite_hybrid import GraniteHybridConfig, GraniteHybridLanguageModel
+from zoo.language.hamburger import HamburgerConfig, HamburgerLanguageModel
 from zoo.language.hybrid import HybridConfig, HybridLanguageModel
 from zoo.language.jamba import JambaConfig, JambaLanguageModel
 from zoo.language.kimi_linear import KimiLinearConfig, KimiLinearLanguageModel
@@ -68,6 +69,8 @@ __all__ = [
     "GptOssLanguageModel",
     "GraniteHybridConfig",
     "GraniteHybridLanguageModel",
+    "HamburgerConfig",
+    "HamburgerLanguageModel",
     "HybridConfig",
     "HybridLanguageModel",
     "JambaConfig",
