@@ -30,7 +30,7 @@ RESULTS = (ROOT if (ROOT / "pyproject.toml").exists() else Path()) / "benchmarks
 MIB = 2**20
 # glibc returns what is freed at once, so that a peak is of what lives, not of what the allocator kept from before
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-PACKAGES = ("torch", "transformers", "timm", "lightning", "mamba-ssm", "triton")
+PACKAGES = ("torch", "transformers", "timm", "lightning", "mamba-ssm", "triton", "xllamacpp")
 
 
 def interleaved(

@@ -10,6 +10,7 @@ BENCHMARKS = {
     "layers": "Mamba and Mamba-2 layers beside transformers",
     "kernels": "every operation beside its reference and torch",
     "families": "language models beside transformers",
+    "decode": "prefill and decoding beside transformers and llama.cpp",
     "vision": "vision models beside timm",
     "resolution": "Vim beside DeiT at growing image sizes",
     "merging": "MAELRE beside the same encoder without merging, over length",
