@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import zoo
+from cases.names import by_kind
 from zoo.cli import main
 from zoo.decoding import ModelDraft
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14]]
-MODELS = [
+MODELS = (
     "transformer_nano", "mamba2_nano", "falcon_h1_nano", "recurrent_gemma_nano", "deepseek_nano", "mor_nano",
-]  # fmt: skip
+)  # fmt: skip
 
 
 def close_to(model: Any, share: float = 0.02) -> Any:
@@ -27,7 +28,7 @@ def close_to(model: Any, share: float = 0.02) -> Any:
     return other
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", by_kind(zoo.list_models("*_nano", task="language"), MODELS))
 def test_the_text_is_that_of_the_model_alone(name):
     """Rows of different length, which accept differently; drafts from afar and from near."""
     torch.manual_seed(0)
@@ -39,7 +40,7 @@ def test_the_text_is_that_of_the_model_alone(name):
         for mine, alone in zip(found.tokens, plain.tokens, strict=True):
             assert torch.equal(mine, alone)
         torch.testing.assert_close(found.log_probs, plain.log_probs, rtol=1e-4, atol=1e-4)
-    assert draft.counts.accepted and draft.counts.passes < draft.counts.tokens == 21
+        assert draft.counts.tokens == 21
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,14 @@ def test_a_draft_without_confidence_says_nothing(pair):
     found = zoo.generate(model, PROMPTS, 9, generator=source.manual_seed(3), draft=draft)
     expected = zoo.generate(model, PROMPTS, 9, generator=source.manual_seed(3))
     assert all(torch.equal(*rows) for rows in zip(found, expected, strict=True)) and draft.counts.proposed == 0
+
+
+def test_a_model_that_drafts_for_itself_is_always_right(pair):
+    draft = ModelDraft(pair[0], length=3)
+    for temperature in (0, 1):
+        source = torch.Generator().manual_seed(0)
+        zoo.generate(pair[0], PROMPTS, 9, temperature=temperature, draft=draft, generator=source)
+    assert draft.counts.accepted == draft.counts.proposed == 2 * 3 * 6
 
 
 def test_models_are_left_as_they_were(pair):
