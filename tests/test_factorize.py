@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 import zoo
+from zoo.cli import main
 from zoo.layers.lowrank import SOLVERS, LowRank
 
 MANY = 10**6  # above every full rank
@@ -144,6 +145,37 @@ def test_what_is_skipped_tied_grouped_or_not_smaller_stays():
 def test_wrong_options_say_the_rule(options, message):
     with pytest.raises(ValueError, match=message):
         zoo.factorize(nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 8)), **options)
+
+
+@pytest.mark.parametrize("name", ["transformer_nano", "mcunet_nano"])
+def test_factors_may_be_compressed_further(name, tmp_path):
+    model: Any = zoo.quantize(zoo.factorize(zoo.create_model(name), 0.5), bits=8).eval()
+    x = inputs(model)
+    zoo.save_model(model, tmp_path)
+    assert torch.equal(zoo.create_model(f"local-dir:{tmp_path}").eval()(x), model(x))
+
+
+def test_what_is_compressed_is_not_factorised():
+    model = zoo.quantize(zoo.create_model("transformer_nano"), bits=8)
+    with pytest.raises(ValueError, match=r"zoo\.factorize comes before zoo\.quantize"):
+        zoo.factorize(model, 8)
+
+
+def test_the_command(tmp_path, capsys):
+    target = tmp_path / "small"
+    arguments = ["factorize", "transformer_nano", str(target), "--rank", "0.5", "--skip", "blocks.0.*"]
+    assert main(arguments) == 0
+    model: Any = zoo.create_model(f"local-dir:{target}").eval()
+    count = sum(p.numel() for p in model.parameters())
+    assert f"{count:,} of {zoo.model_info('transformer_nano').num_parameters:,} parameters" in capsys.readouterr().out
+    expected: Any = zoo.factorize(zoo.create_model("transformer_nano", pretrained=True), 0.5, skip=["blocks.0.*"])
+    x = inputs(model)
+    assert torch.equal(model(x), expected.eval()(x))
+    for wrong in (["--rank", "many"], ["--rank", "0"], ["--rank", "8", "--solver", "qr"]):
+        try:
+            assert main([*arguments[:3], *wrong]) == 2
+        except SystemExit as error:
+            assert error.code == 2
 
 
 def test_factors_that_fit_no_layer_are_refused(tmp_path):

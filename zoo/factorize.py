@@ -10,6 +10,7 @@ from torch import nn
 
 from zoo.layers.lowrank import SOLVERS, LowRank, SparseLowRank
 from zoo.layers.lowrank.factors import is_factorable, replace, sides
+from zoo.layers.quant import records
 from zoo.registry import nearest
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -42,8 +43,8 @@ def factorize(
         The model.
 
     Raises:
-        ValueError: for a rank below 1 that is no fraction, an unknown solver, a pattern that fits no layer, or where no
-            layer would change; nothing is changed then.
+        ValueError: for a rank below 1 that is no fraction, an unknown solver, a pattern that fits no layer, a model
+            that ``zoo.quantize`` has compressed, or where no layer would change; nothing is changed then.
 
     Papers: see ``LowRank``; the library of the latter is greenformer.
     """
@@ -52,6 +53,8 @@ def factorize(
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}{nearest(solver, SOLVERS)}; solvers: {', '.join(SOLVERS)}")
     layers = replaceable(model)
+    if not layers and records(model):
+        raise ValueError("zoo.factorize comes before zoo.quantize, which left no matrix to factorise")
     if unknown := [pattern for pattern in skip if not fnmatch.filter(layers, pattern)]:
         raise ValueError(f"skip has {unknown[0]!r}, which fits none of the layers {', '.join(layers)}")
     kept = {name for pattern in skip for name in fnmatch.filter(layers, pattern)}
