@@ -19,6 +19,7 @@ from zoo.kernels import (
     delta_rule,
     generalized_delta_rule,
     grouped_matmul,
+    hashed_lookup,
     linear_attention,
     linear_cross_entropy,
     linear_recurrence,
@@ -134,6 +135,10 @@ def expert_inputs(length: int) -> Inputs:
     return {"x": torch.randn(2 * length, 512), "weight": torch.randn(8, 512, 1024) / 23, "offsets": offsets}
 
 
+def table_inputs(length: int) -> Inputs:
+    return {"x": torch.randn(1, length, 512), "tables": 0.02 * torch.randn(64, 256, 512)}
+
+
 def norm_inputs(length: int) -> Inputs:
     return {"x": torch.randn(1, length, 1536), "weight": torch.randn(1536), "z": torch.randn(1, length, 1536)}
 
@@ -199,6 +204,15 @@ def eager_long_conv(u: Tensor, kernel: Tensor, D: Tensor) -> Tensor:
 def eager_experts(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     expert = torch.searchsorted(offsets, torch.arange(len(x), device=x.device), right=True) - 1
     return torch.cat([x[expert == index] @ weight[index] for index in range(len(weight))])
+
+
+def eager_lookup(x: Tensor, tables: Tensor) -> Tensor:
+    parts = x.unflatten(-1, (len(tables), -1))
+    places = 2 ** torch.arange(parts.shape[-1] - 1, -1, -1, device=x.device)
+    rows = ((parts >= 0) * places).sum(-1) + tables.shape[1] * torch.arange(len(tables), device=x.device)
+    weights = torch.sigmoid(2 * parts.abs()).prod(-1)
+    bags = rows.flatten(0, -2), tables.flatten(0, 1)
+    return F.embedding_bag(*bags, per_sample_weights=weights.flatten(0, -2), mode="sum").view(*x.shape[:-1], -1)
 
 
 def eager_norm(x: Tensor, weight: Tensor, z: Tensor) -> Tensor:
@@ -277,6 +291,7 @@ SUBJECTS = [
         partial(block_sparse_attention, block_size=BLOCK, causal=True), sparse_inputs, {"eager": eager_blocks},
     ),
     Subject("grouped_matmul", "grouped_matmul", grouped_matmul, expert_inputs, {"eager": eager_experts}),
+    Subject("hashed_lookup", "hashed_lookup", hashed_lookup, table_inputs, {"eager": eager_lookup}),
     Subject("rms_norm, gated", "rms_norm", rms_norm, norm_inputs, {"eager": eager_norm}),
     Subject("rope", "rope", rope, rope_inputs, {"eager": eager_rope}),
     Subject("linear_cross_entropy", "linear_cross_entropy", linear_cross_entropy, loss_inputs, {"eager": eager_loss}),

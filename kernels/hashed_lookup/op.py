@@ -10,6 +10,8 @@ from zoo.kernels.hashed_lookup import bag, native, reference
 from zoo.kernels.operator import Like, define, is_plain_step
 from zoo.kernels.triton_support import triton_implementation
 
+FEW = 16  # tokens
+
 
 def hashed_lookup(
     x: Tensor, tables: Tensor, *, temperature: float = 1.0, scaled: bool = False, impl: str = "auto"
@@ -28,7 +30,8 @@ def hashed_lookup(
         tables: (K, 2^tau, D).
         temperature: t, above 0.
         scaled: w is p times the sum.
-        impl: "auto" or the name of an implementation ("triton", "native", "bag", "reference").
+        impl: "auto" or the name of an implementation ("triton", "native", "bag", "reference"). "auto" on the CPU
+            computes up to 16 tokens in C outside the operator, where nothing records, compiles or transforms them.
 
     Returns:
         (..., D) in the dtype of the tables.
@@ -72,9 +75,9 @@ _hashed_lookup = define(operation, "x tables", _shapes, flops=_flops)
 
 
 def _is_direct(parts: Tensor, tables: Tensor, impl: str) -> bool:
-    """Whether no operator is needed: a step of decoding, say."""
+    """Whether it is a step of decoding, for which an operator takes longer than what it does."""
     plain = parts.dtype == tables.dtype == torch.float32 and is_plain_step(impl, parts, tables)
-    return plain and parts.shape[0] > 0 and native.obstacle(parts.device) is None
+    return plain and 0 < parts.shape[0] <= FEW and native.obstacle(parts.device) is None
 
 
 def _check(x, tables, temperature, impl) -> str:

@@ -73,6 +73,17 @@ def test_gradients_reach_the_used_rows_and_the_input_through_its_weights():
         close(dtables[k, code], probability(part) * dy[0])
 
 
+def test_a_step_of_decoding_is_the_operation_on_few_tokens():
+    layer, x = MemoryLayer(12, 6, 4), torch.randn(40, 12)
+    whole = layer(x)
+    with torch.no_grad():
+        assert torch.equal(layer(x), whole)
+        for count in (1, 16, 17):
+            torch.testing.assert_close(layer(x[:count]), whole[:count])
+        assert layer(x[:0]).shape == (0, 6)
+    assert layer(x[:1]).requires_grad
+
+
 def test_wrong_options_say_the_rule():
     for options, message in (
         ({"bits": 5}, "bits must divide dim, got bits 5 and dim 12"),
