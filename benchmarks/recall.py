@@ -99,15 +99,13 @@ def accuracy(model: nn.Module, tokens: Tensor, labels: Tensor) -> float:
     return right / scored.sum().item()
 
 
-def measure(task_name: str, name: str, lr: float, options: argparse.Namespace) -> dict[str, Any]:
-    """Train one model on one task at one learning rate: the record of one point."""
-    subject, task, started = MODELS[name], TASKS[task_name], time.perf_counter()
+def train(subject: Subject, task: SyntheticTask, lr: float, options: argparse.Namespace) -> tuple[nn.Module, int]:
+    """The model after at most ``options.updates``, fewer where it answers all of the validation set; and how many."""
     torch.manual_seed(options.seed)
     model = build(subject, task)
     optimizer = build_optimizer(model, "adamw", lr=lr, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: warmup_cosine(k, 50, options.updates))
-    validation, test = (task.generate(torch.arange(1000), seed) for seed in (VALIDATION, TEST))
-    done = 0
+    validation, done = task.generate(torch.arange(1000), VALIDATION), 0
     for batch in torch.arange(options.updates * options.batch_size).split(options.batch_size):
         tokens, labels = task.generate(batch, TRAIN)
         optimizer.zero_grad()
@@ -118,6 +116,14 @@ def measure(task_name: str, name: str, lr: float, options: argparse.Namespace) -
         done += 1
         if done % 100 == 0 and accuracy(model, *validation) >= PERFECT:
             break
+    return model, done
+
+
+def measure(task_name: str, name: str, lr: float, options: argparse.Namespace) -> dict[str, Any]:
+    """Train one model on one task at one learning rate: the record of one point."""
+    subject, task, started = MODELS[name], TASKS[task_name], time.perf_counter()
+    model, done = train(subject, task, lr, options)
+    validation, test = (task.generate(torch.arange(1000), seed) for seed in (VALIDATION, TEST))
     return {
         "task": task_name, "model": name, "family": subject.family, "lr": lr, "updates": done,
         "validation": accuracy(model, *validation), "test": accuracy(model, *test),

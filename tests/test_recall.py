@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from zoo.benchmarks import recall
+from zoo.benchmarks import needle, recall
 from zoo.train.data import MQAR
 
 TASK = MQAR(seq_len=16, vocab_size=20, num_kv_pairs=2, random_non_queries=False)
@@ -64,3 +64,16 @@ def test_measured_saved_and_not_measured_again(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "recall.json").read_text())["records"] == [record]
     with pytest.raises(pytest.fail.Exception, match="measured"):  # other settings: other results
         recall.main([*arguments[:2], "--updates", "100"])
+
+
+def test_needle_says_what_was_missed(tmp_path, monkeypatch):
+    """Untrained models answer nothing; and of each the state does not grow beyond the window."""
+    monkeypatch.setattr(needle, "RESULTS", tmp_path)
+    monkeypatch.setattr(needle, "TASKS", dict.fromkeys(needle.TIMES, TASK))
+    monkeypatch.setattr(needle, "ASKED", 10)
+    needle.main(["--updates", "1", "--batch-size", "2"])
+    found = json.loads((tmp_path / "needle.json").read_text())
+    assert found["verdict"] == "missed" and [r["updates"] for r in found["records"]] == [1, 1]
+    assert "Missed." in (tmp_path / "needle.md").read_text()
+    right = [{"accuracy": {needle.TIMES[-1]: share}} for share in (0.95, 0.5)]
+    assert needle.verdict(right) == "met" and needle.verdict(right[::-1]) == "missed"

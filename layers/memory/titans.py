@@ -12,6 +12,7 @@ from zoo.layers.attention.keys import Keys, Place
 from zoo.layers.attention.rotary import Rotary
 from zoo.layers.attention.sliding_window import SlidingWindowAttention
 from zoo.layers.attention.state import KeyValueState
+from zoo.layers.conv import CausalConv1d
 from zoo.layers.memory.grid import Grid, Piece
 from zoo.layers.memory.neural_memory import GatedMemory, LearnedState, NeuralMemory, load, nothing, store, width_of
 from zoo.layers.mixer import Mixer, skips_padding
@@ -19,6 +20,7 @@ from zoo.layers.norm import RMSNorm
 from zoo.layers.options import require_at_least
 from zoo.layers.ssm.delta_net import unit
 from zoo.layers.ssm.state_space import wide
+from zoo.layers.state import keep_rows
 from zoo.layers.states import JointState
 
 
@@ -151,21 +153,25 @@ class MemoryAsLayer(MemoryAsGate):
 @dataclass
 class MemoryContextState(LearnedState):
     """What was learned, and the segment under way: key and value (B, H, 2, segment, d), of what the memory returned
-    for its steps and of the steps themselves."""
+    for its steps and of the steps themselves; inputs (B, d_conv - 1, 4 H d): newest inputs of the convolution."""
 
     key: Tensor
     value: Tensor
+    inputs: Tensor
 
 
 class MemoryAsContext(Mixer):
     r"""Attention within segments, that also sees what a memory of all earlier segments returns: Titans' MAC.
 
     .. math::
-        h = M_{c}(q(x)), \quad y = \mathrm{attention}([P; h; x]), \quad
+        h = M_{c}(q(x)), \quad y = v(x) + \mathrm{attention}([P; h; x]), \quad
         o = W \big( \mathrm{RMSNorm}(y) \odot \mathrm{silu}(\mathrm{RMSNorm}(M(q(y)))) \big)
 
     P are ``num_persistent`` learned keys and values, M_c is the memory before the segment, and M learns from y as
     ``MemoryNetwork`` does, whose chunks are the segments. A step sees of h and x what belongs to steps up to its own.
+    What is projected from x, to ask the memory and to attend, goes through a short convolution. The paper names
+    residual connections throughout and no place for them: here a step's own value v(x) joins what attention finds, or
+    what the memory learns of a step would be a mean over its segment until attention is sharp.
 
     Args:
         dim: model width.
@@ -174,13 +180,14 @@ class MemoryAsContext(Mixer):
         num_persistent: learned keys and values.
         head_dim: channels of a head; dim / num_heads when None.
         depth, expand, max_rate, clip: of ``GatedMemory``.
+        d_conv: taps of the convolution.
         norm_eps: of the norms.
 
     Raises:
         ValueError: where num_heads does not divide dim and there is no head_dim, or a size is below 1.
 
-    Paper: Behrouz et al., "Titans", arXiv 2501.00663, section 4.1. The memory's queries, keys and values have no short
-    convolutions here.
+    Paper: Behrouz et al., "Titans", arXiv 2501.00663, sections 4.1 and 4.4. What the memory learns from attention has
+    no convolution of its own here.
     """
 
     def __init__(
@@ -195,6 +202,7 @@ class MemoryAsContext(Mixer):
         expand: int = 2,
         max_rate: float | None = None,
         clip: float | None = None,
+        d_conv: int = 4,
         norm_eps: float = 1e-5,
     ):
         super().__init__()
@@ -205,8 +213,8 @@ class MemoryAsContext(Mixer):
             persistent(num_heads, num_persistent, self.head_dim) for _ in range(2)
         )
         self.rotary = Rotary(self.head_dim)
-        self.q_proj = nn.Linear(dim, inner, bias=False)  # of the steps, to ask the memory
-        self.qkv_proj = nn.Linear(dim, 3 * inner, bias=False)
+        self.in_proj = nn.Linear(dim, 4 * inner, bias=False)  # of the steps, to ask the memory and to attend
+        self.conv1d = CausalConv1d(4 * inner, d_conv, bias=False)
         self.context_proj = nn.Linear(inner, 2 * inner, bias=False)  # of what it returns, to keys and values
         self.memory_proj = nn.Linear(inner, 3 * inner, bias=False)  # of what attention found, to learn it
         self.attention_norm, self.memory_norm = RMSNorm(inner, norm_eps), RMSNorm(inner, norm_eps)
@@ -216,7 +224,10 @@ class MemoryAsContext(Mixer):
     def forward(self, x: Tensor, state: MemoryContextState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
         rows = None if state is None else state.advance_sequence(seq_idx)
-        asked, qkv = unit(self.heads(F.silu(self.q_proj(x)))), self.qkv_proj(x)
+        past = None if state is None else keep_rows(state.inputs, rows)
+        steps, inputs = self.conv1d(self.in_proj(x), past, seq_idx)
+        asked, qkv = steps.tensor_split([self.num_heads * self.head_dim], dim=-1)
+        asked = unit(self.heads(F.silu(asked)))
         grid = Grid(x, self.segment, None if state is None else state.phase, seq_idx, rows)
         learned, outputs = load(self.memory, state, wide(asked)), []
         held = self.empty(x) if state is None else (state.key, state.value)
@@ -230,6 +241,7 @@ class MemoryAsContext(Mixer):
             outputs.append(self.attention_norm(y) * F.silu(m))
         if state is not None:
             state.key, state.value = (t.to(state.key.dtype) for t in held)
+            state.inputs = inputs
             store(self.memory, state, learned, grid)
         return self.out_proj(grid.join(outputs))
 
@@ -246,7 +258,7 @@ class MemoryAsContext(Mixer):
             held: keys and values (B, H, 2, segment, d), of the steps before in their slots.
 
         Returns:
-            (B, n, H d), and keys and values with those of these steps.
+            (B, n, H d) with the steps' own values, and keys and values with those of these steps.
         """
         slots = torch.arange(piece.first, piece.first + h.shape[1], device=h.device)
         q, k, v = map(self.heads, qkv.chunk(3, dim=-1))
@@ -266,7 +278,7 @@ class MemoryAsContext(Mixer):
         seen = (torch.arange(end, device=h.device) <= slots[:, None]).repeat(1, 2)
         mask = F.pad(seen, (self.persistent_keys.shape[1], 0), value=True)
         y = F.scaled_dot_product_attention(q.transpose(1, 2), key.to(q.dtype), value.to(q.dtype), attn_mask=mask)
-        return y.transpose(1, 2).flatten(2), held
+        return (y.transpose(1, 2) + v).flatten(2), held
 
     def empty(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, 2, segment, d) of no steps."""
@@ -277,12 +289,13 @@ class MemoryAsContext(Mixer):
         """Nothing learned, an empty segment; the size does not depend on ``max_length``."""
         device, dtype = self.placement(device, dtype)
         like = torch.empty(batch_size, device=device, dtype=dtype)
-        key, value = self.empty(like)
-        return MemoryContextState(*nothing(self.memory, batch_size, device, dtype), key, value)
+        inputs = like.new_zeros(batch_size, self.conv1d.kernel_size[0] - 1, self.conv1d.in_channels)
+        return MemoryContextState(*nothing(self.memory, batch_size, device, dtype), *self.empty(like), inputs)
 
     def state_size(self, length: int) -> int:
         """Constant in ``length``."""
-        return 4 * self.num_heads * self.segment * self.head_dim + 3 * self.memory.network.numbers + 1
+        held = self.segment + self.conv1d.kernel_size[0] - 1
+        return 4 * self.num_heads * held * self.head_dim + 3 * self.memory.network.numbers + 1
 
 
 def _written(old: Tensor, new: Tensor, piece: Piece) -> Tensor:

@@ -175,7 +175,7 @@ BY_HAND = {
     "linformer_base": encoder(50265, 768, 12, 768, 3072, 2) + 512 * 768 + 12 * (768 + 2 * 128 * 512),
     # five projections, three convolutions and a norm; attention has four and four learned keys and values
     "titans_lmm_340m": titans(19, 5 * 1024**2 + 12 * 1024 + 128),
-    "titans_mac_340m": titans(14, 10 * 1024**2 + 2 * 4 * 1024 + 2 * 1024),
+    "titans_mac_340m": titans(14, 10 * 1024**2 + (16 + 2 * 4) * 1024 + 2 * 1024),
     "titans_mag_340m": titans(14, 10 * 1024**2 + 12 * 1024 + 128 + (4 + 2) * 1024 + 2 * 1024),
     "titans_mal_340m": titans(15, 9 * 1024**2 + 12 * 1024 + 128 + (4 + 2) * 1024 + 1024),
     "memoryformer_tiny": tables(512, 6),

@@ -15,6 +15,7 @@ BENCHMARKS = {
     "resolution": "Vim beside DeiT at growing image sizes",
     "merging": "MAELRE beside the same encoder without merging, over length",
     "recall": "associative recall against the size of the state",
+    "needle": "recall beyond the trained length, with a memory and with a window",
     "extrapolation": "positional beside standard attention on larger numbers than trained on",
     "sltrain": "memory of training with sparse plus low-rank matrices",
     "loading": "how fast a checkpoint becomes a model",

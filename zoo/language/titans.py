@@ -39,6 +39,8 @@ class TitansConfig(LanguageConfig):
     memory_clip: float | None = 1.0
     """Largest norm of a step's gradient by a matrix of the memory, None for no limit (as in the paper): without one
     memories of more than one matrix diverge in training."""
+    d_conv: int = 4
+    """Taps of the causal convolutions."""
     mlp_dim: int
     """Hidden width of SwiGLU."""
     tie_embeddings: bool = False
@@ -55,16 +57,9 @@ class TitansConfig(LanguageConfig):
         """Options of the memory that have their own names there."""
         return {
             "depth": self.memory_depth, "expand": self.memory_expand, "max_rate": self.max_rate,
-            "clip": self.memory_clip,             "norm_eps": self.norm_eps,
+            "clip": self.memory_clip, "d_conv": self.d_conv,
+            "norm_eps": self.norm_eps,
         }  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LMMConfig(TitansConfig):
-    """Options of the memory alone."""
-
-    d_conv: int = 4
-    """Taps of the causal convolutions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +75,7 @@ class MACConfig(TitansConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WindowConfig(LMMConfig):
+class WindowConfig(TitansConfig):
     """Options of the memory as a gate and as a layer."""
 
     window: int
@@ -108,8 +103,8 @@ class LMMLanguageModel(LanguageModel):
 
     def build_memory(self) -> NeuralMemory:
         """The memory."""
-        c: LMMConfig = self.config
-        return NeuralMemory(c.dim, c.num_heads, c.head_dim, chunk_size=c.memory_chunk, d_conv=c.d_conv, **c.memory)
+        c: TitansConfig = self.config
+        return NeuralMemory(c.dim, c.num_heads, c.head_dim, chunk_size=c.memory_chunk, **c.memory)
 
 
 class MACLanguageModel(LMMLanguageModel):
@@ -158,12 +153,12 @@ _large = partial(dict, dim=1024, num_heads=8, memory_chunk=64, mlp_dim=2816)
 
 @_lmm
 def titans_lmm_nano():
-    return LMMConfig(**_nano)
+    return TitansConfig(**_nano)
 
 
 @_lmm
 def titans_lmm_340m():
-    return LMMConfig(**_large(depth=19))
+    return TitansConfig(**_large(depth=19))
 
 
 @_mac
