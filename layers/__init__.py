@@ -37,7 +37,7 @@ from zoo.layers.conv import (
     conv3x3,
     depthwise,
 )
-from zoo.layers.depth import ActiveAttention
+from zoo.layers.depth import ActiveAttention, SparseActivation
 from zoo.layers.drop import DropPath
 from zoo.layers.embed import PatchEmbed
 from zoo.layers.fuse import fuse
@@ -75,6 +75,7 @@ from zoo.layers.ssm import (
     Mamba2State,
     MambaState,
     MambaVisionMixer,
+    MultiHeadEMA,
     RWKV7Block,
 )
 from zoo.layers.state import State
@@ -133,6 +134,7 @@ __all__ = [
     "Mixer",
     "Mlp",
     "ModelState",
+    "MultiHeadEMA",
     "NeuralMemory",
     "NormLinear",
     "OffsetRMSNorm",
@@ -151,6 +153,7 @@ __all__ = [
     "ShortConv",
     "SingleHeadAttention",
     "SlidingWindowAttention",
+    "SparseActivation",
     "State",
     "SwiGLU",
     "TaylorAttention",

@@ -7,18 +7,28 @@ from zoo.layers.depth.expert_choice import ExpertChoice
 from zoo.layers.depth.mod import TokenRouter, top_share
 from zoo.layers.depth.recursion import EveryToken, Recursion
 from zoo.layers.depth.router import linear_router, mlp_router
+from zoo.layers.depth.sparse_activation import (
+    CausalWindow,
+    SparseActivation,
+    SparseActivationBlock,
+    TwoSidedWindow,
+)
 from zoo.layers.depth.token_choice import TokenChoice
 
 __all__ = [
     "ActiveAttention",
     "ActiveTokens",
+    "CausalWindow",
     "EveryToken",
     "ExpertChoice",
     "ImageExits",
     "Recursion",
+    "SparseActivation",
+    "SparseActivationBlock",
     "TokenChoice",
     "TokenExits",
     "TokenRouter",
+    "TwoSidedWindow",
     "linear_router",
     "mlp_router",
     "refreshed",

@@ -3,6 +3,7 @@
 from zoo.layers.sequence_block import SequenceNorm
 from zoo.layers.ssm.bimamba import BiMamba
 from zoo.layers.ssm.delta_net import DeltaNet, DeltaNetState, FusedGatedDeltaNet, GatedDeltaNet
+from zoo.layers.ssm.ema import MultiHeadEMA
 from zoo.layers.ssm.expanded_mlstm import ExpandedMLSTM, ExpandedMLSTMState
 from zoo.layers.ssm.griffin import RGLRU, GriffinRecurrence, GriffinState
 from zoo.layers.ssm.kimi_delta import KimiDeltaAttention
@@ -45,6 +46,7 @@ __all__ = [
     "Mamba2State",
     "MambaState",
     "MambaVisionMixer",
+    "MultiHeadEMA",
     "RWKV7Block",
     "RWKV7State",
     "S4Block",

@@ -34,7 +34,37 @@ class Span(NamedTuple):
     power: Tensor
 
 
-class StateSpaceKernel(KeepsFloat32, ABC):
+class Systems(KeepsFloat32, ABC):
+    """What a layer of linear systems asks of them.
+
+    Attributes:
+        dim: channels D.
+        d_state: numbers N in the state of a channel.
+        directions: 1, or 2 with a kernel of the future.
+    """
+
+    dim: int
+    d_state: int
+    directions: int
+
+    @abstractmethod
+    def forward(self, length: int) -> Tensor:
+        """The convolution kernels for lags l < length, (directions, D, length); the second's are l + 1 steps ahead."""
+
+    @abstractmethod
+    def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the recurrence: input u (B, D), state x (B, D, N) -> output (B, D) and the next state."""
+
+    @abstractmethod
+    def span(self, length: int) -> Span:
+        """``length`` steps at once."""
+
+    @abstractmethod
+    def advance(self, power: Tensor, x: Tensor) -> Tensor:
+        """A^L x for the ``power`` of a span and states x (B, D, N)."""
+
+
+class StateSpaceKernel(Systems):
     r"""Parameters and discrete forms of :math:`x' = A x + B u, \; y = 2 \, \mathrm{Re}(C x)` in each of D channels.
 
     The N / 2 complex modes stand for N in conjugate pairs. A state holds them as N real numbers: real and imaginary
@@ -72,28 +102,12 @@ class StateSpaceKernel(KeepsFloat32, ABC):
             raise ValueError(f"num_ssm must divide dim: got dim {dim}, num_ssm {num_ssm}")
         if not 0 < dt_min <= dt_max:
             raise ValueError(f"step sizes must satisfy 0 < dt_min <= dt_max, got dt_min {dt_min}, dt_max {dt_max}")
-        self.dim, self.num_ssm, self.d_state = dim, num_ssm, 2 * len(initial.Lambda)
+        self.dim, self.num_ssm, self.d_state, self.directions = dim, num_ssm, 2 * len(initial.Lambda), directions
         self.log_dt = nn.Parameter(torch.empty(dim).uniform_(math.log(dt_min), math.log(dt_max)))
         self.log_A_real = self.shared_parameter((-initial.Lambda.real).log())
         self.A_imag = self.shared_parameter(initial.Lambda.imag)
         self.B = self.shared_parameter(torch.view_as_real(initial.B))
         self.C = nn.Parameter(torch.randn(directions, dim, self.d_state // 2, 2) / math.sqrt(2))
-
-    @abstractmethod
-    def forward(self, length: int) -> Tensor:
-        """The convolution kernels C A^l B for l < length, (directions, D, length)."""
-
-    @abstractmethod
-    def step(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of the recurrence: input u (B, D), state x (B, D, N) -> output (B, D) and the next state."""
-
-    @abstractmethod
-    def span(self, length: int) -> Span:
-        """``length`` steps at once."""
-
-    @abstractmethod
-    def advance(self, power: Tensor, x: Tensor) -> Tensor:
-        """A^L x for the ``power`` of a span and states x (B, D, N)."""
 
     def shared_parameter(self, value: Tensor) -> nn.Parameter:
         """A parameter with a copy of ``value`` for each of the num_ssm systems."""
@@ -134,10 +148,8 @@ class StateSpaceState(State):
     x: Tensor
 
 
-class StateSpaceMixer(Mixer):
-    r"""A state-space model a channel, and a gated linear layer that mixes the channels.
-
-    .. math:: y = \mathrm{GLU}(W \, \mathrm{gelu}(\mathrm{SSM}(u) + D \odot u) + b)
+class LinearSystems(Mixer):
+    r"""A linear time-invariant system a channel, and a skip connection: :math:`y = \mathrm{SSM}(u) + D \odot u`.
 
     Without a state, SSM is a convolution with the kernel :math:`C \bar A^l \bar B`; packed sequences are convolved each
     by itself. With a state, a single step is the recurrence, and more steps are, ``chunk_size`` at a time, the
@@ -145,24 +157,25 @@ class StateSpaceMixer(Mixer):
 
     Args:
         kernel: the systems, one a channel. With two directions the mixer sees the future and has no state.
-        drop_rate: dropout before W.
         chunk_size: steps a chunk with a state; it changes the speed, not the result.
     """
 
-    def __init__(self, kernel: StateSpaceKernel, drop_rate: float, chunk_size: int):
+    def __init__(self, kernel: Systems, chunk_size: int = 64):
         super().__init__()
         require_at_least(1, chunk_size=chunk_size)
         self.kernel, self.chunk_size = kernel, chunk_size
         self.D = nn.Parameter(torch.randn(kernel.dim))
-        self.drop = nn.Dropout(drop_rate)
-        self.output_linear = nn.Linear(kernel.dim, 2 * kernel.dim)
 
     @skips_padding
     def forward(self, x: Tensor, state: StateSpaceState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
+        return self.systems(x, state, seq_idx)
+
+    def systems(self, x: Tensor, state: StateSpaceState | None, seq_idx: Tensor | None) -> Tensor:
+        """The systems and the skip connection."""
         with full_precision(x.device):
             y = self.convolution(x, seq_idx) if state is None else self.recurrence(x, state, seq_idx)
-        return F.glu(self.output_linear(self.drop(F.gelu(y + self.D * x))), dim=-1)
+        return y + self.D * x
 
     def convolution(self, u: Tensor, seq_idx: Tensor | None) -> Tensor:
         """The systems over whole sequences u (B, T, D)."""
@@ -207,7 +220,7 @@ class StateSpaceMixer(Mixer):
         Raises:
             ValueError: for a bidirectional mixer.
         """
-        if len(self.kernel.C) > 1:
+        if self.kernel.directions > 1:
             raise ValueError(
                 f"a bidirectional {type(self).__name__} reads the future and has no state: call it on whole sequences, "
                 "or build it with bidirectional=False"
@@ -219,6 +232,28 @@ class StateSpaceMixer(Mixer):
     def state_size(self, length: int) -> int:
         """Constant in ``length``."""
         return self.kernel.dim * self.kernel.d_state
+
+
+class StateSpaceMixer(LinearSystems):
+    r"""A state-space model a channel, and a gated linear layer that mixes the channels.
+
+    .. math:: y = \mathrm{GLU}(W \, \mathrm{gelu}(\mathrm{SSM}(u) + D \odot u) + b)
+
+    Args:
+        kernel: the systems, one a channel. With two directions the mixer sees the future and has no state.
+        drop_rate: dropout before W.
+        chunk_size: steps a chunk with a state; it changes the speed, not the result.
+    """
+
+    def __init__(self, kernel: StateSpaceKernel, drop_rate: float, chunk_size: int):
+        super().__init__(kernel, chunk_size)
+        self.drop = nn.Dropout(drop_rate)
+        self.output_linear = nn.Linear(kernel.dim, 2 * kernel.dim)
+
+    @skips_padding
+    def forward(self, x: Tensor, state: StateSpaceState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
+        """x (B, T, dim) -> (B, T, dim)."""
+        return F.glu(self.output_linear(self.drop(F.gelu(self.systems(x, state, seq_idx)))), dim=-1)
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from zoo.layers.attention import (
     TaylorAttention,
 )
 from zoo.layers.conv import DoubleGatedConv, GatedConv, H3Conv, decaying_kernel
-from zoo.layers.depth import ActiveAttention
+from zoo.layers.depth import ActiveAttention, CausalWindow, SparseActivation
 from zoo.layers.memory import (
     HashedAttention,
     MemoryAsContext,
@@ -41,6 +41,7 @@ from zoo.layers.ssm import (
     GatedDeltaNet,
     GriffinRecurrence,
     KimiDeltaAttention,
+    MultiHeadEMA,
     RWKV7Block,
 )
 from zoo.layers.ssm.hippo import diagonal_inv, diagonal_real
@@ -128,6 +129,9 @@ MIXERS = {
     "mlstm-expanded": lambda: ExpandedMLSTM(DIM, num_heads=3, chunk_size=8),
     "mlstm-expanded-narrow": lambda: ExpandedMLSTM(DIM, 2, inner_dim=30, block_size=5, d_conv=2, eps=1e-2),
     "slstm": lambda: SLSTM(DIM, num_heads=3),
+    "ema": lambda: MultiHeadEMA(DIM, d_state=4),
+    "sparse-activation": lambda: SparseActivation(DIM, CausalWindow(8, 4), 20, 8, d_state=4),
+    "sparse-activation-wide": lambda: SparseActivation(DIM, CausalWindow(6, 50), 10, 6, d_state=3),
     "leaky-memory": lambda: ExpressiveLeakyMemory(DIM, DIM, activation="silu", tau_max=50.0, learn_tau=True),
     "leaky-memory-branches": lambda: ExpressiveLeakyMemory(
         DIM, DIM, 5, 7, overlap=True, hidden_dim=10, version=1, tau_max=50.0, dt=2.0

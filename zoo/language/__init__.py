@@ -42,6 +42,7 @@ from zoo.language.s4 import S4Config, S4DConfig, S4DLanguageModel, S4LanguageMod
 from zoo.language.s4_text import S4TextClassifier, S4TextConfig
 from zoo.language.scatterbrain import ScatterbrainConfig, ScatterbrainLanguageModel
 from zoo.language.scatterbrain_text import ScatterbrainTextClassifier, ScatterbrainTextConfig
+from zoo.language.seqboat import SeqBoatConfig, SeqBoatLanguageModel
 from zoo.language.smallthinker import SmallThinkerConfig, SmallThinkerLanguageModel
 from zoo.language.titans import LMMLanguageModel, MACLanguageModel, MAGLanguageModel, MALLanguageModel, TitansConfig
 from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
@@ -131,6 +132,8 @@ __all__ = [
     "ScatterbrainLanguageModel",
     "ScatterbrainTextClassifier",
     "ScatterbrainTextConfig",
+    "SeqBoatConfig",
+    "SeqBoatLanguageModel",
     "SequenceClassifier",
     "SequenceConfig",
     "SmallThinkerConfig",
