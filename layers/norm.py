@@ -66,6 +66,20 @@ class PlainRMSNorm(nn.Module):
         return rms_norm(x, eps=self.eps)
 
 
+class ScaleNorm(nn.Module):
+    """y = weight * x / sqrt(mean(x^2) + eps), with one weight for all channels, as in Mega."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__()
+        require_at_least(0, eps=eps)
+        self.dim, self.eps = dim, eps
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., dim) -> (..., dim)."""
+        return rms_norm(x, self.weight.expand(self.dim), eps=self.eps)
+
+
 class GatedRMSNorm(nn.Module):
     """RMSNorm of x * silu(z), over each of ``num_groups`` parts of the channels (Mamba-2)."""
 

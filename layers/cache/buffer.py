@@ -19,7 +19,9 @@ def written(buffer: Tensor, new: Tensor, start: int, dim: int) -> Tensor:
 
 def gathered(tensor: Tensor, slots: Tensor, dim: int) -> Tensor:
     """The slots (B, n) of a tensor (B, ..., capacity, ...) that has them in a dimension."""
-    return tensor.take_along_dim(slots.view(len(slots), *[1] * (dim - 1), -1, *[1] * (tensor.dim() - 1 - dim)), dim)
+    return tensor.take_along_dim(
+        slots.view(len(slots), *[1] * (dim - 1), slots.shape[1], *[1] * (tensor.dim() - 1 - dim)), dim
+    )
 
 
 def widened(buffer: Tensor, capacity: int, dim: int, filler: float = 0) -> Tensor:

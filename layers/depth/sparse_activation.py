@@ -15,6 +15,7 @@ from zoo.layers.attention.rotary import Rotary
 from zoo.layers.attention.sliding_window import SlidingWindowState
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.depth.active import ActiveTokens
+from zoo.layers.drop import DropPath
 from zoo.layers.mixer import Mixer
 from zoo.layers.options import require_above, require_at_least
 from zoo.layers.precision import KeepsFloat32
@@ -121,6 +122,7 @@ class TwoSidedWindow(nn.Module):
             raise ValueError(f"activation must be {SOFTMAX!r} or {SQUARED!r}, got {activation!r}")
         require_at_least(1, max_distance=max_distance)
         self.window, self.activation, self.among = window, activation, max_distance is None
+        self.size = 2 * window + 1
         self.reach = 3 * window - 1 if max_distance is None else max_distance
         self.scale = dim**-0.5 if activation == SOFTMAX else 1 / (2 * window)
         self.rel_pos_bias = nn.Parameter(truncated_normal(torch.empty(2 * self.reach + 1)))
@@ -205,7 +207,7 @@ class SparseActivation(Mixer, Reports):
         self.router = LatentRouter(dim, temperature)
         self.mx_proj = nn.Linear(dim, qk_dim + 2 * hidden_dim)
         self.gamma, self.beta = nn.Parameter(torch.empty(2, qk_dim)), nn.Parameter(torch.zeros(2, qk_dim))
-        self.attention = attention
+        self.attention, self.window_size = attention, attention.size
         self.h_proj = nn.Linear(hidden_dim, dim)
         truncated_normal(self.gamma.data)
         for linear in (self.hx_proj, self.mx_proj, self.h_proj):
@@ -252,7 +254,7 @@ class SparseActivation(Mixer, Reports):
         """
         averages = self.move.init_state(batch_size, max_length, device, dtype)
         device, dtype = self.placement(device, dtype)
-        size = self.attention.size  # type: ignore[union-attr]
+        size = self.window_size
         key, value = (
             torch.zeros(batch_size, 1, size, width, device=device, dtype=dtype)
             for width in (self.qk_dim, self.hidden_dim)
@@ -261,8 +263,7 @@ class SparseActivation(Mixer, Reports):
 
     def state_size(self, length: int) -> int:
         """Constant in ``length``."""
-        window = self.attention.size * (self.qk_dim + self.hidden_dim + 1)  # type: ignore[union-attr]
-        return self.move.state_size(length) + window
+        return self.move.state_size(length) + self.window_size * (self.qk_dim + self.hidden_dim + 1)
 
 
 class SparseActivationBlock(nn.Module):
@@ -273,14 +274,23 @@ class SparseActivationBlock(nn.Module):
         mixer: with attention to both sides.
         norm: dim -> the norm.
         prenorm: norm before the mixer, or (False) after the activation.
+        drop_path: rate of leaving the mixer out.
     """
 
-    def __init__(self, dim: int, mixer: SparseActivation, norm: Callable[[int], nn.Module], prenorm: bool = True):
+    def __init__(
+        self,
+        dim: int,
+        mixer: SparseActivation,
+        norm: Callable[[int], nn.Module],
+        prenorm: bool = True,
+        drop_path: float = 0.0,
+    ):
         super().__init__()
+        self.drop_path = DropPath(drop_path)
         self.before, self.after = (norm(dim), nn.Identity()) if prenorm else (nn.Identity(), norm(dim))
         self.mixer = mixer
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B, T, dim), and mask (B, T), False where there is padding, which changes nothing elsewhere -> as x."""
         y = self.mixer.masked(normalised(self.before, x, mask), mask)
-        return normalised(self.after, F.silu(x + y), mask)
+        return normalised(self.after, F.silu(x + self.drop_path(y)), mask)

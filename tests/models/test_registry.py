@@ -141,6 +141,14 @@ def mamba2_hybrid(vocab_size: int, dim: int, ssm: int, attention: int, heads: in
     return vocab_size * dim + ssm * mamba2 + attention * convolved + dim
 
 
+def sparse(dim: int, depth: int, hidden: int, qk: int, sides: int = 2, norm: int = 1, biases: int = 0) -> int:
+    """Blocks of 16 averages of a channel and side with a skip weight, a router with its temperature and a projection of
+    all tokens, gated attention with perhaps a bias of each distance, and a norm."""
+    wide = qk + 2 * hidden
+    mixer = sides * 4 * 16 * dim + dim + (dim + 1) * (dim + 2) + 1 + (dim + 1) * wide + 4 * qk + (hidden + 1) * dim
+    return depth * (mixer + norm + biases)
+
+
 def convolutions(dim: int, depth: int, taps: int, convs: int = 2, prenorm: bool = True) -> int:
     """Blocks of long convolutions with a skip weight, a gated linear layer and a norm, and perhaps one more norm."""
     block = convs * (taps + 1) * dim + 2 * dim * (convs * dim + 1) + 2 * dim
@@ -204,6 +212,15 @@ BY_HAND = {
     # synapses, a network of 700 branches and 100 memories with 200 hidden units, a read-out
     "elm_shd": 700 + 801 * 200 + 201 * 100 + 101 * 20,
     "elm_shd_adding": 700 + 801 * 200 + 201 * 100 + 101 * 19,
+    "seqboat_enwik8": 256 * 616 + sparse(616, 14, 1232, 128, sides=1, norm=2 * 616),
+    # a bias of three windows on either side, or of every distance
+    "seqboat_text_lra_listops": 15 * 80 + sparse(80, 6, 160, 64, norm=2 * 80, biases=2 * 2002 - 1) + 81 * 10,
+    "seqboat_text_lra_text": 256 * 128 + sparse(128, 4, 256, 64, biases=6 * 128 - 1) + 129 * 2,
+    "seqboat_text_lra_retrieval": 256 * 128 + sparse(128, 6, 256, 64, biases=2 * 4002 - 1) + 513 * 128 + 129 * 2,
+    # a map of the pixel, the scale of its place, a last norm
+    "seqboat_pixel_lra_image": 321 + sparse(160, 8, 320, 96, norm=320, biases=2047) + 320 + 161 * 10,
+    "seqboat_pixel_lra_pathfinder": 257 + sparse(128, 6, 256, 64, norm=256, biases=2047) + 256 + 129 * 2,
+    "seqboat_pixel_lra_pathx": 257 + sparse(128, 4, 256, 64, norm=256, biases=2 * 128**2 - 1) + 256 + 129 * 2,
     "mor_1_7b": dense(49152, 2048, 9, 2048, 8192) + 2048 * 3,
 }
 # Papers without a count, or whose count is of another head (S4 on WikiText-103: 249 M with an adaptive softmax).

@@ -43,6 +43,7 @@ from zoo.language.s4_text import S4TextClassifier, S4TextConfig
 from zoo.language.scatterbrain import ScatterbrainConfig, ScatterbrainLanguageModel
 from zoo.language.scatterbrain_text import ScatterbrainTextClassifier, ScatterbrainTextConfig
 from zoo.language.seqboat import SeqBoatConfig, SeqBoatLanguageModel
+from zoo.language.seqboat_text import SeqBoatTextClassifier, SeqBoatTextConfig
 from zoo.language.smallthinker import SmallThinkerConfig, SmallThinkerLanguageModel
 from zoo.language.titans import LMMLanguageModel, MACLanguageModel, MAGLanguageModel, MALLanguageModel, TitansConfig
 from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
@@ -134,6 +135,8 @@ __all__ = [
     "ScatterbrainTextConfig",
     "SeqBoatConfig",
     "SeqBoatLanguageModel",
+    "SeqBoatTextClassifier",
+    "SeqBoatTextConfig",
     "SequenceClassifier",
     "SequenceConfig",
     "SmallThinkerConfig",

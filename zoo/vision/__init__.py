@@ -15,6 +15,7 @@ from zoo.vision.patches import MemoryPlan, PatchedModel, best_plan, plan
 from zoo.vision.pcdarts import PCDARTS, PCDARTSConfig
 from zoo.vision.revunet3d import RevUNet3d, RevUNet3dConfig
 from zoo.vision.s4 import S4Pixel, S4PixelConfig
+from zoo.vision.seqboat import SeqBoatPixel, SeqBoatPixelConfig
 from zoo.vision.shvit import SHViT, SHViTConfig
 from zoo.vision.simplenet import SimpleNet, SimpleNetConfig
 from zoo.vision.vim import Vim, VimConfig
@@ -52,6 +53,8 @@ __all__ = [
     "S4PixelConfig",
     "SHViT",
     "SHViTConfig",
+    "SeqBoatPixel",
+    "SeqBoatPixelConfig",
     "SimpleNet",
     "SimpleNetConfig",
     "UperNet",
