@@ -13,9 +13,9 @@ class SizedAttention(nn.Module):
     .. math::
         y = W_o \, \mathrm{softmax}\big(q \bar k^\top / \sqrt d + \log \bar s\big) \bar v
 
-    Of up to ``max_keys`` tokens the bars are nothing: attention is exact. Of T more, each of at most ``max_keys`` runs
-    of ceil(T / max_keys) neighbours has one key and one value, the means over the run, and their size is its sum; so
-    time and memory are linear in T.
+    Of up to ``max_keys`` tokens the bars are nothing: attention is exact. Of more, each run of ceil(T / max_keys)
+    neighbours has one key and one value, the means over the run, and their size is its sum; so time and memory are
+    linear in T. A row's runs are those that it has without its padding.
 
     Args:
         dim: model width.
@@ -51,12 +51,16 @@ class SizedAttention(nn.Module):
         length = size.shape[1]
         if self.max_keys is None or length <= self.max_keys:
             return k, v, size
-        run = -(-length // self.max_keys)
-        size = F.pad(size, (0, -length % run))
-        total = size.unflatten(1, (-1, run)).sum(-1)  # (B, runs)
+        places = torch.arange(length, device=size.device)
+        count = (size > 0).sum(1, keepdim=True)
+        run = (count + self.max_keys - 1).div(self.max_keys, rounding_mode="floor").clamp(min=1)  # tokens in a run
+        index = places.div(run, rounding_mode="floor").clamp(max=self.max_keys - 1)  # (B, T); padding has size 0
+        total = size.new_zeros(len(size), self.max_keys).scatter_add(1, index, size)
 
         def mean(heads: Tensor) -> Tensor:
-            weighted = F.pad(heads, (0, 0, 0, -length % run)) * size[:, None, :, None]
-            return (weighted.unflatten(2, (-1, run)).sum(3) / total.clamp(min=1)[:, None, :, None]).to(heads.dtype)
+            weighted = heads * size[:, None, :, None]
+            empty = weighted.new_zeros(*heads.shape[:2], self.max_keys or 0, heads.shape[3])
+            runs = empty.scatter_add(2, index[:, None, :, None].expand_as(heads), weighted)
+            return (runs / total.clamp(min=1)[:, None, :, None]).to(heads.dtype)
 
         return mean(k), mean(v), total

@@ -86,18 +86,22 @@ def test_too_many_keys_are_averaged_over_runs(length):
     """As exact attention to tokens whose keys and values are those means; up to ``max_keys`` it is exact."""
     layer, full = SizedAttention(8, 2, max_keys=4).double(), SizedAttention(8, 2).double()
     full.load_state_dict(layer.state_dict())
-    x, size = torch.randn(2, length, 8).double(), sizes(2, length, padding=2)
+    x, size = torch.randn(2, length, 8).double(), sizes(2, length)
     q, k, v = layer.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
     run, means = -(-length // 4), []
     for start in range(0, length, run):
         part = slice(start, start + run)
         weight = size[:, None, part, None]
         total = weight.sum(2)
-        means.append([*((h[:, :, part] * weight).sum(2) / total.clamp(min=1) for h in (k, v)), total])
+        means.append([*((h[:, :, part] * weight).sum(2) / total for h in (k, v)), total])
     keys, values, counts = (torch.stack(parts, dim=2) for parts in zip(*means, strict=True))
     scores = (q @ keys.transpose(2, 3) / 2 + counts.transpose(2, 3).log()).softmax(-1)
-    close(layer(x, size)[0], layer.proj((scores @ values).transpose(1, 2).flatten(2)))
+    expected = layer.proj((scores @ values).transpose(1, 2).flatten(2))
+    close(layer(x, size)[0], expected)
+    padded, wide = F.pad(x, (0, 0, 0, 7), value=3.0), F.pad(size, (0, 7))
+    close(layer(padded, wide)[0][:, :length], expected)
     close(layer(x[:, :4], size[:, :4])[0], full(x[:, :4], size[:, :4])[0])
+    close(layer(padded, F.pad(size[:, :3], (0, length + 4)))[0][:, :3], full(x[:, :3], size[:, :3])[0])
 
 
 def test_wrong_options():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -69,12 +70,12 @@ class DRoPEModel(SequenceRegressor):
 
     def __init__(self, config: DRoPEConfig):
         super().__init__(config, config.in_features - 3)
+        self.turning: int = cast(Any, self.blocks[0]).mixer.turn.dim  # channels of a head that turn by one of the two
 
     def build_block(self) -> nn.Module:
         """Layer norm and attention, layer norm and MLP."""
         c = self.config
         turn = COMBINATIONS[c.combination](c.dim // c.num_heads, c.num_heads)
-        self.turning = turn.dim
         return EncoderBlock(c.dim, AgentAttention(c.dim, c.num_heads, turn), c.mlp_dim)
 
     def build_norm(self) -> nn.Module:
