@@ -9,6 +9,7 @@ from zoo.chat import Chat
 from zoo.convert import convert
 from zoo.exits import add_exits, calibrate_exits, exit_costs
 from zoo.export import export_onnx, export_program
+from zoo.extend_context import extend_context
 from zoo.factorize import factorize
 from zoo.factory import ModelInfo, create_model, load_weights, model_info
 from zoo.fetching import prefetch
@@ -22,6 +23,7 @@ from zoo.quantize import quantize
 from zoo.registry import Paper, list_families, list_models, register_model
 from zoo.saving import save_model
 from zoo.sltrain import merge_sltrain, sltrain
+from zoo.stability import deviation, lyapunov_exponents
 from zoo.text import load_tokenizer
 from zoo.timm_registry import register_with_timm
 from zoo.warmup import warmup
@@ -44,9 +46,11 @@ __all__ = [
     "convert",
     "create_model",
     "decoding",
+    "deviation",
     "exit_costs",
     "export_onnx",
     "export_program",
+    "extend_context",
     "factorize",
     "generate",
     "linearize",
@@ -54,6 +58,7 @@ __all__ = [
     "list_models",
     "load_tokenizer",
     "load_weights",
+    "lyapunov_exponents",
     "merge_sltrain",
     "model_info",
     "predict",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels import selective_scan
@@ -17,6 +18,7 @@ from zoo.layers.linear import WideBias
 from zoo.layers.mixer import Mixer, skips_padding
 from zoo.layers.options import require_at_least
 from zoo.layers.ssm.init import dt_bias_init, s4d_real_init
+from zoo.layers.ssm.steps import StepRule
 from zoo.layers.state import State, keep_rows
 
 
@@ -77,6 +79,7 @@ class Mamba(Mixer):
         widths = (self.dt_rank, d_state, d_state)
         self.dt_norm, self.b_norm, self.c_norm = (norm(width) if norm else nn.Identity() for width in widths)
         self.dt_proj = WideBias(self.dt_rank, d_inner)
+        self.step_rule: StepRule | None = None
         self.A_log = nn.Parameter(torch.empty(d_inner, d_state))
         self.D = nn.Parameter(torch.empty(d_inner))
         self.out_proj = nn.Linear(d_inner, dim, bias=bias)
@@ -100,15 +103,18 @@ class Mamba(Mixer):
         rows = None if state is None else state.advance_sequence(seq_idx)
         x, conv = self.conv1d(x, None if state is None else keep_rows(state.conv, rows), seq_idx)
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt, softplus = self.dt_proj(self.dt_norm(dt)), True
+        if self.step_rule is not None and self.step_rule.applies(x.shape[1]):
+            dt, softplus = self.step_rule(F.softplus(dt)), False
         y, ssm = selective_scan(
             x,
-            self.dt_proj(self.dt_norm(dt)),
+            dt,
             -self.A_log.to(compute_dtype(self.A_log)).exp(),
             self.b_norm(B).unsqueeze(2),
             self.c_norm(C).unsqueeze(2),
             D=self.D,
             z=z,
-            dt_softplus=True,
+            dt_softplus=softplus,
             initial_state=None if state is None else keep_rows(state.ssm, rows),
             seq_idx=seq_idx,
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels import ssd
@@ -15,6 +16,7 @@ from zoo.layers.mixer import Mixer, skips_padding
 from zoo.layers.norm import GatedRMSNorm
 from zoo.layers.options import require_at_least, require_limits
 from zoo.layers.ssm.init import dt_bias_init
+from zoo.layers.ssm.steps import StepRule
 from zoo.layers.state import State, keep_rows
 
 
@@ -107,6 +109,7 @@ class Mamba2(Mixer):
         self.norm = GatedRMSNorm(d_inner, num_groups, norm_eps) if gated_norm else SiluGate()
         self.out_proj = nn.Linear(d_inner, dim, bias=bias)
         widths = (d_inner, d_inner, num_groups * d_state, num_groups * d_state, self.num_heads)
+        self.step_rule: StepRule | None = None
         self.multipliers = tuple(zip(widths, multipliers, strict=True)) if multipliers else ()
         self.init_weights()
 
@@ -131,6 +134,9 @@ class Mamba2(Mixer):
         rows = None if state is None else state.advance_sequence(seq_idx)
         x, conv = self.conv1d(x, None if state is None else keep_rows(state.conv, rows), seq_idx)
         x, B, C = x.split([self.d_inner, grouped, grouped], dim=-1)
+        steps: dict[str, Any] = {"dt_bias": self.dt_bias, "dt_softplus": True, "dt_limit": self.dt_limit}
+        if self.step_rule is not None and self.step_rule.applies(x.shape[1]):
+            dt, steps = self.step_rule(F.softplus(dt.to(self.dt_bias.dtype) + self.dt_bias).clamp(*self.dt_limit)), {}
         y, ssm = ssd(
             x.unflatten(-1, (self.num_heads, self.head_dim)),
             dt,
@@ -138,12 +144,10 @@ class Mamba2(Mixer):
             B.unflatten(-1, (self.num_groups, self.d_state)),
             C.unflatten(-1, (self.num_groups, self.d_state)),
             D=self.D,
-            dt_bias=self.dt_bias,
-            dt_softplus=True,
-            dt_limit=self.dt_limit,
             initial_state=None if state is None else keep_rows(state.ssm, rows),
             seq_idx=seq_idx,
             chunk_size=self.chunk_size,
+            **steps,
         )
         if state is not None:
             state.conv, state.ssm = conv, ssm

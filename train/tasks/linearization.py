@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.layers import LizardAttention
+from zoo.train.lora import inject, merge
 from zoo.train.optim import unwrapped, warmup_cosine
 from zoo.train.tasks.language import Batch, LanguageModeling
 
@@ -172,26 +172,4 @@ def layers(model: nn.Module) -> Iterator[tuple[str, LizardAttention]]:
 
 def adapted(model: nn.Module, rank: int, alpha: float) -> nn.Module:
     """The model with LoRA on what linear attention makes its queries, keys and values by, in place."""
-    try:
-        peft = importlib.import_module("peft")
-    except ImportError as error:
-        raise ImportError(
-            "Linearization fine-tunes by LoRA, which needs peft: pip install efficient-zoo[peft]"
-        ) from error
-    targets = [f"{name}.{projection}" for name, _ in layers(model) for projection in ADAPTED]
-    free = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), model)
-    for name, parameter in model.named_parameters():  # peft froze them all
-        if name in free or "lora_" in name:
-            parameter.requires_grad_(True)
-    return model
-
-
-def merge(model: nn.Module) -> None:
-    """Add what LoRA has learnt to the weights beneath it, in its place; every parameter is free again."""
-    for name, module in list(model.named_modules()):
-        if hasattr(module, "get_base_layer"):
-            module.merge()  # pyright: ignore[reportCallIssue]
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module.get_base_layer())  # pyright: ignore[reportCallIssue]
-    model.requires_grad_(True)
+    return inject(model, [f"{name}.{projection}" for name, _ in layers(model) for projection in ADAPTED], rank, alpha)

@@ -18,6 +18,7 @@ BENCHMARKS = {
     "needle": "recall beyond the trained length, with a memory and with a window",
     "extrapolation": "positional beside standard attention on larger numbers than trained on",
     "sltrain": "memory of training with sparse plus low-rank matrices",
+    "context": "Mamba beyond the length it was trained on, with LongMamba and without",
     "loading": "how fast a checkpoint becomes a model",
     "gpu": "everything on a CUDA device in nine minutes",
 }

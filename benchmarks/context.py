@@ -1,0 +1,111 @@
+"""Does Mamba read further than it was trained to, and does LongMamba help? Bits per byte of windows of growing length.
+
+    zoo bench context                       # writes benchmarks/results/context.{json,md}
+    zoo bench context --lengths 256 1024 --no-save
+
+The bundled nano models were trained on windows of 256 bytes of Python's documentation. Test documents are scored in
+windows of each length, read in one call: as the model is, and after ``zoo.extend_context`` on training windows of 256
+bytes. All bytes of a window count but the first; and its last 256 alone, which have the most behind them.
+
+Expectation (Ye et al., "LongMamba", arXiv 2504.16053): the plain model gets worse beyond the trained length, and the
+extended one is better there; up to the trained length both are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+import zoo
+from zoo.benchmarks.common import machine, markdown, save, table
+from zoo.train.data import DocumentationDataModule
+
+MODELS = ("mamba_nano", "mamba2_nano")
+TRAINED = 256
+LENGTHS = (256, 512, 1024, 2048, 4096)
+TEXTS = 100  # that thresholds are made of, as the authors
+
+
+def windows(split: str, length: int, count: int) -> Tensor:
+    """So many windows (count, length) spread over the documents."""
+    text = DocumentationDataModule(seq_len=length, batch_size=1)
+    text.setup()
+    source = (text.train_dataloader() if split == "train" else text.test_dataloader()).source
+    return source.fetch(torch.linspace(0, len(source) - 1, count).long(), 0)[0]
+
+
+@torch.inference_mode()
+def bits(model: Any, tokens: Tensor) -> tuple[float, float]:
+    """Bits per byte of windows (n, L) after their first byte, and of their last ``TRAINED`` bytes."""
+    nats = torch.stack([
+        F.cross_entropy(model(row[None])[0, :-1].float(), row[1:], reduction="none") for row in tokens
+    ])  # fmt: skip
+    return nats.mean().item() / math.log(2), nats[:, -TRAINED:].mean().item() / math.log(2)
+
+
+def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The records of one model, plain and extended, at each length."""
+    models: Any = [zoo.create_model(name, pretrained=True).eval() for _ in range(2)]
+    plain, extended = models
+    zoo.extend_context(extended, windows("train", TRAINED, TEXTS), memory=options.memory, clamp=options.clamp)
+    mixers = [mixer.step_rule.threshold[-1] > 0 for mixer in extended.mixers]
+    found = []
+    for length in track(options.lengths, f"{name}", console=Console(stderr=True)):
+        tokens = windows("test", length, max(2, options.bytes // length))
+        for kind, model in (("plain", plain), ("longmamba", extended)):
+            whole, last = bits(model, tokens)
+            found.append({"model": name, "kind": kind, "length": length, "bits": whole, "last": last})
+    share = torch.cat(mixers).float().mean().item()
+    return [record | {"global_channels": share} for record in found]
+
+
+def show(records: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """A row a length: both models on all bytes, then on the last."""
+    by = {(r["kind"], r["length"]): r for r in records}
+    rows = []
+    for length in dict.fromkeys(r["length"] for r in records):
+        plain, long = by["plain", length], by["longmamba", length]
+        verdict = (
+            "the same" if plain == long | {"kind": "plain"} else "met" if long["bits"] < plain["bits"] else "missed"
+        )
+        rows.append([f"{length:,}", *(f"{r[key]:.4f}" for key in ("bits", "last") for r in (plain, long)), verdict])
+    return ["length", "plain", "LongMamba", "plain, last 256", "LongMamba, last 256", "better"], rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "zoo bench context", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
+    parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
+    parser.add_argument("--bytes", type=int, default=16384, help="of test documents at each length, in whole windows")
+    parser.add_argument("--memory", type=float, default=0.05, help="see zoo.extend_context")
+    parser.add_argument("--clamp", type=float, default=0.0, help="see zoo.extend_context")
+    parser.add_argument("--no-save", action="store_true", help="only print")
+    options = parser.parse_args(arguments)
+    here, records = machine(), [record for name in options.models for record in measure(name, options)]
+    console, parts = Console(width=max(120, Console().width)), []
+    for name in options.models:
+        own = [r for r in records if r["model"] == name]
+        title = (
+            f"{name}, trained on {TRAINED} bytes; {100 * own[0]['global_channels']:.0f} % of the channels are global"
+        )
+        console.print(table(title, *show(own)))
+        parts.append(markdown(title, *show(own)))
+    if not options.no_save:
+        text = "Expectation" + str(__doc__).partition("Expectation")[2] + "\n" + "\n".join(parts)
+        text += f"\nBits per byte of about {options.bytes:,} bytes of test documents. "
+        text += f"{here['processor']}, {here['threads']} threads, commit {here['commit']}, {here['date']}.\n"
+        save("context", {"machine": here, "settings": vars(options), "records": records}, text)
+
+
+if __name__ == "__main__":
+    main()
