@@ -19,6 +19,7 @@ BENCHMARKS = {
     "extrapolation": "positional beside standard attention on larger numbers than trained on",
     "sltrain": "memory of training with sparse plus low-rank matrices",
     "context": "Mamba beyond the length it was trained on, with LongMamba and without",
+    "prefix": "N continuations of one prompt: its keys kept once and copied",
     "loading": "how fast a checkpoint becomes a model",
     "gpu": "everything on a CUDA device in nine minutes",
 }

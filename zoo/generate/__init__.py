@@ -62,6 +62,9 @@ def generate(
             presence_penalty (0.0): taken from the logits of tokens said before, in nats.
             min_new_tokens (0): no end before.
             num_samples (1): continuations of each prompt, in rows side by side; the prompt itself runs once.
+            share_prompt: caches keep the keys and values of a prompt once for all its samples, whose queries attend
+                to it together (Hydragen, arXiv 2402.05099); equal to copies of them up to rounding. None: where the
+                copies would hold 4096 tokens or more, from where on it is faster.
             num_beams (1): with temperature=0, search for the likeliest continuations with so many beams.
             length_penalty (1.0): a beam's score is divided by its length to this power.
             eos_token: an id, or several, that ends a row, which is filled with the first of them; all rows done ends

@@ -13,9 +13,12 @@ from zoo.generate.logits import Shaper, last
 from zoo.generate.options import Options
 from zoo.generate.prompts import Batch
 from zoo.language.base import LanguageModel
-from zoo.language.rows import batch_invariant
+from zoo.language.rows import RowStates, batch_invariant
 from zoo.layers import ModelState
+from zoo.layers.attention.shared_prefix import fan_out
 from zoo.layers.linear import decoding
+
+SHARED_FROM = 4096  # tokens that the copies of a prompt would hold; fewer are copied faster than shared
 
 
 class Step(NamedTuple):
@@ -57,7 +60,9 @@ def generating(model: LanguageModel, options: Options) -> Iterator[None]:
 def steps(model: LanguageModel, prompts: Batch, options: Options, state: ModelState | None) -> Iterator[Step]:
     """The prompts once in parallel, then a token a row and step, until all rows have ended."""
     with generating(model, options):
-        logits, state = prefilled(model, prompts, options, options.num_samples, state)
+        shared, copied = options.share_prompt, options.num_samples * prompts.tokens.shape[1]
+        shared = copied >= SHARED_FROM if shared is None else shared
+        logits, state = prefilled(model, prompts, options, options.num_samples, state, shared=shared)
         step = stepping(model, options)
         saying = Saying(options, prompts.repeated(options.num_samples), logits.shape[-1])
         for index in range(options.max_new_tokens):
@@ -69,9 +74,16 @@ def steps(model: LanguageModel, prompts: Batch, options: Options, state: ModelSt
 
 
 def prefilled(
-    model: LanguageModel, prompts: Batch, options: Options, copies: int, state: ModelState | None = None
+    model: LanguageModel,
+    prompts: Batch,
+    options: Options,
+    copies: int,
+    state: ModelState | None = None,
+    *,
+    shared: bool = False,
 ) -> tuple[Tensor, ModelState]:
-    """Logits (B copies, vocab_size) after the prompts, and the state, both with every row ``copies`` times."""
+    """Logits (B copies, vocab_size) after the prompts, and the state, both with every row ``copies`` times; where it is
+    ``shared``, caches hold the prompts once, and the rows stay in their order."""
     tokens, mask = prompts
     batch, length = tokens.shape
     if state is None:
@@ -80,7 +92,10 @@ def prefilled(
     logits = last(read(model, tokens, state, seq_idx, options.prefill_chunk or length))
     if copies > 1:
         index = torch.arange(batch, device=tokens.device).repeat_interleave(copies)
-        state.reorder(index)
+        if shared and not isinstance(state, RowStates):
+            state = fan_out(state, copies)
+        else:
+            state.reorder(index)
         logits = logits[index]
     return logits, state
 

@@ -37,6 +37,7 @@ class Options:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     num_samples: int = 1
+    share_prompt: bool | None = None
     num_beams: int = 1
     length_penalty: float = 1.0
     eos_token: int | Sequence[int] | None = None
