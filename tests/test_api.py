@@ -34,7 +34,7 @@ def test_signatures():
     assert parameters(zoo.predict) == ["model", "images", "*top_k", "*exif_orientation", "*skip_bad_images"]
     assert parameters(zoo.export_onnx) == ["model", "path", "*step", "*fixed_batch"]
     assert parameters(zoo.register_with_timm) == []
-    assert parameters(zoo.convert) == ["source", "target", "to", "*name", "*ema", "*max_shard_size"]
+    assert parameters(zoo.convert) == ["source", "target", "to", "*name", "*ema", "*max_shard_size", "*form"]
     assert parameters(zoo.auxiliary_losses) == ["model"]
     assert parameters(zoo.generate)[:3] == ["model", "tokens", "max_new_tokens"]
     assert {field.name for field in dataclasses.fields(zoo.ModelInfo)} >= {

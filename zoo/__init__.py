@@ -15,6 +15,7 @@ from zoo.factory import ModelInfo, create_model, load_weights, model_info
 from zoo.fetching import prefetch
 from zoo.generate import generate, stream
 from zoo.language.rows import batch_invariant
+from zoo.layer_cast import layer_cast
 from zoo.layers.report import activity, after_step, auxiliary_losses
 from zoo.linearize import linearize
 from zoo.perplexity import TextScore, score_text
@@ -53,6 +54,7 @@ __all__ = [
     "extend_context",
     "factorize",
     "generate",
+    "layer_cast",
     "linearize",
     "list_families",
     "list_models",
