@@ -28,7 +28,7 @@ def forward(x: Tensor, tables: Tensor, temperature: float, scaled: bool) -> Tens
     kernel: Any = _gather[grid]
     kernel(
         tables, chosen, factors, y, len(x), count, size, dim, _real(factors), sizes["rows"], sizes["columns"],
-        num_warps=sizes["warps"],
+        num_warps=sizes["warps"], enable_fp_fusion=True,
     )  # fmt: skip
     return y
 
@@ -42,7 +42,7 @@ def backward(dy: Tensor, x: Tensor, tables: Tensor, temperature: float, scaled: 
     kernel: Any = _products[(triton.cdiv(len(x), sizes["rows"]), count)]
     kernel(
         tables, dy, chosen, dfactors, len(x), size, dim, _real(factors), sizes["rows"], sizes["columns"],
-        num_warps=sizes["warps"],
+        num_warps=sizes["warps"], enable_fp_fusion=True,
     )  # fmt: skip
 
     first = size * torch.arange(count, device=x.device)[:, None]
@@ -52,7 +52,7 @@ def backward(dy: Tensor, x: Tensor, tables: Tensor, temperature: float, scaled: 
     kernel: Any = _sums[(count * size, triton.cdiv(dim, sizes["columns"]))]
     kernel(
         dy, factors, order, starts, dtables, len(x), dim, _real(factors), sizes["rows"], sizes["columns"],
-        num_warps=sizes["warps"],
+        num_warps=sizes["warps"], enable_fp_fusion=True,
     )  # fmt: skip
     dx = dfactors.mT[..., None] * slopes(x.to(factors.dtype), temperature, scaled)
     return dx, dtables
