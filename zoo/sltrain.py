@@ -20,9 +20,9 @@ Model = TypeVar("Model", bound=nn.Module)
 class SLTrain(Change, kind="sltrain"):
     """``SparseLowRank`` in place of the linear layers that it makes smaller, but for the head's.
 
-    Subclasses with rules of their own (routers in float32) and weights that two layers share stay as they are; so do
-    embeddings and norms. Biases are kept, the other weights of these layers are not: it is a way to train, and starts
-    from the beginning.
+    Subclasses with rules of their own (routers in float32), weights that two layers share and experts in one tensor
+    stay as they are; so do embeddings and norms. Biases are kept, the other weights of these layers are not: it is a
+    way to train, and starts from the beginning.
 
     Paper: Han et al., "SLTrain", arXiv 2406.02214; its sizes have r a quarter or a third of the width, a density of
     0.03 (0.05 for 7B) and alpha of 32 (60M), 16 (130M, 350M) and 8 (1B, 7B).
@@ -44,6 +44,8 @@ class SLTrain(Change, kind="sltrain"):
         """Replace them, in place."""
         layers = {name: layer for name, layer in replaceable(model).items() if name != "head"}
         layers = {name: layer for name, layer in layers.items() if type(layer) is nn.Linear}
+        if not layers:
+            raise ValueError("the model has no linear layers to replace")
         for pattern in self.skip:
             if not (left := fnmatch.filter(layers, pattern)):
                 raise ValueError(f"skip has {pattern!r}, which fits none of the layers {', '.join(layers)}")
