@@ -50,6 +50,7 @@ from zoo.kernels.common.chunk_tiles import (
     tile,
     vector_gates,
 )
+from zoo.kernels.delta_rule.native import in_width
 
 STATE_TILE = 4096  # elements of a state that a program of the recurrences holds: all key channels of some values
 KEY_TILE = 8192  # elements of a chunk's keys that it holds
@@ -57,14 +58,16 @@ KEY_TILE = 8192  # elements of a chunk's keys that it holds
 
 def forward(q, k, v, beta, log_decay, state, starts, scale, chunk_size) -> tuple[Tensor, Tensor]:
     """Same arguments as the reference, of any floating dtype and strides; computed in the dtype of ``state``."""
+    dtype, (q, k, v, beta, log_decay) = v.dtype, in_width(q.shape[-1], q, k, v, beta, log_decay)
     launch = _Launch("forward", q, k, v, beta, log_decay, state, starts, scale, chunk_size)
     corrections, before, final = launch.corrections(k, v, state, launch.systems(k)[1], scaled=True)
-    output = launch.combine(q, corrections, launch.scores(q, k), before, reverse=False, dtype=v.dtype)
+    output = launch.combine(q, corrections, launch.scores(q, k), before, reverse=False, dtype=dtype)
     return output, final.to(state.dtype)
 
 
 def backward(dy, dstate, q, k, v, beta, log_decay, state, starts, scale, chunk_size) -> list[Tensor]:
     """Gradients of q, k, v, beta, log_decay (where there is one) and the initial state; every sum in a fixed order."""
+    dy, q, k, v, beta, log_decay = in_width(q.shape[-1], dy, q, k, v, beta, log_decay)
     launch = _Launch("backward", q, k, v, beta, log_decay, state, starts, scale, chunk_size)
     (products, inverse), scores = launch.systems(k), launch.scores(q, k)
     errors, before, _ = launch.corrections(k, v, state, inverse, scaled=False)

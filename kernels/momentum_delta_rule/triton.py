@@ -33,6 +33,7 @@ from torch import Tensor
 
 from zoo.kernels.autograd import recomputed_gradients
 from zoo.kernels.common.chunk_tiles import SMALLEST_BLOCK, ChunkLaunch, block_size, state_tile, store, tile
+from zoo.kernels.delta_rule.native import in_width
 from zoo.kernels.momentum_delta_rule.shares import Shares, shares_of
 
 STATES_TILE = 4096  # elements of M and S that a program of the recurrences holds: all key channels of some values
@@ -41,11 +42,12 @@ KEY_TILE = 8192  # elements of a chunk's keys that it holds
 
 def forward(q, k, v, rate, log_decay, log_momentum, state, momentum, starts, scale, chunk_size) -> tuple[Tensor, ...]:
     """Same arguments as the reference, of any floating dtype and strides; computed in the dtype of ``state``."""
+    dtype, (q, k, v, rate) = v.dtype, in_width(q.shape[-1], q, k, v, rate)
     launch = _Launch("forward", q, k, v, rate, state, scale, chunk_size)
     shares = launch.shares(log_decay, log_momentum, starts)
     from_q, _, inverse = launch.systems(q, k, shares)
     errors, before, final = launch.corrections(k, v, (state, momentum), inverse, shares)
-    output = launch.outputs(q, errors, from_q, before, shares, v.dtype)
+    output = launch.outputs(q, errors, from_q, before, shares, dtype)
     return output, *(t.to(state.dtype) for t in final)
 
 
@@ -53,6 +55,7 @@ def backward(
     dy, dstate, dmomentum, q, k, v, rate, log_decay, log_momentum, state, momentum, starts, scale, chunk_size
 ) -> list[Tensor]:
     """Gradients of q, k, v, rate, the gates and both initial states; every sum in a fixed order."""
+    dy, q, k, v, rate = in_width(q.shape[-1], dy, q, k, v, rate)
     launch = _Launch("backward", q, k, v, rate, state, scale, chunk_size)
     shares = launch.shares(log_decay, log_momentum, starts)
     products = launch.systems(q, k, shares)
