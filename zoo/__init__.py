@@ -13,7 +13,7 @@ from zoo.extend_context import extend_context
 from zoo.factorize import factorize
 from zoo.factory import ModelInfo, create_model, load_weights, model_info
 from zoo.fetching import prefetch
-from zoo.generate import generate, stream
+from zoo.generate import generate, prepack, stream
 from zoo.language.rows import batch_invariant
 from zoo.layer_cast import layer_cast
 from zoo.layers.report import activity, after_step, auxiliary_losses
@@ -65,6 +65,7 @@ __all__ = [
     "model_info",
     "predict",
     "prefetch",
+    "prepack",
     "quantize",
     "read_labels",
     "register_model",

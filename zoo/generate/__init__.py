@@ -12,11 +12,12 @@ from torch.nn.utils.rnn import pad_sequence
 from zoo.generate.beams import search
 from zoo.generate.decode import Step, evaluating, steps
 from zoo.generate.options import Options, checked
+from zoo.generate.prepack import Packed, prepack
 from zoo.generate.prompts import Batch, Prompts, batched, check_room
 from zoo.language.base import LanguageModel
 from zoo.layers import ModelState
 
-__all__ = ["Generated", "Step", "evaluating", "generate", "stream"]
+__all__ = ["Generated", "Packed", "Step", "evaluating", "generate", "prepack", "stream"]
 
 
 class Generated(NamedTuple):
