@@ -20,6 +20,7 @@ from zoo.kernels import (
     generalized_delta_rule,
     grouped_matmul,
     hashed_lookup,
+    leaky_memory,
     linear_attention,
     linear_cross_entropy,
     linear_recurrence,
@@ -94,6 +95,14 @@ def gated_inputs(length: int, *shape: int) -> Inputs:
 
 def recurrence_inputs(length: int) -> Inputs:
     return {"x": torch.randn(1, length, 2560), "log_decay": -torch.rand(1, length, 2560)}
+
+
+def memory_inputs(length: int) -> Inputs:
+    """Of eight series, as the authors' neuron for SHD makes them: 100 memories behind 200 hidden units."""
+    return {
+        "x": torch.randn(8, length, 200), "W_in": torch.randn(100, 200) / 17, "W_out": torch.randn(200, 100) / 14,
+        "bias": torch.zeros(100), "decay": torch.rand(100), "gain": torch.rand(100),
+    }  # fmt: skip
 
 
 def delta_inputs(length: int, *gate: int) -> Inputs:
@@ -173,6 +182,16 @@ def recurrence_loop(x: Tensor, log_decay: Tensor) -> Tensor:
         state = decay[:, t] * state + x[:, t]
         states[:, t] = state
     return states
+
+
+def memory_loop(x: Tensor, W_in: Tensor, W_out: Tensor, bias: Tensor, decay: Tensor, gain: Tensor) -> Tensor:
+    """One step after another, as the authors' neuron has it."""
+    states, m = [], x.new_zeros(x.shape[0], len(decay))
+    for t in range(x.shape[1]):
+        kept = decay * m
+        m = kept + gain * 1.7159 * torch.tanh(2 / 3 * (F.relu(x[:, t] + kept @ W_in) @ W_out + bias))
+        states.append(m)
+    return torch.stack(states, dim=1)
 
 
 def eager_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -266,6 +285,7 @@ SUBJECTS = [
         "linear_recurrence", "linear_recurrence", linear_recurrence, recurrence_inputs, loops={"loop": recurrence_loop},
         decodes=True,
     ),
+    Subject("leaky_memory", "leaky_memory", leaky_memory, memory_inputs, loops={"loop": memory_loop}, decodes=True),
     Subject(
         "delta_rule", "delta_rule", delta_rule, delta_inputs,
         cuda_peers=flash_linear_attention("delta_rule", "chunk_delta_rule"), decodes=True,
