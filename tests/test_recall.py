@@ -67,7 +67,7 @@ def test_measured_saved_and_not_measured_again(tmp_path, monkeypatch):
 
 
 def test_needle_says_what_was_missed(tmp_path, monkeypatch):
-    """Untrained models answer nothing; and of each the state does not grow beyond the window."""
+    """Untrained models answer nothing."""
     monkeypatch.setattr(needle, "RESULTS", tmp_path)
     monkeypatch.setattr(needle, "TASKS", dict.fromkeys(needle.TIMES, TASK))
     monkeypatch.setattr(needle, "ASKED", 10)

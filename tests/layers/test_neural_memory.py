@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from zoo.kernels import delta_rule
-from zoo.layers.memory import MemoryAsContext, NeuralMemory
+from zoo.layers.memory import MemoryAsContext, MemoryAsGate, MemoryAsLayer, NeuralMemory, PersistentAttention
 from zoo.layers.memory.network import Gates, Learned, MemoryNetwork
+from zoo.layers.ssm.delta_net import unit
 
 B, H, D, T = 2, 2, 4, 11
 
@@ -131,10 +132,47 @@ def test_a_clipped_memory_stays_finite_where_another_does_not():
     assert run(network(2, clip=1.0), *given, chunk=6)[0].abs().max() < 1e6
 
 
-@pytest.mark.parametrize("mixer", [NeuralMemory(8, 2, chunk_size=4), MemoryAsContext(8, 2, segment=4)])
+def test_memory_as_context_is_its_equations_step_by_step():
+    """Each step attends to the learned keys, and to what the memory returned for its segment's steps and these."""
+    mixer, x = MemoryAsContext(8, H, segment=3, num_persistent=2).double(), torch.randn(1, 8, 8, dtype=torch.float64)
+    memory, silu = mixer.memory, torch.nn.functional.silu
+    projected = torch.nn.functional.pad(mixer.in_proj(x), (0, 0, 3, 0))
+    taps = mixer.conv1d.weight[:, 0]
+    steps = torch.stack([(projected[0, t : t + 4] * taps.mT).sum(0) for t in range(8)])
+    asked, q, k, v = steps.view(8, 4, H, D).unbind(1)  # (T, H, d)
+    learned, outputs = memory.empty(1, x), []
+    for t in range(8):
+        if t % 3 == 0:
+            learned = learned._replace(anchor=learned.change)
+            keys, values = [mixer.persistent_keys], [mixer.persistent_values]
+        h = memory.network.recall(learned.anchor, unit(silu(asked[t]))[None, :, None]).flatten()
+        slot = torch.tensor([t % 3])
+        context, value = mixer.context_proj(h).view(2, H, D)
+        turned = mixer.rotary(slot, *(vector[None, None] for vector in (q[t], context, k[t])))
+        query, *new = (vector[0].transpose(0, 1) for vector in turned)  # (H, 1, d)
+        keys += new
+        values += [value[:, None], v[t][:, None]]
+        scores = (query @ torch.cat(keys, dim=1).mT * D**-0.5).softmax(-1)
+        y = (v[t] + (scores @ torch.cat(values, dim=1))[:, 0]).flatten()
+        ask, key, value = (silu(part).view(1, H, 1, D) for part in mixer.memory_proj(y).chunk(3))
+        gates = Gates(*memory.read_gates(y).view(3, 1, H, 1))
+        m, learned = memory.network.learn(learned, unit(ask), unit(key), value, gates)
+        outputs.append(mixer.out_proj(mixer.attention_norm(y) * silu(mixer.memory_norm(m.flatten()))))
+    close(mixer(x)[0], torch.stack(outputs))
+
+
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        NeuralMemory(8, 2, chunk_size=4),
+        MemoryAsContext(8, 2, segment=4),
+        *(kind(PersistentAttention(8, 2, window=4), NeuralMemory(8, 2), 8) for kind in (MemoryAsGate, MemoryAsLayer)),
+    ],
+)
 def test_the_state_does_not_grow(mixer):
+    """Of windows once they are full."""
     state, sizes = mixer.init_state(1), set()
-    for length in (1, 3, 40):
+    for length in (5, 3, 40):
         mixer(torch.randn(1, length, 8), state)
         sizes.add(state.nbytes)
     assert len(sizes) == 1 and mixer.state_size(1) == mixer.state_size(10**6)
