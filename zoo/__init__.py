@@ -4,7 +4,7 @@
 >>> model = zoo.create_model("mamba2_nano")
 """
 
-from zoo import cache, decoding
+from zoo import cache, decoding, steering
 from zoo.chat import Chat
 from zoo.convert import convert
 from zoo.exits import add_exits, calibrate_exits, exit_costs
@@ -73,6 +73,7 @@ __all__ = [
     "save_model",
     "score_text",
     "sltrain",
+    "steering",
     "stream",
     "warmup",
 ]
