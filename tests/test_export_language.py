@@ -19,7 +19,7 @@ pytestmark = [
 ]
 BOTH = [  # the first one in every run, the others where there is time
     "mamba2", "transformer", "mamba", "falcon_h1", "deltanet", "gated_deltanet", "moe", "deepseek", "based", "longconv",
-    "s4", "s4d", "routing", "rwkv7", "gla", "retnet", "recurrent_gemma", "lfm2", "zamba2", "qwen3_next",
+    "s4", "s4d", "routing", "rwkv7", "gla", "retnet", "recurrent_gemma", "lfm2", "zamba2", "qwen3_next", "lizard",
 ]  # fmt: skip
 
 MIXED = ("longconv", "routing", "based", "recurrent_gemma", "lfm2", "zamba2", "qwen3_next")  # blocks of several kinds

@@ -93,6 +93,14 @@ def test_gates_within_the_feature_maps_are_the_recurrence():
     close(memory(torch.cat([q.flatten(2), k.flatten(2), v.flatten(2), logits], -1)), expected.flatten(2))
 
 
+@torch.no_grad()
+def test_large_features_stay_numbers():
+    layer = LizardAttention(CausalAttention(12, 3), None)
+    for features in (layer.memory.q_map, layer.memory.k_map):
+        features.weight.mul_(torch.tensor([1.0, 300.0, -1e4])[:, None, None])
+    assert layer(10 * torch.randn(2, 300, 12)).isfinite().all()
+
+
 def test_starts_from_meta_tokens_alike_and_slow_gates():
     layer = LizardAttention(CausalAttention(12, 3), 8, meta_tokens=4)
     assert torch.equal(layer.sinks.exp(), torch.full((3,), 4.0)) and layer.anchor_scale == 1

@@ -17,7 +17,7 @@ from zoo.layers.mixer import Mixer, skips_padding
 from zoo.layers.options import require_at_least
 from zoo.layers.states import JointState
 
-LARGEST = 30.0  # exponent of a key's feature: sums over any context stay far inside float32
+LARGEST = 30.0  # exponent of a key's feature, either way
 SLOW = 4.0  # bias of the gates at first: memory halves in 38 steps
 TAKEN = (  # from the attention that is made linear
     "dim", "num_heads", "num_kv_heads", "head_dim", "scale", "softcap", "q_proj", "k_proj", "v_proj", "q_norm",
@@ -57,7 +57,7 @@ class FeatureMemory(MemoryMixer):
         z_t = g_t z_{t-1} + \phi_k(k_t), \quad \phi(x) = [e^{x W}, e^{-x W}]
 
     Both sums are one memory, of (v, 1). The queries' features are divided by their largest, which y does not see; the
-    exponents of the keys' are bounded by 30.
+    exponents of the keys' are bounded by 30, so that no sum overflows or is 0 in float32.
 
     Args:
         num_heads: H.
@@ -83,7 +83,7 @@ class FeatureMemory(MemoryMixer):
         heads, logits = x[..., : 3 * width], x[..., 3 * width :]
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in heads.chunk(3, dim=-1))
         q, k = self.q_map(q), self.k_map(k)
-        q, k = (q - q.amax(-1, keepdim=True)).exp(), k.clamp(max=LARGEST).exp()
+        q, k = (q - q.amax(-1, keepdim=True)).exp(), k.clamp(-LARGEST, LARGEST).exp()
         log_decay = F.logsigmoid(logits.to(q.dtype)) if self.gate else None
         sums = self.recall(q, k, F.pad(v.to(q.dtype), (0, 1), value=1.0), log_decay, state, seq_idx)
         return (sums[..., :-1] / sums[..., -1:]).to(x.dtype).flatten(2)
