@@ -57,11 +57,11 @@ def layers(model: nn.Module) -> list[SparseLowRank]:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("density", [0.0, 0.2, 1.0])
-def test_outputs_and_gradients_are_those_of_the_explicit_matrix(density, bias):
-    layer, x = trained(7, 5, rank=2, density=density, bias=bias), torch.randn(2, 3, 7).double().requires_grad_()
+@pytest.mark.parametrize(("density", "shape"), [(0.0, (2, 3)), (0.2, (2, 3)), (1.0, (3,)), (0.5, ()), (0.5, (0,))])
+def test_outputs_and_gradients_are_those_of_the_explicit_matrix(density, shape, bias):
+    layer, x = trained(7, 5, rank=2, density=density, bias=bias), torch.randn(*shape, 7).double().requires_grad_()
     assert len(layer.values) == int(35 * density) and (layer.support.diff() > 0).all()
-    wanted, dy = [x, *layer.parameters()], torch.randn(2, 3, 5).double()
+    wanted, dy = [x, *layer.parameters()], torch.randn(*shape, 5).double()
     y, expected = layer(x), explicit(x, layer)
     torch.testing.assert_close(y, expected)
     gradients = torch.autograd.grad(y, wanted, dy, allow_unused=density == 0)

@@ -131,11 +131,11 @@ class _Product(torch.autograd.Function):
         x, A, B, values, support, bias = ctx.saved_tensors
         of_x, *of_matrix, _, of_bias, _ = ctx.needs_input_grad
         dx = dA = dB = dvalues = dbias = None
-        rows = dy.flatten(0, -2)
+        rows = dy.reshape(-1, dy.shape[-1])
         if of_x:
             dx = (dy @ dense(A, B, values, support, ctx.scale).to(dy.dtype)).to(x.dtype)
         if any(of_matrix):
-            dW = rows.mT @ x.flatten(0, -2).to(dy.dtype)
+            dW = rows.mT @ x.reshape(-1, x.shape[-1]).to(dy.dtype)
             dA, dB = ctx.scale * B.mT.to(dy.dtype) @ dW, ctx.scale * dW @ A.mT.to(dy.dtype)
             dvalues = dW.flatten()[support.long()].to(values.dtype)
             dA, dB = dA.to(A.dtype), dB.to(B.dtype)
