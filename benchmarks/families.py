@@ -35,7 +35,7 @@ SWEEP = (512, 1024, 2048, 4096, 8192)
 LINEAR: dict[str, dict[str, Any]] = {
     "mamba": {}, "mamba2": {}, "based": {}, "s4": {}, "s4d": {}, "longconv": {"attention_layers": ()},
     "scatterbrain": {}, "titans_lmm": {}, "titans_mac": {}, "titans_mag": {}, "titans_mal": {},
-    "seqboat": {}, "lizard": {},
+    "seqboat": {}, "lizard": {}, "linformer": {"max_length": 8192},
 }  # fmt: skip
 EXPONENT_LIMIT = 1.1
 
