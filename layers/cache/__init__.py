@@ -10,6 +10,7 @@ from zoo.layers.cache.infllm import InfLLM
 from zoo.layers.cache.kinetics import Kinetics
 from zoo.layers.cache.lazy_eviction import LazyEviction
 from zoo.layers.cache.look_m import LookM
+from zoo.layers.cache.loopserve import LoopServe
 from zoo.layers.cache.lserve import LServe
 from zoo.layers.cache.mpcache import MPCache
 from zoo.layers.cache.policy import Policy
@@ -38,6 +39,7 @@ __all__ = [
     "LServe",
     "LazyEviction",
     "LookM",
+    "LoopServe",
     "MPCache",
     "Policy",
     "PrefixKV",
