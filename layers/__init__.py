@@ -5,6 +5,7 @@ from zoo.layers.attention import (
     BidirectionalScatterbrain,
     CascadedGroupAttention,
     CausalAttention,
+    CodeMatchedAttention,
     ConvolvedAttention,
     FeatureMemory,
     GatedAttention,
@@ -20,6 +21,7 @@ from zoo.layers.attention import (
     ShortConv,
     SingleHeadAttention,
     SlidingWindowAttention,
+    SubDimensionAttention,
     TaylorAttention,
 )
 from zoo.layers.batch_norm import NormLinear
@@ -95,6 +97,7 @@ __all__ = [
     "CausalAttention",
     "CausalConv1d",
     "Cell",
+    "CodeMatchedAttention",
     "ConvMlp",
     "ConvNorm",
     "ConvStem",
@@ -155,6 +158,7 @@ __all__ = [
     "SlidingWindowAttention",
     "SparseActivation",
     "State",
+    "SubDimensionAttention",
     "SwiGLU",
     "TaylorAttention",
     "conv3x3",

@@ -15,6 +15,7 @@ from zoo.factory import ModelInfo, create_model, load_weights, model_info
 from zoo.fetching import prefetch
 from zoo.generate import generate, prepack, stream
 from zoo.language.rows import batch_invariant
+from zoo.latent import latent_experts
 from zoo.layer_cast import layer_cast
 from zoo.layers.report import activity, after_step, auxiliary_losses
 from zoo.linearize import linearize
@@ -24,6 +25,7 @@ from zoo.quantize import quantize
 from zoo.registry import Paper, list_families, list_models, register_model
 from zoo.saving import save_model
 from zoo.sltrain import merge_sltrain, sltrain
+from zoo.sparse_tuning import sparse_tuning
 from zoo.stability import deviation, lyapunov_exponents
 from zoo.text import load_tokenizer
 from zoo.timm_registry import register_with_timm
@@ -54,6 +56,7 @@ __all__ = [
     "extend_context",
     "factorize",
     "generate",
+    "latent_experts",
     "layer_cast",
     "linearize",
     "list_families",
@@ -73,6 +76,7 @@ __all__ = [
     "save_model",
     "score_text",
     "sltrain",
+    "sparse_tuning",
     "steering",
     "stream",
     "warmup",

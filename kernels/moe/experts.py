@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels.dispatch import check_device, check_shape, compute_dtype
-from zoo.kernels.moe.op import grouped_matmul, operation
+from zoo.kernels.moe.latent import Latent, check_latent, into_latents
+from zoo.kernels.moe.op import add_bias, grouped_matmul, operation
+from zoo.kernels.moe.order import TokenOrder, gather, sort_by_expert
 from zoo.kernels.moe.reference import checked_bounds
 from zoo.kernels.moe.routing import Routing
 
@@ -26,18 +28,7 @@ class Compressed(Protocol):
         ...
 
 
-class TokenOrder(NamedTuple):
-    """Assignments (token m, choice j), numbered n = m k + j, sorted by expert, in token order within an expert.
-
-    ``order`` (M k,) is the number of each sorted row, ``inverse`` the row of each number; the rows of expert e lie at
-    ``offsets[e]:offsets[e + 1]`` and those of no expert behind ``offsets[E]``. ``dropped`` () counts what exceeded
-    the capacity.
-    """
-
-    order: Tensor
-    inverse: Tensor
-    offsets: Tensor
-    dropped: Tensor
+Matrices = Tensor | Compressed | Latent
 
 
 class MoEOutput(NamedTuple):
@@ -47,43 +38,13 @@ class MoEOutput(NamedTuple):
     dropped: Tensor
 
 
-def sort_by_expert(experts: Tensor, num_experts: int, *, capacity: int | None = None) -> TokenOrder:
-    """Sort assignments by expert, on the device, without waiting for it.
-
-    Args:
-        experts: (M, k) int64 in [0, num_experts]; ``num_experts`` itself stands for no expert.
-        capacity: largest number of assignments an expert takes, the first in token order (Switch Transformers, arXiv
-            2101.03961, section 2.2); the others go to no expert. None: no limit (dropless).
-
-    Raises:
-        ValueError: for experts that are not (M, k) int64, or a capacity below 1.
-    """
-    check_shape("sort_by_expert", "experts", experts, "(M, k)", None, None)
-    if experts.dtype != torch.int64:
-        raise ValueError(f"sort_by_expert: experts must be int64, got {experts.dtype}")
-    if capacity is not None and capacity < 1:
-        raise ValueError(f"sort_by_expert: capacity must be at least 1, got {capacity}")
-    number = torch.arange(experts.numel(), device=experts.device)
-    bounds = torch.arange(num_experts + 1, device=experts.device)
-    expert, order = experts.flatten().sort(stable=True)
-    offsets = torch.searchsorted(expert, bounds)
-    dropped = offsets.new_zeros(())
-    if capacity is not None:
-        over = (number - offsets[expert] >= capacity) & (expert < num_experts)
-        dropped = over.sum()
-        expert, again = expert.masked_fill(over, num_experts).sort(stable=True)
-        order, offsets = order[again], torch.searchsorted(expert, bounds)
-    inverse = torch.empty_like(order).scatter(0, order, number)
-    return TokenOrder(order, inverse, offsets, dropped)
-
-
 def moe(
     x: Tensor,
     routing: Routing,
-    up: Tensor | Compressed,
-    down: Tensor | Compressed,
+    up: Matrices,
+    down: Matrices,
     *,
-    gate: Tensor | Compressed | None = None,
+    gate: Matrices | None = None,
     up_bias: Tensor | None = None,
     gate_bias: Tensor | None = None,
     down_bias: Tensor | None = None,
@@ -104,8 +65,8 @@ def moe(
     Args:
         x: tokens (M, D), any floating dtype.
         routing: of ``top_k_routing``; only weights (M, k) and experts (M, k) are used.
-        up, gate: (E, D, F), or compressed.
-        down: (E, F, D), or compressed. Without a gate the MLP has two layers.
+        up, gate: (E, D, F), or compressed, or ``Latent``, whose shared products are computed once a token and group.
+        down: (E, F, D), or compressed, or ``Latent``. Without a gate the MLP has two layers.
         up_bias, gate_bias: (E, F), added to the products with these matrices.
         down_bias: (E, D).
         activation: phi, elementwise.
@@ -124,43 +85,80 @@ def moe(
     """
     _check(x, routing, up, down, gate)
 
-    def mlp(product: Callable[..., Tensor], rows: Tensor) -> Tensor:
-        hidden = product(rows, up, bias=up_bias)
+    def mlp(into: Callable[..., Tensor], out: Callable[..., Tensor]) -> Tensor:
+        hidden = into(up, up_bias)
         if gate is None:
             hidden = activation(hidden)
         else:
-            opened = product(rows, gate, bias=gate_bias)
+            opened = into(gate, gate_bias)
             hidden = activation(opened) * hidden if glu is None else glu(opened, hidden)
-        return product(hidden, down, bias=down_bias)
+        return out(hidden, down, down_bias)
 
     if _is_small(x, routing, up, impl) and capacity is None:
-        return MoEOutput(_one_token(x, routing, mlp, up.shape[0]), routing.experts.new_zeros(()))
-    top_k = routing.experts.shape[1]
-    order, inverse, offsets, dropped = sort_by_expert(routing.experts, up.shape[0], capacity=capacity)
-    rows = _Gather.apply(x, order, inverse, top_k)  # (M k, D)
+        return MoEOutput(_one_token(x, routing, mlp, count(up)), routing.experts.new_zeros(()))
+    rows = Rows(x, routing.experts, sort_by_expert(routing.experts, count(up), capacity=capacity), impl)
+    y = rows.in_token_order(mlp(rows.into, rows.out))
+    return MoEOutput(_combine(y, routing.weights).to(x.dtype), rows.order.dropped)
 
-    def product(rows: Tensor, weight: Tensor | Compressed, bias: Tensor | None = None) -> Tensor:
+
+def count(weight: Matrices) -> int:
+    """Experts that it has matrices of."""
+    return len(weight.each) if isinstance(weight, Latent) else weight.shape[0]
+
+
+class Rows:
+    """Tokens (M, D), a row for each of their experts (M, k), sorted by expert."""
+
+    def __init__(self, x: Tensor, experts: Tensor, order: TokenOrder, impl: str):
+        self.x, self.experts, self.order, self.impl = x, experts, order, impl
+        self.rows: Tensor | None = None  # (M k, D), once somebody asks for them
+
+    def gathered(self) -> Tensor:
+        """The sorted rows of the tokens themselves: (M k, D)."""
+        if self.rows is None:
+            self.rows = gather(self.x, self.order.order, self.order.inverse, self.experts.shape[1])
+        return self.rows
+
+    def in_token_order(self, rows: Tensor) -> Tensor:
+        """Sorted rows as the assignments are numbered."""
+        return gather(rows, self.order.inverse, self.order.order, 1)
+
+    def into(self, weight: Matrices, bias: Tensor | None = None) -> Tensor:
+        """The tokens' products with the matrices of their experts: (M k, F)."""
+        if isinstance(weight, Latent):
+            latents = into_latents(self.x, self.experts, weight, self.impl)
+            return self.product(gather(latents, self.order.order, self.order.inverse, 1), weight.each, bias)
+        return self.product(self.gathered(), weight, bias)
+
+    def out(self, rows: Tensor, weight: Matrices, bias: Tensor | None = None) -> Tensor:
+        """Products of hidden rows (M k, F): (M k, D)."""
+        if isinstance(weight, Latent):
+            latents, bounds = self.product(rows, weight.each), self.order.offsets[:: weight.group_size]
+            y = grouped_matmul(latents, weight.shared, bounds, impl=self.impl)
+            return y if bias is None else add_bias(y, bias, self.order.offsets)
+        return self.product(rows, weight, bias)
+
+    def product(self, rows: Tensor, weight: Tensor | Compressed, bias: Tensor | None = None) -> Tensor:
+        """Each sorted row times the matrix of its expert."""
         if isinstance(weight, Tensor):
-            return grouped_matmul(rows, weight, offsets, bias=bias, impl=impl)
-        return _one_by_one(rows, weight, offsets, bias)
-
-    rows = mlp(product, rows)
-    return MoEOutput(_combine(_Gather.apply(rows, inverse, order, 1), routing.weights).to(x.dtype), dropped)
+            return grouped_matmul(rows, weight, self.order.offsets, bias=bias, impl=self.impl)
+        return _one_by_one(rows, weight, self.order.offsets, bias)
 
 
 def _one_by_one(rows: Tensor, weight: Compressed, offsets: Tensor, bias: Tensor | None) -> Tensor:
     """``grouped_matmul`` with compressed matrices."""
     bounds = checked_bounds(offsets, len(rows))
-    found = [_product(rows[start:end], weight, e, bias) for e, (start, end) in enumerate(bounds) if end > start]
+    found = [_product(rows[start:end], weight, bias, e) for e, (start, end) in enumerate(bounds) if end > start]
     return torch.cat([*found, rows.new_zeros(len(rows) - bounds[-1][1], weight.shape[1])])
 
 
-def _is_small(x: Tensor, routing: Routing, up: Tensor | Compressed, impl: str) -> bool:
+def _is_small(x: Tensor, routing: Routing, up: Matrices, impl: str) -> bool:
     """Whether sorting would take longer than what is sorted: a decoding step on the CPU."""
+    weight = up.each if isinstance(up, Latent) else up
     return (
         x.shape[0] == 1
         and x.device.type == "cpu"
-        and (x.dtype == up.dtype != torch.float16 if isinstance(up, Tensor) else True)
+        and (x.dtype == weight.dtype != torch.float16 if isinstance(weight, Tensor) else True)
         and routing.experts.dtype == torch.int64
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
@@ -170,15 +168,27 @@ def _is_small(x: Tensor, routing: Routing, up: Tensor | Compressed, impl: str) -
 
 def _one_token(x: Tensor, routing: Routing, mlp: Callable[..., Tensor], num_experts: int) -> Tensor:
     """The sum over the experts of the only token, as the equation has it: (1, D)."""
-    y = x.new_zeros(x.shape, dtype=compute_dtype(x, routing.weights))
+    y, latents = x.new_zeros(x.shape, dtype=compute_dtype(x, routing.weights)), {}
+
+    def into(weight: Matrices, bias: Tensor | None, expert: int) -> Tensor:
+        if not isinstance(weight, Latent):
+            return _product(x, weight, bias, expert)
+        key = id(weight), expert // weight.group_size
+        if key not in latents:
+            latents[key] = x @ weight.shared[key[1]]
+        return _product(latents[key], weight.each, bias, expert)
+
     for weight, expert in zip(routing.weights[0], routing.experts[0].tolist(), strict=True):
         if expert < num_experts:
-            y += weight * mlp(partial(_product, expert=expert), x)
+            y += weight * mlp(partial(into, expert=expert), partial(_product, expert=expert))
     return y.to(x.dtype)
 
 
-def _product(x: Tensor, weight: Tensor | Compressed, expert: int, bias: Tensor | None = None) -> Tensor:
-    y = x @ weight[expert] if isinstance(weight, Tensor) else weight.matmul(x, index=expert)
+def _product(x: Tensor, weight: Matrices, bias: Tensor | None, expert: int) -> Tensor:
+    if isinstance(weight, Latent):
+        y = x @ weight.each[expert] @ weight.shared[expert // weight.group_size]
+    else:
+        y = x @ weight[expert] if isinstance(weight, Tensor) else weight.matmul(x, index=expert)
     return y if bias is None else y + bias[expert].to(y.dtype)
 
 
@@ -188,32 +198,18 @@ def _combine(rows: Tensor, weights: Tensor) -> Tensor:
     return torch.bmm(weights[:, None].to(dtype), rows.unflatten(0, weights.shape).to(dtype))[:, 0]
 
 
-class _Gather(torch.autograd.Function):
-    """x[index // copies] where ``index`` is a permutation: the gradient gathers by the inverse, it does not scatter."""
-
-    @staticmethod
-    def forward(x: Tensor, index: Tensor, inverse: Tensor, copies: int) -> Tensor:
-        return x.index_select(0, index // copies)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, _, inverse, ctx.copies = inputs
-        ctx.save_for_backward(inverse)
-
-    @staticmethod
-    def backward(ctx, dy):
-        (inverse,) = ctx.saved_tensors
-        dx = dy.index_select(0, inverse)
-        if ctx.copies > 1:
-            dx = dx.unflatten(0, (dx.shape[0] // ctx.copies, ctx.copies)).sum(1)
-        return dx, None, None, None
-
-
 def _check(x, routing, up, down, gate) -> None:
     check_shape("moe", "x", x, "(M, D)", None, None)
     check_shape("moe", "routing.weights", routing.weights, "(M, k)", x.shape[0], None)
     check_shape("moe", "routing.experts", routing.experts, "(M, k)", *routing.weights.shape)
     check_device("moe", x=x, weights=routing.weights, experts=routing.experts)
+    for name, weight, inputs, into in (
+        ("up", up, x.shape[1], True),
+        ("gate", gate, x.shape[1], True),
+        ("down", down, None, False),
+    ):
+        if isinstance(weight, Latent):
+            check_latent(name, weight, x, inputs, into)
     if isinstance(up, Tensor):
         check_shape("moe", "up", up, "(E, D, F)", None, x.shape[1], None)
         check_shape("moe", "gate", gate, "(E, D, F)", *up.shape)

@@ -49,12 +49,15 @@ def grouped_matmul(
     """
     _check(x, weight, offsets, bias, impl)
     output = _grouped_matmul(x, weight, offsets, impl)
-    if bias is None:
-        return output
-    row = torch.arange(x.shape[0], device=x.device)[:, None]
+    return output if bias is None else add_bias(output, bias, offsets)
+
+
+def add_bias(rows: Tensor, bias: Tensor, offsets: Tensor) -> Tensor:
+    """Rows (M, F) sorted by expert plus those of the experts' biases (E, F)."""
+    row = torch.arange(rows.shape[0], device=rows.device)[:, None]
     member = (row >= offsets[:-1]) & (row < offsets[1:])  # (M, E)
-    with full_precision(x.device):
-        return torch.addmm(output, member.to(output.dtype), bias.to(output.dtype))
+    with full_precision(rows.device):
+        return torch.addmm(rows, member.to(rows.dtype), bias.to(rows.dtype))
 
 
 operation = Operation(

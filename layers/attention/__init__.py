@@ -4,6 +4,7 @@ from zoo.layers.attention.agents import AgentAttention, HeadByHead, IntraHead
 from zoo.layers.attention.axial import AxialAttention, shift_down, shift_right
 from zoo.layers.attention.cascaded_group import CascadedGroupAttention
 from zoo.layers.attention.causal import CausalAttention
+from zoo.layers.attention.code_matched import CodeMatchedAttention, ProductQuantizer
 from zoo.layers.attention.convolved import ConvolvedAttention, ShortConv
 from zoo.layers.attention.full import Attention
 from zoo.layers.attention.gated import GatedAttention
@@ -25,6 +26,7 @@ from zoo.layers.attention.shared import Adapters, SharedAttention, SharedTransfo
 from zoo.layers.attention.single_head import SingleHeadAttention
 from zoo.layers.attention.sliding_window import SlidingWindowAttention, SlidingWindowState
 from zoo.layers.attention.state import KeyValueState
+from zoo.layers.attention.sub_dimension import SubDimensionAttention
 from zoo.layers.attention.taylor import TaylorAttention, TaylorAttentionState
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "BidirectionalScatterbrain",
     "CascadedGroupAttention",
     "CausalAttention",
+    "CodeMatchedAttention",
     "ConvolvedAttention",
     "FeatureMemory",
     "GatedAttention",
@@ -53,6 +56,7 @@ __all__ = [
     "MemoryState",
     "OnlineKMeans",
     "PositionalAttention",
+    "ProductQuantizer",
     "Retention",
     "RetentionState",
     "Rotary",
@@ -68,6 +72,7 @@ __all__ = [
     "SingleHeadAttention",
     "SlidingWindowAttention",
     "SlidingWindowState",
+    "SubDimensionAttention",
     "TaylorAttention",
     "TaylorAttentionState",
     "Yarn",

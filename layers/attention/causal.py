@@ -88,7 +88,7 @@ class CausalAttention(Mixer):
 
     def forward(self, x: Tensor, state: KeyValueState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
-        place = Place.of(x, state, seq_idx)
+        place = self.place(x, state, seq_idx)
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = self.rotated(place.position, self.q_norm(q), self.k_norm(k))  # (B, T, H, d)
         y = self.mix(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), place, state)
@@ -98,10 +98,14 @@ class CausalAttention(Mixer):
         """Keys and values alone, unless a cache policy wants the queries too, or a subclass computes otherwise."""
         if not isinstance(state, KeyValueState) or type(self).forward is not CausalAttention.forward:
             return super().remember(x, state, seq_idx=seq_idx)
-        place = Place.of(x, state, seq_idx)
+        place = self.place(x, state, seq_idx)
         k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
         (k,) = self.rotated(place.position, self.k_norm(k))
         state.remember(Keys(k.transpose(1, 2), v.transpose(1, 2), place.position, place.ids), place)
+
+    def place(self, x: Tensor, state: KeyValueState | None, seq_idx: Tensor | None) -> Place:
+        """Where the tokens x (B, T, dim) stand."""
+        return Place.of(x, state, seq_idx)
 
     def output(self, y: Tensor, x: Tensor) -> Tensor:
         """The heads' outputs y (B, T, H d) for the input x (B, T, dim) -> (B, T, dim)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.kernels.dispatch import full_precision
 from zoo.kernels.moe import MoEOutput, Routing, expert_utilisation, moe
+from zoo.layers.moe.latent import LatentMatrix
 from zoo.layers.precision import KeepsFloat32, autocast_dtype
 from zoo.layers.report import Reports
 
@@ -22,8 +24,8 @@ class RoutedExperts(Reports, KeepsFloat32):
         \;\text{(gated) or}\; W^2_e \, \mathrm{gelu}(W^1_e x + b^1_e) + b^2_e
 
     ``w1`` and ``w3`` are (E, D, F), ``w2`` is (E, F, D), ``b1`` and ``b3`` (E, F) and ``b2`` (E, D); of gated experts
-    the matrices may be compressed (``layers.quant``). Only experts that a token chose are computed, each once for all
-    its tokens.
+    the matrices may be compressed (``layers.quant``), and each may be a ``LatentMatrix``. Only experts that a token
+    chose are computed, each once for all its tokens.
 
     Args:
         router: tokens (M, D), and what else the layer gives it, to logits (M, E).
@@ -74,21 +76,67 @@ class RoutedExperts(Reports, KeepsFloat32):
     def init_weights(self) -> None:
         """Each matrix of an expert as nn.Linear's, uniform within 1 / sqrt(inputs); biases 0."""
         for weight in self.expert_parameters():
-            if weight.dim() == 3:
+            if isinstance(weight, LatentMatrix):
+                weight.reset_parameters()
+            elif weight.dim() == 3:
                 nn.init.uniform_(weight, -(weight.shape[1] ** -0.5), weight.shape[1] ** -0.5)
             else:
                 nn.init.zeros_(weight)
 
-    def expert_parameters(self) -> list[nn.Parameter]:
+    def expert_parameters(self) -> list[nn.Parameter | LatentMatrix]:
         """All that belongs to one expert or another."""
         every = (self.w1, self.b1, self.w3, self.b3, self.w2, self.b2)
         return [weight for weight in every if weight is not None]
 
+    @torch.no_grad()
+    def divide_output(self, divisor: float) -> None:
+        """Divide the matrices that lead out of the experts."""
+        last = self.w2.each if isinstance(self.w2, LatentMatrix) else self.w2
+        last.div_(divisor)
+
+    def latent_matrices(
+        self, rank: int, group_size: int | None = None, out_rank: int | None = None
+    ) -> dict[str, LatentMatrix]:
+        """What could stand in the place of w1 and w3, and with an out_rank of w2: name -> fresh factors.
+
+        Args:
+            rank: width of the latent spaces into the experts.
+            group_size: neighbouring experts that share one; None for all.
+            out_rank: width of the latent spaces out of them.
+
+        Raises:
+            ValueError: for matrices that are compressed or latent already, or sizes as ``LatentMatrix`` says.
+        """
+        ranks = {name: r for name, r in (("w1", rank), ("w3", rank), ("w2", out_rank)) if r is not None}
+        made, size = {}, group_size or self.num_experts
+        if self.num_experts % size:
+            raise ValueError(f"group_size must divide the experts, got {size} for {self.num_experts} experts")
+        for name, width in ranks.items():
+            weight = getattr(self, name)
+            if isinstance(weight, nn.Parameter):
+                experts, inputs, outputs = weight.shape
+                with weight.device:
+                    matrix = LatentMatrix(experts, experts // size, inputs, outputs, width, out=name == "w2")
+                made[name] = matrix.to(weight.dtype).train(self.training)
+            elif weight is not None:
+                raise ValueError(f"{name} of the experts must be plain matrices, it is a {type(weight).__name__}")
+        return made
+
+    def replace_matrices(self, made: Mapping[str, nn.Module]) -> None:
+        """Put what stands for matrices in their place, by name."""
+        for name, matrix in made.items():
+            delattr(self, name)
+            self.add_module(name, matrix)
+
     @property
     def num_idle_parameters(self) -> int:
         """Of the experts that a token does not visit."""
-        each = sum(weight.shape.numel() // self.num_experts for weight in self.expert_parameters())
-        return (self.num_experts - self.top_k) * each
+        return sum(
+            weight.num_idle(self.top_k)
+            if isinstance(weight, LatentMatrix)
+            else (self.num_experts - self.top_k) * (weight.shape.numel() // self.num_experts)
+            for weight in self.expert_parameters()
+        )
 
     def visit(
         self, tokens: Tensor, routing: Routing, kept: Tensor | None = None, capacity: int | None = None
@@ -103,7 +151,7 @@ class RoutedExperts(Reports, KeepsFloat32):
             routing = routing._replace(experts=routing.experts.masked_fill(~kept[:, None], self.num_experts))
         low = autocast_dtype(tokens.device.type)
         operands = (tokens, self.w1, self.b1, self.w3, self.b3, self.w2, self.b2)
-        x, w1, b1, w3, b3, w2, b2 = (t.to(low) if low is not None and isinstance(t, Tensor) else t for t in operands)
+        x, w1, b1, w3, b3, w2, b2 = (operand(t, low) for t in operands)
         options = {"activation": self.act, "glu": self.glu, "down_bias": b2, "capacity": capacity}
         with full_precision(tokens.device):
             if w3 is None:
@@ -122,3 +170,10 @@ class RoutedExperts(Reports, KeepsFloat32):
         1 when even, 1/E when one expert gets all."""
         _, entropy, counts = expert_utilisation(routing.experts, self.num_experts, mask=kept)
         return {"tokens_per_expert": counts, "utilisation": entropy.exp() / self.num_experts}
+
+
+def operand(weight: object, low: torch.dtype | None) -> Any:
+    """As ``kernels.moe`` takes it, in the dtype of autocast where there is one."""
+    if isinstance(weight, LatentMatrix):
+        return weight.operand(low)
+    return weight.to(low) if low is not None and isinstance(weight, Tensor) else weight

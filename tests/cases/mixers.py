@@ -6,6 +6,7 @@ import torch
 
 from zoo.layers import CausalAttention, Mamba, Mamba2, Mixer, OffsetRMSNorm, ParallelMixers, RMSNorm
 from zoo.layers.attention import (
+    CodeMatchedAttention,
     ConvolvedAttention,
     GatedLinearAttention,
     LatentAttention,
@@ -17,6 +18,7 @@ from zoo.layers.attention import (
     RoutingAttention,
     ScatterbrainAttention,
     SlidingWindowAttention,
+    SubDimensionAttention,
     TaylorAttention,
 )
 from zoo.layers.conv import DoubleGatedConv, GatedConv, H3Conv, decaying_kernel
@@ -29,6 +31,7 @@ from zoo.layers.memory import (
     NeuralMemory,
     PersistentAttention,
 )
+from zoo.layers.moe import SubDimensionRouter
 from zoo.layers.ssm import (
     MLSTM,
     S4,
@@ -69,7 +72,9 @@ MIXERS = {
         k_norm=OffsetRMSNorm(7),
     ),
     "attention-convolved": lambda: ConvolvedAttention(DIM, 3, head_dim=8, rotary_dim=4, kernel_size=3),
+    "attention-code-matched": lambda: CodeMatchedAttention(DIM, 6, 2, None, keys=7, codeword_dim=2, codewords=4),
     "active-attention": lambda: ActiveAttention(DIM, num_heads=6, num_kv_heads=2),
+    "sub-dimensions": lambda: SubDimensionAttention(DIM, 4, SubDimensionRouter(DIM, 6, 3, 2), num_kv_heads=2),
     "latent": lambda: LatentAttention(DIM, 4, kv_lora_rank=12, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6),
     "latent-no-positions": lambda: LatentAttention(
         DIM, 4, kv_lora_rank=12, qk_nope_head_dim=8, qk_rope_head_dim=5, v_head_dim=6, rope_base=None

@@ -155,8 +155,24 @@ def convolutions(dim: int, depth: int, taps: int, convs: int = 2, prenorm: bool 
     return depth * block + 2 * dim * prenorm
 
 
+def latent_groups(depth: int, groups: int, dim: int, inner: int) -> int:
+    """What two matrices into the experts, in groups of eight, save where they share one of rank ``inner``."""
+    return 2 * depth * groups * inner * (8 * dim - dim - 8 * inner)
+
+
+def hidden_mixture(dim: int, depth: int, mlp_dim: int, groups: int = 16) -> int:
+    """Embedding and head of 32000 words; of a block LLaMA's matrices, two routers, two Monarch matrices and norms."""
+    fusion = dim * (dim // groups) + dim * groups
+    return 2 * 32000 * dim + depth * (4 * dim * dim + 3 * dim * mlp_dim + 2 * (groups * dim + fusion + dim)) + dim
+
+
 # Ours, or of sizes whose papers give no count: a sum over the paper's equations.
 BY_HAND = {
+    "mole_olmoe_1b_7b": PUBLISHED["olmoe_1b_7b"] - latent_groups(16, 8, 2048, 1024),
+    "mole_qwen3_30b_a3b": PUBLISHED["qwen3_30b_a3b"] - latent_groups(48, 16, 2048, 768),
+    "mohd_355m": hidden_mixture(1024, 24, 2560),
+    "mohd_495m": hidden_mixture(1536, 14, 4096),
+    "mohd_1_13b": hidden_mixture(2048, 20, 5376),
     # two blocks fewer and eight words more than Mamba's
     "based_mamba_360m": PUBLISHED["mamba_370m"] - 2 * mamba(1024) + 8 * 1024,
     "based_mamba_1_3b": PUBLISHED["mamba_1_4b"] - 2 * mamba(2048) + 8 * 2048,

@@ -20,6 +20,7 @@ BENCHMARKS = {
     "sltrain": "memory of training with sparse plus low-rank matrices",
     "context": "Mamba beyond the length it was trained on, with LongMamba and without",
     "prefix": "N continuations of one prompt: its keys kept once and copied",
+    "sparse_tuning": "fine-tuning by SPT beside LoRA: memory and time of a training step",
     "loading": "how fast a checkpoint becomes a model",
     "gpu": "everything on a CUDA device in nine minutes",
 }

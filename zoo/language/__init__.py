@@ -32,6 +32,8 @@ from zoo.language.memoryformer import MemoryFormerConfig, MemoryFormerLanguageMo
 from zoo.language.minimax import MiniMaxConfig, MiniMaxLanguageModel
 from zoo.language.mod import MoDConfig, MoDLanguageModel
 from zoo.language.moe import MoEConfig, MoELanguageModel
+from zoo.language.mohd import MoHDConfig, MoHDLanguageModel
+from zoo.language.mole import MoLEConfig, MoLELanguageModel
 from zoo.language.mor import MoRConfig, MoRLanguageModel
 from zoo.language.nemotron_h import NemotronHConfig, NemotronHLanguageModel
 from zoo.language.qwen3_next import Qwen3NextConfig, Qwen3NextLanguageModel
@@ -109,6 +111,10 @@ __all__ = [
     "MoDLanguageModel",
     "MoEConfig",
     "MoELanguageModel",
+    "MoHDConfig",
+    "MoHDLanguageModel",
+    "MoLEConfig",
+    "MoLELanguageModel",
     "MoRConfig",
     "MoRLanguageModel",
     "NemotronHConfig",

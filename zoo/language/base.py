@@ -160,8 +160,7 @@ class LanguageModel(nn.Module, ABC):
                 linear.weight /= math.sqrt(len(outputs) + len(experts))
         for layer in experts:
             layer.init_weights()
-            with torch.no_grad():
-                layer.w2.div_(math.sqrt(len(outputs) + len(experts)))
+            layer.divide_output(math.sqrt(len(outputs) + len(experts)))
 
     def init_normal(self, *residual: str) -> None:
         """Linear layers of the blocks normal, those into the residual stream over sqrt(2 depth); their biases 0.

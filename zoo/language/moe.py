@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ class JointlyBalanced(LanguageModel):
     def forward_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor:
         """The residual stream (B, T, dim) through all blocks; the joint load-balance loss is the last layer's."""
         x = super().forward_blocks(x, state, seq_idx)
-        layers = cast("list[MoE]", self.experts)
+        layers = [layer for layer in self.experts if isinstance(layer, MoE)]
         routed = [layer.routing for layer in layers if layer.routing is not None]
         if self.joint_balance and routed:
             scores, experts = (torch.cat([getattr(r, name) for r in routed]) for name in ("scores", "experts"))
