@@ -39,7 +39,14 @@ from zoo.benchmarks.common import (
 from zoo.layers import CausalAttention
 from zoo.layers.attention.keys import masked
 
-SHAPE = {"vocab_size": 256, "dim": 768, "depth": 2, "num_heads": 12, "num_kv_heads": 12, "mlp_dim": 2560}
+SHAPE: dict[str, Any] = {
+    "vocab_size": 256,
+    "dim": 768,
+    "depth": 2,
+    "num_heads": 12,
+    "num_kv_heads": 12,
+    "mlp_dim": 2560,
+}
 SPT, WRITTEN = "SPT", "LoRA, attention written out"
 SIDES = (SPT, "LoRA", WRITTEN, "all weights")
 LEAST, FROM = 2.0, 1024  # times less memory than with attention written out, from this length on
