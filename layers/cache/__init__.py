@@ -20,6 +20,7 @@ from zoo.layers.cache.razor_attention import RazorAttention, head_scores
 from zoo.layers.cache.recycled_attention import RecycledAttention
 from zoo.layers.cache.sentence_kv import SentenceKV
 from zoo.layers.cache.snapkv import SnapKV
+from zoo.layers.cache.speckv import SpecKV
 from zoo.layers.cache.store import Disk, Host, Quantized, Store
 from zoo.layers.cache.streaming_llm import StreamingLLM
 from zoo.layers.cache.think import ThinK
@@ -49,6 +50,7 @@ __all__ = [
     "RecycledAttention",
     "SentenceKV",
     "SnapKV",
+    "SpecKV",
     "Store",
     "StreamingLLM",
     "ThinK",

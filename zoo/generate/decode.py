@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from zoo.generate.logits import Shaper, last
+from zoo.generate.look_ahead import look_ahead
 from zoo.generate.options import Options
 from zoo.generate.prompts import Batch
 from zoo.language.base import LanguageModel
@@ -90,6 +92,7 @@ def prefilled(
         state = model.init_state(batch, length + options.max_new_tokens, cache=options.cache)
     seq_idx = None if mask is None else mask.long() - 1
     logits = last(read(model, tokens, state, seq_idx, options.prefill_chunk or length))
+    look_ahead(model, state, partial(guessed, prompts))
     if copies > 1:
         index = torch.arange(batch, device=tokens.device).repeat_interleave(copies)
         if shared and not isinstance(state, RowStates):
@@ -106,6 +109,12 @@ def read(model: LanguageModel, tokens: Tensor, state: ModelState, seq_idx: Tenso
         ids = None if seq_idx is None else seq_idx[:, start : start + chunk]
         logits = model(tokens[:, start : start + chunk], state, logits_to_keep=1, seq_idx=ids)
     return logits
+
+
+def guessed(prompts: Batch, draft: LanguageModel, count: int) -> Tensor:
+    """The (B, count) most likely tokens by which a draft continues the prompts."""
+    said = steps(draft, prompts, Options(max_new_tokens=count, temperature=0.0), None)
+    return torch.stack([one.tokens for one in said], 1)
 
 
 def stepping(model: LanguageModel, options: Options) -> Callable[[Tensor, ModelState], Tensor]:
