@@ -21,6 +21,7 @@ BENCHMARKS = {
     "context": "Mamba beyond the length it was trained on, with LongMamba and without",
     "prefix": "N continuations of one prompt: its keys kept once and copied",
     "sparse_tuning": "fine-tuning by SPT beside LoRA: memory and time of a training step",
+    "exits": "early exits: accuracy and bits per byte against mean FLOPs",
     "loading": "how fast a checkpoint becomes a model",
     "gpu": "everything on a CUDA device in nine minutes",
 }
