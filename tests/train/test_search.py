@@ -29,11 +29,11 @@ SMALL = {"dims": (16, 32), "depths": (1, 1), "stem_dim": 8, "normal": TWO_NODES,
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("share", [1, 4])
 def test_mixed_operation_written_out(stride, share):
-    layer = MixedOperation(16, stride, share).double().train()
-    x, weights = torch.randn(2, 16, 7, 8, dtype=torch.float64), torch.rand(8, dtype=torch.float64)
-    found, part = layer(x, weights), 16 // share
+    layer = MixedOperation(24, stride, share).double().train()
+    x, weights = torch.randn(2, 24, 7, 8, dtype=torch.float64), torch.rand(8, dtype=torch.float64)
+    found, part = layer(x, weights), 24 // share
     mixed = sum(weights[1 + i] * op(x[:, :part]) for i, op in enumerate(layer.ops))
-    for channel in range(16):
+    for channel in range(24):
         old = part * (channel % share) + channel // share  # where the shuffle took it from
         if old < part:
             expected = mixed[:, old]
