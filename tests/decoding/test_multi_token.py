@@ -47,6 +47,22 @@ def test_every_guess_is_that_of_the_modules_on_the_whole_text(model, prompt, mon
     assert {depth for depth, *_ in guesses} == {1, 2, 3}
 
 
+def test_the_text_is_that_of_the_model_alone_and_the_drafts_are_good():
+    """Of the bundled weights, rows of different lengths and chunks of the prompts."""
+    model: Any = zoo.create_model("deepseek_mtp_nano", pretrained=True)
+    prompts = [list(text) for text in (b"The import statement", b"class", b"If the function returns ")]
+    plain = zoo.generate(model, prompts, 24, temperature=0)
+    for options in ({}, {"prefill_chunk": 7}, {"num_samples": 2}):
+        draft = MultiToken()
+        found = zoo.generate(model, prompts, 24, temperature=0, draft=draft, **options)
+        copies = options.get("num_samples", 1)
+        assert all(torch.equal(row, plain[index // copies]) for index, row in enumerate(found))
+        assert draft.counts.tokens > 1.3 * draft.counts.passes
+    alone = MultiToken(length=1)
+    zoo.generate(model, prompts[:1], 40, temperature=0, draft=alone)
+    assert alone.counts.accepted > 0.4 * alone.counts.proposed
+
+
 def test_a_folder_in_the_published_layout_drafts_too(tmp_path):
     """The module lies behind the last layer, in one expert a tensor, with copies of embedding and head."""
     model: Any = zoo.create_model("deepseek_mtp_nano", mtp_depth=1)
