@@ -50,7 +50,7 @@ def linearize(
     """Replace softmax attention that remembers everything by gated linear attention and a window of it, in place.
 
     The state no longer grows with the text. Projections, norms and positions stay as they are, and what is new has
-    still to learn: ``zoo.train.tasks.Linearization`` is how. Attention to a
+    still to learn: ``zoo train docs_lizard_nano`` is a recipe (``zoo.train.tasks.Linearization``). Attention to a
     window and latent attention stay. ``zoo.save_model`` writes what was done, and ``create_model`` does it again.
 
     Args:

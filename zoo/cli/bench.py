@@ -22,6 +22,7 @@ BENCHMARKS = {
     "prefix": "N continuations of one prompt: its keys kept once and copied",
     "sparse_tuning": "fine-tuning by SPT beside LoRA: memory and time of a training step",
     "exits": "early exits: accuracy and bits per byte against mean FLOPs",
+    "linearize": "a transformer made linear, whole and without one part at a time",
     "loading": "how fast a checkpoint becomes a model",
     "gpu": "everything on a CUDA device in nine minutes",
 }
