@@ -97,7 +97,7 @@ def show(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]
     for record in records:
         name, loss = record["variant"], record["bits"] - bits[TEACHER]
         expected = {TEACHER: "", "whole": "met" if loss <= 0.05 else "missed"}
-        worse = "met" if record["bits"] > bits.get("whole", float("nan")) else "missed"
+        worse = "" if "whole" not in bits else "met" if record["bits"] > bits["whole"] else "missed"
         figures = [f"{record['bits']:.3f}", f"{loss:+.3f}", f"{record['state_bytes']:,}"]
         rows.append([name, *figures, expected.get(name, worse)])
     return ["", "bits per byte", "to the transformer", "state, bytes", "expectation"], rows

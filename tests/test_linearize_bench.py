@@ -33,3 +33,4 @@ def test_verdicts():
     assert verdicts == ["", "missed", "met", "missed"]
     records[1]["bits"] = 1.745
     assert linearize.show(records)[1][1][1:] == ["1.745", "+0.045", "1,000", "met"]
+    assert linearize.show(records[:1] + records[2:])[1][1][-1] == ""  # nothing to compare with
