@@ -56,6 +56,7 @@ def export_program(model: nn.Module, *, step: bool = False, fixed_batch: int | N
     return Program(program, ["images"], ["logits"])
 
 
+@torch.no_grad()  # under which torch decomposes programs as well
 def export_onnx(model: nn.Module, path: str | Path, *, step: bool = False, fixed_batch: int | None = None) -> Path:
     """Write a model's inference form as an ONNX file, exported by ``torch.onnx`` in float32.
 
@@ -92,8 +93,7 @@ def export_onnx(model: nn.Module, path: str | Path, *, step: bool = False, fixed
             else f"there is no folder {path.parent} for {path.name}"
         )
     program, inputs, outputs = export_program(model, step=step, fixed_batch=fixed_batch)
-    with torch.no_grad():
-        program = program.run_decompositions(decompositions())
+    program = program.run_decompositions(decompositions())
     name = getattr(model, "config_name", type(model).__name__)
     values = [node.meta.get("val") for node in program.graph.nodes]
     if any(isinstance(value, Tensor) and value.is_complex() for value in values):
