@@ -49,9 +49,7 @@ static REAL *NAME(padded)(const REAL *weights, int64_t K, int64_t J) {
 /* to (ROWS, J) += from (ROWS, K) weights (K, J), for a J of whole tiles; the rows of from lie ``gap`` apart. */
 static void NAME(add_product)(REAL *to, const REAL *from, int64_t gap, const REAL *weights, int64_t K, int64_t J) {
     for (int64_t j = 0; j < J; j += 2 * LANES) {
-        NAME(Vector) sums[ROWS][2];
-        for (int r = 0; r < ROWS; r++)
-            for (int half = 0; half < 2; half++) sums[r][half] = *(NAME(Vector) *)(to + r * J + j + half * LANES);
+        NAME(Vector) sums[ROWS][2] = {0}; /* small beside what they are added to: that comes last, and rounds once */
         for (int64_t k = 0; k < K; k++) {
             const NAME(Vector) *row = (const NAME(Vector) *)(weights + k * J + j);
             for (int r = 0; r < ROWS; r++) {
@@ -60,7 +58,7 @@ static void NAME(add_product)(REAL *to, const REAL *from, int64_t gap, const REA
             }
         }
         for (int r = 0; r < ROWS; r++)
-            for (int half = 0; half < 2; half++) *(NAME(Vector) *)(to + r * J + j + half * LANES) = sums[r][half];
+            for (int half = 0; half < 2; half++) *(NAME(Vector) *)(to + r * J + j + half * LANES) += sums[r][half];
     }
 }
 
