@@ -241,7 +241,8 @@ BY_HAND = {
 }
 # Papers without a count, or whose count is of another head (S4 on WikiText-103: 249 M with an adaptive softmax).
 UNCOUNTED = {
-    "hamburger_llama3_2_1b", "longconv_125m", "longconv_355m", "longconv_1_3b", "m3vit_tiny", "m3vit_small", "m3vit_base", "revunet3d",
+    "hamburger_llama3_2_1b",
+    "longconv_125m", "longconv_355m", "longconv_1_3b", "m3vit_tiny", "m3vit_small", "m3vit_base", "revunet3d",
     "routing_pg19", "routing_wikitext103", "s4_pixel_lra_image", "s4_pixel_lra_pathfinder", "s4_pixel_lra_pathx",
     "s4_pixel_scifar", "s4_text_lra_listops", "s4_text_lra_retrieval", "s4_text_lra_text", "s4_wikitext103",
     "s4d_wikitext103", "scatterbrain_lra_image", "scatterbrain_lra_listops", "scatterbrain_lra_pathfinder",
