@@ -13,6 +13,8 @@ from zoo.train.data import DataModule
 MODULES = {
     "DigitsDataModule": "{batch_size: 32, augment: false}",
     "DigitLevelsDataModule": "{batch_size: 32}",
+    "ArraysDataModule": "{batch_size: 8}",
+    "ScenesDataModule": "{batch_size: 8}",
     "EllipsoidsDataModule": "{batch_size: 2}",
     "ShapesDataModule": "{batch_size: 2}",
     "DocumentationDataModule": "{seq_len: 32, windows: random}",
