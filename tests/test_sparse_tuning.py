@@ -121,7 +121,8 @@ def test_routed_blocks_are_their_formula():
     nn.init.zeros_(made.router.bias)
     whole = RoutedBlocks(10, 12, 4, 4, rank=3).double()
     whole.load_state_dict(made.state_dict())
-    nn.init.zeros_(whole.delta1.each), nn.init.zeros_(whole.delta3.each), nn.init.zeros_(whole.delta2.shared)
+    for factor in (whole.delta1.each, whole.delta3.each, whole.delta2.shared):
+        nn.init.zeros_(factor)
     close(whole(x), source(x))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ KEY = "changes"
 KINDS: dict[str, type[Change]] = {}
 
 
-class Change:
+class Change(ABC):
     """One change of a model's modules, as a frozen dataclass: what must be known to make it again.
 
     >>> @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,13 +42,13 @@ class Change:
             raise ValueError(f"{kind!r} names the change {known.__qualname__} already: take another kind")
         cls.kind, KINDS[kind] = kind, cls
 
+    @abstractmethod
     def install(self, model: nn.Module) -> None:
         """Put the modules in place, with fresh weights, on the device and in the dtype of those that were there.
 
         Raises:
             ValueError: for a model that cannot be changed so; it is as it was then.
         """
-        raise NotImplementedError
 
 
 def apply(model: nn.Module, change: Change) -> None:

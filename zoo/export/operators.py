@@ -137,7 +137,8 @@ def _leaky_memory(x, W_in, W_out, bias, decay, gain, state, starts, smooth, impl
     from zoo.kernels.leaky_memory.reference import step
 
     def combined(state: Tensor, x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        state = step(x, *weights, state, smooth)  # pyright: ignore[reportCallIssue]
+        W_in, W_out, bias, decay, gain = weights
+        state = step(x, W_in, W_out, bias, decay, gain, state, smooth)
         return state.clone(), state
 
     _unpacked(starts)

@@ -38,9 +38,10 @@ def step(x: Tensor, u: Tensor, A: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tu
 @contextmanager
 def real_systems(model: nn.Module) -> Iterator[None]:
     """Within it the model's state-space layers that read the past alone compute step by step, with real numbers."""
-    mixers = [m for m in model.modules() if isinstance(m, StateSpaceMixer) and len(m.kernel.C) == 1]  # pyright: ignore[reportArgumentType]
+    mixers = [m for m in model.modules() if isinstance(m, StateSpaceMixer) and m.kernel.directions == 1]
     for mixer in mixers:
-        mixer.system = System(mixer.kernel)  # pyright: ignore[reportArgumentType]
+        assert isinstance(mixer.kernel, StateSpaceKernel)  # of all such layers
+        mixer.system = System(mixer.kernel)
         mixer.convolution = partial(_convolution, mixer)  # type: ignore[method-assign]
         mixer.recurrence = partial(_recurrence, mixer)  # type: ignore[method-assign]
     try:
