@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import json
@@ -177,6 +178,15 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+def command_line(subject: str, description: str | None) -> argparse.ArgumentParser:
+    """The options of ``zoo bench subject``, with the one that all subjects share."""
+    parser = argparse.ArgumentParser(
+        f"zoo bench {subject}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--no-save", action="store_true", help="only print")
+    return parser
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table for the terminal: the first column names, the others are figures."""
     shown = Table(title=title, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
@@ -195,8 +205,19 @@ def markdown(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) 
     return "\n".join(lines) + "\n"
 
 
-def save(name: str, record: Mapping[str, object], text: str, folder: Path = RESULTS) -> None:
-    """Write ``folder/name.json`` and ``folder/name.md``, and say so."""
+def save(name: str, record: Mapping[str, Any], text: str, folder: Path = RESULTS) -> None:
+    """Write ``folder/name.json`` and ``folder/name.md``, which ends with where it was measured, and say so.
+
+    Args:
+        record: what was measured, with the ``machine()`` before it started.
+        text: markdown.
+    """
+    here = record["machine"]
+    packages = ", ".join(f"{package} {found}" for package, found in here["packages"].items())
+    text += (
+        f"\n{here['processor']}, {here['threads']} threads, {here['platform']}, Python {here['python']}, {packages}, "
+    )
+    text += f"commit {here['commit']}, {here['date']}.\n"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     (folder / f"{name}.md").write_text(text)

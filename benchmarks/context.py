@@ -25,7 +25,7 @@ from rich.progress import track
 from torch import Tensor
 
 import zoo
-from zoo.benchmarks.common import machine, markdown, save, table
+from zoo.benchmarks.common import command_line, machine, markdown, save, table
 from zoo.train.data import DocumentationDataModule
 
 MODELS = ("mamba_nano", "mamba2_nano")
@@ -81,15 +81,12 @@ def show(records: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "zoo bench context", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("context", __doc__)
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
     parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
     parser.add_argument("--bytes", type=int, default=16384, help="of test documents at each length, in whole windows")
     parser.add_argument("--memory", type=float, default=0.05, help="see zoo.extend_context")
     parser.add_argument("--clamp", type=float, default=0.0, help="see zoo.extend_context")
-    parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
     here, records = machine(), [record for name in options.models for record in measure(name, options)]
     console, parts = Console(width=max(120, Console().width)), []
@@ -103,7 +100,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.no_save:
         text = "Expectation" + str(__doc__).partition("Expectation")[2] + "\n" + "\n".join(parts)
         text += f"\nBits per byte of about {options.bytes:,} bytes of test documents. "
-        text += f"{here['processor']}, {here['threads']} threads, commit {here['commit']}, {here['date']}.\n"
         save("context", {"machine": here, "settings": vars(options), "records": records}, text)
 
 

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import zoo
-from zoo.benchmarks.common import RESULTS, interleaved, machine, markdown, save, table
+from zoo.benchmarks.common import RESULTS, command_line, interleaved, machine, markdown, save, table
 
 MODELS = ("mamba2_130m", "mamba_130m", "transformer_130m", "falcon_h1_tiny_90m")
 FORMS = {"float32": "f32", "bfloat16": "bf16", "8 bits": "q8_0", "4 bits": "q4_0"}  # ours -> that of a GGUF file
@@ -186,15 +186,12 @@ def show(records: Sequence[dict[str, Any]], read: float) -> list[list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "zoo bench decode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("decode", __doc__)
     parser.add_argument("--only", nargs="+", default=list(MODELS), choices=MODELS, metavar="MODEL")
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS), metavar="FORM")
     parser.add_argument("--against", nargs="*", default=list(PEERS), choices=PEERS, metavar="PEER")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--budget", type=float, default=12.0, help="seconds after which a measurement ends")
-    parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
 
     read, records = bandwidth(options.threads), []
@@ -209,8 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print(table(title, COLUMNS, rows))
     if not options.no_save:
         here = machine()
-        text = markdown(title, COLUMNS, rows) + f"\n{here['processor']}, {here['packages']}, commit {here['commit']}, "
-        text += f"{here['date']}.\n"
+        text = markdown(title, COLUMNS, rows)
         save("decode", {"machine": here, "bandwidth": read, "records": records}, text, RESULTS)
 
 

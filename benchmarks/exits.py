@@ -14,7 +14,6 @@ exit costs a sixth of a block, less than 0.1 bits per byte; and adaptive exits a
 
 from __future__ import annotations
 
-import argparse
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ from rich.console import Console
 from torch import Tensor
 
 import zoo
-from zoo.benchmarks.common import machine, markdown, save, table
+from zoo.benchmarks.common import command_line, machine, markdown, save, table
 from zoo.cli import recipe_path
 from zoo.exits import counted
 from zoo.layers.depth.exits import CLOSED, OPEN
@@ -142,12 +141,9 @@ def _plain(model: Any, inputs: Tensor) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "zoo bench exits", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("exits", __doc__)
     parser.add_argument("--only", nargs="+", choices=list(MINIATURES), default=list(MINIATURES))
     parser.add_argument("--runs", type=Path, help="folder of trained runs, each named after its recipe")
-    parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
     records, shown = [], f"# Early exits\n\n{(__doc__ or '').split(chr(10) * 2)[-1].strip()}\n\n"
     with tempfile.TemporaryDirectory() as scratch:

@@ -26,7 +26,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import zoo
-from zoo.benchmarks.common import RESULTS, machine, markdown, save, table
+from zoo.benchmarks.common import RESULTS, command_line, machine, markdown, save, table
 from zoo.sequence.positional import ATTENTIONS
 from zoo.train.data import ArraysDataModule
 from zoo.train.data.arrays import ALGORITHMS
@@ -97,16 +97,13 @@ def verdict(records: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "zoo bench extrapolation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("extrapolation", __doc__)
     parser.add_argument("--only", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS), metavar="TASK")
     parser.add_argument("--model", default="positional_nano", choices=zoo.list_models(family="positional"))
     parser.add_argument("--updates", type=int, default=1000, help="training steps of a model")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
-    parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
 
     here, jobs = machine(), [(task, attention) for task in options.only for attention in ATTENTIONS]
@@ -119,8 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print(table(title, COLUMNS, show(records)))
     console.print(verdict(records))
     if not options.no_save:
-        text = markdown(title, COLUMNS, show(records)) + f"\n{verdict(records)} {here['processor']}, "
-        text += f"{here['threads']} threads, {here['packages']}, commit {here['commit']}, {here['date']}.\n"
+        text = markdown(title, COLUMNS, show(records)) + f"\n{verdict(records)}\n"
         save("extrapolation", {"machine": here, "settings": vars(options), "records": records}, text, RESULTS)
 
 

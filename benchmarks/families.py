@@ -11,7 +11,6 @@ The sweep fits the exponent of our forward pass over length for the families who
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.benchmarks import readme
-from zoo.benchmarks.common import RESULTS, fitted_exponent, interleaved, machine, markdown, save, table
+from zoo.benchmarks.common import RESULTS, command_line, fitted_exponent, interleaved, machine, markdown, save, table
 
 OURS, PEER = "zoo", "transformers"
 VOCABULARY, LENGTH, DECODED = 1024, 512, 20
@@ -303,13 +302,10 @@ def written() -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "zoo bench families", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("families", __doc__)
     parser.add_argument("--only", nargs="*", default=list(PEERS), choices=list(PEERS), metavar="FAMILY")
     parser.add_argument("--budget", type=float, default=4.0, help="seconds after which a measurement ends")
     parser.add_argument("--no-sweep", action="store_true", help="leave out time over length")
-    parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
 
     compared, swept = [], []
@@ -346,8 +342,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(table(title, columns, rows))
     if not options.no_save:
         text = "\n".join(markdown(*t) for t in tables)
-        text += f"\n{here['processor']}, {here['threads']} threads, {here['packages']}, "
-        text += f"commit {here['commit']}, {here['date']}.\n"
         save("families", {"machine": here, "comparison": compared, "over_length": swept}, text)
         if readme.README.exists():
             readme.refresh()

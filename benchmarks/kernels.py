@@ -13,7 +13,6 @@ rate, both measured in the same run; inputs that fit in a large last-level cache
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from rich.progress import Progress, TaskID
 from zoo.benchmarks.common import (
     MIB,
     RESULTS,
+    command_line,
     fitted_exponent,
     in_fresh_process,
     interleaved,
@@ -198,7 +198,7 @@ def _describe(progress: Progress, task: TaskID, what: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("kernels", __doc__)
     names = [subject.name for subject in SUBJECTS]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="OPERATION", help=", ".join(names))
     parser.add_argument("--device", choices=tuple(LENGTHS), default="cuda" if torch.cuda.is_available() else "cpu")
@@ -207,7 +207,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile of the peers")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
     parser.add_argument("--memory-only", action="store_true", help="measure peak memory anew for the saved results")
-    parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
 
     lengths = options.lengths or LENGTHS[options.device]
@@ -247,10 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print(measured)
     if not options.no_save:
         name = "kernels" if options.device == "cpu" else f"kernels_{options.device}"
-        text = (
-            "\n".join(markdown(*t) for t in tables) + f"\n{measured} {here['processor']}, {here['threads']} threads, "
-        )
-        text += f"{here['packages']}, commit {here['commit']}, {here['date']}.\n"
+        text = "\n".join(markdown(*t) for t in tables) + f"\n{measured}\n"
         save(name, {"machine": here, "peaks": roof, "records": records, "memory": peak}, text)
         plot(records, RESULTS / f"{name}.png")
 

@@ -10,7 +10,6 @@ on disk; how far the outputs and the gradients of the two differ; and the expone
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from zoo.benchmarks.common import (
     MIB,
+    command_line,
     fitted_exponent,
     in_fresh_process,
     interleaved,
@@ -246,15 +246,12 @@ def _describe(progress: Progress, task: TaskID, what: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "zoo bench layers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("layers", __doc__)
     parser.add_argument("--layers", nargs="+", default=["mamba2", "mamba"], choices=["mamba", "mamba2"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[1024, 2048])
     parser.add_argument("--sides", nargs="+", default=[PEER, OURS], choices=[PEER, OURS])
     parser.add_argument("--budget", type=float, default=10.0, help="seconds after which a measurement ends")
     parser.add_argument("--no-sweep", action="store_true", help="leave out time over length")
-    parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
     if PEER in options.sides:
         import_module("transformers")  # told before anything is measured
@@ -303,5 +300,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(table(title, columns, rows))
     if not options.no_save:
         text = "\n".join(markdown(*t) for t in tables)
-        text += f"\n{here['processor']}, {here['threads']} threads, {here['packages']}, commit {here['commit']}.\n"
         save("layers", {"machine": here, "comparison": compared, "first_call": first, "over_length": swept}, text)

@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 
 import zoo
-from zoo.benchmarks.common import RESULTS, machine, markdown, save, table
+from zoo.benchmarks.common import RESULTS, command_line, machine, markdown, save, table
 from zoo.cli import recipe_path
 
 TEACHER, LENGTH = "transformer_nano", 4096
@@ -104,13 +104,10 @@ def show(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "zoo bench linearize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("linearize", __doc__)
     parser.add_argument("--models", nargs="+", default=["*"], metavar="PATTERN", help=f"of {'; '.join(VARIANTS)}")
     parser.add_argument("--steps", type=int, default=120, help="optimiser steps of a variant")
     parser.add_argument("--fresh", action="store_true", help="measure again what the results hold")
-    parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
     here, path, settings = machine(), RESULTS / "linearize.json", {"steps": options.steps}
     before = json.loads(path.read_text()) if path.exists() and not options.fresh else {"settings": None}
@@ -129,7 +126,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _save(here: dict[str, Any], settings: dict[str, Any], records: list[dict[str, Any]]) -> None:
     text = "Expectation" + str(__doc__).partition("Expectation")[2] + "\n"
     text += markdown(f"{TEACHER} made linear, {settings['steps']} steps", *show(records))
-    text += f"\n{here['processor']}, {here['threads']} threads, commit {here['commit']}, {here['date']}.\n"
     save("linearize", {"machine": here, "settings": settings, "records": records}, text)
 
 

@@ -12,7 +12,6 @@ whatever the model's size: a nano is loaded first, and what that costs is a row 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,16 @@ from rich.console import Console
 from torch import nn
 
 import zoo
-from zoo.benchmarks.common import in_fresh_process, interleaved, machine, markdown, peak_memory, save, table
+from zoo.benchmarks.common import (
+    command_line,
+    in_fresh_process,
+    interleaved,
+    machine,
+    markdown,
+    peak_memory,
+    save,
+    table,
+)
 from zoo.checkpoints import read_state_dict
 
 NAME = "mamba2_130m"
@@ -98,13 +106,10 @@ def measure(options: dict[str, Any], budget: float) -> tuple[dict[str, list[floa
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "zoo bench loading", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("loading", __doc__)
     parser.add_argument("--dim", type=int, default=768, help="of the model that is loaded")
     parser.add_argument("--depth", type=int, default=24)
     parser.add_argument("--budget", type=float, default=20.0, help="seconds after which a measurement ends")
-    parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
     first = in_fresh_process(first_load)
     imports, records = measure({"dim": options.dim, "depth": options.depth}, options.budget)
@@ -131,7 +136,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.no_save:
         here = machine()
         text = "\n".join(markdown(*t) for t in tables)
-        text += f"\n{here['processor']}, {here['threads']} threads, {here['packages']}, commit {here['commit']}.\n"
         save("loading", {"machine": here, "imports": imports, "first_load": first, "records": records}, text)
 
 

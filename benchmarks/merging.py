@@ -14,7 +14,6 @@ The paper (arXiv 2507.19409) is known by its abstract alone: nothing here is com
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
 from functools import partial
@@ -31,6 +30,7 @@ from zoo.benchmarks.common import (
     MIB,
     RESULTS,
     RETURNING,
+    command_line,
     fitted_exponent,
     in_fresh_process,
     interleaved,
@@ -105,12 +105,9 @@ def show(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "zoo bench merging", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("merging", __doc__)
     parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
     parser.add_argument("--budget", type=float, default=5.0, help="seconds after which a measurement ends")
-    parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
     if min(options.lengths) < 1:
         parser.error(f"lengths must be positive, got {min(options.lengths)}")
@@ -120,8 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Console(width=max(120, Console().width)).print(table(title, *show(records)))
     if not options.no_save:
         here = machine()
-        text = markdown(title, *show(records)) + f"\n{here['processor']}, {here['threads']} threads, "
-        text += f"{here['packages']}, commit {here['commit']}, {here['date']}.\n"
+        text = markdown(title, *show(records))
         save("merging", {"machine": here, "records": records}, text, RESULTS)
 
 

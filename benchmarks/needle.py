@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from zoo.benchmarks.common import RESULTS, machine, markdown, save, table
+from zoo.benchmarks.common import RESULTS, command_line, machine, markdown, save, table
 from zoo.benchmarks.recall import SIZES, TEST, Subject, accuracy, state_bytes, train
 from zoo.train.data import MQAR
 
@@ -61,13 +61,10 @@ def verdict(records: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "zoo bench needle", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("needle", __doc__)
     parser.add_argument("--updates", type=int, default=500, help="most training steps of a model")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
-    parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
 
     records, here = [measure(name, options) for name in MODELS], machine()
@@ -86,8 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.no_save:
         text = f"{markdown(title, columns, rows)}\n{said} {TASKS[1]!r} and longer; learning rate {LEARNING_RATE:g}, "
         text += f"at most {options.updates} updates of {options.batch_size} sequences, seed {options.seed}. "
-        text += f"{here['processor']}, {here['threads']} threads, {here['packages']}, commit {here['commit']}, "
-        text += f"{here['date']}.\n"
         save("needle", {"machine": here, "records": records, "verdict": verdict(records)}, text, RESULTS)
 
 

@@ -13,7 +13,6 @@ at 4096 tokens and 64 rows; and a state smaller by nearly N at any length.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +22,7 @@ from rich.console import Console
 from torch import Tensor
 
 import zoo
-from zoo.benchmarks.common import MIB, interleaved, machine, markdown, save, table
+from zoo.benchmarks.common import MIB, command_line, interleaved, machine, markdown, save, table
 from zoo.layers import ModelState
 from zoo.layers.attention.shared_prefix import fan_out
 
@@ -71,13 +70,10 @@ def rows(records: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "zoo bench prefix", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("prefix", __doc__)
     parser.add_argument("--prompts", nargs="+", type=int, default=[256, 1024, 4096])
     parser.add_argument("--samples", nargs="+", type=int, default=[4, 16, 64])
     parser.add_argument("--budget", type=float, default=3.0, help="seconds a setting")
-    parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     model = zoo.create_model("transformer_nano", **SIZES).eval()

@@ -22,7 +22,8 @@ NAMES = {
     "granite_hybrid": "Granite 4 hybrids", "nemotron_h": "Nemotron-H", "deepseek_v2": "DeepSeek-V2",
     "deepseek_v3": "DeepSeek-V3", "gpt_oss": "gpt-oss", "minimax": "MiniMax", "xlstm": "xLSTM",
     "kimi_linear": "Kimi Linear", "olmoe": "OLMoE", "qwen3_moe": "Qwen3-MoE", "based": "BASED", "s4": "S4",
-    "s4d": "S4D", "longconv": "LongConv", "scatterbrain": "Scatterbrain",
+    "s4d": "S4D", "longconv": "LongConv", "scatterbrain": "Scatterbrain", "titans_lmm": "Titans LMM",
+    "titans_mac": "Titans MAC", "titans_mag": "Titans MAG", "titans_mal": "Titans MAL", "seqboat": "SeqBoat",
 }  # fmt: skip
 COLUMNS = {"forward": "prefill, T 512", "training": "training step, T 512", "prefill": "decode: 16 and 20 steps"}
 
@@ -52,7 +53,8 @@ def section(results: Mapping[str, Any]) -> str:
         ),
     ]
     if swept:
-        names, powers = ", ".join(NAMES[r["family"]] for r in swept), [r["p"] for r in swept]
+        names = ", ".join(NAMES.get(r["family"], r["family"].title()) for r in swept)
+        powers = [r["p"] for r in swept]
         span = f"{min(powers):.2f} to {max(powers):.2f}"
         lines += ["", f"From T 512 to 8192 the forward time of {names} grows with an exponent of {span}."]
     return "\n".join(lines) + "\n"

@@ -31,7 +31,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import zoo
-from zoo.benchmarks.common import RESULTS, machine, markdown, save, table
+from zoo.benchmarks.common import RESULTS, command_line, machine, markdown, save, table
 from zoo.train.data import MQAR, SelectiveCopying
 from zoo.train.data.synthetic import SyntheticTask
 from zoo.train.optim import build_optimizer, warmup_cosine
@@ -191,16 +191,13 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "zoo bench recall", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("recall", __doc__)
     parser.add_argument("--only", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="TASK")
     parser.add_argument("--models", nargs="+", default=["*"], metavar="PATTERN", help=f"of {'; '.join(MODELS)}")
     parser.add_argument("--updates", type=int, default=2000, help="most training steps of a point")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
     parser.add_argument("--fresh", action="store_true", help="measure again what the results hold")
-    parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
 
     settings = {
@@ -239,8 +236,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text += (
             f"updates of {options.batch_size} sequences, seed {options.seed}, weights of standard deviation {INITIAL}. "
         )
-        text += f"{here['processor']}, {here['threads']} threads, {here['packages']}, commit {here['commit']}, "
-        text += f"{here['date']}.\n"
         save("recall", {"machine": here, "settings": settings, "records": records}, text, RESULTS)
         plot(chosen, RESULTS / "recall.png")
 

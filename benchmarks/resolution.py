@@ -11,7 +11,6 @@ Seconds are taken in turns; peak memory above weights and image is that of a pro
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
 from functools import partial
@@ -28,6 +27,7 @@ from zoo.benchmarks.common import (
     MIB,
     RESULTS,
     RETURNING,
+    command_line,
     fitted_exponent,
     in_fresh_process,
     interleaved,
@@ -140,13 +140,10 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "zoo bench resolution", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("resolution", __doc__)
     parser.add_argument("--widths", nargs="+", default=list(WIDTHS), choices=WIDTHS)
     parser.add_argument("--pixels", nargs="+", type=int, default=list(PIXELS), help="multiples of 16")
     parser.add_argument("--budget", type=float, default=10.0, help="seconds after which a measurement ends")
-    parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
     if wrong := [pixels for pixels in options.pixels if pixels < 16 or pixels % 16]:
         parser.error(f"pixels must be multiples of the 16 of a patch, got {wrong[0]}")
@@ -162,8 +159,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.no_save:
         here = machine()
         text = "\n".join(markdown(*t) for t in tables)
-        text += f"\n{here['processor']}, {here['threads']} threads, {here['packages']}, commit {here['commit']}, "
-        text += f"{here['date']}.\n"
         save("resolution", {"machine": here, "records": records}, text)
         plot(records, RESULTS / "resolution.png")
 

@@ -14,7 +14,6 @@ Paper: Han et al., "SLTrain", arXiv 2406.02214, table 2 and figure 3.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +21,18 @@ import torch
 from rich.console import Console
 
 import zoo
-from zoo.benchmarks.common import MIB, RESULTS, RETURNING, in_fresh_process, machine, markdown, peak_memory, save, table
+from zoo.benchmarks.common import (
+    MIB,
+    RESULTS,
+    RETURNING,
+    command_line,
+    in_fresh_process,
+    machine,
+    markdown,
+    peak_memory,
+    save,
+    table,
+)
 from zoo.sltrain import SLTrain
 
 WORDS = 32000
@@ -79,13 +89,10 @@ def verdict(records: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "zoo bench sltrain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("sltrain", __doc__)
     parser.add_argument("--size", default="60m", choices=list(SIZES), help="of the paper's models")
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
-    parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
 
     here, given = machine(), (options.size, options.batch_size, options.length)
@@ -96,8 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print(table(title, COLUMNS, show(records)))
     console.print(verdict(records))
     if not options.no_save:
-        text = markdown(title, COLUMNS, show(records)) + f"\n{verdict(records)} {here['processor']}, "
-        text += f"{here['threads']} threads, {here['packages']}, commit {here['commit']}, {here['date']}.\n"
+        text = markdown(title, COLUMNS, show(records)) + f"\n{verdict(records)}\n"
         save("sltrain", {"machine": here, "settings": vars(options), "records": records}, text, RESULTS)
 
 

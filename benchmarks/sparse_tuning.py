@@ -13,7 +13,6 @@ the memory of LoRA with attention written out, from T 1024 on.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ import zoo
 from zoo.benchmarks.common import (
     MIB,
     RETURNING,
+    command_line,
     in_fresh_process,
     interleaved,
     machine,
@@ -124,12 +124,9 @@ def rows_of(records: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "zoo bench sparse_tuning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("sparse_tuning", __doc__)
     parser.add_argument("--lengths", nargs="+", type=int, default=[512, 1024, 2048])
     parser.add_argument("--budget", type=float, default=10.0, help="seconds after which a measurement ends")
-    parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
     console, started = Console(), time.perf_counter()
     with console.status("") as status:

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from zoo.benchmarks.common import machine, markdown, save, table
+from zoo.benchmarks.common import command_line, machine, markdown, save, table
 from zoo.layers import RMSNorm
 from zoo.layers.conv import LongConv, decaying_kernel, random_kernel
 from zoo.train.data import DigitsDataModule
@@ -103,7 +103,7 @@ def accuracy(setting: dict[str, Any], count: int, seed: int, options: argparse.N
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("squash", __doc__)
     parser.add_argument("--train", nargs="+", type=int, default=[100, 400], help="training images")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
@@ -114,7 +114,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--kernel-lr", type=float, default=1e-3)
     parser.add_argument("--side", type=int, default=16, help="of the upsampled images")
-    parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
 
     jobs = [

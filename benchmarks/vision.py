@@ -12,7 +12,6 @@ authors' code needs a GPU, are ours alone.
 
 from __future__ import annotations
 
-import argparse
 import operator
 import statistics
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from zoo.benchmarks.common import (
     MIB,
     RESULTS,
     RETURNING,
+    command_line,
     in_fresh_process,
     interleaved,
     machine,
@@ -202,14 +202,11 @@ def _describe(progress: Progress, task: TaskID, what: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "zoo bench vision", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("vision", __doc__)
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help="default: two a family")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--budget", type=float, default=10.0, help="seconds after which a measurement ends")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
-    parser.add_argument("--no-save", action="store_true", help="only print")
     options = parser.parse_args(arguments)
 
     records: list[dict[str, Any]] = []
@@ -230,7 +227,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(table(title, columns, rows))
     if not options.no_save:
         text = "\n".join(markdown(*t) for t in tables)
-        text += f"\n{here['processor']}, {here['threads']} threads, {here['packages']}, commit {here['commit']}.\n"
         save("vision", {"machine": here, "records": records}, text)
         plot(records, RESULTS / "vision.png")
 

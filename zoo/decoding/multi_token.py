@@ -12,7 +12,8 @@ from zoo.decoding.draft import Draft
 from zoo.decoding.drafting import Drafting
 from zoo.generate.options import Options
 from zoo.generate.prompts import Batch
-from zoo.language.base import LanguageModel, check_ids
+from zoo.language.base import LanguageModel
+from zoo.language.ids import check_ids
 from zoo.layers.linear import capped
 
 

@@ -2,8 +2,9 @@
 
 from zoo.language import dense  # noqa: F401 - registers its models
 from zoo.language.bamba import BambaConfig, BambaLanguageModel
-from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.base import LanguageModel
 from zoo.language.based import BasedConfig, BasedLanguageModel
+from zoo.language.block import Block, LanguageConfig
 from zoo.language.classifier import SequenceClassifier, SequenceConfig
 from zoo.language.deepseek import DeepSeekConfig, DeepSeekLanguageModel
 from zoo.language.deltanet import (

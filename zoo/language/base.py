@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import ClassVar, cast
 
 import torch
@@ -13,77 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.config import require_positive, require_ranges
 from zoo.kernels.dispatch import compute_dtype
+from zoo.language.block import Block, LanguageConfig
+from zoo.language.ids import check_ids
 from zoo.language.rows import RowStates, by_rows
-from zoo.layers import Mixer, ModelState, RMSNorm, State
+from zoo.layers import Mixer, ModelState, RMSNorm
 from zoo.layers.cache.build import Cache, assigned, finish, governed, tell
 from zoo.layers.cache.pruning import Pruning
 from zoo.layers.depth.exits import TokenExits, probabilities
 from zoo.layers.linear import capped, head_loss
 from zoo.layers.moe.experts import RoutedExperts
 from zoo.layers.quant import count_parameters
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LanguageConfig:
-    """Options of every language model."""
-
-    vocab_size: int
-    """Tokens the model knows."""
-    dim: int
-    """Model width."""
-    depth: int
-    """Blocks."""
-    norm_eps: float = 1e-5
-    """Added to the mean square in the norms."""
-    tie_embeddings: bool = True
-    """The head shares the embedding's weight."""
-    residual_in_fp32: bool = True
-    """The residual stream is float32 also in a low-precision model."""
-    initializer_range: float = 0.02
-    """Standard deviation of the initial embedding."""
-
-    def __post_init__(self):
-        require_positive(self, "vocab_size", "dim", "depth")
-        require_ranges(self)
-
-
-class Block(nn.Module):
-    """Pre-norm residual block: x + mixer(norm(x)), then x + mlp(mlp_norm(x)) where there is an MLP."""
-
-    def __init__(
-        self,
-        config: LanguageConfig,
-        mixer: Mixer,
-        mlp: nn.Module | None = None,
-        norm: Callable[[int, float], nn.Module] = RMSNorm,
-    ):
-        super().__init__()
-        self.norm = norm(config.dim, config.norm_eps)
-        self.mixer = mixer
-        self.mlp_norm = norm(config.dim, config.norm_eps) if mlp is not None else None
-        self.mlp = mlp
-
-    def forward(self, x: Tensor, state: State | None = None, seq_idx: Tensor | None = None) -> Tensor:
-        """x (B, T, dim), in the dtype of the residual stream, -> the same."""
-        x = x + self.mixer(self.norm(x), state, seq_idx=seq_idx)
-        if self.mlp is not None and self.mlp_norm is not None:
-            x = x + self.feed_forward(self.mlp_norm(x), seq_idx)
-        return x
-
-    def remember(self, x: Tensor, state: State, seq_idx: Tensor | None = None) -> None:
-        """Advance the state by x (B, T, dim), tokens that go no further."""
-        if type(self).forward is not Block.forward:
-            self(x, state, seq_idx)
-        else:
-            self.mixer.remember(self.norm(x), state, seq_idx=seq_idx)
-
-    def feed_forward(self, x: Tensor, seq_idx: Tensor | None) -> Tensor:
-        """The MLP of x (B, T, dim); experts are not visited by padding, which counts in none of their losses."""
-        if isinstance(self.mlp, RoutedExperts):
-            return self.mlp(x, None if seq_idx is None else seq_idx >= 0)
-        return self.mlp(x)  # type: ignore[misc]
 
 
 class LanguageModel(nn.Module, ABC):
@@ -422,23 +361,3 @@ def _resized(weight: Tensor, rows: int) -> nn.Parameter:
     with torch.no_grad():
         new = weight.mean(0, keepdim=True).expand(max(0, rows - len(weight)), -1)
         return nn.Parameter(torch.cat([weight[:rows], new]), requires_grad=weight.requires_grad)
-
-
-def check_ids(name: str, ids: Tensor, low: int, high: int, ignore: int | None = None) -> None:
-    """Raise a ValueError unless ``ids`` is an int64 tensor with values in [low, high) or equal to ``ignore``.
-
-    On CUDA the range is checked on the device, without waiting for it. A traced program has no range check.
-    """
-    if ids.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"{name} must be an int64 tensor of token ids, got {ids.dtype}; use {name}.long()")
-    if torch.compiler.is_compiling() or ids.device.type == "meta":
-        return
-    inside = (ids >= low) & (ids < high)
-    if ignore is not None:
-        inside |= ids == ignore
-    message = f"{name} must be in [{low}, {high})" + (f" or {ignore}" if ignore is not None else "")
-    if ids.device.type == "cuda":
-        torch._assert_async(inside.all(), message)
-    elif not inside.all():
-        wrong = ids[~inside][0].item()
-        raise ValueError(f"{message}, got {wrong}: does the tokenizer belong to this model (vocab_size {high})?")

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from functools import partial
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block, LanguageConfig
 from zoo.layers import Mixer, SwiGLU
 from zoo.layers.attention import CausalAttention, Rotary, SlidingWindowAttention, TaylorAttention
 from zoo.layers.conv import GatedConv

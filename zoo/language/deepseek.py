@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block, LanguageConfig
 from zoo.layers import ModelState, RMSNorm, State, SwiGLU
 from zoo.layers.attention.latent import LatentAttention
 from zoo.layers.attention.scaling import RotaryScaling, Yarn

@@ -10,7 +10,8 @@ import dataclasses
 from functools import partial
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block, LanguageConfig
 from zoo.layers import SwiGLU
 from zoo.layers.ssm import DeltaNet, GatedDeltaNet
 from zoo.registry import Paper, register_model

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block, LanguageConfig
 from zoo.layers import CausalAttention, Mamba2, ParallelMixers, SwiGLU
 from zoo.layers.options import require_limits
 from zoo.registry import Paper, register_model

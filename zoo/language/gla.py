@@ -11,7 +11,8 @@ import dataclasses
 from functools import partial
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block, LanguageConfig
 from zoo.layers import GatedLinearAttention, Retention, SwiGLU
 from zoo.registry import Paper, register_model
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from zoo.config import require_positive
-from zoo.language.base import Block
+from zoo.language.block import Block
 from zoo.language.hybrid import Mamba2HybridConfig, Mamba2HybridLanguageModel
 from zoo.layers import CausalAttention, Mixer, State, SwiGLU
 from zoo.layers.moe import MoE

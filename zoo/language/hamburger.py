@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo.config import require_positive
 from zoo.kernels.dispatch import compute_dtype
-from zoo.language.base import Block
+from zoo.language.block import Block
 from zoo.language.dense import llama3_2_1b
 from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
 from zoo.layers import ModelState

@@ -11,7 +11,8 @@ from typing import ClassVar
 from torch import nn
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block, LanguageConfig
 from zoo.layers import CausalAttention, Mamba2, Mixer, SwiGLU
 from zoo.layers.options import require_limits
 

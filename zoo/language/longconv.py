@@ -13,7 +13,8 @@ from functools import partial
 from torch import nn
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block, LanguageConfig
 from zoo.layers import CausalAttention, Mlp
 from zoo.layers.conv import H3Conv
 from zoo.registry import Paper, register_model

@@ -10,7 +10,8 @@ import dataclasses
 from functools import partial
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block, LanguageConfig
 from zoo.layers import Mamba
 from zoo.layers.norm import PlainRMSNorm
 from zoo.registry import Paper, register_model

@@ -9,7 +9,8 @@ import dataclasses
 from functools import partial
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block, LanguageConfig
 from zoo.layers import Mamba2
 from zoo.layers.attention import ConvolvedAttention
 from zoo.layers.options import require_limits

@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block, LanguageConfig
 from zoo.layers.memory import HashedAttention, MemoryBlock
 from zoo.registry import Paper, register_model
 

@@ -12,7 +12,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from zoo.config import require_positive
-from zoo.language.base import Block
+from zoo.language.block import Block
 from zoo.language.moe import JointlyBalanced
 from zoo.language.transformer import DecoderConfig
 from zoo.layers import CausalAttention, LightningAttention, Mixer, State

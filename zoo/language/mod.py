@@ -12,7 +12,8 @@ from functools import partial
 from torch import Tensor
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block
 from zoo.language.transformer import DecoderConfig
 from zoo.layers import CausalAttention, KeyValueState, SwiGLU
 from zoo.layers.depth import ActiveAttention, ActiveTokens, TokenRouter

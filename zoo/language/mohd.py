@@ -14,7 +14,8 @@ from typing import cast
 from torch import Tensor, nn
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block
 from zoo.language.transformer import DecoderConfig
 from zoo.layers import CausalAttention
 from zoo.layers.attention import SubDimensionAttention

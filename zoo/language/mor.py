@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block
 from zoo.language.mor_init import init_recursions
 from zoo.language.transformer import DecoderConfig
 from zoo.layers import CausalAttention, KeyValueState, Mixer, ModelState, SwiGLU

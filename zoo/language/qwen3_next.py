@@ -13,7 +13,8 @@ from functools import partial
 from torch import Tensor, nn
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block, LanguageConfig
 from zoo.layers import FusedGatedDeltaNet, GatedAttention, GatedDeltaNet, Mixer, OffsetRMSNorm, SwiGLU
 from zoo.layers.attention import Rotary
 from zoo.layers.moe.deepseek import DeepSeekMoE

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block, LanguageConfig
 from zoo.layers import GriffinRecurrence, Mixer, OffsetRMSNorm, SlidingWindowAttention, SwiGLU
 from zoo.layers.attention import Rotary
 from zoo.layers.options import require_above

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block, LanguageConfig
 from zoo.layers import Mixer, ParallelMixers, SwiGLU
 from zoo.layers.attention import RoutingAttention, SlidingWindowAttention
 from zoo.registry import Paper, register_model

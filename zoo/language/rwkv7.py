@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block, LanguageConfig
 from zoo.layers import LayerNorm, Mixer, RWKV7Block, State
 from zoo.registry import Paper, register_model
 

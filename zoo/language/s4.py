@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block, LanguageConfig
 from zoo.layers import Mixer, Mlp, State
 from zoo.layers.ssm import S4, S4D, hippo, s4d
 from zoo.layers.ssm.s4_block import twice

@@ -15,7 +15,8 @@ from functools import partial
 from typing import Any
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block, LanguageConfig
 from zoo.layers import SwiGLU
 from zoo.layers.attention import ScatterbrainAttention
 from zoo.registry import Paper, register_model

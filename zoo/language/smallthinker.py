@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block
 from zoo.language.transformer import DecoderConfig, check_layers
 from zoo.layers import CausalAttention, SlidingWindowAttention, State
 from zoo.layers.moe import MoE

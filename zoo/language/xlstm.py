@@ -13,7 +13,8 @@ from functools import partial
 from torch import nn
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageConfig, LanguageModel
+from zoo.language.base import LanguageModel
+from zoo.language.block import Block, LanguageConfig
 from zoo.layers import MLSTM, SwiGLU
 from zoo.layers.linear import BlockLinear
 from zoo.layers.options import require_above, require_at_least

@@ -13,7 +13,7 @@ from functools import partial
 import torch.nn.functional as F
 
 from zoo.config import require_positive
-from zoo.language.base import Block, LanguageConfig
+from zoo.language.block import Block, LanguageConfig
 from zoo.language.xlstm import XLSTMLanguageModel
 from zoo.layers import SLSTM, ExpandedMLSTM, LayerNorm, SwiGLU
 from zoo.layers.options import require_at_least

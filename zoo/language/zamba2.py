@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.config import require_positive
-from zoo.language.base import Block
+from zoo.language.block import Block
 from zoo.language.hybrid import Mamba2HybridConfig, Mamba2HybridLanguageModel
 from zoo.layers import Mixer, ModelState, State
 from zoo.layers.attention.shared import Adapters, SharedTransformer
