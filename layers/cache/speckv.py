@@ -22,7 +22,7 @@ class SpecKV(SnapKV):
     ``zoo.generate`` lets ``draft`` continue the prompt by ``ahead`` tokens; the model reads them, and forgets them
     once the prompt's tokens are scored: by the largest attention that any query of the window and of the guess, in any
     head of a key-value head, gives a token or one of its neighbours within ``kernel`` places; among equals by its own.
-    Without a draft the window is the prompt's alone. The prompt itself is read in full; a state that is used by hand,
+    Without a draft the window is the prompt's alone. The prompt itself is read in full, in chunks too; a state that is used by hand,
     without ``zoo.generate``, keeps all of it while there is a draft.
 
     Args:
@@ -46,17 +46,28 @@ class SpecKV(SnapKV):
         super().__post_init__()
         require_at_least(1, ahead=self.ahead)
 
+    def guessing(self, state: CacheState) -> None:
+        """From now on a copy of the state is given the guess, not the prompt."""
+        state.notes["guess"] = state.real.new_ones(len(state.key))
+
     def after_prefill(self, state: CacheState, call: Call) -> None:
-        """Evict, or wait for the guess, or score by it."""
+        """Evict, or score by the guess, or wait for it with the window of the prompt so far."""
         if self.draft is None:
             return self.evict(state, self.score(state, call))
-        if "query" not in state.notes:
-            newest = call.newest(self.window)
-            state.notes["query"], state.notes["at"] = newest.q.clone(), newest.positions.clone()
+        if "query" in state.notes:
+            q, at = torch.cat([state.notes["query"], call.q], 2), torch.cat([state.notes["at"], call.positions], 1)
+            call = Call(q, at, call.attention)
+        if "guess" in state.notes:
+            state.notes["score"] = self._largest(state, call)
             return None
-        q, at = torch.cat([state.notes["query"], call.q], 2), torch.cat([state.notes["at"], call.positions], 1)
-        state.notes["score"] = self._largest(state, Call(q, at, call.attention))
+        newest = call.newest(self.window)
+        state.notes |= {"query": newest.q.clone(), "at": newest.positions.clone()}
         return None
+
+    def after_step(self, state: CacheState, call: Call) -> None:
+        """The last chunk of a prompt, or a guess, may be one token."""
+        if "query" in state.notes:
+            self.after_prefill(state, call)
 
     def looked(self, state: CacheState, ahead: CacheState | None) -> None:
         """After the guess: ``ahead`` is a copy of the state that has read it; None for no guess."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ from torch import Tensor
 
 import zoo
 from zoo.cache import SpecKV
+from zoo.generate.decode import prefilled
+from zoo.generate.options import Options
+from zoo.generate.prompts import Batch
 
 PROMPT, AHEAD, BUDGET, WINDOW, KERNEL = 24, 12, 8, 2, 3
 
@@ -62,6 +66,23 @@ def test_what_the_guess_attends_to_stays():
     model(prompt(), alone)
     assert set(alone[0].position[0, 0].tolist()) == kept_by_hand(model, prompt())
     assert kept_by_hand(model, prompt()) != kept_by_hand(model, guess)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("chunk", "ahead"), [(10, AHEAD), (23, AHEAD), (1 + PROMPT // 2, 1)])
+def test_a_prompt_in_chunks_keeps_the_same_tokens(chunk, ahead):
+    """The window goes over the border of chunks, and a last chunk or a guess may be one token."""
+    model, draft = models()
+    model.blocks[0].mixer.q_proj.weight.mul_(20)
+    mask = torch.ones(2, PROMPT, dtype=torch.bool)
+    mask[1, :3] = False
+    cache, found = SpecKV(BUDGET, 4, KERNEL, ahead=ahead, draft=draft), []
+    options = Options(max_new_tokens=1, temperature=0.0, cache=cache)
+    for size in (None, chunk):
+        _, state = prefilled(model, Batch(prompt(2), mask), dataclasses.replace(options, prefill_chunk=size), 1)
+        assert state[0].filled == BUDGET and not state[0].notes
+        found.append([part.position.sort(-1).values for part in state])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("name", ["transformer_nano", "falcon_h1_nano"])

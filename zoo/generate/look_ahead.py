@@ -38,6 +38,9 @@ def look_ahead(model: LanguageModel, state: ModelState, guess: Guess) -> None:
                 f"{policy.draft.config.vocab_size}"
             )
         copied = state.detach()  # shares its memory, and writes behind what the state holds
+        for ahead in _flat(copied):
+            if ahead.policy == policy:
+                policy.guessing(ahead)
         model(guess(policy.draft, policy.ahead), copied, logits_to_keep=1)
         for ours, ahead in zip(_flat(state), _flat(copied), strict=True):
             if ours.policy == policy:
