@@ -22,8 +22,8 @@ class SpecKV(SnapKV):
     ``zoo.generate`` lets ``draft`` continue the prompt by ``ahead`` tokens; the model reads them, and forgets them
     once the prompt's tokens are scored: by the largest attention that any query of the window and of the guess, in any
     head of a key-value head, gives a token or one of its neighbours within ``kernel`` places; among equals by its own.
-    Without a draft the window is the prompt's alone. The prompt itself is read in full, in chunks too; a state that is used by hand,
-    without ``zoo.generate``, keeps all of it while there is a draft.
+    Without a draft the window is the prompt's alone. The prompt itself is read in full, in chunks too; a state that is
+    used by hand, without ``zoo.generate``, keeps all of it while there is a draft.
 
     Args:
         budget, window, kernel: of ``SnapKV``.
