@@ -4,6 +4,7 @@ from zoo.layers.cache.actqkv import ActQKV
 from zoo.layers.cache.budget import Bytes
 from zoo.layers.cache.dense import Dense
 from zoo.layers.cache.duo_attention import DuoAttention
+from zoo.layers.cache.emllm import EMLLM
 from zoo.layers.cache.gates import learn_gates
 from zoo.layers.cache.h2o import H2O
 from zoo.layers.cache.infllm import InfLLM
@@ -28,6 +29,7 @@ from zoo.layers.cache.token_select import TokenSelect
 from zoo.layers.cache.zipvl import ZipVL
 
 __all__ = [
+    "EMLLM",
     "H2O",
     "ActQKV",
     "Bytes",

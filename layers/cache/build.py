@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from zoo.layers.attention.state import KeyValueState
 from zoo.layers.cache.names import policy_of
 from zoo.layers.cache.policy import Policy
 from zoo.layers.cache.state import CacheState
+from zoo.layers.cache.surprise import tell_surprise
 from zoo.layers.state import State
 from zoo.layers.states import JointState, parts
 
@@ -67,9 +68,11 @@ def tell(states: Sequence[State], tokens: Tensor) -> None:
                 part.text = tokens
 
 
-def finish(states: Sequence[State]) -> None:
-    """Show the states of all layers to their policies, after a call."""
+def finish(states: Sequence[State], tokens: Tensor, hidden: Tensor, read_out: Callable[[Tensor], Tensor]) -> None:
+    """Show the states of all layers to their policies, after a call of tokens (B, T), and tell them how much each was
+    a surprise: ``read_out`` makes logits of hidden (B, T, dim)."""
     held = [part for state in states for part in parts(state) if isinstance(part, CacheState)]
+    tell_surprise(held, tokens, hidden, read_out)
     for policy in {part.policy: None for part in held}:
         if type(policy).after_layers is not Policy.after_layers:
             governed = [part for part in held if part.policy == policy]

@@ -77,40 +77,57 @@ class InfLLM(Policy):
         """To the window and to what it asks for."""
         if "mass" not in state.data:
             state.add("mass", call.q.shape[1])
-        y, state.scratch = self._run(state, call)
+        y, *state.scratch = self._run(state, call)
         return y
 
     def after_prefill(self, state: CacheState, call: Call) -> None:
-        """Note the attention within the window."""
-        state.renew("mass", self._run(state, call)[1] if state.scratch is None else state.scratch)
+        """Note the attention within the window, and what stands for blocks."""
+        mass, notes = self._run(state, call)[1:] if state.scratch is None else state.scratch
+        state.renew("mass", mass)
+        state.notes |= notes
 
     after_step = after_prefill
 
-    def _run(self, state: CacheState, call: Call) -> tuple[Tensor, Tensor]:
-        """The outputs (B, H, T, d), and the sums of the attention within the window (B, H, filled)."""
-        mass = state.held("mass")
+    def _run(self, state: CacheState, call: Call) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The outputs (B, H, T, d), the sums of the attention within the window (B, H, filled), and the notes."""
+        mass, notes = state.held("mass"), dict(state.notes)
         if state.filled <= self.local:
-            return state.attend_all(call), mass + state.mass(call).flatten(1, 2)
+            return state.attend_all(call), mass + state.mass(call).flatten(1, 2), notes
         tokens, outputs = InTime(state, call), []
+        self.segment(state, call, tokens, notes)
         for part, before in tokens.chunks(self.chunk):
-            y, mass = self._chunk(state, part, tokens.order, before, mass)
+            y, mass = self._chunk(state, part, tokens.order, before, mass, notes)
             outputs.append(y)
-        return tokens.joined(outputs), mass
+        return tokens.joined(outputs), mass, notes
+
+    def segment(self, state: CacheState, call: Call, tokens: InTime, notes: dict[str, Tensor]) -> None:
+        """Before a call whose tokens are not all local: note where blocks end, if ``bounds`` does not know."""
+
+    def bounds(self, before: Tensor, notes: dict[str, Tensor]) -> Tensor:
+        """(B, n + 1), places where blocks begin and end; ``EMPTY`` where a row has fewer."""
+        count = max(0, (int(before.max()) - self.local - self.init) // self.block)
+        return self.init + self.block * torch.arange(count + 1, device=before.device).expand(len(before), -1)
+
+    def choose(self, score: Tensor, notes: dict[str, Tensor]) -> Tensor:
+        """Blocks (B, k) to be seen, of scores (B, n), -inf where a row has no such block; -1 for none."""
+        best = score.topk(min(self.top_k, score.shape[1]), dim=1)
+        return best.indices.masked_fill(best.values == -torch.inf, -1)
 
     def _chunk(
-        self, state: CacheState, call: Call, order: Tensor, before: Tensor, mass: Tensor
+        self, state: CacheState, call: Call, order: Tensor, before: Tensor, mass: Tensor, notes: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Queries that ask together attend; ``before`` (B,) tokens came earlier."""
         attention, real, end = call.attention, call.real, state.filled
         total = before + real.sum(1)
-        blocks = ((before - self.local - self.init) // self.block).clamp(min=0)  # (B,), filled and out of the window
-        start = torch.where(blocks > 0, self.init + blocks * self.block, 0)  # of what is in none of them
+        bounds = self.bounds(before, notes)
+        blocks = (bounds[:, 1:] <= (before - self.local)[:, None]).sum(1)  # (B,), filled and out of the window
+        start = bounds.gather(1, blocks[:, None])[:, 0].masked_fill(blocks == 0, 0)  # of what is in none of them
         query = before[:, None] + real.cumsum(1) - 1  # (B, T), places in time
         shift = (self.local - call.positions).masked_fill(~real, 0)[:, None]
         distant = attention.turned(call.q, shift)  # as at position ``local``, for keys that are turned back to 0
 
         near = start[:, None] + torch.arange(int((total - start).max()), device=start.device)
-        far, chosen = self._far(state, distant, call, order, blocks, mass)
+        far, chosen = self._far(state, distant, call, order, bounds[:, : int(blocks.max()) + 1], blocks, mass, notes)
         near_slots, far_slots = (order.gather(1, p.clamp(max=end - 1))[:, None] for p in (near, far))
         key, value = state.key, state.value
         front = min(near.shape[1], max(0, int((total - self.local - start).max())))
@@ -133,39 +150,50 @@ class InfLLM(Policy):
         return y, mass.scatter_add(2, index, given.sum(3).flatten(1, 2).to(mass.dtype))
 
     def _far(
-        self, state: CacheState, distant: Tensor, call: Call, order: Tensor, blocks: Tensor, mass: Tensor
+        self,
+        state: CacheState,
+        distant: Tensor,
+        call: Call,
+        order: Tensor,
+        bounds: Tensor,
+        blocks: Tensor,
+        mass: Tensor,
+        notes: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """Places in time (B, n) of the first tokens and of the chosen blocks', and which of them there are."""
-        count = int(blocks.max())
-        within = torch.arange(self.block, device=blocks.device)
+        count = bounds.shape[1] - 1
         first = torch.arange(self.init, device=blocks.device).expand(len(blocks), -1)
         if count == 0:
             return first, torch.zeros_like(first, dtype=torch.bool)
-        known = state.notes.get("blocks")
-        if known is None or known.shape[2] != count or bool((state.notes["complete"] != blocks).any()):
-            state.notes["blocks"] = known = self._known(state, call, order, count, mass)
-            state.notes["complete"] = blocks
+        known = notes.get("blocks")
+        if known is None or known.shape[2] != count or bool((notes["complete"] != blocks).any()):
+            every = torch.arange(count, device=blocks.device).expand(len(blocks), -1)
+            members = _members(bounds, every.masked_fill(every >= blocks[:, None], -1))
+            notes["blocks"] = known = self._known(state, call, order, *members, mass)
+            notes["complete"] = blocks
         query = self.probe(distant, call.real)
         score = torch.einsum("bhd,bhnd->bn", query.to(known.dtype), known)
         score = score.masked_fill(torch.arange(count, device=score.device) >= blocks[:, None], -torch.inf)
-        chosen = score.topk(min(self.top_k, count), dim=1).indices  # (B, k)
-        far = (self.init + chosen[..., None] * self.block + within).flatten(1)
-        there = (chosen < blocks[:, None]).repeat_interleave(self.block, 1)
+        far, there = (one.flatten(1) for one in _members(bounds, self.choose(score, notes)))
         return torch.cat([first, far], 1), torch.cat([(blocks > 0)[:, None].expand_as(first), there], 1)
 
     def probe(self, q: Tensor, real: Tensor) -> Tensor:
         """What a chunk of queries (B, H, T, d) asks with, (B, H, d); ``real`` (B, T) is False at padding."""
         return (q * real[:, None, :, None]).sum(2) / real.sum(1).clamp(min=1)[:, None, None]
 
-    def _known(self, state: CacheState, call: Call, order: Tensor, count: int, mass: Tensor) -> Tensor:
-        """What stands for each block, (B, H, count, d)."""
-        inside = order[:, self.init : self.init + count * self.block]
+    def _known(
+        self, state: CacheState, call: Call, order: Tensor, places: Tensor, there: Tensor, mass: Tensor
+    ) -> Tensor:
+        """What stands for each block, (B, H, count, d), whose tokens (B, count, n) are at places, where ``there``."""
+        inside = order.gather(1, places.flatten(1))  # (B, count n)
         slots = inside[:, None].expand(-1, mass.shape[1], -1)
-        best = mass.gather(2, slots).unflatten(2, (count, self.block)).topk(self.representatives, -1).indices
-        best = (best + self.block * torch.arange(count, device=best.device)[:, None]).flatten(2)
+        given = mass.gather(2, slots).unflatten(2, there.shape[1:]).masked_fill(~there[:, None], -torch.inf)
+        best = given.topk(min(self.representatives, there.shape[2]), -1)  # (B, H, count, r)
+        taking = best.indices + there.shape[2] * torch.arange(there.shape[1], device=there.device)[:, None]
         key, _ = self._raw(state, call.attention, inside[:, None])
         key = key.repeat_interleave(mass.shape[1] // key.shape[1], 1)
-        return taken(key, best).unflatten(2, (count, -1)).mean(3)
+        found, real = taken(key, taking.flatten(2)).unflatten(2, taking.shape[2:]), best.values > -torch.inf
+        return (found * real[..., None]).sum(3) / real.sum(3).clamp(min=1)[..., None]
 
     @staticmethod
     def _raw(state: CacheState, attention, slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,3 +202,11 @@ class InfLLM(Policy):
         return attention.turned(taken(state.key, slots), -position.masked_fill(position == EMPTY, 0)), taken(
             state.value, slots
         )
+
+
+def _members(bounds: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Places (B, k, n) of the tokens of blocks (B, k), and which there are: a block may be shorter, or -1 for none."""
+    start = bounds.gather(1, blocks.clamp(min=0))
+    size = (bounds.gather(1, blocks.clamp(min=0) + 1) - start).masked_fill(blocks < 0, 0)[..., None]
+    within = torch.arange(int(size.max()), device=bounds.device)
+    return (start[..., None] + within).where(within < size, 0), within < size

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from zoo.cache import (
+    EMLLM,
     H2O,
     ActQKV,
     Dense,
@@ -64,6 +65,7 @@ POLICIES = [
     Case(TokenSelect(init=2, local=3, top_k=4, chunk=4), TokenSelect()),
     Case(ZipVL(tau=0.8), ZipVL(tau=1.0)),
     Case(ActQKV(init=2, local=8, block=4, top_k=2, representatives=2, chunk=4, temperature=0.5), ActQKV()),
+    Case(EMLLM(2, 8, 6, 1, representatives=2, chunk=4, gamma=0.5, memory=9, shortest=2, contiguous=2), EMLLM()),
     Case(LookM(images=(0,), heavy=4, recent=4), LookM(images=(0,), heavy=100, recent=100)),
     Case(MPCache(threshold=0.1, cluster=3), MPCache(threshold=0.0, first=1.0, second=1.0)),
     Case(SentenceKV(budget=9, factor=2, first=2, recent=3, window=4, kernel=3), SentenceKV()),

@@ -184,7 +184,7 @@ class LanguageModel(nn.Module, ABC):
             tell(state, tokens)
         x = self.forward_blocks(self.enter(tokens), state, seq_idx)
         if state is not None and state.governed:
-            finish(state)
+            finish(state, tokens, x, self.read_out)
         return x
 
     def enter(self, tokens: Tensor) -> Tensor:
