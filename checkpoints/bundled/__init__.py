@@ -38,14 +38,17 @@ def path(name: str) -> Path | None:
     Raises:
         ValueError: when the file is not the one of the index.
     """
-    if name not in index():
-        return None
-    file = FOLDER / index()[name]["file"]
+    return _checked(FOLDER, index()[name]) if name in index() else None
+
+
+def _checked(folder: Path, entry: Mapping[str, Any]) -> Path:
+    """The file of an entry of an index."""
+    file = folder / entry["file"]
     found = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else "no file"
-    if found != index()[name]["sha256"]:
+    if found != entry["sha256"]:
         raise ValueError(
-            f"{file} is not the file this version was released with (sha256 {found}, expected "
-            f"{index()[name]['sha256']}); nothing was loaded, install the package again or run `make bundled`"
+            f"{file} is not the file this version was released with (sha256 {found}, expected {entry['sha256']}); "
+            "nothing was loaded, install the package again or run `make bundled`"
         )
     return file
 
@@ -60,6 +63,18 @@ def read(name: str) -> dict[str, Tensor]:
     if file is None:
         raise ValueError(f"no weights of {name!r} come with the package; those of {', '.join(index())} do")
     return unpack(read_state_dict(file))
+
+
+def draft_layer(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The draft layer for a model's bundled weights: the fields it is made with, and its tensors.
+
+    Raises:
+        ValueError: when there is none, or the file is not the one of the index.
+    """
+    known = json.loads((FOLDER / "draft_layers" / "index.json").read_text(encoding="utf-8"))
+    if name not in known:
+        raise ValueError(f"no draft layer of {name!r} comes with the package; one of {', '.join(known)} does")
+    return known[name]["fields"], unpack(read_state_dict(_checked(FOLDER / "draft_layers", known[name])))
 
 
 def pack(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -35,3 +35,11 @@ def joined(parts: Sequence[Part]) -> Tensor:
     """
     weights = torch.stack([part.lse for part in parts]).softmax(0)  # of parts without a key 0
     return sum(w.to(part.output.dtype)[..., None] * part.output for w, part in zip(weights, parts, strict=True))  # type: ignore[return-value]
+
+
+def sinks_part(q: Tensor, other: Part, attention: Attention) -> list[Part]:
+    """What learned sinks add to the denominator: a part of its own, beside any ``other``, with nothing in it."""
+    sinks = getattr(attention, "sinks", None)
+    if sinks is None:
+        return []
+    return [Part(torch.zeros_like(other.output), sinks.to(other.lse.dtype)[:, None].expand_as(other.lse))]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.layers.attention.keys import EMPTY, Keys, Placed, masked
-from zoo.layers.attention.parts import Part, attend_part, joined
+from zoo.layers.attention.parts import Part, attend_part, joined, sinks_part
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.cache.call import Attention
 from zoo.layers.state import State
@@ -72,7 +72,7 @@ class SharedPrefixState(KeyValueState):
         keys = self.write(new) if noted else self.remember(new, place)  # type: ignore[arg-type]
         logits = masked(attention.logits(q, keys.key, keys.value), keys.mask(place))
         own = attend_part(attention, logits, keys.value)
-        return joined([self._to_prompt(q, attention), own, *_sinks(q, own, attention)])
+        return joined([self._to_prompt(q, attention), own, *sinks_part(q, own, attention)])
 
     def _to_prompt(self, q: Tensor, attention: Attention) -> Part:
         """Of all copies at once: with the heads that share keys, unless those are projected for each, they are rows of
@@ -119,14 +119,6 @@ class SharedPrefixState(KeyValueState):
         if length < prompt:
             raise ValueError(f"the prompt of {prompt} steps is shared and cannot be cropped to {length}")
         super().crop(length)
-
-
-def _sinks(q: Tensor, own: Part, attention: Attention) -> list[Part]:
-    """What learned sinks add to the denominator: a part of its own, with nothing in it."""
-    sinks = getattr(attention, "sinks", None)
-    if sinks is None:
-        return []
-    return [Part(torch.zeros_like(own.output), sinks.to(own.lse.dtype)[:, None].expand_as(own.lse))]
 
 
 def fan_out(state: StateType, copies: int) -> StateType:

@@ -100,7 +100,9 @@ class SlidingWindowAttention(CausalAttention):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, place: Place, state: KeyValueState | None) -> Tensor:
         """By the kernel, which counts steps, where each row's steps are its positions; elsewhere by a mask, and so are
-        bounded logits, and sinks of packed sequences or of a single query."""
+        bounded logits, and sinks of packed sequences or of a single query. What is no cache attends itself."""
+        if state is not None and not isinstance(state, KeyValueState):
+            return state.attend(q, k, v, place, self)
         keys = Keys(k, v, place.position, place.ids)
         if state is not None:
             keys = state.remember(keys, place)

@@ -131,6 +131,12 @@ def test_the_command_line_drafts_and_says_how_well(capsys):
     assert main([*command, "--draft", "mamba2_nano", "--draft-length", "3"]) == 0
     shown = capsys.readouterr()
     assert shown.out == plain and "drafted tokens accepted" in shown.err and "tokens a pass" in shown.err
-    for wrong, message in ((["--draft", "mamba2_nan"], "mamba2_nano"), (["--draft-length", "3"], "--draft NAME")):
+    assert main([*command, "--draft", "moe_nano", "--draft-widths", "2", "3"]) == 0
+    assert capsys.readouterr().out == plain
+    for wrong, message in (
+        (["--draft", "mamba2_nan"], "mamba2_nano"), (["--draft-length", "3"], "--draft NAME"),
+        (["--draft", "del", "--draft-widths", "2"], "del drafts no trees"),
+        (["--draft", "longspec", "--draft-length", "2", "--draft-widths", "2"], "leave out one of them"),
+    ):  # fmt: skip
         assert main([*command, *wrong]) != 0
         assert message in capsys.readouterr().err

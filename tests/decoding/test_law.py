@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import zoo
-from zoo.decoding import ModelDraft, accept, draw
+from zoo.decoding import LongSpec, ModelDraft, Rapid, accept, accept_one_of, add_draft_layer, draw
+from zoo.decoding.tree import Guesses, candidates
 
 
 class Chance:
@@ -103,6 +104,53 @@ def test_a_chi_squared_test_against_the_targets_law():
     assert statistic(said) < 22.46 < 1000 < min(statistic(drafted), statistic(wrong))
     overlap = float(torch.minimum(p, q).sum())
     assert float(accepted.float().mean()) == pytest.approx(overlap, abs=0.01)  # as often as the laws have in common
+
+
+def test_several_candidates_leave_the_law_as_it_is(monkeypatch):
+    """All ways to draw three of four tokens one after another, as the children of a node, and to accept one of them,
+    add up to the target's."""
+    torch.manual_seed(0)
+    p, q = torch.randn(2, 1, 4, dtype=torch.float64).softmax(-1)
+
+    def drafted() -> int:
+        tokens, law = [torch.zeros(1, dtype=torch.long)], q
+        for _ in range(3):
+            tokens.append(draw(law))
+            law = law.scatter(1, tokens[-1][:, None], 0)
+        tree = Guesses(torch.stack(tokens, 1), torch.tensor([[-1, 0, 0, 0]]), q[:, None])
+        root = torch.zeros(1, dtype=torch.long)
+        return int(accept_one_of(p, list(candidates(tree, root, list(tree.children(root)), p)))[0])
+
+    found: dict[int, float] = defaultdict(float)
+    for said, weight in Chance(monkeypatch).runs(drafted):
+        found[said] += weight
+    assert [found[token] for token in range(4)] == pytest.approx(p[0].tolist(), abs=1e-12)
+
+
+def statistic(model: Any, speaker: Any, draft: Any, count: int = 3_000) -> float:
+    """Of chi-squared, against the model's law, of what a speaker says after a prompt: three of three tokens."""
+    prompt, source, seen = [0, 1, 1], torch.Generator().manual_seed(1), defaultdict(int)
+    said = zoo.generate(speaker, torch.tensor([prompt]), 3, draft=draft, num_samples=count, generator=source)
+    for row in said[:, 3:].tolist():
+        seen[tuple(row)] += 1
+    expected = {row: count * chance for row, chance in law_of(model, prompt, 3).items()}
+    return sum((seen[row] - hoped) ** 2 / hoped for row, hoped in expected.items())
+
+
+@pytest.mark.parametrize("kind", ["tree", "longspec", "longspec's chain", "rapid"])
+def test_a_chi_squared_test_of_whole_texts(kind):
+    """26 degrees of freedom, 99.9 %: 54.05. The drafting model's own text is far beyond."""
+    model, other = tiny("transformer_nano", 0, 3), tiny("transformer_nano", 5, 3)
+    draft: Any = ModelDraft(other, widths=(2, 3))
+    if kind == "rapid":
+        draft = Rapid(other, length=2, confidence=0.0, budget=2, query=1, chunk=1)
+    elif kind != "tree":
+        add_draft_layer(model, window=2)
+        draft = LongSpec(widths=(2, 3) if kind == "longspec" else (), length=2)
+    assert statistic(model, model, draft) < 54.05
+    assert 0 < draft.counts.accepted < draft.counts.tokens
+    if kind == "tree":
+        assert statistic(model, other, None) > 150
 
 
 def test_equal_laws_accept_everything_and_certain_ones_the_same_token():

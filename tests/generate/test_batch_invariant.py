@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import zoo
+from cases.names import by_kind
 
 MODELS = ["mamba2_nano", "transformer_nano"]
 
@@ -35,6 +36,21 @@ def test_logits_are_those_of_each_sequence_alone(model):
         assert torch.equal(found[row, place], model(tokens[row : row + 1, place])[0])
     assert not found[1, :9].any() and last.shape == (3, 7, 256)
     torch.testing.assert_close(last, found[:, 33:], rtol=1e-4, atol=1e-4)  # the head of fewer rows
+
+
+@pytest.mark.parametrize("name", by_kind(zoo.list_models("*_nano", task="language"), (*MODELS, "deepseek_nano")))
+@torch.no_grad()
+def test_logits_of_every_model_are_the_same_bits_in_batches_of_any_size(name):
+    """Of prompts, and of two steps after them."""
+    torch.manual_seed(0)
+    model: Any = zoo.create_model(name).eval()
+    tokens, found = text(5, 19), {}
+    with zoo.batch_invariant(model):
+        for size in (1, 2, 5):
+            state = model.init_state(size)
+            parts = [model(tokens[:size, part], state) for part in (slice(17), slice(17, 18), slice(18, 19))]
+            found[size] = torch.cat([model(tokens[:size]), *parts], 1)
+    assert torch.equal(found[1], found[2][:1]) and torch.equal(found[2], found[5][:2])
 
 
 @torch.no_grad()

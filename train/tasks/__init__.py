@@ -2,6 +2,7 @@
 
 from zoo.train.tasks.base import Task
 from zoo.train.tasks.classification import ImageClassification, SequenceClassification, TextClassification
+from zoo.train.tasks.draft_layer import DraftLayerTraining
 from zoo.train.tasks.dual_input import DualInputClassification
 from zoo.train.tasks.generation import ImageGeneration
 from zoo.train.tasks.language import LanguageModeling
@@ -13,6 +14,7 @@ from zoo.train.tasks.segmentation import Segmentation
 
 __all__ = [
     "ArchitectureSearch",
+    "DraftLayerTraining",
     "DualInputClassification",
     "ImageClassification",
     "ImageGeneration",

@@ -21,6 +21,7 @@ BENCHMARKS = {
     "context": "Mamba beyond the length it was trained on, with LongMamba and without",
     "prefix": "N continuations of one prompt: its keys kept once and copied",
     "sparse_tuning": "fine-tuning by SPT beside LoRA: memory and time of a training step",
+    "drafts": "tokens a pass and time a token of every draft of the bundled nanos",
     "exits": "early exits: accuracy and bits per byte against mean FLOPs",
     "linearize": "a transformer made linear, whole and without one part at a time",
     "loading": "how fast a checkpoint becomes a model",

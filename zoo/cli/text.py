@@ -46,9 +46,13 @@ def add_cache(parser: ArgumentParser) -> None:
 
 def add_draft(parser: ArgumentParser) -> None:
     """What drafts for the model, given on by ``draft``."""
-    help = "says the next tokens for the model to read at once: a smaller model, or mtp, early_exit, del, micro_steps"
+    named = "mtp, longspec, early_exit, del, micro_steps"
+    help = f"says the next tokens for the model to read at once: a smaller model, or {named}"
     parser.add_argument("--draft", metavar="NAME", help=help)
     parser.add_argument("--draft-length", type=int, metavar="N", help="tokens of a draft (4)")
+    parser.add_argument(
+        "--draft-widths", type=int, nargs="+", metavar="N", help="draft a tree, with so many tokens in each level"
+    )
 
 
 def draft(known: Namespace, tokenizer: Any) -> Any:
@@ -57,19 +61,27 @@ def draft(known: Namespace, tokenizer: Any) -> Any:
     Raises:
         UsageError: for a length without a draft, and a draft of other tokens.
     """
-    from zoo.decoding import Draft, as_draft
+    from zoo.decoding import Draft, TreeDraft, as_draft
 
+    asked = {"length": known.draft_length, "widths": known.draft_widths and tuple(known.draft_widths)}
+    options = {name: value for name, value in asked.items() if value is not None}
     if known.draft is None:
-        if known.draft_length is not None:
-            raise UsageError("--draft-length goes with --draft NAME")
+        if options:
+            raise UsageError(f"--draft-{next(iter(options))} goes with --draft NAME")
         return None
+    if len(options) > 1:
+        raise UsageError("--draft-length is of a chain, --draft-widths of a tree: leave out one of them")
     made: Any = known.draft
     if made not in Draft.named:
         made, other = model_and_tokenizer(known.draft)
         if other.encode(PROBE) != tokenizer.encode(PROBE):
             raise UsageError(f"{known.draft} and {known.model} read a text as other tokens: a draft knows the model's")
     made = as_draft(made)
-    return made if known.draft_length is None else checked(replace, made, length=known.draft_length)
+    if "widths" in options and not isinstance(made, TreeDraft):
+        raise UsageError(f"{known.draft} drafts no trees: leave out --draft-widths")
+    if isinstance(made, TreeDraft) and "length" in options:
+        options = {"widths": (), **options}
+    return checked(replace, made, **options) if options else made
 
 
 def cache(known: Namespace) -> dict[str, Any]:

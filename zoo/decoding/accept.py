@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,8 +36,39 @@ def accept(
     Papers: Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", arXiv 2211.17192, section
     2.3; Chen et al., arXiv 2302.01318.
     """
-    p, q = (law.gather(1, token[:, None])[:, 0] for law in (target, draft))
-    accepted = torch.bernoulli((p / q).clamp(max=1), generator=generator).bool()
-    rest = (target - draft).clamp(min=0)
-    rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, target)  # equal laws accept everything
-    return torch.where(accepted, token, draw(rest, generator)), accepted
+    said, index = accept_one_of(target, [(token, draft)], generator)
+    return said, index == 0
+
+
+def accept_one_of(
+    target: Tensor, candidates: Sequence[tuple[Tensor, Tensor]], generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""The same with several drafted tokens: each that is refused leaves its residual as the law for the next.
+
+    What comes out has the law p if each token was drawn from its law, given those before it.
+
+    Args:
+        target: p (B, vocab_size).
+        candidates: tokens (B,) and the laws (B, vocab_size) that they were drawn from; one of no probability in its
+            own law is none.
+        generator: source of randomness.
+
+    Returns:
+        The tokens (B,), and the numbers (B,) of the candidates that they are, -1 for none.
+
+    Paper: Miao et al., "SpecInfer", arXiv 2305.09781, section 4.3.
+    """
+    left, chosen = target, torch.full_like(candidates[0][0] if candidates else target[:, 0].long(), -1)
+    for index, (token, law) in enumerate(candidates):
+        p, q = (one.gather(1, token[:, None])[:, 0] for one in (left, law))
+        chance = torch.where(q > 0, p / q, 0).clamp(max=1)
+        open = chosen < 0
+        accepted = torch.bernoulli(chance, generator=generator).bool() & open
+        chosen = chosen.masked_fill(accepted, index)
+        rest = (left - law).clamp(min=0)
+        total = rest.sum(-1, keepdim=True)
+        left = torch.where((total > 0) & open[:, None], rest / total, left)  # equal laws accept it all
+    said = draw(left, generator)
+    for index, (token, _) in enumerate(candidates):
+        said = torch.where(chosen == index, token, said)
+    return said, chosen

@@ -10,7 +10,7 @@ from zoo.language.base import LanguageModel
 from zoo.registry import nearest
 
 if TYPE_CHECKING:
-    from zoo.decoding.drafting import Drafting
+    from zoo.decoding.drafting import Rounds
     from zoo.generate.options import Options
 
 
@@ -70,7 +70,7 @@ class Draft(ABC):
         """Raise a ValueError where it cannot draft for a model, or under other options."""
 
     @abstractmethod
-    def begin(self, model: LanguageModel, options: Options) -> Drafting:
+    def begin(self, model: LanguageModel, options: Options) -> Rounds:
         """Before the prompts."""
 
 

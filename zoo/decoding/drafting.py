@@ -29,8 +29,8 @@ class Proposal(NamedTuple):
     laws: list[Tensor]
 
 
-class Drafting(ABC, Generic[DraftType]):
-    """Prompts that a model continues, and the draft beside it; a subclass says who reads what.
+class Rounds(ABC, Generic[DraftType]):
+    """Prompts that a model continues, and the draft beside it, in rounds: one draws up tokens, the other reads them.
 
     All rows of a batch go on by as many tokens at a time: up to the first that some row does not accept. What another
     row would have accepted beyond is drafted again, so that each row has the model's law whatever the others are.
@@ -49,6 +49,37 @@ class Drafting(ABC, Generic[DraftType]):
         """The prompts, to model and draft: the model's logits (B num_samples, vocab_size) after them."""
 
     @abstractmethod
+    def round(self, token: Tensor, most: int, saying: Saying) -> tuple[list[Step], int]:
+        """What is said after ``token`` (B,), of a draft of at most ``most`` tokens; and how many were drafted a row."""
+
+    def ready(self) -> AbstractContextManager[None]:
+        """Within it what drafts, besides the model itself, is in eval mode."""
+        return nullcontext()
+
+    @torch.no_grad()
+    def steps(self, prompts: Batch) -> Iterator[Step]:
+        """The prompts once in parallel, then drafts, each of them read at once; see ``zoo.generate.decode.steps``."""
+        with generating(self.model, self.options), self.ready():
+            logits = self.read(prompts)
+            saying = Saying(self.options, prompts.repeated(self.options.num_samples), logits.shape[-1])
+            logits = wide(logits)
+            said = [saying.step(draw(saying.shaper.probabilities(logits), self.options.generator), logits)]
+            yield said[0]
+            left = self.options.max_new_tokens - 1
+            while left and not saying.over:
+                live = int((~saying.ended).sum())
+                said, proposed = self.round(said[-1].tokens, left - 1, saying)
+                counts = self.draft.counts
+                counts.passes, counts.tokens = counts.passes + live, counts.tokens + live * len(said)
+                counts.proposed += live * proposed
+                yield from said
+                left -= len(said)
+
+
+class Drafting(Rounds[DraftType], Generic[DraftType]):
+    """Drafts of one token after the other; a subclass says who reads what."""
+
+    @abstractmethod
     def guess(self, token: Tensor) -> Tensor:
         """The draft's logits (B, vocab_size) after one more token (B, 1): the newest one said, then each drafted."""
 
@@ -60,10 +91,6 @@ class Drafting(ABC, Generic[DraftType]):
     def keep(self, count: int) -> None:
         """The first ``count`` of the tokens given to ``verify`` are final, the others forgotten."""
 
-    def ready(self) -> AbstractContextManager[None]:
-        """Within it what drafts, besides the model itself, is in eval mode."""
-        return nullcontext()
-
     def most(self) -> int:
         """Tokens of the next draft."""
         return self.draft.length
@@ -71,27 +98,19 @@ class Drafting(ABC, Generic[DraftType]):
     def note(self, laws: list[Tensor]) -> None:
         """The model's laws (B, vocab_size) of the tokens that it said of those given to ``verify``, before ``keep``."""
 
-    @torch.no_grad()
-    def steps(self, prompts: Batch) -> Iterator[Step]:
-        """The prompts once in parallel, then drafts, each of them read at once; see ``zoo.generate.decode.steps``."""
-        with generating(self.model, self.options), self.ready():
-            logits, proposal = self.read(prompts)[:, None], Proposal([], [])
-            saying = Saying(self.options, prompts.repeated(self.options.num_samples), logits.shape[-1])
-            said, _ = self._judged(logits, proposal, saying)
-            yield from said
-            left = self.options.max_new_tokens - 1
-            while left and not saying.over:
-                live = int((~saying.ended).sum())
-                proposal = self._proposal(said[-1].tokens, min(self.most(), left - 1), saying.shaper.copy())
-                logits = self.verify(torch.stack([said[-1].tokens, *proposal.tokens], 1))
-                said, laws = self._judged(logits, proposal, saying)
-                self.note(laws)
-                self.keep(len(said))
-                counts = self.draft.counts
-                counts.passes, counts.tokens = counts.passes + live, counts.tokens + live * len(said)
-                counts.proposed += live * len(proposal.tokens)
-                yield from said
-                left -= len(said)
+    def settled(self, index: int, row: Tensor, law: Tensor, proposal: Proposal) -> tuple[Tensor, Tensor]:
+        """What is said (B,) in place of the ``index``-th token of a draft, and where it is that, by the model's logits
+        ``row`` and law (B, vocab_size)."""
+        return accept(law, proposal.laws[index], proposal.tokens[index], self.options.generator)
+
+    def round(self, token: Tensor, most: int, saying: Saying) -> tuple[list[Step], int]:
+        """See ``Rounds``."""
+        proposal = self._proposal(token, min(self.most(), most), saying.shaper.copy())
+        logits = self.verify(torch.stack([token, *proposal.tokens], 1))
+        said, laws = self._judged(logits, proposal, saying)
+        self.note(laws)
+        self.keep(len(said))
+        return said, len(proposal.tokens)
 
     def _proposal(self, token: Tensor, most: int, shaper: Shaper) -> Proposal:
         """What the draft says after ``token`` (B,), drawn as the options want it.
@@ -100,7 +119,7 @@ class Drafting(ABC, Generic[DraftType]):
         """
         made = Proposal([], [])
         while len(made.tokens) < most:
-            law = shaper.probabilities(_wide(self.guess(token[:, None])))
+            law = shaper.probabilities(wide(self.guess(token[:, None])))
             if bool((law.amax(-1) < self.draft.confidence).all()):
                 break
             token = draw(law, self.options.generator)
@@ -112,10 +131,10 @@ class Drafting(ABC, Generic[DraftType]):
     def _judged(self, logits: Tensor, proposal: Proposal, saying: Saying) -> tuple[list[Step], list[Tensor]]:
         """What is said of logits (B, 1 + drafted, vocab_size), and the laws of it."""
         said, laws, generator = [], [], self.options.generator
-        for index, row in enumerate(_wide(logits).unbind(1)):
+        for index, row in enumerate(wide(logits).unbind(1)):
             law, before = saying.shaper.probabilities(row), saying.ended
             if index < len(proposal.tokens):
-                token, accepted = accept(law, proposal.laws[index], proposal.tokens[index], generator)
+                token, accepted = self.settled(index, row, law, proposal)
                 self.draft.counts.accepted += int((accepted & ~before).sum())
             else:
                 token, accepted = draw(law, generator), before
@@ -126,5 +145,6 @@ class Drafting(ABC, Generic[DraftType]):
         return said, laws
 
 
-def _wide(logits: Tensor) -> Tensor:
+def wide(logits: Tensor) -> Tensor:
+    """Logits in float32 or wider."""
     return logits.to(compute_dtype(logits))
