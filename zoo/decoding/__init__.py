@@ -16,6 +16,7 @@ from zoo.decoding.multi_token import MultiToken
 from zoo.decoding.rapid import Rapid, transferred
 from zoo.decoding.reader import Reader
 from zoo.decoding.retrieval import shortened
+from zoo.decoding.specpc import SpecPC
 from zoo.decoding.tree import TreeDraft, TreeDrafting
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Rapid",
     "Reader",
     "Rounds",
+    "SpecPC",
     "TreeDraft",
     "TreeDrafting",
     "accept",

@@ -82,6 +82,8 @@ def generate(
             draft: says the next tokens, which the model then reads at once, keeping those of its own law: a smaller
                 model, or a draft of ``zoo.decoding`` or its name. At temperature 0 the tokens are those without it,
                 and otherwise their law. A cache policy evicts after a draft, not within it.
+            compress: shortens the prompts before the model reads them, a ``zoo.decoding.SpecPC``; penalties count what
+                is left. What is returned begins with the whole prompts.
 
     Returns:
         Prompts and continuations (B num_samples, T + new), new at most ``max_new_tokens``; of a list of prompts a list
@@ -94,12 +96,13 @@ def generate(
     """
     asked = checked(model, max_new_tokens, options)
     prompts = batched(tokens, attention_mask, next(model.parameters()).device)
+    given = _shortened(prompts, asked)
     if asked.num_beams > 1:
-        beams = search(model, prompts, asked)
+        beams = search(model, given, asked)
         new = [torch.tensor(beam.tokens, device=prompts.tokens.device) for beam in beams]
         chances = [torch.tensor(beam.log_probs, device=prompts.tokens.device) for beam in beams]
     else:
-        new, chances = _rows(list(_steps(model, prompts, asked)))
+        new, chances = _rows(list(_steps(model, given, asked)))
     if isinstance(tokens, Tensor):
         said = pad_sequence(new, batch_first=True, padding_value=asked.filler)
         whole: Any = torch.cat([tokens.repeat_interleave(asked.num_samples, 0), said], dim=1)
@@ -139,7 +142,7 @@ def stream(
             f"a stream has no beams, and one sample a row of a state: got num_beams={asked.num_beams}, "
             f"num_samples={asked.num_samples}"
         )
-    prompts = batched(tokens, attention_mask, next(model.parameters()).device)
+    prompts = _shortened(batched(tokens, attention_mask, next(model.parameters()).device), asked)
     if state is not None:
         if asked.draft is not None:
             raise ValueError("a draft reads the prompts from their beginning: leave out state=, or draft=")
@@ -147,6 +150,11 @@ def stream(
             raise ValueError(f"a state keeps the cache policy that init_state gave it: leave out cache={asked.cache!r}")
         check_room(state, prompts.tokens.shape[1], max_new_tokens)
     return _steps(model, prompts, asked, state)
+
+
+def _shortened(prompts: Batch, asked: Options) -> Batch:
+    """What the model reads of the prompts."""
+    return prompts if asked.compress is None else asked.compress.shorten(prompts)
 
 
 def _steps(model: LanguageModel, prompts: Batch, asked: Options, state: ModelState | None = None) -> Iterator[Step]:
