@@ -33,6 +33,7 @@ from zoo.kernels.row_linear import row_linear
 from zoo.kernels.selective_scan import ScanOutput, selective_scan
 from zoo.kernels.sliding_window_attention import sliding_window_attention
 from zoo.kernels.slstm import SLSTMOutput, slstm
+from zoo.kernels.sparse_matmul import sparse_matmul
 from zoo.kernels.ssd import SSDOutput, ssd
 from zoo.kernels.taylor_attention import TaylorAttentionOutput, taylor_attention, taylor_features
 
@@ -81,6 +82,7 @@ __all__ = [
     "sliding_window_attention",
     "slstm",
     "sort_by_expert",
+    "sparse_matmul",
     "ssd",
     "taylor_attention",
     "taylor_features",

@@ -21,7 +21,7 @@ SHIFTS = (
     None,
 )  # of the inputs in roundings: all together, or (None) each its own way
 MORE = 16  # where the first measurement of the loop's error says that something is wrong
-EXPANDABLE_NOT = ("offsets", "labels")  # whose values mean something together
+EXPANDABLE_NOT = ("offsets", "labels", "mask", "start")  # whose values mean something together
 
 
 def check(operation: str, seed: int, implementations: list[str] | None = None) -> list[str]:

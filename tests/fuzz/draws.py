@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.kernels.sparse_matmul import compress, row_starts
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LENGTHS = (1, 2, 3, 5, 7, 13, 16, 17, 31, 33, 40)
 SIZES = (1, 2, 3, 4, 5, 7, 8)
@@ -451,6 +453,25 @@ def lowbit_matmul(dice: Dice) -> Draw:
     )
 
 
+def sparse_matmul(dice: Dice) -> Draw:
+    """Any share of the places, in rows of equal or of their own lengths, whole bytes or not."""
+    columns, rows = dice.pick((1, 7, 16, 40, 65)), dice.size()
+    order = torch.rand(rows, columns, generator=dice.generator)
+    even = dice.pick((True, False))
+    kept = order.argsort(1) < dice.pick((0, 1, columns // 2, columns)) if even else order < dice.pick((0.0, 0.3, 1.0))
+    mask, values = compress(dice.values(rows, columns), kept)
+    return Draw(
+        present(
+            x=dice.cast(dice.values(dice.batch, dice.length, columns)),
+            values=dice.cast(values),
+            mask=mask,
+            start=None if even else row_starts(mask, columns),
+            bias=dice.maybe(lambda: dice.cast(dice.values(rows))),
+        ),
+        {},
+    )
+
+
 DRAWS: dict[str, Callable[[Dice], Draw]] = {
     function.__name__: function
     for function in (
@@ -473,6 +494,7 @@ DRAWS: dict[str, Callable[[Dice], Draw]] = {
         selective_scan,
         sliding_window_attention,
         slstm,
+        sparse_matmul,
         ssd,
         taylor_attention,
     )

@@ -293,6 +293,18 @@ def lowbit_matmul(x, codes, scale, zero=None, *, bits, bias=None):
     return y if bias is None else y + bias
 
 
+def sparse_matmul(x, values, mask, start=None, *, bias=None):
+    given, outputs = iter(values), []
+    for row in mask.tolist():
+        y = 0 * (x.sum(-1) + values.sum())
+        for c in range(x.shape[-1]):
+            if row[c // 8] >> c % 8 & 1:
+                y = y + next(given) * x[..., c]
+        outputs.append(y)
+    y = torch.stack(outputs, -1)
+    return y if bias is None else y + bias
+
+
 def rms_norm(x, weight=None, *, z=None, num_groups=1, norm_before_gate=False, eps=1e-5):
     u = x if z is None or norm_before_gate else x * _silu(z)
     parts = [part / torch.sqrt((part * part).mean(-1, keepdim=True) + eps) for part in u.chunk(num_groups, -1)]
