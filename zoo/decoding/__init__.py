@@ -17,9 +17,11 @@ from zoo.decoding.rapid import Rapid, transferred
 from zoo.decoding.reader import Reader
 from zoo.decoding.retrieval import shortened
 from zoo.decoding.specpc import SpecPC
+from zoo.decoding.tim import TIM
 from zoo.decoding.tree import TreeDraft, TreeDrafting
 
 __all__ = [
+    "TIM",
     "AddedDraftLayer",
     "Counts",
     "Draft",

@@ -84,6 +84,7 @@ def generate(
                 and otherwise their law. A cache policy evicts after a draft, not within it.
             compress: shortens the prompts before the model reads them, a ``zoo.decoding.SpecPC``; penalties count what
                 is left. What is returned begins with the whole prompts.
+            memory: which subtasks of a structured text are forgotten once they are done, a ``zoo.decoding.TIM``.
 
     Returns:
         Prompts and continuations (B num_samples, T + new), new at most ``max_new_tokens``; of a list of prompts a list
@@ -146,6 +147,8 @@ def stream(
     if state is not None:
         if asked.draft is not None:
             raise ValueError("a draft reads the prompts from their beginning: leave out state=, or draft=")
+        if asked.memory is not None:
+            raise ValueError("a working memory begins with the prompts: leave out state=, or memory=")
         if asked.cache is not None:
             raise ValueError(f"a state keeps the cache policy that init_state gave it: leave out cache={asked.cache!r}")
         check_room(state, prompts.tokens.shape[1], max_new_tokens)
@@ -159,6 +162,8 @@ def _shortened(prompts: Batch, asked: Options) -> Batch:
 
 def _steps(model: LanguageModel, prompts: Batch, asked: Options, state: ModelState | None = None) -> Iterator[Step]:
     """Token by token, or draft by draft."""
+    if asked.memory is not None:
+        return asked.memory.steps(model, prompts, asked)
     if asked.draft is None:
         return steps(model, prompts, asked, state)
     return asked.draft.begin(model, asked).steps(prompts)

@@ -19,6 +19,7 @@ from zoo.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from zoo.decoding.draft import Draft
     from zoo.decoding.specpc import SpecPC
+    from zoo.decoding.tim import TIM
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class Options:
     batch_invariant: bool = False
     draft: Draft | None = None
     compress: SpecPC | None = None
+    memory: TIM | None = None
 
     def __post_init__(self):
         for name, least in (
@@ -132,12 +134,13 @@ def checked(model: nn.Module, max_new_tokens: int, given: dict[str, Any]) -> Opt
     for name in given:
         if name not in names:
             raise TypeError(f"generate has no option {name!r}{nearest(name, names)}; its options: {', '.join(names)}")
-    from zoo.decoding import SpecPC, as_draft  # which is built on this package
+    from zoo.decoding import TIM, SpecPC, as_draft  # which is built on this package
 
     if given.get("draft") is not None:
         given = {**given, "draft": as_draft(given["draft"])}
-    if not isinstance(given.get("compress"), SpecPC | None):
-        raise ValueError(f"compress must be a zoo.decoding.SpecPC, got {type(given['compress']).__name__}")
+    for name, kind in (("compress", SpecPC), ("memory", TIM)):
+        if not isinstance(given.get(name), kind | None):
+            raise ValueError(f"{name} must be a zoo.decoding.{kind.__name__}, got {type(given[name]).__name__}")
     options = Options(max_new_tokens=max_new_tokens, **given)
     if options.tokenizer is not None:
         options.tokenizer.check(model)
@@ -145,6 +148,8 @@ def checked(model: nn.Module, max_new_tokens: int, given: dict[str, Any]) -> Opt
         options.draft.check(model, options)
     if options.compress is not None:
         options.compress.check(model)
+    if options.memory is not None:
+        options.memory.check(options)
     size = model.config.vocab_size
     for token in options.ends:
         if not isinstance(token, int) or isinstance(token, bool):
