@@ -16,7 +16,6 @@ fifth, and early exits, which nothing here was trained for, lose.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ import torch
 from rich.console import Console
 
 import zoo
-from zoo.benchmarks.common import interleaved, machine, markdown, save, table
+from zoo.benchmarks.common import command_line, interleaved, machine, markdown, save, table
 from zoo.decoding import Draft, DynamicExit, EarlyExit, LongSpec, MicroSteps, ModelDraft, MultiToken, Rapid
 from zoo.train.data import DocumentationDataModule
 
@@ -128,14 +127,12 @@ TARGETS = ("transformer_nano", "falcon_h1_nano", "deepseek_mtp_nano", "hamburger
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "zoo bench drafts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("drafts", __doc__)
     parser.add_argument("--only", nargs="+", default=list(TARGETS), choices=TARGETS, metavar="TARGET")
-    parser.add_argument("--prompts", type=int, default=6)
-    parser.add_argument("--budget", type=float, default=12.0, help="seconds a target and mode, after two turns")
-    parser.add_argument("--no-save", action="store_true", help="only print")
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--budget", type=float, default=6.0, help="seconds a target and mode, after two turns")
     options = parser.parse_args(arguments)
+    here = machine()
     torch.manual_seed(0)
     texts, records = prompts(options.prompts), []
     for name in options.only:
@@ -147,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Console(width=max(140, Console().width)).print(table(title, COLUMNS, rows(records)))
     if not options.no_save:
         text = f"# Drafts\n\n{(__doc__ or '').split(chr(10) * 2)[-1].strip()}\n\n"
-        save("drafts", {"machine": machine(), "records": records}, text + markdown(title, COLUMNS, rows(records)))
+        save("drafts", {"machine": here, "records": records}, text + markdown(title, COLUMNS, rows(records)))
 
 
 if __name__ == "__main__":
