@@ -182,6 +182,11 @@ def implementation(*name: str, **by_operation: str) -> Iterator[None]:
             _chosen = tuple(other for other in _chosen if other is not choice)
 
 
+def is_automatic() -> bool:
+    """Whether no block and no program chooses an implementation of anything."""
+    return not _chosen and not os.environ.get(ENVIRONMENT_VARIABLE)
+
+
 def _program_choice(operation: str) -> str:
     for choice in reversed(_chosen):
         if found := choice.get(operation, choice.get("*")):

@@ -251,17 +251,22 @@ INLINE REAL NAME(dot)(const REAL *a, const REAL *b, int64_t n) {
     return sum + NAME(total)(&even);
 }
 
+/* sums (G, filled up to LANES) of x over each group */
+static void NAME(sum_columns)(REAL *sums, const REAL *x, int64_t groups, int64_t size) {
+    for (int64_t g = 0; g < WHOLE(groups); g++) {
+        REAL sum = 0;
+        for (int64_t c = g * size; g < groups && c < (g + 1) * size; c++) sum += x[c];
+        sums[g] = sum;
+    }
+}
+
 /* y (M, N) for few rows: a row of the matrix is unpacked once for all of them; sums (G, filled up to LANES) for what x sums to */
 void NAME(lowbit_rows)(int64_t N, int64_t C, int64_t bits, int64_t groups, int64_t brief, int64_t threads, int64_t M,
                        const uint8_t *packed, const void *scale, const uint8_t *zero, const REAL *x, REAL *sums,
                        REAL *y) {
     const NAME(record) r = {N, C, bits, groups, brief, packed, scale, zero};
     const int64_t size = C / groups;
-    for (int64_t g = 0; g < WHOLE(groups) && M == 1; g++) {
-        REAL sum = 0;
-        for (int64_t c = g * size; g < groups && c < (g + 1) * size; c++) sum += x[c];
-        sums[g] = sum;
-    }
+    if (M == 1) NAME(sum_columns)(sums, x, groups, size);
 #pragma omp parallel num_threads(threads)
     {
         const NAME(row) row = NAME(make_row)(r);

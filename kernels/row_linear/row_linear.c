@@ -59,29 +59,31 @@ INLINE float total(const vector *v) {
     return (parts[0] + parts[2]) + (parts[1] + parts[3]);
 }
 
-/* one column of y; two sums a row, as each addition waits for the last */
-INLINE void column(int64_t N, int64_t C, int64_t n, const void *w, const float *bias, const float *x, float *y, int brief,
-                   int M) {
+/* M sums over a row of the matrix, of rows of x that lie x_row apart; two at a time, as each addition waits for the last */
+INLINE void column(int64_t C, int64_t n, const void *w, const float *x, int64_t x_row, float *sums, int brief, int M) {
     vector even[4] = {{0}}, odd[4] = {{0}};
     int64_t c = 0;
     for (; c + 2 * LANES <= C; c += 2 * LANES) {
         const vector first = numbers(w, n * C + c, brief), second = numbers(w, n * C + c + LANES, brief);
         for (int m = 0; m < M; m++) {
-            even[m] += first * load(x + m * C + c);
-            odd[m] += second * load(x + m * C + c + LANES);
+            even[m] += first * load(x + m * x_row + c);
+            odd[m] += second * load(x + m * x_row + c + LANES);
         }
     }
     for (int m = 0; m < M; m++) {
-        float rest = bias ? bias[n] : 0;
-        for (int64_t i = c; i < C; i++) rest += number(w, n * C + i, brief) * x[m * C + i];
+        float rest = 0;
+        for (int64_t i = c; i < C; i++) rest += number(w, n * C + i, brief) * x[m * x_row + i];
         even[m] += odd[m];
-        y[m * N + n] = rest + total(&even[m]);
+        sums[m] = rest + total(&even[m]);
     }
 }
 
 #define ROWS(M, BRIEF)                                                                             \
-    _Pragma("omp parallel for schedule(static) num_threads(threads) if (N * C > SMALL)") for (int64_t n = 0; n < N; n++) \
-        column(N, C, n, w, bias, x, y, BRIEF, M);                                                  \
+    _Pragma("omp parallel for schedule(static) num_threads(threads) if (N * C > SMALL)") for (int64_t n = 0; n < N; n++) { \
+        float sums[4];                                                                             \
+        column(C, n, w, x, C, sums, BRIEF, M);                                                     \
+        for (int m = 0; m < M; m++) y[m * N + n] = sums[m] + (bias ? bias[n] : 0);                 \
+    }                                                                                              \
     return
 
 void row_linear_f32(int64_t M, int64_t N, int64_t C, int64_t brief, int64_t threads, const void *w, const float *bias,

@@ -4,7 +4,7 @@
      h' = a h + d x B^T,  y = h' C + D x
 
    in one pass over the state. Layouts: x y (B,H,P), dt (B,H), A bias (H), maps (B,G,N) for G groups of heads, D (H,P),
-   h h' (B,H,P,N), limits (2), contiguous; bias and D may be NULL. */
+   h h' (B,H,P,N), limits (2), contiguous; bias and D may be NULL, h' may be h. */
 
 #include "../native_math.h"
 
@@ -14,8 +14,8 @@ static inline float step_of(float dt, int64_t softplus, const float *limits) {
 }
 
 static inline void head(int64_t P, int64_t N, float step, float decay, const float *restrict x, const float *restrict B,
-                        const float *restrict C, const float *restrict D, const float *restrict h, float *restrict y,
-                        float *restrict next) {
+                        const float *restrict C, const float *restrict D, const float *h, float *restrict y,
+                        float *next) {
     for (int64_t p = 0; p < P; p++) {
         const float in = step * x[p];
         float sum = 0;

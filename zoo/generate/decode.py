@@ -18,7 +18,7 @@ from zoo.language.base import LanguageModel
 from zoo.language.rows import RowStates, batch_invariant
 from zoo.layers import ModelState
 from zoo.layers.attention.shared_prefix import fan_out
-from zoo.layers.linear import decoding
+from zoo.layers.step import programmed
 
 SHARED_FROM = 4096  # tokens that the copies of a prompt would hold; fewer are copied faster than shared
 
@@ -51,10 +51,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def generating(model: LanguageModel, options: Options) -> Iterator[None]:
-    """Within it the model is in eval mode, batch-invariant where that is asked for, and where it is not compiled its
-    linear layers read their matrices as fast as there is memory."""
+    """Within it the model is in eval mode, batch-invariant where that is asked for, and where it is not compiled a
+    token's way through its blocks is one program, or its linear layers read their matrices as fast as there is memory."""
     invariant = batch_invariant(model) if options.batch_invariant else nullcontext()
-    with evaluating(model), invariant, nullcontext() if options.compile else decoding(model):
+    with evaluating(model), invariant, nullcontext() if options.compile else programmed(model):
         yield
 
 

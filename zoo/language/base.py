@@ -23,6 +23,15 @@ from zoo.layers.depth.exits import TokenExits, probabilities
 from zoo.layers.linear import capped, head_loss
 from zoo.layers.moe.experts import RoutedExperts
 from zoo.layers.quant import count_parameters
+from zoo.layers.step import Stepper, Value, Writer, describes
+
+
+@describes(Block)
+def _block(program: Writer, block: Block, x: Value) -> Value:
+    program.accumulate(x, program.call(block.mixer, program.call(block.norm, x)))
+    if block.mlp is not None and block.mlp_norm is not None:
+        program.accumulate(x, program.call(block.mlp, program.call(block.mlp_norm, x)))
+    return x
 
 
 class LanguageModel(nn.Module, ABC):
@@ -31,9 +40,11 @@ class LanguageModel(nn.Module, ABC):
     Attributes:
         straight: the blocks are run one after the other.
         exits: where tokens may leave them, see ``zoo.add_exits``; None for nowhere.
+        stepper: runs the blocks on one token, within ``layers.step.stepping``.
     """
 
     straight: ClassVar[bool] = True
+    stepper: Stepper | None = None
 
     def __init__(self, config: LanguageConfig):
         super().__init__()
@@ -202,6 +213,10 @@ class LanguageModel(nn.Module, ABC):
 
     def forward_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor:
         """The residual stream (B, T, dim) through all blocks."""
+        if self.stepper is not None and state is not None and self._steps_plainly(state, seq_idx):
+            stepped = self.stepper(x, state)
+            if stepped is not None:
+                return stepped
         pruning = Pruning.of(state, x, seq_idx) if state is not None and state.governed else None
         leaving = None if self.exits is None else self.exits.leaving(x, self.read, seq_idx)
         for index, block in enumerate(self.blocks):
@@ -219,6 +234,9 @@ class LanguageModel(nn.Module, ABC):
         if leaving is not None:
             leaving.end()
         return x if pruning is None else pruning.whole(x)
+
+    def _steps_plainly(self, state: ModelState, seq_idx: Tensor | None) -> bool:
+        return seq_idx is None and self.exits is None and self.straight and not state.governed
 
     def read(self, x: Tensor) -> Tensor:
         """The residual stream (B, T, dim) after any block -> probabilities (B, T, vocab_size) of the next token."""

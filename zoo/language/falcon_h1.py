@@ -18,6 +18,7 @@ from zoo.language.base import LanguageModel
 from zoo.language.block import Block, LanguageConfig
 from zoo.layers import CausalAttention, Mamba2, ParallelMixers, SwiGLU
 from zoo.layers.options import require_limits
+from zoo.layers.step import Value, Writer, describes, swiglu_step
 from zoo.registry import Paper, register_model
 
 
@@ -94,6 +95,12 @@ class ScaledSwiGLU(SwiGLU):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., dim) -> (..., dim)."""
         return self.w2(F.silu(self.w1(x) * self.gate) * self.w3(x)) * self.output
+
+
+@describes(ScaledSwiGLU)
+def _scaled_swiglu(program: Writer, module: ScaledSwiGLU, x: Value) -> Value:
+    y = swiglu_step(program, module, x, module.gate)
+    return y._replace(factor=module.output)
 
 
 class FalconH1LanguageModel(LanguageModel):

@@ -1,0 +1,171 @@
+"""Steps that run as one program of C: the same as the layers called one by one, and only where these are plain."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import zoo
+from zoo.kernels import implementation, native
+from zoo.kernels.step_program import SOURCE, Program
+from zoo.layers.step import programmed
+
+pytestmark = pytest.mark.skipif(
+    native.obstacle(SOURCE, torch.device("cpu")) is not None, reason="there is no C compiler"
+)
+MODELS = {
+    "mamba_nano": {},
+    "mamba2_nano": {"num_groups": 2},
+    "transformer_nano": {"qk_norm": "head", "qkv_bias": True, "head_dim": 10, "residual_in_fp32": True},
+    "falcon_h1_nano": {"ssm_norm": True, "ssm_multipliers": (0.5, 1, 2, 1, 0.7), "mlp_multipliers": (0.3, 2.0)},
+}
+
+
+def scrambled(name: str, **options) -> nn.Module:
+    """A model none of whose parameters have their initial values."""
+    model = zoo.create_model(name, **options).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def steps(model, tokens: Tensor, one_by_one: bool = False, prompt: int = 5):
+    """Logits of every step behind a prompt, and the state."""
+    with torch.no_grad(), nullcontext() if one_by_one else programmed(model):
+        state = model.init_state(len(tokens))
+        model(tokens[:, :prompt], state)
+        found = [model(tokens[:, t : t + 1], state) for t in range(prompt, tokens.shape[1])]
+        assert one_by_one or all(made is not None for made in model.stepper.made.values())
+    return torch.cat(found, 1), state
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return ((found.double() - exact.double()).abs().max() / exact.abs().max()).item()
+
+
+@pytest.mark.parametrize("bits", [None, 3])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_program_computes_what_the_layers_do(name, bits):
+    model = scrambled(name, **MODELS[name])
+    if bits is not None:
+        zoo.quantize(model, bits=bits)
+    for rows in (1, 3):
+        tokens = torch.randint(0, 256, (rows, 12))
+        exact, there = steps(model, tokens, one_by_one=True)
+        found, here = steps(model, tokens)
+        assert error(found, exact) < 1e-5
+        for one, other in zip(here.states, there.states, strict=True):
+            assert one.seen == other.seen == 12
+            for (key, tensor), (_, wanted) in zip(one.tensors(), other.tensors(), strict=True):
+                assert tensor.dtype == wanted.dtype and error(tensor, wanted) < 1e-5, key
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_program_in_bfloat16_is_as_near_to_the_truth(name):
+    model = scrambled(name, **MODELS[name]).bfloat16()
+    tokens = torch.randint(0, 256, (2, 12))
+    layers, _ = steps(model, tokens, one_by_one=True)
+    found, state = steps(model, tokens)
+    exact, _ = steps(model.double(), tokens, one_by_one=True)
+    assert error(found, exact) < 1.5 * error(layers, exact)
+    assert {t.dtype for s in state.states for _, t in s.tensors()} <= {torch.bfloat16, torch.float32}
+
+
+@pytest.mark.parametrize("name", ["mamba_nano", "mamba2_nano", "transformer_nano"])
+def test_a_state_that_another_holds_is_not_written_to(name):
+    model, tokens = scrambled(name), torch.randint(0, 256, (2, 8))
+    with torch.no_grad(), programmed(model):
+        state = model.init_state(2)
+        model(tokens[:, :2], state)
+        model(tokens[:, 2:3], state)
+        state.commit()
+        views = [t[:, :1] for s in state.states for _, t in s.tensors() if hasattr(s, "conv")]
+        values = [t.clone() for t in views]
+        first = [model(tokens[:, t : t + 1], state) for t in (3, 4)]
+        state.rollback()
+        assert all(torch.equal(view, value) for view, value in zip(views, values, strict=True))
+        assert torch.equal(torch.cat(first), torch.cat([model(tokens[:, t : t + 1], state) for t in (3, 4)]))
+        memory = [t.data_ptr() for s in state.states for _, t in s.tensors()]
+        model(tokens[:, 5:6], state)
+        assert memory == [t.data_ptr() for s in state.states for _, t in s.tensors()]  # nobody else holds it
+
+
+def test_what_changes_within_is_in_effect():
+    model, tokens, calls = scrambled("mamba2_nano"), torch.randint(0, 256, (1, 4)), []
+
+    def both() -> tuple[Tensor, Tensor]:
+        found = []
+        for chosen in (nullcontext(), implementation("reference")):
+            with chosen:
+                state = model.init_state(1)
+                model(tokens[:, :3], state)
+                found.append(model(tokens[:, 3:], state))
+        return found[0], found[1]
+
+    with torch.no_grad(), programmed(model):
+        before, _ = both()
+        mixer = model.blocks[1].mixer
+        for change in (
+            lambda: model.blocks[0].norm.weight.mul_(2),
+            lambda: setattr(mixer, "A_log", nn.Parameter(mixer.A_log + 1)),
+            lambda: setattr(mixer.out_proj.weight, "data", -mixer.out_proj.weight.data),
+            lambda: setattr(mixer, "out_proj", nn.Sequential(mixer.out_proj, nn.ReLU())),
+        ):
+            change()
+            found, exact = both()
+            assert error(found, exact) < 1e-5 < error(found, before)
+            before = found
+        handle = model.blocks[2].register_forward_hook(lambda *_: calls.append(1))
+        both()
+        handle.remove()
+    assert len(calls) == 4 and model.stepper is None
+
+
+@pytest.mark.parametrize("options", [{"window": 4}, {"attention_sinks": True}, {"norm_order": "after"}])
+def test_what_is_not_described_is_called(options):
+    model, tokens = scrambled("transformer_nano", **options), torch.randint(0, 256, (1, 9))
+    exact, _ = steps(model, tokens, one_by_one=True)
+    with torch.no_grad(), programmed(model):
+        state = model.init_state(1)
+        model(tokens[:, :5], state)
+        found = torch.cat([model(tokens[:, t : t + 1], state) for t in range(5, 9)], 1)
+        assert model.stepper.made == {1: None}
+    assert error(found, exact) < 1e-5
+
+
+def test_padding_and_full_caches_are_left_to_the_layers():
+    model, tokens = scrambled("transformer_nano"), torch.randint(0, 256, (2, 6))
+    ids = torch.tensor([[-1, -1, 0, 0, 0], [0, 0, 0, 0, 0]])
+    found = []
+    for chosen in (nullcontext(), programmed(model)):
+        with torch.no_grad(), chosen:
+            state = model.init_state(2, 6)
+            model(tokens[:, :5], state, seq_idx=ids)
+            found.append(model(tokens[:, 5:], state))
+            with pytest.raises(ValueError, match="6"):
+                model(tokens[:, :1], state)
+    assert error(*found) < 1e-5
+
+
+def test_more_threads_than_cores_compute_the_same():
+    model, tokens, before = scrambled("mamba_nano"), torch.randint(0, 256, (1, 6)), torch.get_num_threads()
+    found = []
+    with torch.no_grad(), programmed(model):
+        state = model.init_state(1)
+        model(tokens[:, :3], state)
+        for threads, held in ((1, state.clone()), (8, state.clone())):
+            torch.set_num_threads(threads)
+            try:
+                found.append(torch.cat([model(tokens[:, t : t + 1], held) for t in (3, 4, 5)]))
+            finally:
+                torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+def test_records_say_what_they_cannot_hold():
+    with pytest.raises(ValueError, match="finite"):
+        Program(1).norm(Program(1).empty(4), None, float("inf"))
