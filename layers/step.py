@@ -1,8 +1,8 @@
 """A decoding step of a stack of blocks as one program of C: what each layer adds to it, and when it may run.
 
-A layer says here what it computes for one token, by its exact type: a subclass, a hook, an adapter or anything else in a
-layer's place is unknown, and its model then steps as always, which is also the reference. The program is made at the first
-step and anew where a tensor was written to or a module replaced.
+A layer says here what it computes for one token, by its exact type: a subclass, a hook, an adapter or anything else in
+a layer's place is unknown, and its model then steps as always, which is also the reference. The program is made at the
+first step and anew where a tensor was written to or a module replaced.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Binder:
 
 
 class Recurrent(Binder):
-    """Tensors of a recurrent state: (name, number of the record, argument of the old tensor); the new one is next to it.
+    """Tensors of a recurrent state: (name, number of the record, argument of the old tensor, next to which is the new).
 
     A tensor is replaced, as another may hold it; one that a step has made and nobody else holds is written to.
     """

@@ -1,7 +1,7 @@
 """A list of operations on up to four rows of floats, which ``step_program.c`` runs in one call.
 
-A model of 24 layers spends more time on a step in several hundred calls of torch than it takes to read its weights. What
-a step computes is the same every time: written down once, it is run without Python. Values are float32 whatever the
+A model of 24 layers spends more time on a step in a thousand calls of torch than it takes to read its weights. What a
+step computes is the same every time: written down once, it is run without Python. Values are float32 whatever the
 weights are, and those of a layer lie where those of the layer before did.
 """
 
@@ -30,7 +30,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 class Value(NamedTuple):
     """Columns of a tensor of rows: what an operation reads or has written.
 
-    ``factor`` is yet to be multiplied with; ``made`` is the number of the linear layer that wrote all of it, if one did.
+    ``factor`` is yet to be multiplied with; ``made`` is the number of the linear layer that wrote it, if one did.
     """
 
     tensor: Tensor
@@ -168,9 +168,7 @@ class Program:
         sizes = heads, head_dim, B.width // groups, groups, 1
         return y, self.add(SSD, self.rows * heads, *places, 0, 0, *y.place, bounds.data_ptr(), *sizes)
 
-    def scan(
-        self, x: Value, dt: Value, B: Value, C: Value, z: Value, A_log: Tensor, D: Tensor
-    ) -> tuple[Value, int]:
+    def scan(self, x: Value, dt: Value, B: Value, C: Value, z: Value, A_log: Tensor, D: Tensor) -> tuple[Value, int]:
         """A gated step of Mamba-1, softplus of dt included; state and next are arguments 12 and 13."""
         y, places = self.empty(x.width), [*x.place, *dt.place, *B.place, *C.place]
         places += [self.floats(A_log, lambda t: (-t.exp()).clamp(min=-3e30)), self.floats(D), *z.place]
@@ -178,8 +176,8 @@ class Program:
         return y, self.add(SCAN, chunks, *places, 0, 0, *y.place, x.width, B.width)
 
     def turn(self, q: Value, k: Value, v: Value, head_dim: int, rotary: tuple[Tensor, float, bool] | None) -> int:
-        """Queries and keys turned where they are, keys and values kept in a cache; rotary: frequencies (P,), a scale and
-        whether pairs are interleaved. Key, value, brief, capacity, slot and place are arguments 6 to 11."""
+        """Queries and keys turned where they are, keys and values kept in a cache; rotary: frequencies (P,), a scale
+        and whether pairs are interleaved. Key, value, brief, capacity, slot and place are arguments 6 to 11."""
         frequency, scale, interleaved = (None, 1.0, False) if rotary is None else rotary
         angles = self.floats(frequency), 0 if frequency is None else len(frequency), _bits(scale), int(interleaved)
         heads = q.width // head_dim, k.width // head_dim
@@ -217,7 +215,7 @@ class Program:
         return x if x.factor == 1 else self.scaled(x)
 
     def accumulate(self, total: Value, x: Value, first: bool = False) -> None:
-        """total becomes total + x, or x where it is the ``first``: by the linear layer that has just made x, if one has."""
+        """total becomes total + x, or x where it is the ``first``: by the linear layer that made x just now, if any."""
         base = (0, 0) if first else total.place
         if x.made is not None and x.made == len(self.records) - 1:
             record = self.records[-1]

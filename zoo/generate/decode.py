@@ -51,8 +51,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def generating(model: LanguageModel, options: Options) -> Iterator[None]:
-    """Within it the model is in eval mode, batch-invariant where that is asked for, and where it is not compiled a
-    token's way through its blocks is one program, or its linear layers read their matrices as fast as there is memory."""
+    """Within it the model is in eval mode, batch-invariant where that is asked for, and where it is not compiled its
+    steps are programs or its linear layers read their matrices as fast as there is memory."""
     invariant = batch_invariant(model) if options.batch_invariant else nullcontext()
     with evaluating(model), invariant, nullcontext() if options.compile else programmed(model):
         yield

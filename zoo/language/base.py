@@ -23,15 +23,7 @@ from zoo.layers.depth.exits import TokenExits, probabilities
 from zoo.layers.linear import capped, head_loss
 from zoo.layers.moe.experts import RoutedExperts
 from zoo.layers.quant import count_parameters
-from zoo.layers.step import Stepper, Value, Writer, describes
-
-
-@describes(Block)
-def _block(program: Writer, block: Block, x: Value) -> Value:
-    program.accumulate(x, program.call(block.mixer, program.call(block.norm, x)))
-    if block.mlp is not None and block.mlp_norm is not None:
-        program.accumulate(x, program.call(block.mlp, program.call(block.mlp_norm, x)))
-    return x
+from zoo.layers.step import Stepper
 
 
 class LanguageModel(nn.Module, ABC):

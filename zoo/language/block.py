@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from zoo.config import require_positive, require_ranges
 from zoo.layers import Mixer, RMSNorm, State
 from zoo.layers.moe.experts import RoutedExperts
+from zoo.layers.step import Value, Writer, describes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,3 +72,11 @@ class Block(nn.Module):
         if isinstance(self.mlp, RoutedExperts):
             return self.mlp(x, None if seq_idx is None else seq_idx >= 0)
         return self.mlp(x)  # type: ignore[misc]
+
+
+@describes(Block)
+def _block(program: Writer, block: Block, x: Value) -> Value:
+    program.accumulate(x, program.call(block.mixer, program.call(block.norm, x)))
+    if block.mlp is not None and block.mlp_norm is not None:
+        program.accumulate(x, program.call(block.mlp, program.call(block.mlp_norm, x)))
+    return x
