@@ -1,0 +1,12 @@
+"""A decoding step of a stack of blocks as one program of C: what each layer adds to it, and when it may run.
+
+A layer says here what it computes for one token, by its exact type: a subclass, a hook, an adapter or anything else in
+a layer's place is unknown, and its model then steps as always, which is also the reference. The program is made at the
+first step and anew where a tensor was written to or a module replaced.
+"""
+
+from zoo.layers.step.layers import swiglu_step
+from zoo.layers.step.stepper import Stepper, programmed
+from zoo.layers.step.writer import Value, Writer, describes
+
+__all__ = ["Stepper", "Value", "Writer", "describes", "programmed", "swiglu_step"]

@@ -1,0 +1,93 @@
+"""A program in the making: what layers say of themselves, by their exact type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from zoo.kernels.step_program import Program, Value
+from zoo.layers.linear import is_row_linear, is_watched
+from zoo.layers.state import State
+from zoo.layers.states import JointState
+
+if TYPE_CHECKING:
+    from zoo.layers.step.binders import Binder
+
+Describe = Callable[["Writer", Any, Value], Value]
+Described = TypeVar("Described", bound=Callable[..., Value])
+DESCRIPTIONS: dict[type[nn.Module], Describe] = {}
+
+
+class Undescribed(Exception):
+    """A layer has no operations here."""
+
+
+def describes(*kinds: type[nn.Module]) -> Callable[[Described], Described]:
+    """The function adds the operations of layers of exactly these types."""
+
+    def register(function: Described) -> Described:
+        DESCRIPTIONS.update(dict.fromkeys(kinds, function))
+        return function
+
+    return register
+
+
+class Writer(Program):
+    """A program in the making, of modules, and what ties it to the states of a model."""
+
+    def __init__(self, rows: int):
+        super().__init__(rows)
+        self.path: Callable[[State], State] = lambda state: state
+        self.binders: list[list[Binder]] = []
+        self.places: list[tuple[dict, str, Any]] = []  # dictionary, name and module or tensor that must be there
+        self.hooks: list[dict] = []
+        self.holding: list[Tensor] = []  # replaced in this step
+        self.weights = torch.empty(0)
+
+    def call(self, module: nn.Module, x: Value) -> Value:
+        """What ``module`` makes of x."""
+        self.visit(module)
+        if type(module) not in DESCRIPTIONS:
+            raise Undescribed(type(module).__name__)
+        return DESCRIPTIONS[type(module)](self, module, x)
+
+    def visit(self, module: nn.Module) -> None:
+        """Note what ``module`` is made of."""
+        replaced = "forward" in vars(module) and not is_row_linear(module)
+        if is_watched(module) or replaced or module.training:
+            raise Undescribed(type(module).__name__)
+        self.hooks += [module._forward_pre_hooks, module._forward_hooks]
+        for held in (module._modules, module._parameters):
+            for name, one in held.items():
+                self.places.append((held, name, one))
+                if isinstance(one, Tensor) and (type(one) not in (Tensor, nn.Parameter) or one.device.type != "cpu"):
+                    raise Undescribed(f"{type(module).__name__} with {type(one).__name__}")
+
+    def bind(self, binder: Binder) -> None:
+        """Before each run the state of this layer is looked at."""
+        self.binders[-1].append(binder)
+
+    @contextmanager
+    def part(self, index: int) -> Iterator[None]:
+        """Within it the state is one part of the layer's."""
+        before = self.path
+        self.path = lambda state: cast(JointState, before(state)).parts[index]
+        try:
+            yield
+        finally:
+            self.path = before
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the model is as it was when this was written."""
+        return not any(self.hooks) and all(d.get(n) is v for d, n, v in self.places) and super().is_current
+
+    def memory_for(self, count: int) -> int:
+        """Pointer to at least so many floats, which the layers share."""
+        if self.weights.numel() < count:
+            self.weights = torch.empty(count)
+        return self.weights.data_ptr()
