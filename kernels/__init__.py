@@ -1,5 +1,6 @@
 """Operations: pure functions over tensors, each with a reference and fast implementations behind one dispatch."""
 
+from zoo.kernels.binary_matmul import binary_matmul
 from zoo.kernels.block_sparse_attention import block_sparse_attention
 from zoo.kernels.causal_conv1d import ConvOutput, causal_conv1d
 from zoo.kernels.cross_entropy import linear_cross_entropy
@@ -7,11 +8,13 @@ from zoo.kernels.delta_rule import delta_rule
 from zoo.kernels.dispatch import available_implementations, implementation
 from zoo.kernels.generalized_delta_rule import generalized_delta_rule
 from zoo.kernels.hashed_lookup import hashed_lookup
+from zoo.kernels.integer_matmul import bit_serial_sums
 from zoo.kernels.leaky_memory import LeakyMemoryOutput, leaky_memory
 from zoo.kernels.linear_attention import LinearAttentionOutput, linear_attention
 from zoo.kernels.linear_recurrence import RecurrenceOutput, linear_recurrence
 from zoo.kernels.long_conv import butterfly_conv, dft_factors, long_conv, packed_long_conv
 from zoo.kernels.lowbit_matmul import lowbit_matmul
+from zoo.kernels.minifloat_matmul import minifloat_matmul
 from zoo.kernels.mlstm import MLSTMOutput, mlstm
 from zoo.kernels.moe import (
     MoEOutput,
@@ -53,6 +56,8 @@ __all__ = [
     "TokenOrder",
     "Utilisation",
     "available_implementations",
+    "binary_matmul",
+    "bit_serial_sums",
     "block_sparse_attention",
     "butterfly_conv",
     "causal_conv1d",
@@ -70,6 +75,7 @@ __all__ = [
     "load_balance_loss",
     "long_conv",
     "lowbit_matmul",
+    "minifloat_matmul",
     "mlstm",
     "moe",
     "momentum_delta_rule",

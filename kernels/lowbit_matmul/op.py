@@ -9,6 +9,7 @@ from zoo.kernels.dispatch import Implementation, Operation, as_given, check_shap
 from zoo.kernels.lowbit_matmul import native, reference, tiled
 from zoo.kernels.lowbit_matmul.packing import check_bits, row_bytes
 from zoo.kernels.operator import Like, define, under_transforms
+from zoo.kernels.triton_support import triton_implementation
 
 
 def lowbit_matmul(
@@ -33,8 +34,8 @@ def lowbit_matmul(
         zero: z (N, G) uint8, the code of the number 0; None for :math:`2^{bits-1}`.
         bits: of a code, 1 to 8.
         bias: (N,).
-        impl: "auto" or the name of an implementation ("native", "tiled", "reference"). "auto" on the CPU computes few
-            rows that need no gradient outside the operator.
+        impl: "auto" or the name of an implementation ("triton", "native", "tiled", "reference"). "auto" on the CPU
+            computes few rows that need no gradient outside the operator.
 
     Returns:
         (..., N) in the dtype of x.
@@ -59,6 +60,7 @@ def lowbit_matmul(
 
 operation = Operation(
     "lowbit_matmul",
+    triton_implementation("zoo.kernels.lowbit_matmul.triton"),
     Implementation("native", native.forward, native.backward, native.obstacle, prepare=as_given),
     Implementation("tiled", tiled.forward, tiled.backward, prepare=as_given),
     Implementation("reference", reference.forward),

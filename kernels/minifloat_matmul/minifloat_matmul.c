@@ -1,0 +1,68 @@
+/* The product with packed floating-point numbers of a few bits: y_mn = sum_g scale_ng sum_{c in g} value(q_nc) x_mc.
+
+   A number of E <= 5 bits of exponent and M <= 10 of mantissa is one of half precision after its bits are moved and its
+   exponent is multiplied by a power of two, subnormal ones too. Layouts: packed (N, ceil(C/8) bits), scale (N, G),
+   table (256) value of each code, x (M, C), y (M, N), contiguous. */
+
+#ifndef REAL
+
+#include "../packed.h"
+
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
+INLINE int64_t numbers_f64(double *w, const uint8_t *q, int64_t n, int E, int M) { return 0; }
+
+/* the values of q up to a multiple of 16, or of none where there are no instructions for it: how many */
+INLINE int64_t numbers_f32(float *w, const uint8_t *q, int64_t n, int E, int M) {
+    int64_t c = 0;
+#ifdef __F16C__
+    const __m256 factor = _mm256_set1_ps((float)(1 << (15 - ((1 << (E - 1)) - 1))));
+    const __m128i body = _mm_cvtsi32_si128(10 - M), sign = _mm_cvtsi32_si128(15 - E - M);
+    const __m128i low = _mm_set1_epi16((short)((1 << (E + M)) - 1)), high = _mm_set1_epi16((short)(1 << (E + M)));
+    for (; c + 8 <= n; c += 8) {
+        const __m128i code = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)(q + c)));
+        const __m128i half = _mm_or_si128(_mm_sll_epi16(_mm_and_si128(code, low), body),
+                                          _mm_sll_epi16(_mm_and_si128(code, high), sign));
+        _mm256_storeu_ps(w + c, _mm256_mul_ps(_mm256_cvtph_ps(half), factor));
+    }
+#endif
+    return c;
+}
+
+#define REAL float
+#define NAME(x) x##_f32
+#include __FILE__
+#undef REAL
+#undef NAME
+#define REAL double
+#define NAME(x) x##_f64
+#include __FILE__
+
+#else
+
+/* few rows of x: a row of the matrix is made numbers once for all of them */
+void NAME(minifloat_rows)(int64_t N, int64_t C, int64_t E, int64_t mantissa, int64_t groups, int64_t threads, int64_t M,
+                          const uint8_t *packed, const REAL *scale, const REAL *table, const REAL *x, REAL *y) {
+    const int64_t padded = (C + 7) / 8 * 8, bits = 1 + E + mantissa, size = C / groups;
+#pragma omp parallel num_threads(threads)
+    {
+        uint8_t *q = malloc(padded);
+        REAL *w = malloc(padded * sizeof(REAL));
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < N; n++) {
+            codes_of(q, packed + n * (padded / 8 * bits), padded, bits);
+            for (int64_t c = NAME(numbers)(w, q, C, (int)E, (int)mantissa); c < C; c++) w[c] = table[q[c]];
+            for (int64_t g = 0; g < groups; g++) {
+                const REAL s = scale[n * groups + g];
+                for (int64_t c = g * size; c < (g + 1) * size; c++) w[c] *= s;
+            }
+            for (int64_t m = 0; m < M; m++) y[m * N + n] = NAME(dot)(w, x + m * C, C);
+        }
+        free(q);
+        free(w);
+    }
+}
+
+#endif

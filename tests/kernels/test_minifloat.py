@@ -1,0 +1,118 @@
+"""Small floating-point formats: rounding of everything there is against exact fractions, and against torch's dtypes."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor
+
+from zoo.kernels.common.minifloat import ROUNDINGS, Minifloat
+
+SMALL = [Minifloat(1, 2), Minifloat(2, 1), Minifloat(3, 0), Minifloat(2, 3), Minifloat(4, 3, 448.0), Minifloat(5, 2)]
+KNOWN = [
+    (Minifloat(5, 10), torch.float16),
+    (Minifloat(8, 7), torch.bfloat16),
+    (Minifloat(8, 23), torch.float32),
+    (Minifloat(5, 2), torch.float8_e5m2),
+]
+
+
+def numbers(kind: Minifloat) -> list[Fraction]:
+    """All finite numbers that are not negative, by the definition of the format's codes."""
+    found = []
+    bias = 2 ** (kind.exponent_bits - 1) - 1
+    for code in range(2 ** (kind.bits - 1)):
+        exponent, fraction = divmod(code, 2**kind.mantissa_bits)
+        significand = Fraction(fraction, 2**kind.mantissa_bits) + (exponent > 0)
+        found.append(significand * Fraction(2) ** (max(exponent, 1) - bias))
+    return [value for value in found if value <= Fraction(kind.largest)]
+
+
+def neighbours(x: Fraction, kind: Minifloat) -> tuple[Fraction, Fraction, int]:
+    """The number next to |x| below, the one above, as if there were no largest, and the code of the first."""
+    held = numbers(kind)
+    held.append(2 * held[-1] - (held[-2] if kind.mantissa_bits else 0))  # what the next code would be
+    index = max(i for i, value in enumerate(held[:-1]) if value <= x)
+    return held[index], held[index + 1], index
+
+
+def slowly(x: float, kind: Minifloat, rounding: str) -> float:
+    """One number of a format in the four ways that draw nothing."""
+    exact, sign = Fraction(abs(x)), -1 if x < 0 else 1
+    if exact > 2 * Fraction(kind.largest):  # far beyond: as the first number that is
+        exact = 2 * Fraction(kind.largest)
+    below, above, code = neighbours(exact, kind)
+    outward = {"up": sign > 0, "down": sign < 0, "zero": False, "nearest": None}[rounding]
+    if outward is None:
+        middle = (below + above) / 2
+        odd = code % 2 == 1 if kind.mantissa_bits else code > 0
+        outward = exact > middle or (exact == middle and odd)
+    found = above if outward and exact > below else below
+    return sign * (float("inf") if found > Fraction(kind.largest) else float(found))
+
+
+def everything(kind: Minifloat) -> Tensor:
+    """Every number, every quarter between two, what lies beyond, and the other sign of all."""
+    held = torch.tensor([float(value) for value in numbers(kind)], dtype=torch.float64)
+    held = torch.cat([held, 2 * held[-1:] - held[-2], 3 * held[-1:]])
+    between = [held[:-1] + (held[1:] - held[:-1]) * part for part in (0.25, 0.5, 0.75)]
+    found = torch.cat([held, *between])
+    return torch.cat([found, -found])
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "up", "down", "zero"])
+@pytest.mark.parametrize("kind", SMALL, ids=str)
+def test_rounding_against_exact_fractions(kind, rounding):
+    x = everything(kind)
+    expected = torch.tensor([slowly(value, kind, rounding) for value in x.tolist()], dtype=torch.float64)
+    assert torch.equal(kind.round(x, rounding), expected)
+    assert torch.equal(kind.round(x, rounding, saturate=True), expected.clamp(-kind.largest, kind.largest))
+    held = expected[expected.isfinite()]
+    for again in ROUNDINGS:
+        assert torch.equal(kind.round(held, again), held)  # what is a number of the format stays
+
+
+@pytest.mark.parametrize("kind", SMALL, ids=str)
+def test_draws_give_neighbours_with_the_right_chances(kind):
+    x, generator = everything(kind), torch.Generator().manual_seed(0)
+    x = x[x.abs() <= kind.largest]
+    below, above = kind.round(x, "down"), kind.round(x, "up")
+    draws = {way: torch.stack([kind.round(x, way, generator=generator) for _ in range(400)]) for way in ROUNDINGS[4:]}
+    for way, found in draws.items():
+        assert ((found == below) | (found == above)).all()
+        gap = torch.where(above > below, above - below, torch.ones_like(x))
+        chance = ((x - below) / gap).clamp(0, 1) if way == "stochastic" else 0.5 * (above > below)
+        error = ((found > below).double().mean(0) - chance).abs()
+        assert (error <= 5 * (chance * (1 - chance) / 400).sqrt()).all()
+
+
+@pytest.mark.parametrize(("kind", "dtype"), KNOWN, ids=lambda given: str(given))
+def test_the_formats_of_torch(kind, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20000, generator=generator) * torch.exp(15 * torch.randn(20000, generator=generator))
+    x = torch.cat([x, torch.tensor([0.0, -0.0, float("inf"), -float("inf"), float("nan"), 65519.0, 65520.0, 1e-45])])
+    torch.testing.assert_close(kind.round(x), x.to(dtype).float(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_eight_bits_as_torch_has_them():
+    kind = Minifloat(4, 3, 448.0)
+    x = torch.cat([torch.linspace(-448, 448, 9999), 2.0**-9 * torch.linspace(-20, 20, 999)])
+    assert torch.equal(kind.round(x), x.to(torch.float8_e4m3fn).float())
+    codes = torch.arange(127, dtype=torch.uint8)
+    assert torch.equal(kind.numbers().float(), codes.view(torch.float8_e4m3fn).float())
+
+
+def test_the_numbers_of_four_bits():
+    assert Minifloat(2, 1, 6.0).numbers().tolist() == [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    assert Minifloat(3, 0, 16.0).numbers().tolist() == [0, 0.25, 0.5, 1, 2, 4, 8, 16]
+    assert Minifloat(1, 2).numbers().tolist() == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5]
+
+
+@pytest.mark.parametrize("sizes", [(0, 3), (9, 3), (4, -1), (4, 24), (2.0, 1.5)])
+def test_formats_that_are_none(sizes):
+    with pytest.raises(ValueError, match="a format has 1 to 8 bits of exponent and 0 to 23 of mantissa"):
+        Minifloat(*sizes)
+    with pytest.raises(ValueError, match=r"rounding must be one of .*'coin'.*, got 'odd'"):
+        Minifloat(4, 3).round(torch.ones(1), "odd")
