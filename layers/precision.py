@@ -50,6 +50,23 @@ class KeepsFloat32(nn.Module):
         return super()._apply(apply, recurse)
 
 
+class Packed(nn.Module):
+    """A module whose parameters are codes and scales: they say nothing of what is computed in."""
+
+
+def computes_in(module: nn.Module, otherwise: Tensor | None = None) -> Tensor:
+    """A tensor without elements on the device and of the dtype of the first parameter that is not packed; where there
+    is none, ``otherwise``, or one of torch's default dtype on the device of the others."""
+    for part in module.modules():
+        if not isinstance(part, Packed):
+            for parameter in part.parameters(recurse=False):
+                return parameter.new_empty(0)
+    if otherwise is not None:
+        return otherwise
+    device = next((parameter.device for parameter in module.parameters()), None)
+    return torch.empty(0, device=device)
+
+
 def is_narrow(tensor: Tensor) -> bool:
     """Whether it is of a floating dtype narrower than float32."""
     return tensor.is_floating_point() and compute_dtype(tensor) != tensor.dtype

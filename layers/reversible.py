@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from zoo.kernels.dispatch import compute_dtype
 from zoo.kernels.operator import under_transforms
+from zoo.layers.precision import computes_in
 from zoo.layers.recompute import frozen_statistics
 
 
@@ -118,7 +119,7 @@ class _Recomputed(torch.autograd.Function):
 
 def _run(branch: nn.Module, x: Tensor) -> Tensor:
     """The branch in the dtype of its parameters."""
-    return branch(x.to(next((parameter.dtype for parameter in branch.parameters()), x.dtype)))
+    return branch(x.to(computes_in(branch, x).dtype))
 
 
 def _autocast(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:

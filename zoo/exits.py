@@ -15,6 +15,7 @@ from zoo.generate.decode import evaluating
 from zoo.kernels.flops import flop_counter
 from zoo.language.base import LanguageModel
 from zoo.layers.depth.exits import CLOSED, MEASURES, OPEN, Exits, ImageExits, TokenExits, solve_threshold
+from zoo.layers.precision import computes_in
 from zoo.vision.base import VisionModel
 from zoo.vision.hierarchical import HierarchicalModel
 
@@ -52,7 +53,7 @@ class AddedExits(Change, kind="exits"):
             )
         tokens = isinstance(model, LanguageModel)
         exits = TokenExits(self.after, self.measure, self.sampling) if tokens else self._of_images(model)
-        like = next(model.parameters())
+        like = computes_in(model)
         device = None if like.is_meta else like.device  # its weights may yet be on their way
         model.exits = exits.to(device, like.dtype).train(model.training)
 

@@ -26,7 +26,7 @@ class Widened(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerCast(Change, kind="layer_cast"):
-    """``Widened`` before the matrices of linear layers and experts, and after the rows of embeddings."""
+    """``Widened`` before the matrices of linear layers, experts and convolutions, and after the rows of embeddings."""
 
     dtype: str = "bfloat16"
 
@@ -59,10 +59,10 @@ def _widened_rows(module: nn.Module, inputs: Any, rows: Tensor) -> Tensor:
 def layer_cast(model: Model, dtype: str = "bfloat16") -> Model:
     """Keep the weights of a model in sixteen bits and compute in float32, in place.
 
-    Matrices of linear layers, experts and embeddings are stored narrow and widened where they are used, one at a time;
-    activations, caches, positions, norms and logits are float32. The outputs are those of the float32 model with the
-    rounded weights, bit for bit wherever the same product runs (a step of a plain model on the CPU has one of its own),
-    so greedy text does not depend on how narrow sums were rounded. On CUDA leave
+    Matrices of linear layers, experts, convolutions and embeddings are stored narrow and widened where they are used,
+    one at a time; activations, caches, positions, norms and logits are float32. The outputs are those of the float32
+    model with the rounded weights, bit for bit wherever the same product runs (a step of a plain model on the CPU has
+    one of its own), so greedy text does not depend on how narrow sums were rounded. On CUDA leave
     ``torch.backends.cuda.matmul.allow_tf32`` off. ``zoo.save_model`` keeps it so.
 
     Args:

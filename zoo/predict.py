@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from zoo.images import ImageError, open_image
+from zoo.layers.precision import computes_in
 
 
 def predict(
@@ -52,7 +53,7 @@ def predict(
     pretrained_cfg: Any = model.pretrained_cfg
     transform: Any = create_transform(**resolve_data_config(pretrained_cfg=pretrained_cfg))
     mode = "L" if pretrained_cfg["input_size"][0] == 1 else "RGB"
-    parameter = next(model.eval().parameters())
+    like = computes_in(model.eval())
     found = []
     for path in [images] if isinstance(images, (str, Path)) else images:
         try:
@@ -64,7 +65,7 @@ def predict(
             found.append([])
             continue
         with torch.no_grad():
-            probabilities = model(pixels[None].to(parameter.device, parameter.dtype)).float().softmax(-1)[0]
+            probabilities = model(pixels[None].to(like)).float().softmax(-1)[0]
         best = probabilities.topk(min(top_k, classes))
         found.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
     return found

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from zoo.language.base import LanguageModel
+from zoo.layers.precision import computes_in
 
 
 def warmup(model: nn.Module, shapes: Sequence[tuple[int, ...]], *, training: bool = False) -> dict[tuple, float]:
@@ -44,7 +45,7 @@ def warmup(model: nn.Module, shapes: Sequence[tuple[int, ...]], *, training: boo
 
 def _run(model: nn.Module, shape: tuple[int, ...], training: bool) -> float:
     weights = [p for p in model.parameters() if p.requires_grad]
-    first = next(model.parameters())
+    first = computes_in(model)
     before = time.perf_counter()
     if isinstance(model, LanguageModel):
         x = torch.zeros(shape, dtype=torch.long, device=first.device)

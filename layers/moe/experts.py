@@ -23,8 +23,8 @@ class RoutedExperts(Reports, KeepsFloat32):
         f_e(x) = W^2_e \, \mathrm{glu}(W^1_e x [\, + b^1_e], W^3_e x [\, + b^3_e]) [\, + b^2_e]
         \;\text{(gated) or}\; W^2_e \, \mathrm{gelu}(W^1_e x + b^1_e) + b^2_e
 
-    ``w1`` and ``w3`` are (E, D, F), ``w2`` is (E, F, D), ``b1`` and ``b3`` (E, F) and ``b2`` (E, D); of gated experts
-    the matrices may be compressed (``layers.quant``), and each may be a ``LatentMatrix``. Only experts that a token
+    ``w1`` and ``w3`` are (E, D, F), ``w2`` is (E, F, D), ``b1`` and ``b3`` (E, F) and ``b2`` (E, D). The
+    matrices may be compressed (``layers.quant``), and each may be a ``LatentMatrix``. Only experts that a token
     chose are computed, each once for all its tokens.
 
     Args:

@@ -1,27 +1,32 @@
-"""How a matrix is kept: bits of a code, columns that share a scale, and what a scale and a zero take."""
+"""How a matrix is kept: what a code stands for, its bits, the block that shares a scale, and what lies beside."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from zoo.kernels.lowbit_matmul import row_bytes
+from zoo.layers.quant.layouts import LAYOUTS, SCALES
 
-SCALES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+OUTLIERS = ("outlier_index", "outlier_value")
+Sizes = dict[str, tuple[tuple[int, ...], torch.dtype] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    r"""Integers of a few bits with a scale s, and a zero z unless symmetric, for each group of a row's columns.
+    r"""Codes of a few bits with a scale for each block of a matrix; by default integers
 
     .. math::
         w = s (q - z), \quad 0 \le q < 2^b
 
     Raises:
-        ValueError: for bits outside [1, 8], a group below 1, or an unknown dtype.
+        ValueError: for bits outside [1, 8] or that the layout does not have, a group below 1, an unknown dtype or
+            layout, or an option that the layout does not know.
     """
 
     bits: int = 4
@@ -32,6 +37,16 @@ class Format:
     """The code of the number 0 is 2^(bits-1), and none is stored."""
     scale_dtype: str = "bfloat16"
     """Of the stored scales: "bfloat16" or "float32"."""
+    layout: str = "int"
+    """What a code stands for: a name of ``LAYOUTS``."""
+    group_rows: int = 1
+    """Rows that share a scale and a zero; the last block may have fewer."""
+    outliers: int = 0
+    """Numbers of each matrix that are kept as they are, in the dtype of the scales, with their places."""
+    masked: bool = False
+    """A further bit says which numbers are 0, in a layout that has no code for it."""
+    activation_bits: int | None = None
+    """What multiplies the matrix is rounded to integers of so many bits, a scale a token; None: it is not."""
 
     def __post_init__(self):
         if not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
@@ -40,6 +55,25 @@ class Format:
             raise ValueError(f"group_size must be a positive integer or None for a whole row, got {self.group_size!r}")
         if self.scale_dtype not in SCALES:
             raise ValueError(f"scale_dtype must be one of {list(SCALES)}, got {self.scale_dtype!r}")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {list(LAYOUTS)}, got {self.layout!r}")
+        layout = LAYOUTS[self.layout]
+        if self.bits not in layout.widths:
+            raise ValueError(f"layout {self.layout!r} has {_listed(layout.widths)} bits, got bits {self.bits}")
+        if not isinstance(self.group_rows, int) or self.group_rows < 1:
+            raise ValueError(f"group_rows must be a positive integer, got {self.group_rows!r}")
+        if not isinstance(self.outliers, int) or self.outliers < 0:
+            raise ValueError(f"outliers must be a number of weights, got {self.outliers!r}")
+        if self.activation_bits is not None and self.activation_bits not in layout.activation_widths:
+            able = layout.activation_widths
+            raise ValueError(
+                f"layout {self.layout!r} takes activations of {f'{_listed(able)} bits' if able else 'no few bits'}, "
+                f"got activation_bits {self.activation_bits!r}"
+            )
+        for field in fields(self):
+            known = ("bits", "group_size", "scale_dtype", "layout", "activation_bits", *layout.options)
+            if field.name not in known and getattr(self, field.name) != field.default:
+                raise ValueError(f"layout {self.layout!r} has no {field.name}, got {getattr(self, field.name)!r}")
 
     def groups(self, columns: int) -> int:
         """Groups of a row; a row no longer than a group is one.
@@ -57,9 +91,39 @@ class Format:
             )
         return columns // size
 
+    def grid(self, rows: int, columns: int) -> tuple[int, int]:
+        """Blocks of a matrix, which share a scale: along its rows and along its columns."""
+        return -(-rows // self.group_rows), self.groups(columns)
+
+    def over_rows(self, largest: Tensor) -> Tensor:
+        """The largest of what the rows (..., N, G) of each block have, for each of its rows."""
+        rows, r = largest.shape[-2], self.group_rows
+        if r == 1:
+            return largest
+        blocks = F.pad(largest, (0, 0, 0, -rows % r), value=-torch.inf).unflatten(-2, (-1, r)).amax(-2)
+        return self.to_rows(blocks, rows)
+
+    def to_rows(self, blocks: Tensor, rows: int) -> Tensor:
+        """What blocks (..., N / group_rows, G) have, for each of N rows."""
+        return blocks if self.group_rows == 1 else blocks.repeat_interleave(self.group_rows, -2)[..., :rows, :]
+
+    def tensors(self, shape: Sequence[int]) -> Sizes:
+        """Name -> size and dtype of the tensors of a record of matrices (..., N, C); None for one that is left out."""
+        *stack, rows, columns = shape
+        own: Any = self
+        found = dict(LAYOUTS[self.layout].tensors(own, rows, columns))
+        if self.outliers > rows * columns:
+            raise ValueError(f"outliers must be at most the {rows * columns} numbers of a matrix, got {self.outliers}")
+        if self.outliers:
+            kinds = torch.int32, SCALES[self.scale_dtype]
+            found |= {name: ((self.outliers,), kind) for name, kind in zip(OUTLIERS, kinds, strict=True)}
+        return {name: kept and ((*stack, *kept[0]), kept[1]) for name, kept in found.items()}
+
     def nbytes(self, shape: Sequence[int]) -> int:
-        """Bytes of a record of matrices (..., N, C): b bits a code, rows filled up to 8 codes, a scale of 2 or 4 bytes
-        and a zero of one byte for each group."""
-        *rows, columns = shape
-        side = SCALES[self.scale_dtype].itemsize + (not self.symmetric)
-        return prod(rows) * (row_bytes(columns, self.bits) + self.groups(columns) * side)
+        """Bytes of a record of matrices (..., N, C). Of integers: b bits a code, rows filled up to 8 codes, a scale of
+        2 or 4 bytes and a zero of one for each block; 4 bytes for the place of an outlier and 2 or 4 for itself."""
+        return sum(prod(size) * dtype.itemsize for size, dtype in filter(None, self.tensors(shape).values()))
+
+
+def _listed(widths: Sequence[int]) -> str:
+    return str(widths[0]) if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from zoo.kernels.lowbit_matmul import dequantise, lowbit_matmul, pack, row_bytes, unpack
-from zoo.layers.quant.format import SCALES, Format
+from zoo.kernels.lowbit_matmul import pack, unpack
+from zoo.layers.precision import Packed
+from zoo.layers.quant.format import OUTLIERS, Format
+from zoo.layers.quant.layouts import LAYOUTS
+from zoo.layers.quant.outliers import add_outliers, cut, outlier_product
+
+BLOCKED = ("scale", "zero")
 
 
-class Record(nn.Module):
-    """Matrices (..., N, C) as packed codes, scales and zeros; it stands where a parameter stood.
+class Record(Packed):
+    """Matrices (..., N, C) as codes, scales and what else their format has; it stands where a parameter stood.
 
     Its tensors are frozen parameters: they are in the state dict under the name of the weight, two layers may share one
     record, and casting a model leaves them as they are. What is learnt beside them, adapters, norms and biases, gets
@@ -23,26 +29,69 @@ class Record(nn.Module):
         format: how they are kept.
     """
 
+    codes: Tensor
+    scale: Tensor
     zero: Tensor | None
 
     def __init__(self, shape: Sequence[int], format: Format):
         super().__init__()
         self.shape, self.format = torch.Size(shape), format
-        *rows, columns = shape
-        groups = format.groups(columns)
-        self.codes = _frozen(torch.empty(*rows, row_bytes(columns, format.bits), dtype=torch.uint8))
-        self.scale = _frozen(torch.empty(*rows, groups, dtype=SCALES[format.scale_dtype]))
-        self.zero = None if format.symmetric else _frozen(torch.empty(*rows, groups, dtype=torch.uint8))
+        for name, kept in format.tensors(shape).items():
+            tensor = None if kept is None else torch.empty(kept[0], dtype=kept[1])
+            self.register_parameter(name, None if tensor is None else _frozen(tensor))
 
     @classmethod
-    def of(cls, q: Tensor, scale: Tensor, zero: Tensor | None, format: Format) -> Record:
-        """Of codes q (..., N, C) in [0, 2^bits), scales (..., N, G), and zeros (..., N, G), None for symmetric ones."""
+    def holding(cls, shape: Sequence[int], format: Format, tensors: Mapping[str, Tensor | None]) -> Record:
+        """Of tensors by name, scales and zeros of each block, in any dtype.
+
+        Raises:
+            ValueError: for tensors that are not of this format.
+        """
         with torch.device("meta"):
-            record = cls(q.shape, format)
-        record.codes = _frozen(pack(q, format.bits))
-        record.scale = _frozen(scale.to(record.scale.dtype))
-        record.zero = None if zero is None else _frozen(zero.to(torch.uint8))
+            record = cls(shape, format)
+        for name, wanted in list(record._parameters.items()):
+            found = tensors.get(name)
+            if (found is None) != (wanted is None) or (wanted is not None and found.shape != wanted.shape):  # type: ignore[union-attr]
+                got = None if found is None else tuple(found.shape)
+                size = None if wanted is None else tuple(wanted.shape)
+                raise ValueError(f"{name} must be {size} in {format}, got {got}")
+            if found is not None and wanted is not None:
+                record.register_parameter(name, _frozen(found.detach().to(wanted.dtype).contiguous()))
         return record
+
+    @classmethod
+    def nearest(cls, matrix: Tensor, format: Format) -> Record:
+        """The nearest codes of float32 matrices (..., N, C); the largest numbers are the outliers, if there are any."""
+        outliers = {}
+        if format.outliers:
+            matrix, outliers = cut(matrix, format.outliers)
+        found = LAYOUTS[format.layout].encode(matrix, format) | outliers
+        return cls.holding(matrix.shape, format, _of_blocks(found, format))
+
+    @classmethod
+    def of(
+        cls, q: Tensor, scale: Tensor, zero: Tensor | None, format: Format, outliers: Tensor | None = None
+    ) -> Record:
+        """Of integer codes.
+
+        Args:
+            q: (..., N, C) in [0, 2^bits).
+            scale: (..., N, G); the first row's of a block counts where rows share one.
+            zero: (..., N, G); None for symmetric ones.
+            format: of layout "int". Its count of outliers is set by those given.
+            outliers: matrices (..., N, C) of what is kept as it is; 0 elsewhere. Where it is not 0, q must be the zero.
+
+        Raises:
+            ValueError: for another layout, or zeros where the format has none.
+        """
+        if format.layout != "int":
+            raise ValueError(f"codes with scales and zeros are of layout 'int', got {format.layout!r}")
+        found: dict[str, Tensor | None] = {"codes": pack(q, format.bits), "scale": scale, "zero": zero}
+        if outliers is not None:
+            count = int((outliers != 0).flatten(-2).sum(-1).max())
+            format = dataclasses.replace(format, outliers=count)
+            found |= cut(outliers, count)[1] if count else {}
+        return cls.holding(q.shape, format, _of_blocks(found, format))
 
     def unpacked(self) -> Tensor:
         """The codes q (..., N, C), uint8."""
@@ -50,15 +99,16 @@ class Record(nn.Module):
 
     def dequantise(self, rows: Tensor | int | None = None) -> Tensor:
         """The numbers (..., N, C) in float32: of all rows, or those of an index into the first axis."""
-        tensors = [t if t is None or rows is None else t[rows] for t in (self.codes, self.scale, self.zero)]
-        return dequantise(*tensors, bits=self.format.bits, columns=self.shape[-1])  # type: ignore[arg-type]
+        w = self._layout.dequantise(self._read(rows), self.format, self.shape[-1])
+        return add_outliers(w, self.shape, *self._outliers, rows) if self.format.outliers else w
 
     def matmul(self, x: Tensor, bias: Tensor | None = None, index: int | None = None) -> Tensor:
         """x (..., C) times the transpose of the matrix, of matrix ``index`` where there are several -> (..., N)."""
-        codes, scale, zero = (
-            t if t is None or index is None else t[index] for t in (self.codes, self.scale, self.zero)
-        )
-        return lowbit_matmul(x, codes, scale, zero, bits=self.format.bits, bias=bias)  # type: ignore[arg-type]
+        y = self._layout.matmul(x, self._read(index), self.format, bias)
+        if not self.format.outliers:
+            return y
+        place, value = (t if index is None else t[index] for t in self._outliers)
+        return y + outlier_product(x, place, value, self.shape[-2]).to(y.dtype)
 
     @property
     def nbytes(self) -> int:
@@ -69,12 +119,41 @@ class Record(nn.Module):
         """Shape and format."""
         return f"{tuple(self.shape)}, {self.format}"
 
+    @property
+    def _layout(self):
+        return LAYOUTS[self.format.layout]
+
+    @property
+    def _outliers(self) -> tuple[Tensor, Tensor]:
+        place, value = (self._parameters[name] for name in OUTLIERS)
+        assert place is not None and value is not None
+        return place, value
+
+    def _read(self, index: Tensor | int | None) -> Mapping[str, Tensor | None]:
+        """The layout's tensors, of all rows or of an index into the first axis, with scales and zeros for each row."""
+        given = {name: t for name, t in self._parameters.items() if name not in OUTLIERS}
+        r = self.format.group_rows
+        if r == 1:
+            return given if index is None else {name: t if t is None else t[index] for name, t in given.items()}
+        found = {}
+        for name, t in given.items():
+            if name in BLOCKED and t is not None:
+                t = self.format.to_rows(t, self.shape[-2])
+            found[name] = t if t is None or index is None else t[index]
+        return found
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
         def moved(tensor: Tensor) -> Tensor:
             found = fn(tensor)
             return found if found.dtype == tensor.dtype else tensor.to(found.device)
 
         return super()._apply(moved, recurse)
+
+
+def _of_blocks(found: Mapping[str, Tensor | None], format: Format) -> dict[str, Tensor | None]:
+    """Scales and zeros of each row as those of each block."""
+    r = format.group_rows
+    return {name: t[..., ::r, :] if r > 1 and name in BLOCKED and t is not None else t for name, t in found.items()}
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from zoo.layers.moe.experts import RoutedExperts
 from zoo.layers.quant.format import Format
-from zoo.layers.quant.layers import Embedding, Linear
+from zoo.layers.quant.layers import Conv, Embedding, Linear
 from zoo.layers.quant.record import Record
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # no subclass: those have rules of their own
 
 
 def compressible(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that may become records, by name: of linear layers, embeddings and gated experts.
+    """The weights that may become records, by name: of linear layers, embeddings, experts and convolutions.
 
     Layers that are more than a product, routers that compute in float32 for one, are left as they are, and so are
-    convolutions and what recurrences keep. Of tied weights each name is there.
+    depthwise convolutions, whose rows are a few taps, and what recurrences keep. Of tied weights each name is there.
     """
     found: dict[str, nn.Parameter] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
@@ -29,10 +32,25 @@ def compressible(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def matrices(model: nn.Module, name: str) -> Tensor:
-    """The weight of that name as matrices (..., N, C), a row for each output: those of experts lie the other way."""
+    """The weight of that name as matrices (..., N, C), a row for each output: those of experts lie the other way, and a
+    row of a convolution's are its taps."""
     module, attribute = _place(model, name)
     weight = getattr(module, attribute).detach()
-    return weight.mT if isinstance(module, RoutedExperts) else weight
+    return weight.mT if isinstance(module, RoutedExperts) else weight.flatten(1) if weight.dim() > 2 else weight
+
+
+@torch.no_grad()
+def set_matrices(model: nn.Module, name: str, found: Tensor) -> None:
+    """Give the weight of that name the numbers of matrices (..., N, C), as ``matrices`` has them."""
+    module, attribute = _place(model, name)
+    weight = getattr(module, attribute)
+    numbers = found.mT if isinstance(module, RoutedExperts) else found.view(weight.shape)
+    weight.data = numbers.to(weight)
+
+
+def is_product(model: nn.Module, name: str) -> bool:
+    """Whether the weight of that name multiplies tokens, each of which may have a scale of its own."""
+    return not isinstance(_place(model, name)[0], CONVS)
 
 
 def install(model: nn.Module, given: Mapping[str, Record | Format]) -> None:
@@ -62,7 +80,11 @@ def records(model: nn.Module) -> dict[str, Record]:
 
 def _names(module: nn.Module) -> tuple[str, ...]:
     if isinstance(module, RoutedExperts):
-        return ("w1", "w3", "w2") if module.w3 is not None else ()
+        return ("w1", "w3", "w2") if module.w3 is not None else ("w1", "w2")
+    known: Any = module
+    if type(module) in CONVS:
+        depthwise = 1 < known.groups == known.in_channels
+        return ("weight",) if known.padding_mode == "zeros" and not depthwise else ()
     return ("weight",) if type(module) in (nn.Linear, nn.Embedding) else ()
 
 
@@ -72,9 +94,17 @@ def _put(model: nn.Module, name: str, record: Record) -> None:
         delattr(module, attribute)
         module.add_module(attribute, record)
         return
-    layer: Any = Linear(record, module.bias) if isinstance(module, nn.Linear) else Embedding(record, module.weight)  # type: ignore[arg-type]
+    layer = _layer(module, record)
     parent, child = _place(model, name.rpartition(".")[0])
     setattr(parent, child, layer.train(module.training))
+
+
+def _layer(module: nn.Module, record: Record) -> nn.Module:
+    if isinstance(module, nn.Linear):
+        return Linear(record, module.bias)
+    if isinstance(module, CONVS):
+        return Conv(record, module)
+    return Embedding(record, module.weight)  # type: ignore[arg-type]
 
 
 def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
+from cases.names import by_kind
+from zoo.layers import quant
 from zoo.layers.linear import ROWS, WideBias, WideLinear, head_loss, is_plain, read_matrix
 
 NANO = [name for name in zoo.list_models("*_nano") if name != "revunet3d_nano"]  # it has no linear layer
@@ -33,7 +35,7 @@ class Int8(nn.Module):
 class LoRA(nn.Module):
     """y = linear(x) + B A x of rank 2, with neither factor zero."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: Any):
         super().__init__()
         self.base = linear.requires_grad_(False)
         self.down = nn.Linear(linear.in_features, 2, bias=False)
@@ -113,6 +115,28 @@ def test_adapters_around_every_linear_learn(name):
     adapters = [module for module in model.modules() if isinstance(module, LoRA)]
     gradients = [part.weight.grad for adapter in adapters for part in (adapter.down, adapter.up)]
     assert gradients and all(gradient is not None and gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", by_kind(NANO))
+def test_records_are_read_and_adapters_beside_them_learn(name, monkeypatch):
+    """Of linear layers, embeddings, experts and convolutions; forward and backward, as a float layer is."""
+    read: set[int] = set()
+    for way in ("matmul", "dequantise"):
+        plain = getattr(quant.Record, way)
+        noted = lambda self, *args, plain=plain, **rest: read.add(id(self)) or plain(self, *args, **rest)  # noqa: E731
+        monkeypatch.setattr(quant.Record, way, noted)
+    model: Any = zoo.quantize(built(name).train(), bits=8, symmetric=True)
+    layers = {key: module for key, module in model.named_modules() if isinstance(module, quant.Linear)}
+    for key, layer in layers.items():
+        parent, _, child = key.rpartition(".")
+        setattr(model.get_submodule(parent), child, LoRA(layer))
+    for _ in range(3):
+        loss_of(model, inputs(model, batch=4)).backward()
+    assert read == {id(record) for record in quant.records(model).values()}
+    adapters = [module for module in model.modules() if isinstance(module, LoRA)]
+    assert len(adapters) == len(layers)
+    gradients = [part.weight.grad for adapter in adapters for part in (adapter.down, adapter.up)]
+    assert all(gradient is not None and gradient.any() for gradient in gradients)
 
 
 @pytest.mark.parametrize("name", NANO)

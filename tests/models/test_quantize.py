@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoo
 from zoo.cli import main
-from zoo.layers.quant import Format, Record, check_trainable, compressible, count_parameters, records, stored_bytes
+from zoo.layers.quant import (
+    LAYOUTS,
+    Format,
+    Record,
+    check_trainable,
+    compressible,
+    count_parameters,
+    matrices,
+    records,
+    stored_bytes,
+)
 from zoo.quantize import METHODS, Calibration
 from zoo.quantize.rounding import grid, nearest_codes
 
-SOME = ["transformer_nano", "mamba_nano", "moe_nano", "gpt_oss_nano", "deepseek_nano", "rwkv7_nano", "vit_nano"]
+SOME = [
+    "transformer_nano", "mamba_nano", "moe_nano", "gpt_oss_nano", "deepseek_nano", "rwkv7_nano", "vit_nano",
+    "m3vit_nano", "vovnet_nano", "shvit_nano", "revunet3d_nano",
+]  # fmt: skip
 
 
 def inputs(model: Any) -> Tensor:
@@ -39,6 +54,12 @@ def test_stored_bytes_are_those_of_the_formula(bits, size, symmetric, scale, by_
     form = Format(bits=bits, group_size=size, symmetric=symmetric, scale_dtype=scale)
     record = Record((3, 5, 128), form)
     assert record.nbytes == form.nbytes(record.shape) == 3 * 5 * 128 * by_hand / 8
+
+
+def test_stored_bytes_of_blocks_and_outliers():
+    """EasyQuant's 4 + rho (16 + 32) + 16 / C bits, with blocks of 2 rows, of which 5 rows make 3."""
+    form = Format(bits=4, group_size=None, symmetric=True, group_rows=2, outliers=7)
+    assert Record((5, 128), form).nbytes == 5 * 128 / 2 + 7 * (2 + 4) + 3 * 2
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -81,6 +102,80 @@ def test_eight_bits_change_little_and_reload_bit_equal(name, tmp_path):
     assert info.bits_per_weight == 8 * stored_bytes(again) / count
     assert f"| bits a weight | {info.bits_per_weight:.2f} |" in (tmp_path / "README.md").read_text()
     assert again.quantization == model.quantization == {"method": "rtn", **dataclasses.asdict(METHODS["rtn"](bits=8))}
+
+
+class Allocations(TorchDispatchMode):
+    """The most numbers that floating tensors with memory hold at a time, of those that operations make."""
+
+    def __init__(self):
+        super().__init__()
+        self.made: list[weakref.ref[Tensor]] = []
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor) and found.is_floating_point() and not found.is_meta and not func.is_view:
+            self.made.append(weakref.ref(found))
+            self.most = max(self.most, sum(t.numel() for t in (made() for made in self.made) if t is not None))
+        return found
+
+
+@pytest.mark.parametrize("name", ["transformer_nano", "moe_nano", "vovnet_nano"])
+def test_loading_makes_no_float_copy(name, tmp_path):
+    """No more than one matrix exists as numbers at a time, where its layer is built and the record takes its place."""
+    model = zoo.quantize(zoo.create_model(name))
+    sizes = [record.shape.numel() for record in set(records(model).values())]
+    zoo.save_model(model, tmp_path)
+    with Allocations() as seen:
+        again = zoo.create_model(f"local-dir:{tmp_path}")
+    buffers = sum(buffer.numel() for buffer in again.buffers())
+    assert 0 < seen.most <= max(sizes) + 2 * buffers + 1000 < sum(sizes)
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "int"])
+def test_every_layout_saves_and_reloads_bit_equal(layout, tmp_path):
+    model = zoo.quantize(zoo.create_model("transformer_nano").eval(), layout=layout)
+    with torch.no_grad():
+        expected = model(inputs(model))
+        again = zoo.create_model(f"local-dir:{zoo.save_model(model, tmp_path)}").eval()
+        assert torch.equal(again(inputs(model)), expected)
+    held = records(again)
+    assert {record.format.layout for record in held.values()} == {layout}
+    assert all(record.nbytes == record.format.nbytes(record.shape) for record in held.values())
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("transformer_nano", {"bits": 8, "activation_bits": 8}), ("moe_nano", {"bits": 8, "activation_bits": 8}),
+    ("vit_nano", {"layout": "bipolar", "bits": 8, "activation_bits": 8}),
+    ("vovnet_nano", {"layout": "e4m3", "group_rows": 2}),
+])  # fmt: skip
+def test_formats_of_a_whole_model(name, options, tmp_path):
+    """Near the float model, saved with what was asked for; a convolution has no tokens to round."""
+    model = zoo.create_model(name, pretrained=bool(zoo.model_info(name).tags)).eval()
+    x = inputs(model)
+    with torch.no_grad():
+        expected = model(x)
+        found = zoo.quantize(model, **options)(x)
+        assert (found - expected).norm() < 0.2 * expected.norm()
+        again = zoo.create_model(f"local-dir:{zoo.save_model(model, tmp_path)}").eval()
+        assert torch.equal(again(x), found)
+    for key, record in records(again).items():
+        conv = "patch_embed" in key or (name == "vovnet_nano" and "head" not in key)
+        wanted = options | ({"activation_bits": None} if conv else {})
+        assert all(getattr(record.format, option) == value for option, value in wanted.items()), key
+
+
+def test_a_call_that_goes_on_makes_the_same_records(tmp_path):
+    first, again = (zoo.quantize(zoo.create_model("transformer_nano"), folder=tmp_path) for _ in range(2))
+    held = again.state_dict()
+    assert all(torch.equal(held[key], t) for key, t in first.state_dict().items() if ".codes" in key)
+    assert {r.format for r in records(again).values()} == {r.format for r in records(first).values()}
+
+
+def test_a_compressed_model_is_not_fused():
+    model = zoo.quantize(zoo.create_model("vovnet_nano"))
+    with pytest.raises(ValueError, match=r"fuse\(\) multiplies weights by scales, and .* is compressed"):
+        model.fuse()
 
 
 def test_what_is_compressed_and_what_is_not():
@@ -149,6 +244,8 @@ def test_the_command(tmp_path, capsys):
         ({"group_size": 0}, ValueError, "group_size must be a positive integer or None"),
         ({"scale_dtype": "float16"}, ValueError, "scale_dtype must be one of"),
         ({"method": "rtm"}, ValueError, "unknown method 'rtm', did you mean 'rtn'"),
+        ({"layout": "int5"}, ValueError, "layout must be one of"),
+        ({"layout": "e2m1", "bits": 8}, ValueError, "layout 'e2m1' has 4 bits, got bits 8"),
         ({"group": 32}, TypeError, "rtn has no option 'group'"),
         ({"method": "smoothquant_plus"}, ValueError, "smoothquant_plus needs calibration="),
         ({"skip": "blocks.9.*"}, ValueError, "skip names no weight by 'blocks.9"),
@@ -195,5 +292,7 @@ def test_a_damaged_description_is_an_error(tmp_path):
 
 
 def test_all_that_may_be_compressed_is_a_matrix():
-    for name in ("vim_nano", "m3vit_nano", "zamba2_nano"):
-        assert all(weight.dim() in (2, 3) for weight in compressible(zoo.create_model(name)).values())
+    for name in ("vim_nano", "m3vit_nano", "zamba2_nano", "shvit_nano", "revunet3d_nano"):
+        model = zoo.create_model(name)
+        shapes = {key: (matrices(model, key).shape, weight.numel()) for key, weight in compressible(model).items()}
+        assert all(len(shape) in (2, 3) and shape.numel() == numel for shape, numel in shapes.values())

@@ -18,7 +18,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", help="a folder written by zoo.save_model, hf-hub:owner/repo, or a model's name")
     parser.add_argument("target", type=Path, help="folder to write")
     parser.add_argument("--method", default="rtn", help="see zoo.quantize (default: rtn, round to nearest)")
-    parser.add_argument("--bits", type=int, default=4, help="of a weight's code, 1 to 8 (default: 4)")
+    parser.add_argument("--bits", type=int, help="of a weight's code, 1 to 8 (default: 4, or as the layout has them)")
+    parser.add_argument("--layout", default="int", help="what a code stands for (default: int); see zoo.quantize")
     parser.add_argument("--group-size", type=int, metavar="N", help="weights that share a scale (default: up to 32)")
     parser.add_argument("--symmetric", action=BooleanOptionalAction, default=False, help="no zeros are stored")
     parser.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="weights that stay; repeatable")
@@ -34,7 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(known: Namespace) -> int:
     import zoo
 
-    options = {"bits": known.bits, "group_size": known.group_size, "symmetric": known.symmetric}
+    options = {"bits": known.bits, "layout": known.layout, "group_size": known.group_size, "symmetric": known.symmetric}
     options |= dict(map(_option, known.option))
     model = checked(model_with_weights, known.source, None)
     text = None if known.calibration is None else checked(_calibration, known.source, known.calibration)

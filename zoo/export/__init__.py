@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zoo.export.language import Program, step_program, whole_program
 from zoo.export.operators import decompositions
 from zoo.language.base import LanguageModel
+from zoo.layers.precision import computes_in
 
 LARGEST = 2**31 - 2**24  # bytes of weights beside the graph: a protobuf ends at 2 GB
 
@@ -48,11 +49,11 @@ def export_program(model: nn.Module, *, step: bool = False, fixed_batch: int | N
             else ("only language models and vision models can be exported")
         )
         raise ValueError(f"{rule}, got {type(model).__name__}")
-    parameter = next(model.eval().parameters())
+    like = computes_in(model.eval())
     shape = (2 if fixed_batch is None else fixed_batch, model.config.in_chans, *model.config.image_shape)
     shapes = None if fixed_batch is not None else ({0: torch.export.Dim("batch")},)
     with torch.no_grad():
-        program = torch.export.export(model, (torch.randn(shape).to(parameter),), dynamic_shapes=shapes)
+        program = torch.export.export(model, (torch.randn(shape).to(like),), dynamic_shapes=shapes)
     return Program(program, ["images"], ["logits"])
 
 

@@ -22,6 +22,7 @@ from zoo.language.dense import llama3_2_1b
 from zoo.language.transformer import TransformerConfig, TransformerLanguageModel
 from zoo.layers import ModelState
 from zoo.layers.linear import capped, head_loss
+from zoo.layers.precision import computes_in
 from zoo.layers.report import Reports
 from zoo.registry import Paper, register_model
 
@@ -264,7 +265,7 @@ def over(model: TransformerLanguageModel, **options: Any) -> HamburgerLanguageMo
         raise ValueError(f"a HAMburger is made over a model of the family transformer, got {type(model).__name__}")
     made = HamburgerLanguageModel(HamburgerConfig(**dataclasses.asdict(model.config) | options))
     made.load_state_dict(model.state_dict(), strict=False)
-    return made.to(next(model.parameters()))
+    return made.to(computes_in(model))
 
 
 _register = partial(

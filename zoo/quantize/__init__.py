@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.layers.quant import Record, compressible, install, matrices, records
+from zoo.layers.quant import Record, compressible, install, is_product, matrices, records
 from zoo.quantize.calibration import Calibration
+from zoo.quantize.files import as_bytes, from_bytes
 from zoo.quantize.method import METHODS, Method, method_of
 from zoo.quantize.rounding import RTN
 from zoo.quantize.smoothquant_plus import SmoothQuantPlus
 from zoo.quantize.store import Store
+
+FORMAT = "format"  # among the tensors of a record that is kept
 
 __all__ = ["METHODS", "RTN", "Calibration", "Method", "SmoothQuantPlus", "quantize"]
 
@@ -34,10 +38,10 @@ def quantize(
 ) -> nn.Module:
     """Replace the weights of a model by records of a few bits, in place.
 
-    Linear layers, embeddings, heads and gated experts are compressed; convolutions, norms, routers and what recurrences
-    keep (A_log, D, dt_bias, ...) stay as they are. The model computes as before and saves as it is:
-    ``zoo.save_model`` writes the records, ``create_model`` reads them. Their weights no longer learn: what learns is
-    put beside them.
+    Linear layers, embeddings, heads, experts and convolutions are compressed; depthwise convolutions, norms, routers
+    and what recurrences keep (A_log, D, dt_bias, ...) stay as they are. The model computes as before and saves as it
+    is: ``zoo.save_model`` writes the records, ``create_model`` reads them. Their weights no longer learn: what learns
+    is put beside them.
 
     Args:
         model: of ``create_model``, or any module.
@@ -47,9 +51,11 @@ def quantize(
         embeddings: compress embeddings, and with them heads that are tied to one.
         folder: keeps what is done, a weight after another: the same call goes on where it was broken off.
         progress: called with the weights done and all there are.
-        options: fields of the method: for all of them ``bits`` (4), ``group_size`` (None: the largest divisor of a
-            layer's inputs up to 32; an integer must divide them, or be no smaller), ``symmetric`` (False: zeros are
-            stored) and ``scale_dtype`` ("bfloat16").
+        options: fields of the method: for all of them ``bits`` (4, or as the layout has them), ``group_size`` (None:
+            the largest divisor of a layer's inputs up to 32; an integer must divide them, or be no smaller),
+            ``group_rows`` (1: outputs that share a scale), ``symmetric`` (False: zeros are stored), ``scale_dtype``
+            ("bfloat16"), ``layout`` ("int"; or another name of ``zoo.layers.quant.LAYOUTS``), and ``activation_bits``
+            (None; what linear layers and experts multiply is rounded to as many).
 
     Returns:
         ``model``.
@@ -70,7 +76,7 @@ def quantize(
     if calibration is not None:
         calibration.check(model)
     weights = _wanted(model, (skip,) if isinstance(skip, str) else tuple(skip), embeddings)
-    _check_groups(chosen, weights)
+    _check_groups(chosen, model, weights)
     store = Store(folder, {"method": method, **chosen.fields()})
     training = model.training
     known = chosen.prepare(model.eval(), list(weights), calibration, store)
@@ -78,7 +84,7 @@ def quantize(
     for index, name in enumerate(weights):
         weight = compressible(model)[name]
         if id(weight) not in made:
-            made[id(weight)] = _record(chosen, name, matrices(model, name), known, store)
+            made[id(weight)] = _record(chosen, model, name, known.get(name), store)
         weights[name] = made[id(weight)]
         if progress is not None:
             progress(index + 1, len(weights))
@@ -101,30 +107,31 @@ def _wanted(model: nn.Module, skip: tuple[str, ...], embeddings: bool) -> dict[s
     wanted = {name: weight for name, weight in weights.items() if id(weight) not in left}
     if not wanted:
         raise ValueError(
-            f"there is nothing to compress in {type(model).__name__}: no linear layer, embedding or expert"
+            f"there is nothing to compress in {type(model).__name__}: no linear layer, embedding, expert or convolution"
         )
     return wanted
 
 
-def _check_groups(method: Method, weights: Mapping[str, Tensor]) -> None:
+def _check_groups(method: Method, model: nn.Module, weights: Iterable[str]) -> None:
     wrong = []
-    for name, weight in weights.items():
+    for name in weights:
         try:
-            method.format(weight.shape[-1]).groups(weight.shape[-1])
+            columns = matrices(model, name).shape[-1]
+            method.format(columns).groups(columns)
         except ValueError as error:
             wrong.append(f"{name}: {error}")
     if wrong:
         raise ValueError(f"{wrong[0]}{f' (and {len(wrong) - 1} more layers)' if wrong[1:] else ''}")
 
 
-def _record(method: Method, name: str, matrix: Tensor, known: Mapping[str, Any], store: Store) -> Record:
-    form = method.format(matrix.shape[-1])
+def _record(method: Method, model: nn.Module, name: str, known: Any, store: Store) -> Record:
+    matrix = matrices(model, name)
 
     def make() -> dict[str, Tensor]:
-        return dict(method.record(matrix.float(), form, known.get(name)).named_parameters())
+        form = method.format(matrix.shape[-1])
+        form = form if is_product(model, name) else dataclasses.replace(form, activation_bits=None)
+        record = method.record(matrix.float(), form, known)
+        return {FORMAT: as_bytes(record.format), **dict(record.named_parameters())}
 
     found = store.once(f"record.{name}", make)
-    with torch.device("meta"):
-        record = Record(matrix.shape, form)
-    record.load_state_dict(found, assign=True)
-    return record.requires_grad_(False)
+    return Record.holding(matrix.shape, from_bytes(found[FORMAT]), found)

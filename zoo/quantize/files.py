@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from zoo.layers.quant import Format, install, records
 
@@ -37,6 +39,16 @@ def formats(content: Mapping[str, Any]) -> dict[str, Format]:
         return {str(name): Format(**part["format"]) for part in parts for name in part["names"]}
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"config.json describes no compressed weights under {KEY!r}: {error}") from error
+
+
+def as_bytes(form: Format) -> Tensor:
+    """A format as a tensor of bytes, to lie beside others in a file."""
+    return torch.tensor(list(json.dumps(dataclasses.asdict(form)).encode()), dtype=torch.uint8)
+
+
+def from_bytes(found: Tensor) -> Format:
+    """The format that ``as_bytes`` made bytes of."""
+    return Format(**json.loads(bytes(found.tolist())))
 
 
 def with_records(build: Callable[[Any], nn.Module], given: Mapping[str, Format]) -> Callable[[Any], nn.Module]:

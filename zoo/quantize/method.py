@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from zoo.layers.quant import Format, Record
+from zoo.layers.quant import LAYOUTS, Format, Record
 from zoo.quantize.store import Store
 from zoo.registry import nearest
 
@@ -24,30 +24,45 @@ class Method:
     """A method: subclass it as a frozen dataclass, name it, and fill ``prepare``, ``record`` or both.
 
     Subclasses are registered by ``class MyMethod(Method, name="my_method", calibrated=True)``; the options are their
-    fields, and whatever they draw must come from a seed among these.
+    fields, and whatever they draw must come from a seed among these. One that makes no more of integers than
+    ``Record.nearest`` does of any layout says ``any_layout=True``.
 
     Raises:
         ValueError: for options out of range, or a name that is taken.
     """
 
     calibrated: ClassVar[bool] = False
+    any_layout: ClassVar[bool] = False
 
-    bits: int = 4
-    """Of a code, 1 to 8."""
+    bits: int = dataclasses.field(default=None)  # type: ignore[assignment]
+    """Of a code, 1 to 8; None: as the layout has them, 4 of integers."""
     group_size: int | None = None
     """Columns that share a scale; None: the largest divisor of a row's columns up to 32."""
     symmetric: bool = False
     """No zeros are stored: the code of the number 0 is 2^(bits-1)."""
     scale_dtype: str = "bfloat16"
     """Of the stored scales: "bfloat16" or "float32"."""
+    layout: str = "int"
+    """What a code stands for: a name of ``zoo.layers.quant.LAYOUTS``."""
+    group_rows: int = 1
+    """Rows that share a scale."""
+    masked: bool = False
+    """A further bit says which weights are 0, in a layout that has no code for it."""
+    activation_bits: int | None = None
+    """What multiplies the matrices of linear layers and experts is rounded to so many bits; None: it is not."""
 
-    def __init_subclass__(cls, name: str, calibrated: bool = False):
+    def __init_subclass__(cls, name: str, calibrated: bool = False, any_layout: bool = False):
         if name in METHODS:
             raise ValueError(f"method {name!r} is already registered")
         METHODS[name] = cls
-        cls.calibrated = calibrated
+        cls.calibrated, cls.any_layout = calibrated, any_layout
 
     def __post_init__(self):
+        if self.bits is None:
+            object.__setattr__(self, "bits", LAYOUTS[self.layout].default if self.layout in LAYOUTS else 4)
+        if self.layout != "int" and not self.any_layout:
+            able = [name for name, kind in METHODS.items() if kind.any_layout]
+            raise ValueError(f"only {', '.join(able)} know other layouts than 'int', got layout {self.layout!r}")
         self.format(GROUP)
 
     def fields(self) -> dict[str, Any]:
@@ -59,8 +74,10 @@ class Method:
         size = self.group_size
         if size is None:
             size = next(n for n in range(min(GROUP, columns), 0, -1) if columns % n == 0)
-        options = {"symmetric": self.symmetric, "scale_dtype": self.scale_dtype}
-        return Format(bits=self.bits, group_size=size, **options)  # type: ignore[arg-type]
+        return Format(
+            bits=self.bits, group_size=size, symmetric=self.symmetric, scale_dtype=self.scale_dtype,
+            layout=self.layout, group_rows=self.group_rows, masked=self.masked, activation_bits=self.activation_bits,
+        )  # fmt: skip
 
     def prepare(
         self, model: nn.Module, names: Sequence[str], calibration: Calibration | None, store: Store

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.layers.quant import Format, Record, compressible, matrices
+from zoo.layers.quant import Format, Record, matrices, set_matrices
 from zoo.quantize.calibration import Calibration, largest_inputs
 from zoo.quantize.folds import Fold, folds
 from zoo.quantize.method import Method
-from zoo.quantize.rounding import grid, nearest_codes
 from zoo.quantize.store import Store
 
 SMALLEST = 1e-5  # of a factor: a channel may be zero on all of the calibration
@@ -21,7 +20,7 @@ COMPARED = 1 << 24  # outputs that are kept of the float model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SmoothQuantPlus(Method, name="smoothquant_plus", calibrated=True):
+class SmoothQuantPlus(Method, name="smoothquant_plus", calibrated=True, any_layout=True):
     r"""Scale the inputs of linear layers into the norm before them, then round to nearest.
 
     .. math::
@@ -66,18 +65,17 @@ class SmoothQuantPlus(Method, name="smoothquant_plus", calibrated=True):
 
     def record(self, matrix: Tensor, form: Format, known: Any) -> Record:
         """The nearest codes within the range of each group."""
-        return nearest_codes(matrix, *grid(matrix, form), form)
+        return Record.nearest(matrix, form)
 
     def _loss(self, model, names, found, largest, alpha, calibration, expected: Tensor) -> Tensor:
         """The mean squared change of the outputs; the model is left as it was."""
         kept = {parameter: parameter.data for parameter in model.parameters()}
         try:
             _scale(model, found, largest, alpha)
-            for name, weight in compressible(model).items():
-                if name in names:
-                    matrix = matrices(model, name)
-                    rounded = self.record(matrix.float(), self.format(matrix.shape[-1]), None).dequantise()
-                    weight.data = (rounded if rounded.shape == weight.shape else rounded.mT).to(weight)
+            for name in names:
+                matrix = matrices(model, name)
+                rounded = self.record(matrix.float(), self.format(matrix.shape[-1]), None).dequantise()
+                set_matrices(model, name, rounded)
             return (_outputs(model, calibration) - expected).square().mean()
         finally:
             for parameter, data in kept.items():

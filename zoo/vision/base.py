@@ -14,6 +14,8 @@ from torch.fx import Proxy
 from zoo.config import require_positive, require_ranges
 from zoo.layers import fuse, recompute
 from zoo.layers.depth.exits import ImageExits
+from zoo.layers.precision import computes_in
+from zoo.layers.quant import records
 from zoo.vision.exits import classify
 from zoo.vision.surface import TimmSurface
 
@@ -189,7 +191,12 @@ class VisionModel(TimmSurface, ABC):
         Batch norms are folded into the convolutions and linear layers beside them, the identity beside a depthwise
         convolution into its middle tap, and the model is put into eval mode. Outputs stay the same up to rounding;
         there is no way back, so save before.
+
+        Raises:
+            ValueError: for a model that ``zoo.quantize`` has compressed.
         """
+        if held := records(self):
+            raise ValueError(f"fuse() multiplies weights by scales, and {next(iter(held))} is compressed")
         fuse(self.eval())
         self.fused = True
         return self
@@ -219,11 +226,11 @@ class VisionModel(TimmSurface, ABC):
 
     def _replace_head(self, **changes: Any) -> None:
         self.config = dataclasses.replace(self.config, label_names=(), **changes)
-        reference = next(self.parameters())
-        self.head = self.build_head().to(reference.device, reference.dtype).train(self.training)
+        like = computes_in(self)
+        self.head = self.build_head().to(like.device, like.dtype).train(self.training)
         if self.exits is not None:
             self.exits.reset(self.config.num_classes)
-            self.exits.to(reference.device, reference.dtype).train(self.training)
+            self.exits.to(like.device, like.dtype).train(self.training)
 
     def build_head(self) -> nn.Module:
         """The classifier for ``config.num_classes``: truncated-normal weight, zero bias; identity for 0 classes."""

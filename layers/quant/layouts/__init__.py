@@ -1,0 +1,28 @@
+"""Layouts of records by name: what the codes of a matrix stand for."""
+
+from zoo.layers.quant.layouts.binary import Binary, DualBinary
+from zoo.layers.quant.layouts.bipolar import Bipolar
+from zoo.layers.quant.layouts.integer import Integer, grid, nearest
+from zoo.layers.quant.layouts.layout import SCALES, Layout
+from zoo.layers.quant.layouts.minifloat import MINIFLOATS, MinifloatLayout
+
+LAYOUTS: dict[str, Layout] = {
+    "int": Integer(),
+    "bipolar": Bipolar(),
+    "binary": Binary(),
+    "dual_binary": DualBinary(),
+    **MINIFLOATS,
+}
+
+__all__ = [
+    "LAYOUTS",
+    "SCALES",
+    "Binary",
+    "Bipolar",
+    "DualBinary",
+    "Integer",
+    "Layout",
+    "MinifloatLayout",
+    "grid",
+    "nearest",
+]

@@ -1,0 +1,51 @@
+"""Numbers rounded to a floating-point format, and the gradient of what they were."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zoo.kernels.common.minifloat import ROUNDINGS, Minifloat
+
+
+class Straight(torch.autograd.Function):
+    """The second tensor, with the gradient of the first."""
+
+    @staticmethod
+    def forward(x: Tensor, found: Tensor) -> Tensor:
+        return found.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *arriving):
+        return arriving[0], None
+
+
+class Rounded(nn.Module):
+    """The nearest, or otherwise next, number of a format; the gradient passes straight through.
+
+    Args:
+        kind: the format.
+        rounding: see ``Minifloat.round``; what is drawn comes from torch's global generator.
+        saturate: what is too large becomes the largest number.
+
+    Raises:
+        ValueError: for an unknown rounding.
+
+    Paper: Carson and Chen, "Pychop: Emulating Low-Precision Arithmetic in Numerical Methods and Neural Networks", arXiv
+    2504.07835; the gradient: Bengio et al., arXiv 1308.3432.
+    """
+
+    def __init__(self, kind: Minifloat, rounding: str = "nearest", saturate: bool = False):
+        super().__init__()
+        if rounding not in ROUNDINGS:
+            raise ValueError(f"rounding must be one of {list(ROUNDINGS)}, got {rounding!r}")
+        self.kind, self.rounding, self.saturate = kind, rounding, saturate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x, of any shape and a dtype that holds the format."""
+        found = self.kind.round(x.detach(), self.rounding, saturate=self.saturate)
+        return Straight.apply(x, found)  # type: ignore[return-value]
