@@ -7,6 +7,7 @@
 from zoo import cache, decoding, steering
 from zoo.chat import Chat
 from zoo.convert import convert
+from zoo.emulation import emulate
 from zoo.exits import add_exits, calibrate_exits, exit_costs
 from zoo.export import export_onnx, export_program
 from zoo.extend_context import extend_context
@@ -50,6 +51,7 @@ __all__ = [
     "create_model",
     "decoding",
     "deviation",
+    "emulate",
     "exit_costs",
     "export_onnx",
     "export_program",

@@ -1,0 +1,99 @@
+"""Emulated formats: models as torch has them in its own dtypes, what learns, what is saved, what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import zoo
+from zoo.kernels.common.minifloat import Minifloat
+from zoo.layers.quant import compressible
+from zoo.layers.quant.rounded import Rounded
+
+
+def inputs(model: Any) -> Tensor:
+    if hasattr(model.config, "vocab_size"):
+        return torch.arange(38).reshape(2, 19)
+    return torch.randn(2, model.config.in_chans, *model.config.image_shape)
+
+
+def test_float32_changes_nothing_and_bfloat16_is_rounded_everywhere():
+    model = zoo.create_model("transformer_nano").eval()
+    expected, x = model(inputs(model)), inputs(model)
+    assert torch.equal(zoo.emulate(model, 8, 23)(x), expected)
+    rounded = zoo.emulate(zoo.create_model("transformer_nano").eval(), 8, 7)
+    seen: list[Tensor] = []
+    for module in rounded.modules():
+        module.register_forward_hook(lambda _, __, y: seen.append(y) if isinstance(y, Tensor) else None)
+    found = rounded(x)
+    assert all(torch.equal(y, y.bfloat16().float()) for y in seen) and found.dtype == torch.float32
+    names = [name for name in compressible(zoo.create_model("transformer_nano")) if "embedding" not in name]
+    for name in names:
+        place, _, attribute = name.rpartition(".")
+        weight = getattr(rounded.get_submodule(place), attribute)
+        assert torch.equal(weight, weight.bfloat16().float())
+
+
+@pytest.mark.parametrize("name", ["transformer_nano", "mamba2_nano", "moe_nano", "vit_nano", "vovnet_nano"])
+def test_fewer_bits_of_mantissa_are_further_off(name):
+    """The error doubles with each bit that is taken; weights alone, so that nothing but rounding is between."""
+    x, found = inputs(zoo.create_model(name)), []
+    for mantissa in (23, 10, 6, 3):
+        torch.manual_seed(0)
+        model = zoo.emulate(zoo.create_model(name).eval(), 5, mantissa, activations=False)
+        with torch.no_grad():
+            found.append(model(x))
+    errors = [(y - found[0]).norm().item() for y in found[1:]]
+    assert 0 < 4 * errors[0] < errors[1] and 2 * errors[1] < errors[2]
+
+
+def test_every_parameter_learns():
+    model = zoo.emulate(zoo.create_model("moe_nano"), 4, 3, largest=448.0, saturate=True)
+    tokens = inputs(model)
+    model(tokens, labels=tokens).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert sum(bool(p.grad.any()) for p in model.parameters()) > 0.9 * len(list(model.parameters()))
+
+
+def test_the_gradient_passes_straight_through():
+    x = torch.linspace(-3, 3, 50, requires_grad=True)
+    y = Rounded(Minifloat(2, 1, 6.0), "up")(x)
+    (gradient,) = torch.autograd.grad((y * torch.arange(50)).sum(), x)
+    assert torch.equal(gradient, torch.arange(50.0)) and (y >= x).all() and not torch.equal(y, x)
+
+
+def test_it_is_saved(tmp_path):
+    model = zoo.emulate(zoo.create_model("mamba2_nano").eval(), 5, 2, rounding="zero")
+    again = zoo.create_model(f"local-dir:{zoo.save_model(model, tmp_path)}").eval()
+    assert torch.equal(again(inputs(again)), model(inputs(model)))
+    assert zoo.changes.changes_of(again) == zoo.changes.changes_of(model) != ()
+
+
+def test_draws_follow_the_seed():
+    model = zoo.emulate(zoo.create_model("transformer_nano").eval(), 5, 2, rounding="stochastic")
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(model(inputs(model)))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(
+    ("prepare", "options", "message"),
+    [
+        (None, {"exponent_bits": 9}, "a format has 1 to 8 bits of exponent"),
+        (None, {"rounding": "odd"}, "rounding must be one of"),
+        (None, {"weights": False, "activations": False}, "there is nothing to round"),
+        (lambda model: zoo.emulate(model, 5, 2), {}, "the model is emulated in a format already"),
+        (zoo.quantize, {}, r"emulated comes before zoo\.factorize and zoo\.quantize"),
+    ],
+)
+def test_what_is_refused(prepare, options, message):
+    model = zoo.create_model("transformer_nano")
+    if prepare is not None:
+        prepare(model)
+    with pytest.raises(ValueError, match=message):
+        zoo.emulate(model, **{"exponent_bits": 4, "mantissa_bits": 3} | options)

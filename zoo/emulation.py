@@ -1,0 +1,105 @@
+"""Emulated precision: a model in any floating-point format, computed in float32."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from zoo.changes import Change, apply, changes_of
+from zoo.kernels.common.minifloat import Minifloat
+from zoo.layers.quant import compressible
+from zoo.layers.quant.rounded import Rounded
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Emulated(Change, kind="emulated"):
+    """``Rounded`` before the weights of layers, and after what every module returns."""
+
+    exponent_bits: int = 8
+    mantissa_bits: int = 7
+    largest: float | None = None
+    rounding: str = "nearest"
+    saturate: bool = False
+    weights: bool = True
+    activations: bool = True
+
+    def __post_init__(self):
+        self.rounded()
+        if not (self.weights or self.activations):
+            raise ValueError("there is nothing to round: neither weights nor activations")
+
+    def rounded(self) -> Rounded:
+        """What rounds."""
+        kind = Minifloat(self.exponent_bits, self.mantissa_bits, self.largest)  # type: ignore[arg-type]
+        return Rounded(kind, self.rounding, self.saturate)
+
+    def install(self, model: nn.Module) -> None:
+        """Parametrise and hook, in place; tied weights stay tied."""
+        if any(isinstance(change, Emulated) for change in changes_of(model)):
+            raise ValueError("the model is emulated in a format already")
+        modules, weights = list(model.modules()), compressible(model) if self.weights else {}
+        if self.activations:
+            for module in modules:
+                module.register_forward_hook(partial(_rounded_output, self.rounded()))
+        for name in weights:
+            place, _, attribute = name.rpartition(".")
+            module = model.get_submodule(place)
+            if isinstance(module, nn.Embedding):
+                module.register_forward_hook(partial(_rounded_output, self.rounded()))
+            else:
+                parametrize.register_parametrization(module, attribute, self.rounded())
+
+
+def _rounded_output(rounded: Rounded, module: nn.Module, inputs: Any, output: Any) -> Any:
+    floating = isinstance(output, Tensor) and output.is_floating_point()
+    return rounded(output) if floating else output
+
+
+def emulate(
+    model: Model,
+    exponent_bits: int,
+    mantissa_bits: int,
+    *,
+    largest: float | None = None,
+    rounding: str = "nearest",
+    saturate: bool = False,
+    weights: bool = True,
+    activations: bool = True,
+) -> Model:
+    """Compute a model as if its weights and activations were of a floating-point format, in place.
+
+    The weights of linear layers, embeddings, experts and convolutions are rounded where they are used, and so is what
+    every module returns; what happens inside of a module is in the model's own dtype. Weights are kept as they were and
+    learn: gradients pass straight through. ``zoo.save_model`` keeps it so.
+
+    Args:
+        model: of ``create_model``.
+        exponent_bits: 1 to 8.
+        mantissa_bits: 0 to 23; 5 and 10 are half precision, 8 and 7 bfloat16, 4 and 3 with a largest number of 448 the
+            float8_e4m3fn of torch.
+        largest: the largest number; None: as IEEE 754 has it.
+        rounding: "nearest", "up", "down", "zero", "stochastic" or "coin", see ``kernels.common.minifloat``.
+        saturate: what is too large becomes the largest number, not infinity.
+        weights, activations: what is rounded.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: for a format or a rounding that there is not, nothing to round, or a model that is emulated already
+            or compressed.
+
+    Paper: Carson and Chen, "Pychop", arXiv 2504.07835.
+    """
+    change = Emulated(
+        exponent_bits=exponent_bits, mantissa_bits=mantissa_bits, largest=largest, rounding=rounding,
+        saturate=saturate, weights=weights, activations=activations,
+    )  # fmt: skip
+    apply(model, change)
+    return model
