@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import zoo
 from zoo.cli import main
 from zoo.layers.lowrank import SOLVERS, LowRank
+from zoo.layers.precision import computes_in
 
 MANY = 10**6  # above every full rank
 FAMILIES = ["transformer", "mamba2", "moe", "gated_deltanet", "longconv_text", "vit", "mcunet", "axial", "vim"]
@@ -24,7 +25,7 @@ def inputs(model: Any) -> Tensor:
         return torch.randint(0, config.vocab_size, (2, 20))
     if hasattr(config, "num_levels"):
         return torch.randint(0, config.num_levels, (2, config.in_chans, *config.image_shape))
-    return torch.randn(2, config.in_chans, *config.image_shape, dtype=next(model.parameters()).dtype)
+    return torch.randn(2, config.in_chans, *config.image_shape, dtype=computes_in(model).dtype)
 
 
 def product(layer: LowRank) -> Tensor:
