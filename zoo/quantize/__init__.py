@@ -12,16 +12,31 @@ import torch
 from torch import Tensor, nn
 
 from zoo.layers.quant import Record, compressible, install, is_product, matrices, records
+from zoo.quantize.baq import BAQ
 from zoo.quantize.calibration import Calibration
+from zoo.quantize.easyquant import EasyQuant
 from zoo.quantize.files import as_bytes, from_bytes
+from zoo.quantize.lowbit_fp import LowBitFP
 from zoo.quantize.method import METHODS, Method, method_of
+from zoo.quantize.omniquant import OmniQuant
 from zoo.quantize.rounding import RTN
 from zoo.quantize.smoothquant_plus import SmoothQuantPlus
-from zoo.quantize.store import Store
+from zoo.quantize.store import Store, digest
 
 FORMAT = "format"  # among the tensors of a record that is kept
 
-__all__ = ["METHODS", "RTN", "Calibration", "Method", "SmoothQuantPlus", "quantize"]
+__all__ = [
+    "BAQ",
+    "METHODS",
+    "RTN",
+    "Calibration",
+    "EasyQuant",
+    "LowBitFP",
+    "Method",
+    "OmniQuant",
+    "SmoothQuantPlus",
+    "quantize",
+]
 
 
 @torch.no_grad()
@@ -49,8 +64,9 @@ def quantize(
         calibration: what a calibrated method sees of the model's inputs; see ``Calibration``.
         skip: patterns of names of weights that stay, such as "head.weight" or "blocks.0.*".
         embeddings: compress embeddings, and with them heads that are tied to one.
-        folder: keeps what is done, a weight after another: the same call goes on where it was broken off.
-        progress: called with the weights done and all there are.
+        folder: keeps what is done, a piece after another: the same call, of the same weights and calibration, goes on
+            where it was broken off.
+        progress: called with the pieces done, weights and what a method finds before, and all that are known of.
         options: fields of the method: for all of them ``bits`` (4, or as the layout has them), ``group_size`` (None:
             the largest divisor of a layer's inputs up to 32; an integer must divide them, or be no smaller),
             ``group_rows`` (1: outputs that share a scale), ``symmetric`` (False: zeros are stored), ``scale_dtype``
@@ -77,17 +93,16 @@ def quantize(
         calibration.check(model)
     weights = _wanted(model, (skip,) if isinstance(skip, str) else tuple(skip), embeddings)
     _check_groups(chosen, model, weights)
-    store = Store(folder, {"method": method, **chosen.fields()})
+    store = Store(folder, _signature(chosen, method, model, weights, calibration) if folder else {}, progress)
+    store.expect(len({id(weight) for weight in weights.values()}))
     training = model.training
     known = chosen.prepare(model.eval(), list(weights), calibration, store)
     made: dict[int, Record] = {}
-    for index, name in enumerate(weights):
+    for name in weights:
         weight = compressible(model)[name]
         if id(weight) not in made:
             made[id(weight)] = _record(chosen, model, name, known.get(name), store)
         weights[name] = made[id(weight)]
-        if progress is not None:
-            progress(index + 1, len(weights))
     install(model, weights)
     model.quantization = {"method": method, **chosen.fields()}  # type: ignore[assignment]
     return model.train(training)
@@ -110,6 +125,16 @@ def _wanted(model: nn.Module, skip: tuple[str, ...], embeddings: bool) -> dict[s
             f"there is nothing to compress in {type(model).__name__}: no linear layer, embedding, expert or convolution"
         )
     return wanted
+
+
+def _signature(
+    chosen: Method, method: str, model: nn.Module, names: Iterable[str], calibration: Calibration | None
+) -> dict[str, Any]:
+    """What makes a call another one."""
+    seen = () if calibration is None else calibration.batches
+    chosen_names = torch.tensor(list("\n".join(names).encode()), dtype=torch.uint8)
+    known = {"model": digest([*model.state_dict().values(), chosen_names]), "calibration": digest(seen)}
+    return {"method": method, **chosen.fields(), **known}
 
 
 def _check_groups(method: Method, model: nn.Module, weights: Iterable[str]) -> None:

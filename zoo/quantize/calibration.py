@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+COMPARED = 1 << 24  # outputs that are kept of a model
+
 if TYPE_CHECKING:
     from zoo.text import Tokenizer
 
@@ -93,3 +95,11 @@ def largest_inputs(model: nn.Module, names: Iterable[str], calibration: Calibrat
     with torch.no_grad(), watching({name: model.get_submodule(name) for name in names}, see):
         calibration.run(model)
     return found
+
+
+def model_outputs(model: nn.Module, calibration: Calibration) -> Tensor:
+    """A model's outputs for all batches in one row; of large ones only every so many positions."""
+    batches = len(calibration.batches)
+    rows = [output.flatten(0, -2).float() for output in calibration.outputs(model)]
+    stride = max(1, -(-sum(row.numel() for row in rows) // COMPARED)) if batches else 1
+    return torch.cat([row[::stride].flatten() for row in rows])

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from zoo.layers.quant import Format, Record, matrices, set_matrices
-from zoo.quantize.calibration import Calibration, largest_inputs
+from zoo.quantize.calibration import Calibration, largest_inputs, model_outputs
 from zoo.quantize.folds import Fold, folds
 from zoo.quantize.method import Method
 from zoo.quantize.store import Store
 
 SMALLEST = 1e-5  # of a factor: a channel may be zero on all of the calibration
-COMPARED = 1 << 24  # outputs that are kept of the float model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ class SmoothQuantPlus(Method, name="smoothquant_plus", calibrated=True, any_layo
             return lambda: {"loss": self._loss(model, names, found, largest, alpha, calibration, expected)}
 
         with torch.no_grad():
-            expected = _outputs(model, calibration)
+            expected = model_outputs(model, calibration)
             losses = [store.once(f"loss {alpha}", loss(alpha))["loss"].item() for alpha in alphas]
             _scale(model, found, largest, alphas[losses.index(min(losses))])
         return {}
@@ -76,7 +75,7 @@ class SmoothQuantPlus(Method, name="smoothquant_plus", calibrated=True, any_layo
                 matrix = matrices(model, name)
                 rounded = self.record(matrix.float(), self.format(matrix.shape[-1]), None).dequantise()
                 set_matrices(model, name, rounded)
-            return (_outputs(model, calibration) - expected).square().mean()
+            return (model_outputs(model, calibration) - expected).square().mean()
         finally:
             for parameter, data in kept.items():
                 parameter.data = data
@@ -95,11 +94,3 @@ def _scale(model: nn.Module, found: Sequence[Fold], largest: Mapping[str, Tensor
     if alpha is not None:
         for fold in found:
             fold.apply(model, factors(model, fold, largest, alpha))
-
-
-def _outputs(model: nn.Module, calibration: Calibration) -> Tensor:
-    """Of all batches in one row; of large ones only every so many positions."""
-    batches = len(calibration.batches)
-    rows = [output.flatten(0, -2).float() for output in calibration.outputs(model)]
-    stride = max(1, -(-sum(row.numel() for row in rows) // COMPARED)) if batches else 1
-    return torch.cat([row[::stride].flatten() for row in rows])

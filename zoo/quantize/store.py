@@ -5,23 +5,35 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 SIGNATURE = "quantization.json"
 
 
 class Store:
-    """A folder of finished pieces, of one method with one set of options; without a folder nothing is kept.
+    """A folder of finished pieces, of one call; without a folder nothing is kept.
+
+    Args:
+        folder: where they lie.
+        signature: what makes the call another one: the method, its options, and what it works on.
+        progress: called with the pieces done and all that are known of.
 
     Raises:
         ValueError: for a folder that holds the pieces of another call.
     """
 
-    def __init__(self, folder: str | Path | None, signature: Mapping[str, Any]):
+    def __init__(
+        self,
+        folder: str | Path | None,
+        signature: Mapping[str, Any],
+        progress: Callable[[int, int], None] | None = None,
+    ):
+        self.progress, self.done, self.total = progress, 0, 0
         self.folder = None if folder is None else Path(folder)
         if self.folder is None:
             return
@@ -34,8 +46,19 @@ class Store:
             )
         path.write_text(text, encoding="utf-8")
 
+    def expect(self, pieces: int) -> None:
+        """So many more pieces are to come."""
+        self.total += pieces
+
     def once(self, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """What ``compute`` returns: tensors by name, computed once and then read from the folder."""
+        found = self._once(key, compute)
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, max(self.done, self.total))
+        return found
+
+    def _once(self, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         from safetensors.torch import load_file, save_file
 
         if self.folder is None:
@@ -47,3 +70,12 @@ class Store:
             save_file(found, partial, metadata={"key": key})
             os.replace(partial, path)
         return load_file(path)
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """A short name for what tensors hold."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]

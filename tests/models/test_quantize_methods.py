@@ -1,0 +1,125 @@
+"""Every method of compression: the same call goes on where it broke off, and helps a text that it has not seen."""
+
+from __future__ import annotations
+
+import copy
+from pydoc_data.topics import topics
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import zoo
+from zoo.layers.quant import records
+from zoo.quantize import METHODS, Calibration
+
+QUICK: dict[str, dict[str, Any]] = {
+    "smoothquant_plus": {"steps": 2}, "omniquant": {"epochs": 1}, "easyquant": {"steps": 5}, "lowbit_fp": {"steps": 3},
+}  # fmt: skip
+
+
+def text(name: str, rows: int = 4) -> Tensor:
+    """A document of Python's, its first bytes."""
+    return torch.tensor(list(topics[name].encode()[: 128 * rows])).view(rows, 128)
+
+
+def calibration(model: Any) -> Calibration:
+    if hasattr(model.config, "vocab_size"):
+        return Calibration(text("compound").split(2))
+    generator = torch.Generator().manual_seed(0)
+    return Calibration([torch.randn(2, model.config.in_chans, *model.config.image_shape, generator=generator)])
+
+
+@torch.no_grad()
+def loss(model: Any) -> float:
+    """On another document."""
+    unseen = text("specialnames", 16)
+    return model(unseen, labels=unseen).item()
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    return zoo.create_model("transformer_nano", pretrained=True).eval()
+
+
+class Broken(Exception):
+    pass
+
+
+def breaks(pieces: int):
+    """A progress that ends a call after so many pieces."""
+
+    def progress(done: int, total: int) -> None:
+        assert 1 <= done <= total
+        if done == pieces:
+            raise Broken
+
+    return progress
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_call_that_broke_off_goes_on_to_the_same_bytes(method, tmp_path):
+    small = zoo.create_model("transformer_nano", dim=32, num_heads=2, num_kv_heads=1, mlp_dim=32, depth=2).eval()
+    call = {"method": method, "calibration": calibration(small), **QUICK.get(method, {})}
+    expected = zoo.quantize(copy.deepcopy(small), **call).state_dict()
+    for pieces in (1, 4):
+        with pytest.raises(Broken):
+            zoo.quantize(copy.deepcopy(small), folder=tmp_path, progress=breaks(pieces), **call)
+    seen: list[tuple[int, int]] = []
+    again = zoo.quantize(copy.deepcopy(small), folder=tmp_path, progress=lambda *now: seen.append(now), **call)
+    found = again.state_dict()
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+    assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize(("method", "name"), [
+    ("omniquant", "moe_nano"), ("omniquant", "falcon_h1_nano"), ("omniquant", "vovnet_nano"), ("easyquant", "moe_nano"),
+    ("baq", "vovnet_nano"), ("lowbit_fp", "moe_nano"), ("lowbit_fp", "vovnet_nano"), ("smoothquant_plus", "moe_nano"),
+])  # fmt: skip
+def test_experts_recurrences_and_convolutions(method, name, tmp_path):
+    """Are compressed, keep their float parameters, and reload bit-equal."""
+    model = zoo.create_model(name, pretrained=True).eval()
+    seen = calibration(model)
+    held = {key for key, p in model.named_parameters() if p.dim() == 1 or "A_log" in key}
+    zoo.quantize(model, method, calibration=seen, bits=6, **QUICK.get(method, {}))
+    kept = dict(model.named_parameters())
+    assert records(model) and all(kept[key].dtype == torch.float32 for key in held)
+    zoo.save_model(model, tmp_path)
+    again = zoo.create_model(f"local-dir:{tmp_path}").eval()
+    with torch.no_grad():
+        assert torch.equal(again(seen.batches[0]), model(seen.batches[0]))
+
+
+@pytest.mark.parametrize(("method", "options"), [
+    ("omniquant", {"bits": 2, "epochs": 4}), ("easyquant", {"bits": 3, "group_size": 4096}), ("baq", {"bits": 3}),
+    ("lowbit_fp", {"bits": 3, "steps": 60}), ("lowbit_fp", {"layout": "e2m1", "steps": 0}),
+])  # fmt: skip
+def test_it_predicts_an_unseen_text_better_than_plain_rounding(method, options, trained):
+    plain = {key: value for key, value in options.items() if key in ("bits", "layout", "group_size")}
+    found, rounded = copy.deepcopy(trained), zoo.quantize(copy.deepcopy(trained), **plain)
+    zoo.quantize(found, method, calibration=Calibration(text("compound", 8).split(4)), **options)
+    assert loss(found) < loss(rounded)
+
+
+def test_a_folder_is_for_one_model_and_one_calibration(trained, tmp_path):
+    call = {"method": "baq", "folder": tmp_path}
+    zoo.quantize(copy.deepcopy(trained), calibration=calibration(trained), **call)
+    with pytest.raises(ValueError, match="give it a folder of its own"):
+        zoo.quantize(copy.deepcopy(trained), calibration=Calibration([text("while")]), **call)
+    with pytest.raises(ValueError, match="give it a folder of its own"):
+        zoo.quantize(zoo.create_model("transformer_nano"), calibration=calibration(trained), **call)
+
+
+@pytest.mark.parametrize(("method", "options", "message"), [
+    ("omniquant", {"epochs": -1}, "epochs must be at least 0 and rates above 0"),
+    ("easyquant", {"deviations": -1.0}, "deviations and steps must be at least 0"),
+    ("easyquant", {"group_rows": 2}, "easyquant finds a scale for each row"),
+    ("baq", {"budget": 9.0}, r"budget must lie in \[1, 8\] bits"),
+    ("lowbit_fp", {"lr": 0.0}, "steps must be at least 0 and lr above 0"),
+    ("lowbit_fp", {"layout": "bipolar"}, "lowbit_fp rounds to integers and floating-point numbers"),
+])  # fmt: skip
+def test_what_is_refused(method, options, message, trained):
+    with pytest.raises(ValueError, match=message):
+        zoo.quantize(trained, method, calibration=calibration(trained), **options)
+    assert not records(trained)
