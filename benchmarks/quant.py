@@ -77,7 +77,7 @@ CLAIMS = [
         lambda lost: lost["4 bits, SmoothQuant+"] <= 0.01,
     ),
     Claim(
-        "4 bits a row, EasyQuant", "no more than 0.54 of rounding's loss", "LLaMA-7B 6.29, 6.01, float 5.68: 2403.02775",
+        "4 bits a row, EasyQuant", "0.54 of rounding's loss", "LLaMA-7B: 6.29, 6.01, float 5.68; 2403.02775",
         less("4 bits a row, EasyQuant", "4 bits a row", 0.54),
     ),
     Claim(
@@ -210,7 +210,7 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     kinds = list(METHODS)
     marks = dict(zip(kinds, "oosspPvXD^d<"[: len(kinds)], strict=False))
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(14, 5), layout="constrained")
     losses = lost(records)
     for axis, names in zip(axes, (TEXT, IMAGES), strict=True):
         for index, name in enumerate(name for name in names if name in losses):
@@ -222,10 +222,10 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
                 )  # fmt: skip
             axis.plot([], [], "s", color=f"C{index}", label=name)
         axis.set(xscale="log", yscale="log", xlabel="kB of all weights")
-        axis.legend(fontsize=8)
-    for form in kinds:
-        axes[1].plot([], [], marks[form], color="black", markerfacecolor="none", label=form)
-    axes[1].legend(fontsize=7, loc="upper right")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
+    shown = [axes[0].plot([], [], mark, color="black", markerfacecolor="none")[0] for mark in marks.values()]
+    figure.legend(shown, list(marks), loc="outside right center", fontsize=8)
     axes[0].axhline(NEAR, color="gray", linewidth=0.8)
     axes[0].set(
         ylabel="bits per byte lost (0.001 and less at the bottom)", title="filled: by a method, open: to nearest"

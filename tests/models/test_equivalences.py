@@ -54,7 +54,7 @@ def test_a_part_of_a_head_turns_and_queries_share_keys(interleaved):
 
 def test_untied_factors_of_queries_do_change_the_outputs():
     """As in the published code: channels that turn together would have factors of their own."""
-    model = zoo.create_model("transformer_nano", dtype=torch.float64).eval()
+    model: Any = zoo.create_model("transformer_nano", dtype=torch.float64).eval()
     with torch.no_grad():
         for block in model.blocks:
             block.mixer.q_proj.weight *= 4  # attention at first is nearly even

@@ -16,6 +16,7 @@ from zoo.quantize import METHODS, Calibration
 
 QUICK: dict[str, dict[str, Any]] = {
     "smoothquant_plus": {"steps": 2}, "omniquant": {"epochs": 1}, "easyquant": {"steps": 5}, "lowbit_fp": {"steps": 3},
+    "db_llm": {"epochs": 1},
 }  # fmt: skip
 
 
@@ -76,13 +77,14 @@ def test_a_call_that_broke_off_goes_on_to_the_same_bytes(method, tmp_path):
 @pytest.mark.parametrize(("method", "name"), [
     ("omniquant", "moe_nano"), ("omniquant", "falcon_h1_nano"), ("omniquant", "vovnet_nano"), ("easyquant", "moe_nano"),
     ("baq", "vovnet_nano"), ("lowbit_fp", "moe_nano"), ("lowbit_fp", "vovnet_nano"), ("smoothquant_plus", "moe_nano"),
+    ("dgq", "moe_nano"), ("dgq", "vovnet_nano"), ("db_llm", "falcon_h1_nano"), ("db_llm", "vovnet_nano"),
 ])  # fmt: skip
 def test_experts_recurrences_and_convolutions(method, name, tmp_path):
     """Are compressed, keep their float parameters, and reload bit-equal."""
     model = zoo.create_model(name, pretrained=True).eval()
     seen = calibration(model)
     held = {key for key, p in model.named_parameters() if p.dim() == 1 or "A_log" in key}
-    zoo.quantize(model, method, calibration=seen, bits=6, **QUICK.get(method, {}))
+    zoo.quantize(model, method, calibration=seen, **QUICK.get(method, {}))
     kept = dict(model.named_parameters())
     assert records(model) and all(kept[key].dtype == torch.float32 for key in held)
     zoo.save_model(model, tmp_path)
@@ -93,10 +95,12 @@ def test_experts_recurrences_and_convolutions(method, name, tmp_path):
 
 @pytest.mark.parametrize(("method", "options"), [
     ("omniquant", {"bits": 2, "epochs": 4}), ("easyquant", {"bits": 3, "group_size": 4096}), ("baq", {"bits": 3}),
-    ("lowbit_fp", {"bits": 3, "steps": 60}), ("lowbit_fp", {"layout": "e2m1", "steps": 0}),
+    ("lowbit_fp", {"bits": 3, "steps": 60}), ("lowbit_fp", {"layout": "e2m1", "steps": 0}), ("dgq", {"bits": 3}),
+    ("db_llm", {"bits": 2, "epochs": 3}),
 ])  # fmt: skip
 def test_it_predicts_an_unseen_text_better_than_plain_rounding(method, options, trained):
     plain = {key: value for key, value in options.items() if key in ("bits", "layout", "group_size")}
+    plain |= {"layout": "dual_binary"} if method == "db_llm" else {}
     found, rounded = copy.deepcopy(trained), zoo.quantize(copy.deepcopy(trained), **plain)
     zoo.quantize(found, method, calibration=Calibration(text("compound", 8).split(4)), **options)
     assert loss(found) < loss(rounded)
@@ -116,6 +120,9 @@ def test_a_folder_is_for_one_model_and_one_calibration(trained, tmp_path):
     ("easyquant", {"deviations": -1.0}, "deviations and steps must be at least 0"),
     ("easyquant", {"group_rows": 2}, "easyquant finds a scale for each row"),
     ("baq", {"budget": 9.0}, r"budget must lie in \[1, 8\] bits"),
+    ("dgq", {"outlying": 2.0}, "outlying must be a share of the channels"),
+    ("db_llm", {"bits": 3}, "layout 'dual_binary' has 2 bits, got bits 3"),
+    ("db_llm", {"epochs": -1}, "epochs and deviation must be at least 0"),
     ("lowbit_fp", {"lr": 0.0}, "steps must be at least 0 and lr above 0"),
     ("lowbit_fp", {"layout": "bipolar"}, "lowbit_fp rounds to integers and floating-point numbers"),
 ])  # fmt: skip

@@ -7,6 +7,9 @@ from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import Progress
+
 from zoo.cli.errors import UsageError, checked
 from zoo.cli.options import add_import, model_with_weights, saved
 from zoo.cli.output import say
@@ -39,10 +42,13 @@ def run(known: Namespace) -> int:
     options |= dict(map(_option, known.option))
     model = checked(model_with_weights, known.source, None)
     text = None if known.calibration is None else checked(_calibration, known.source, known.calibration)
-    checked(
-        zoo.quantize, model, known.method,
-        calibration=text, skip=tuple(known.skip), embeddings=known.embeddings, folder=known.folder, **options,
-    )  # fmt: skip
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(known.method, total=None)
+        checked(
+            zoo.quantize, model, known.method,
+            calibration=text, skip=tuple(known.skip), embeddings=known.embeddings, folder=known.folder,
+            progress=lambda done, total: progress.update(task, completed=done, total=total), **options,
+        )  # fmt: skip
     checked(zoo.save_model, model, known.target)
     size = zoo.model_info(f"local-dir:{known.target}").bits_per_weight
     say(f"{known.target}: {size:.2f} bits a weight, by {known.method}")

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from zoo.layers.quant import Record, compressible, install, is_product, matrices, records
 from zoo.quantize.baq import BAQ
 from zoo.quantize.calibration import Calibration
+from zoo.quantize.db_llm import DBLLM
+from zoo.quantize.dgq import DGQ
 from zoo.quantize.easyquant import EasyQuant
 from zoo.quantize.files import as_bytes, from_bytes
 from zoo.quantize.lowbit_fp import LowBitFP
@@ -27,6 +29,8 @@ FORMAT = "format"  # among the tensors of a record that is kept
 
 __all__ = [
     "BAQ",
+    "DBLLM",
+    "DGQ",
     "METHODS",
     "RTN",
     "Calibration",

@@ -45,7 +45,7 @@ class OmniQuant(Method, name="omniquant", calibrated=True):
     epochs: int = 10
     """Passes over the calibration for each block."""
     clip_lr: float = 0.1
-    """Learning rate of what is kept of the ranges; the paper takes a tenth of it, in some thirty times as many steps."""
+    """Learning rate of what is kept of the ranges; a tenth of it in the paper, in many more steps."""
     factor_lr: float = 0.02
     """Learning rate of the factors; a quarter of it there."""
     factors: bool = True

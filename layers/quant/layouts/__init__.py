@@ -2,6 +2,7 @@
 
 from zoo.layers.quant.layouts.binary import Binary, DualBinary
 from zoo.layers.quant.layouts.bipolar import Bipolar
+from zoo.layers.quant.layouts.dual_grained import DualGrained
 from zoo.layers.quant.layouts.integer import Integer, grid, nearest
 from zoo.layers.quant.layouts.layout import SCALES, Layout
 from zoo.layers.quant.layouts.minifloat import MINIFLOATS, MinifloatLayout
@@ -11,6 +12,7 @@ LAYOUTS: dict[str, Layout] = {
     "bipolar": Bipolar(),
     "binary": Binary(),
     "dual_binary": DualBinary(),
+    "dual_grained": DualGrained(),
     **MINIFLOATS,
 }
 
@@ -20,6 +22,7 @@ __all__ = [
     "Binary",
     "Bipolar",
     "DualBinary",
+    "DualGrained",
     "Integer",
     "Layout",
     "MinifloatLayout",
