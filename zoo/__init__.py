@@ -15,6 +15,7 @@ from zoo.factorize import factorize
 from zoo.factory import ModelInfo, create_model, load_weights, model_info
 from zoo.fetching import prefetch
 from zoo.generate import generate, prepack, stream
+from zoo.heads import keep_heads
 from zoo.language.rows import batch_invariant
 from zoo.latent import latent_experts
 from zoo.layer_cast import layer_cast
@@ -58,6 +59,7 @@ __all__ = [
     "extend_context",
     "factorize",
     "generate",
+    "keep_heads",
     "latent_experts",
     "layer_cast",
     "linearize",

@@ -2,6 +2,7 @@
 
 from zoo.layers.cache.actqkv import ActQKV
 from zoo.layers.cache.budget import Bytes
+from zoo.layers.cache.cost import DecodingCost, decoding_cost
 from zoo.layers.cache.dense import Dense
 from zoo.layers.cache.duo_attention import DuoAttention
 from zoo.layers.cache.emllm import EMLLM
@@ -33,6 +34,7 @@ __all__ = [
     "H2O",
     "ActQKV",
     "Bytes",
+    "DecodingCost",
     "Dense",
     "Disk",
     "DuoAttention",
@@ -58,6 +60,7 @@ __all__ = [
     "ThinK",
     "TokenSelect",
     "ZipVL",
+    "decoding_cost",
     "head_scores",
     "learn_gates",
 ]

@@ -43,8 +43,9 @@ class DuoAttention(Policy):
     largest gates of the whole model retrieve.
 
     Args:
-        gates: of each layer that the policy governs, those of its key-value heads; without them every second head of a
-            layer, from the first, retrieves, which stands in for nothing learnt.
+        gates: of each layer that the policy governs, those of its key-value heads; without them those that
+            ``zoo.keep_heads`` gave the model, or else every second head of a layer, from the first, retrieves, which
+            stands in for nothing learnt.
         sparsity: share of the heads that stream.
         sink: first tokens that streaming heads keep.
         recent: newest tokens that they keep, the present one included.
@@ -56,6 +57,7 @@ class DuoAttention(Policy):
     """
 
     channels: ClassVar[bool] = True
+    learns: ClassVar[str] = "gates"
     paper: ClassVar[str] = "2410.10819"
 
     gates: tuple[tuple[float, ...], ...] | None = None

@@ -31,11 +31,13 @@ class Policy:
         per_head: key-value heads hold different tokens.
         channels: it reads queries and keys channel by channel, so that latent attention, whose keys have another
             form in the state, cannot have it.
+        learns: the option that ``learnt`` fills where it is None.
         paper: arXiv's number.
     """
 
     per_head: ClassVar[bool] = False
     channels: ClassVar[bool] = False
+    learns: ClassVar[str] = ""
     paper: ClassVar[str] = ""
 
     store: Store = dataclasses.field(default_factory=Store, kw_only=True)
@@ -50,6 +52,13 @@ class Policy:
         from zoo.layers.cache.state import CacheState
 
         return CacheState.empty(self, key, value, **place)  # pyright: ignore[reportArgumentType]
+
+    def learnt(self, model: Any) -> Policy:
+        """The policy, with what ``zoo.keep_heads`` keeps of a model's heads if it has nothing of its own."""
+        roles = getattr(model, "head_roles", {})
+        if self.learns not in roles or getattr(self, self.learns) is not None:
+            return self
+        return dataclasses.replace(self, **{self.learns: roles[self.learns]})
 
     def start(self, state: CacheState) -> None:
         """Before the first token: add what else a slot or a row has, by ``state.add``."""

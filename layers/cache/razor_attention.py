@@ -72,7 +72,8 @@ class RazorAttention(Policy):
 
     Args:
         scores: of each layer that the policy governs and each key-value head, its echo and its induction score; without
-            them every second head of a layer, from the first, retrieves, which stands in for nothing measured.
+            them those that ``zoo.keep_heads`` gave the model, or else every second head of a layer, from the first,
+            retrieves, which stands in for nothing measured.
         echo, induction: shares of the heads.
         sink: first tokens that all keep.
         recent: newest tokens of a prompt that all keep.
@@ -85,6 +86,7 @@ class RazorAttention(Policy):
     """
 
     channels: ClassVar[bool] = True
+    learns: ClassVar[str] = "scores"
     paper: ClassVar[str] = "2407.15891"
 
     scores: tuple[tuple[tuple[float, float], ...], ...] | None = None

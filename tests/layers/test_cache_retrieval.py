@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from zoo.cache import (
     SentenceKV,
     TokenSelect,
     ZipVL,
+    decoding_cost,
 )
 from zoo.layers import CausalAttention
 
@@ -63,6 +65,26 @@ def test_kinetics_sees_the_blocks_of_the_largest_mean_logits():
             tokens = sorted({0, 1, *(s for b in best for s in blocks[b]), *range(2 + 4 * len(blocks), t + 1)})
             seen += [tokens, tokens]
         close(layer(x[:, t : t + 1], state)[0, 0], output(layer, seen_by(q, k, v, t, seen)))
+
+
+def test_the_cost_law_adds_up_the_steps():
+    """By hand: 10 parameters, 2 query heads and 1 key-value head of 3 channels, two bytes a number, 10 operations a
+    byte; 2 steps after 4 tokens attend to 4 + 5 keys and half of one each."""
+    sizes: Any = {"heads": 2, "kv_heads": 1, "head_dim": 3, "intensity": 10.0}
+    cost = decoding_cost(10, context=4, new=2, **sizes)
+    assert cost == (2 * 10 * 2 + 4 * 10 * 6, 10 * 2 * (2 * 10 * 3)) == (280, 1200) and cost.total == 1480
+    shared = decoding_cost(10, context=4, new=2, trials=3, **sizes)  # 4 keys of the prompt once a step, 6 of the trials
+    assert shared == (3 * 280, 10 * 2 * (2 * (2 * 4 + 3 * 2) * 3)) == (840, 1680)
+    policy = Kinetics(sink=1, local=1, block=2, top_k=2)  # 6 keys at most, where full attention has 4, 5, ... and 13
+    sparse = decoding_cost(10, context=4, new=10, policy=policy, **sizes)
+    seen, full = 2 * 5 + 8 * 6, 10 * (4 + 14) / 2  # from 4 to 6 within two steps, as integrals
+    assert sparse.compute == 2 * 10 * 10 + 4 * seen * 6 + 2 * full / 2 * 6
+    assert sparse.memory == 10 * 2 * (2 * seen * 3 + full / 2 * 3)
+    ample = Kinetics(sink=1, local=1, block=2, top_k=50)
+    all_seen = decoding_cost(10, context=4, new=2, policy=ample, **sizes)
+    assert all_seen == (280 + 2 * 10 / 2 * 6, 1200 + 10 * 2 * 10 / 2 * 3)
+    with pytest.raises(ValueError, match="new must be at least 1"):
+        decoding_cost(10, context=4, new=0, **sizes)
 
 
 @torch.no_grad()

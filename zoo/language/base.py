@@ -258,7 +258,7 @@ class LanguageModel(nn.Module, ABC):
         Raises:
             ValueError: for a policy where there is no attention that it could govern.
         """
-        policies = assigned(cache, len(self.mixers))
+        policies = [policy and policy.learnt(self) for policy in assigned(cache, len(self.mixers))]
         for policy in policies:
             if policy is not None and policy.prunes and self.exits is not None:
                 raise ValueError(
