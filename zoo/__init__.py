@@ -28,6 +28,7 @@ from zoo.registry import Paper, list_families, list_models, register_model
 from zoo.saving import save_model
 from zoo.sltrain import merge_sltrain, sltrain
 from zoo.sparse_tuning import sparse_tuning
+from zoo.sparsify import sparsify
 from zoo.stability import deviation, lyapunov_exponents
 from zoo.text import load_tokenizer
 from zoo.timm_registry import register_with_timm
@@ -81,6 +82,7 @@ __all__ = [
     "score_text",
     "sltrain",
     "sparse_tuning",
+    "sparsify",
     "steering",
     "stream",
     "warmup",

@@ -210,8 +210,14 @@ def _check(x, routing, up, down, gate) -> None:
     ):
         if isinstance(weight, Latent):
             check_latent(name, weight, x, inputs, into)
+    sizes = {
+        "up": (count(up), x.shape[1], None),
+        "gate": (count(up), x.shape[1], None),
+        "down": (count(up), None, None),
+    }
     if isinstance(up, Tensor):
-        check_shape("moe", "up", up, "(E, D, F)", None, x.shape[1], None)
-        check_shape("moe", "gate", gate, "(E, D, F)", *up.shape)
-        check_shape("moe", "down", down, "(E, F, D)", up.shape[0], up.shape[2], None)
-        check_device("moe", x=x, up=up, gate=gate, down=down)
+        sizes |= {"gate": tuple(up.shape), "down": (up.shape[0], up.shape[2], None)}
+    plain = {name: w for name, w in (("up", up), ("gate", gate), ("down", down)) if isinstance(w, Tensor)}
+    for name, weight in plain.items():
+        check_shape("moe", name, weight, "(E, F, D)" if name == "down" else "(E, D, F)", *sizes[name])
+    check_device("moe", x=x, **plain)

@@ -14,6 +14,7 @@ from zoo.kernels.moe import MoEOutput, Routing, expert_utilisation, moe
 from zoo.layers.moe.latent import LatentMatrix
 from zoo.layers.precision import KeepsFloat32, autocast_dtype
 from zoo.layers.report import Reports
+from zoo.layers.sparse.matrix import SparseMatrix
 
 
 class RoutedExperts(Reports, KeepsFloat32):
@@ -133,7 +134,7 @@ class RoutedExperts(Reports, KeepsFloat32):
         """Of the experts that a token does not visit."""
         return sum(
             weight.num_idle(self.top_k)
-            if isinstance(weight, LatentMatrix)
+            if isinstance(weight, (LatentMatrix, SparseMatrix))
             else (self.num_experts - self.top_k) * (weight.shape.numel() // self.num_experts)
             for weight in self.expert_parameters()
         )

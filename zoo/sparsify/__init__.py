@@ -1,0 +1,100 @@
+"""Weights without their zeros for any model: one door, and a method a file behind it."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from zoo.changes import apply
+from zoo.layers.sparse import Pattern
+from zoo.layers.sparse.replace import prunable, weights_of
+from zoo.quantize.calibration import Calibration
+from zoo.sparsify.change import Sparse
+from zoo.sparsify.magnitude import Magnitude
+from zoo.sparsify.method import METHODS, Method, method_of
+from zoo.sparsify.wanda import Wanda
+
+__all__ = ["METHODS", "Calibration", "Magnitude", "Method", "Sparse", "Wanda", "sparsify"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@torch.no_grad()
+def sparsify(
+    model: Model,
+    method: str = "magnitude",
+    *,
+    sparsity: float = 0.5,
+    pattern: str | None = None,
+    calibration: Calibration | None = None,
+    skip: str | tuple[str, ...] = (),
+    head: bool = False,
+    **options: Any,
+) -> Model:
+    """Prune a model: keep the best numbers of its matrices and store those alone, in place.
+
+    Linear layers and experts are pruned; embeddings, weights that are shared, convolutions, norms, routers and what
+    recurrences keep stay as they are. The numbers that are left go on learning, and no others come back. The model
+    saves and loads like any other: ``zoo.save_model`` writes the numbers that are left and a bit a place.
+
+    Args:
+        model: of ``create_model``.
+        method: a name of ``zoo.sparsify.METHODS``: "magnitude" or "wanda".
+        sparsity: share of the numbers that go, in [0, 1).
+        pattern: "unstructured" (the best of a matrix; magnitude's), "row" (the best of each row; Wanda's) or "n:m",
+            such as "2:4" (n of every m columns, whatever ``sparsity`` says); None: the method's.
+        calibration: what a calibrated method sees of the model's inputs; see ``zoo.quantize.Calibration``.
+        skip: patterns of names of weights that stay, such as "blocks.0.*".
+        head: prune the head of a model too, where it is not tied.
+        options: fields of the method.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: for an unknown method or pattern, a sparsity outside [0, 1), rows that m does not divide, a missing
+            calibration, a model without weights to prune, or one that is factorised or quantised. Nothing is changed.
+        TypeError: for an option that the method does not have.
+    """
+    chosen = method_of(method, options)
+    if chosen.calibrated and calibration is None:
+        raise ValueError(f"{method} needs calibration=zoo.quantize.Calibration(inputs), inputs that the model takes")
+    if calibration is not None:
+        calibration.check(model)
+    wanted = Pattern(pattern or chosen.pattern, sparsity)
+    names = _wanted(model, (skip,) if isinstance(skip, str) else tuple(skip), head)
+    _check_rows(model, names, wanted)
+    training = model.training
+    known = chosen.see(model.eval(), names, calibration)
+    model.train(training)
+    dense = {name: weights_of(model, name) for name in names}
+    apply(model, Sparse(names=tuple(names), pattern=wanted.name, sparsity=wanted.sparsity))
+    for name in names:
+        prefix, _, attribute = name.rpartition(".")
+        matrix: Any = getattr(model.get_submodule(prefix), attribute)
+        weight = dense.pop(name)
+        matrix.fill(weight, chosen.score(weight.float(), known.get(name)))
+    return model
+
+
+def _wanted(model: nn.Module, skip: tuple[str, ...], head: bool) -> list[str]:
+    names = [name for name in prunable(model) if head or name != "head.weight"]
+    if not names:
+        raise ValueError(f"there is nothing to prune in {type(model).__name__}: no plain linear layer and no expert")
+    if unused := [pattern for pattern in skip if not any(fnmatchcase(name, pattern) for name in names)]:
+        raise ValueError(f"skip names no weight by {unused[0]!r}; names are as {names[0]!r}")
+    left = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in skip)]
+    if not left:
+        raise ValueError("skip leaves no weight to prune")
+    return left
+
+
+def _check_rows(model: nn.Module, names: list[str], pattern: Pattern) -> None:
+    for name in names:
+        try:
+            pattern.count(*weights_of(model, name).shape[-2:])
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}; skip it or choose another pattern") from None
