@@ -215,6 +215,16 @@ def test_training_draws_exits():
     assert net.eval()(torch.randn(1, 1, 8, 8)).shape == (1, 3)
 
 
+def test_bundled_weights_get_exits_in_the_call_that_loads_them(tmp_path):
+    change = {"kind": "exits", "after": [1], "measure": "doubt"}
+    made: Any = zoo.create_model("transformer_nano", pretrained=True, changes=[change]).eval()
+    plain: Any = zoo.create_model("transformer_nano", pretrained=True).eval()
+    assert torch.equal(made(TOKENS), plain(TOKENS))
+    zoo.save_model(made, tmp_path)
+    again: Any = zoo.create_model(f"local-dir:{tmp_path}").eval()
+    assert again.exits.after == (1,) and torch.equal(again(TOKENS), plain(TOKENS))
+
+
 @pytest.mark.parametrize("made", [language, vision])
 def test_folders_keep_exits_and_thresholds(made, tmp_path):
     model = made().float()
