@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
@@ -61,11 +62,12 @@ def governed(states: Sequence[State], policies: Sequence[Policy | None]) -> list
 
 
 def tell(states: Sequence[State], tokens: Tensor) -> None:
-    """Tell the states of all layers the tokens (B, T) of a call, before it."""
-    for state in states:
-        for part in parts(state):
-            if isinstance(part, CacheState):
-                part.text = tokens
+    """Tell the states of all layers the tokens (B, T) of a call, before it, and whose slots to fetch meanwhile."""
+    held = [part for state in states for part in parts(state) if isinstance(part, CacheState)]
+    for part, following in zip(held, [*held[1:], None], strict=True):
+        part.text, part.following = tokens, None
+        if following is not None and following.policy.store.prefetches:
+            part.following = weakref.ref(following)
 
 
 def finish(states: Sequence[State], tokens: Tensor, hidden: Tensor, read_out: Callable[[Tensor], Tensor]) -> None:

@@ -111,6 +111,22 @@ class Slots(State):
             grown = widened(buffer, capacity, 2, FILLERS.get(name, 0))
             self.data[name] = self.policy.store.placed(grown) if name.startswith(("key", "value")) else grown
 
+    def prefetch(self) -> None:
+        """Announce to the store that the slots will be attended to soon."""
+        for name, buffer in self.data.items():
+            if name.startswith(("key", "value")) and buffer.numel():
+                self.policy.store.prefetch(buffer)
+
+    @property
+    def bytes_by_place(self) -> dict[str, int]:
+        """``nbytes`` by where they are: "device", "host" or "disk"."""
+        stored = {id(tensor) for name, tensor in self.data.items() if name.startswith(("key", "value"))}
+        found: dict[str, int] = {}
+        for _, tensor in self.tensors():
+            place = self.policy.store.where if id(tensor) in stored else "device"
+            found[place] = found.get(place, 0) + tensor.nbytes
+        return found
+
     def shrink(self, score: Tensor, slots: int | Tensor, *, ordered: bool = False) -> None:
         """Keep the slots with the best scores.
 

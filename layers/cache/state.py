@@ -41,6 +41,7 @@ class CacheState(Slots):
         text: ids (B, T) of the tokens of the next call, for policies that add "token" to the slots. A layer on its own
             is not told, nor one that some tokens do not pass: they have zeros.
         given: where the tokens of the next call stand, if not all of them pass this layer.
+        following: the state of the next layer that is fetched while this one attends, a weak reference.
         scratch: what ``Policy.attend`` leaves to the hook that follows; None while a draft is open.
     """
 
@@ -56,6 +57,7 @@ class CacheState(Slots):
     scratch: Any = None
     draft: list[tuple[Tensor, Tensor]] = dataclasses.field(default_factory=list)  # queries and their positions
     exact: tuple[Tensor, Tensor] | None = dataclasses.field(default=None, repr=False)  # of the first call, as given
+    following: weakref.ref[CacheState] | None = dataclasses.field(default=None, repr=False)
     attention: Any = dataclasses.field(default=None, repr=False)  # a weak reference: copies of a state copy no model
 
     @classmethod
@@ -148,6 +150,9 @@ class CacheState(Slots):
         Returns:
             (B, H, T, d).
         """
+        following = None if self.following is None else self.following()
+        if following is not None:
+            following.prefetch()
         self.attention = weakref.ref(attention) if isinstance(attention, nn.Module) else attention
         self.aligned = self.aligned and not noted and self.given is None
         if not noted:

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from zoo.layers.options import require_at_least
 
+PAGE = 4096  # bytes, the smallest there are
+
 
 @dataclass(frozen=True)
 class Store:
-    """Keys and values as they are, on the device of the model. Subclasses encode them, or put them elsewhere."""
+    """Keys and values as they are, on the device of the model. Subclasses encode them, or put them elsewhere.
+
+    Attributes:
+        where: "device", "host" or "disk".
+        prefetches: a buffer is worth announcing before it is attended to.
+    """
+
+    where: ClassVar[str] = "device"
+    prefetches: ClassVar[bool] = False
 
     def encode(self, x: Tensor) -> dict[str, Tensor]:
         """Vectors (B, H, n, d) as tensors with the same first three dimensions, by the endings of their names."""
@@ -27,6 +40,9 @@ class Store:
     def placed(self, buffer: Tensor) -> Tensor:
         """A new buffer where it is to be."""
         return buffer
+
+    def prefetch(self, buffer: Tensor) -> None:
+        """Begin to fetch a buffer that will be attended to soon, while something else is computed."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,8 @@ class Quantized(Store):
 class Host(Store):
     """Keys and values in the memory of the host, fetched whenever they are attended to."""
 
+    where: ClassVar[str] = "host"
+
     def decode(self, parts: dict[str, Tensor], device: torch.device) -> Tensor:
         """The vectors on the device."""
         return parts[""].to(device, non_blocking=True)
@@ -86,9 +104,14 @@ class Host(Store):
 class Disk(Store):
     """Keys and values in memory-mapped files without a name, which are gone with the state.
 
+    While a layer of a model attends, a thread reads the pages of the next one that is kept so.
+
     Args:
         folder: where there is room; the system's folder for temporary files when None.
     """
+
+    where: ClassVar[str] = "disk"
+    prefetches: ClassVar[bool] = True
 
     folder: str | None = None
 
@@ -104,3 +127,17 @@ class Disk(Store):
             name = str(Path(folder) / "slots")
             mapped = torch.from_file(name, shared=True, size=buffer.numel(), dtype=buffer.dtype)
         return mapped.view(buffer.shape).copy_(buffer)
+
+    def prefetch(self, buffer: Tensor) -> None:
+        """Read a number of every page in a thread."""
+        _thread().submit(touched, buffer)
+
+
+@lru_cache(None)
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "zoo-prefetch")
+
+
+def touched(buffer: Tensor) -> Tensor:
+    """A number of every page of memory that a buffer (contiguous) lies in."""
+    return buffer.view(-1)[:: max(1, PAGE // buffer.element_size())].clone()

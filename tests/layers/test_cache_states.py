@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from cases.attention import DIM, attention, begun
 from zoo.cache import H2O, Bytes, Dense, Disk, DuoAttention, Host, InfLLM, Quantized, SnapKV, StreamingLLM, ThinK
 from zoo.cli import main
 from zoo.layers.cache.budget import parsed
+from zoo.layers.cache.store import _thread, touched
 
 
 def nano(name: str = "transformer_nano", **options: Any) -> Any:
@@ -67,6 +69,25 @@ def test_stores_keep_what_they_were_given(store):
     evicting = begun(layer, StreamingLLM(2, 6, store=store))
     layer(x, evicting)
     assert evicting.filled == 8 and layer(x[:, :1], evicting).isfinite().all()
+
+
+@torch.no_grad()
+def test_files_of_the_next_layer_are_fetched_while_one_attends(monkeypatch):
+    """Logits are those of memory, bytes are counted where they are, and every layer but the first is announced."""
+    model, tokens, fetched = nano(depth=3), torch.randint(0, 256, (2, 30)), []
+    monkeypatch.setattr("zoo.layers.cache.store.touched", lambda buffer: fetched.append(buffer.data_ptr()))
+    plain, state = model.init_state(2), model.init_state(2, cache=Dense(store=Disk()))
+    for part in tokens.split([20, 9, 1], dim=1):
+        fetched.clear()
+        before = [one.data[name].data_ptr() for one in state[1:] for name in ("key", "value") if one.filled]
+        assert torch.equal(model(part, state), model(part, plain))
+        _thread().submit(int).result()  # all before it are done
+        assert fetched == before
+    found = state[0].bytes_by_place
+    assert found["disk"] == 2 * state[0].data["key"].nbytes and sum(found.values()) == state[0].nbytes
+    assert model.init_state(1, cache="h2o")[0].bytes_by_place.keys() == {"device"}
+    assert torch.equal(touched(torch.arange(3000).float()), torch.tensor([0.0, 1024.0, 2048.0]))
+    assert copy.deepcopy(state).nbytes == state.nbytes
 
 
 @torch.no_grad()
