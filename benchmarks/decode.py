@@ -2,6 +2,8 @@
 
     zoo bench decode                                # writes benchmarks/results/decode.json and decode.md
     zoo bench decode --only mamba2_130m --threads 1 --no-save
+    zoo bench decode --batch 4 --no-save            # rows side by side; llama.cpp's server has one
+    zoo bench decode --busy 1 --no-save             # beside a process that never rests
 
 Random weights of the published sizes, written for transformers and for llama.cpp (`zoo convert --to gguf`), in
 float32, bfloat16, and 8 and 4 bits where a side has them. Each side continues a prompt of 512 tokens by 1 and by 65,
@@ -19,9 +21,12 @@ import argparse
 import importlib
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,13 +64,13 @@ def likeliest(log_probs: torch.Tensor) -> dict[int, float]:
     return dict(zip(tokens.tolist(), values.tolist(), strict=True))
 
 
-def ours(folder: Path, form: str) -> Side:
+def ours(folder: Path, form: str, batch: int) -> Side:
     """Loaded in a dtype, or loaded and rounded to a few bits."""
     dtype = getattr(torch, form, torch.float32)
     model: Any = zoo.create_model(f"local-dir:{folder}", dtype=dtype).eval()
     if form.endswith("bits"):
         zoo.quantize(model, bits=int(form[0]))
-    tokens = torch.tensor([prompt(model.config.vocab_size)])
+    tokens = torch.tensor([prompt(model.config.vocab_size)] * batch)
 
     def run(count: int) -> torch.Tensor:
         return zoo.generate(model, tokens, count, temperature=0.0)
@@ -80,13 +85,13 @@ def stored(model: torch.nn.Module) -> int:
     return sum({id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}.values())
 
 
-def transformers_side(folder: Path, form: str) -> Side:
+def transformers_side(folder: Path, form: str, batch: int) -> Side:
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, form)).eval()
-    tokens = torch.tensor([prompt(model.config.vocab_size)])
+    tokens = torch.tensor([prompt(model.config.vocab_size)] * batch)
 
     def run(count: int) -> torch.Tensor:
         return model.generate(
@@ -113,6 +118,18 @@ def llama_cpp_side(file: Path, threads: int, vocabulary: int) -> Side:
 
     listed = ask(1, n_probs=LIKELIEST)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     return Side(ask, file.stat().st_size, {one["id"]: one["logprob"] for one in listed})
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Within it so many other processes never rest."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def bandwidth(threads: int) -> float:
@@ -142,10 +159,10 @@ def written(name: str, folder: Path) -> tuple[Path, Path, int]:
 
 def sides(folders: tuple[Path, Path, int], form: str, options: argparse.Namespace) -> Iterator[tuple[str, Side]]:
     mine, theirs, vocabulary = folders
-    yield "zoo", ours(mine, form)
+    yield "zoo", ours(mine, form, options.batch)
     if "transformers" in options.against and not form.endswith("bits"):
-        yield "transformers", transformers_side(theirs, form)
-    if "llama.cpp" in options.against:
+        yield "transformers", transformers_side(theirs, form, options.batch)
+    if "llama.cpp" in options.against and options.batch == 1:
         file = zoo.convert(mine, mine.parent / "model.gguf", to="gguf", form=FORMS[form])
         yield "llama.cpp", llama_cpp_side(file, options.threads, vocabulary)
 
@@ -191,23 +208,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS), metavar="FORM")
     parser.add_argument("--against", nargs="*", default=list(PEERS), choices=PEERS, metavar="PEER")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--batch", type=int, default=1, help="rows; llama.cpp is left out where there are several")
+    parser.add_argument("--busy", type=int, default=0, help="processes that never rest, beside the measurement")
     parser.add_argument("--budget", type=float, default=12.0, help="seconds after which a measurement ends")
     options = parser.parse_args(arguments)
 
     read, records = bandwidth(options.threads), []
-    with Progress(transient=True, console=Console(stderr=True)) as progress:
+    with busy(options.busy), Progress(transient=True, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=len(options.only) * len(options.forms))
         for name in options.only:
             step = partial(progress.update, task, advance=1)
             records += measure(name, options, lambda form, name=name, step=step: step(description=f"{name}, {form}"))
-    title = f"{PROMPT} tokens of prompt, {STEPS} steps, batch 1, {options.threads} threads, {read / 1e9:.1f} GB/s"
+    title = f"{PROMPT} tokens of prompt, {STEPS} steps, batch {options.batch}, {options.threads} threads"
+    title += f", {read / 1e9:.1f} GB/s"
+    title += f", beside {options.busy} busy processes" if options.busy else ""
     rows = show(records, read)
     console = Console(width=max(120, Console().width))
     console.print(table(title, COLUMNS, rows))
     if not options.no_save:
         here = machine()
         text = markdown(title, COLUMNS, rows)
-        save("decode", {"machine": here, "bandwidth": read, "records": records}, text, RESULTS)
+        kind = (f"_batch{options.batch}" if options.batch > 1 else "") + (
+            f"_busy{options.busy}" if options.busy else ""
+        )
+        save(f"decode{kind}", {"machine": here, "bandwidth": read, "records": records}, text, RESULTS)
 
 
 if __name__ == "__main__":
