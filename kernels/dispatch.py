@@ -155,9 +155,18 @@ class Operation:
 
 def available_implementations(operation: str, device: str | torch.device = "cpu") -> list[str]:
     """Names of the implementations of ``operation`` that can run on ``device``, the automatic choice first."""
-    if operation not in _operations:
-        raise ValueError(f"unknown operation {operation!r}; known: {sorted(_operations)}")
-    return _operations[operation].available(torch.device(device))
+    return find_operation(operation).available(torch.device(device))
+
+
+def find_operation(name: str) -> Operation:
+    """The operation of that name.
+
+    Raises:
+        ValueError: for an unknown one.
+    """
+    if name not in _operations:
+        raise ValueError(f"unknown operation {name!r}; known: {sorted(_operations)}")
+    return _operations[name]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from zoo.kernels.autograd import recomputed_gradients, recorded_gradients
 from zoo.kernels.dispatch import Implementation, Operation, compute_dtype
 
 FORMULAS: dict[str, Callable[..., int]] = {}  # name of an operator -> its FLOPs, of the shapes of its arguments
+COMPUTE: dict[str, Callable[..., Any]] = {}  # name of an operator -> what computes it, below the operator
 _SCHEMA = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
@@ -218,7 +219,7 @@ def register(
     )
     operator.register_fake(fake)
     operator.register_autograd(gradients, setup_context=save)
-    FORMULAS[name] = flops
+    FORMULAS[name], COMPUTE[name] = flops, run
 
     class Traced(torch.autograd.Function):
         """The operator below torch.func's transforms, which do not see the formula of a custom op; as plain functions,

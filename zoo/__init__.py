@@ -23,6 +23,7 @@ from zoo.layers.report import activity, after_step, auxiliary_losses
 from zoo.linearize import linearize
 from zoo.perplexity import TextScore, score_text
 from zoo.predict import predict, read_labels
+from zoo.profile import profile
 from zoo.quantize import quantize
 from zoo.registry import Paper, list_families, list_models, register_model
 from zoo.saving import save_model
@@ -74,6 +75,7 @@ __all__ = [
     "predict",
     "prefetch",
     "prepack",
+    "profile",
     "quantize",
     "read_labels",
     "register_model",

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernels.dispatch import compute_dtype
+from zoo.kernels.dispatch import compute_dtype, full_precision
 from zoo.layers.precision import KeepsFloat32
 from zoo.layers.report import over_processes
 
@@ -59,7 +59,7 @@ class OnlineKMeans(KeepsFloat32):
         """Points x (B, H, T, d) -> products with the centroids' directions (B, H, T, K), float32 or wider."""
         wide = compute_dtype(x)
         directions = F.layer_norm(self.centroids.to(wide), self.centroids.shape[-1:])
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             return x.to(wide) @ directions.mT
 
     def assigned(self, cluster: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class OnlineKMeans(KeepsFloat32):
         members = F.one_hot(cluster, self.counts.shape[1]).to(self.sums.dtype)  # (B, H, T, K)
         if mask is not None:
             members = members * mask[..., None]
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             self.sums += torch.einsum("bhtk,bhtd->hkd", members, x.to(self.sums.dtype))
         self.counts += members.sum((0, 2))
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.kernels.dispatch import compute_dtype
+from zoo.kernels.dispatch import compute_dtype, full_precision
 from zoo.layers.attention.lsh import lsh_buckets, random_directions
 from zoo.layers.attention.random_features import orthogonal_gaussian
 from zoo.layers.attention.rotary import Rotary
@@ -122,7 +122,7 @@ class ScatterbrainAttention(Mixer):
             k, v = (F.pad(heads, (0, 0, 0, 0, window, 0)) for heads in (k, v))
         else:
             k, v = torch.cat([state.key, k], dim=1), torch.cat([state.value, v], dim=1)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             y, memory = self._attend(q, k, v, positions, memory, seq_idx, hashed=self.training and state is None)
         if state is not None:
             state.key, state.value = k[:, -self.window :], v[:, -self.window :]

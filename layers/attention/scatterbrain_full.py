@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from zoo.kernels import linear_attention
-from zoo.kernels.dispatch import compute_dtype
+from zoo.kernels.dispatch import compute_dtype, full_precision
 from zoo.layers.attention.lsh import Buckets, lsh_buckets
 from zoo.layers.attention.random_features import log_features
 from zoo.layers.attention.scatterbrain import ScatterbrainAttention
@@ -129,7 +129,7 @@ class BidirectionalScatterbrain(ScatterbrainAttention):
         """x (B, T, dim), and mask (B, T), False at padding, which comes last and changes nothing -> (B, T, dim)."""
         q, k, v = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         wide = compute_dtype(q)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             q, k = (heads.to(wide) * self.head_dim**-0.25 for heads in (q, k))
             y = bidirectional_sparse_low_rank(
                 q, k, v.to(wide), self.projection.to(wide), self.window, mask=mask, buckets=self._buckets(q, k, mask)

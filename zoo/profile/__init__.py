@@ -1,0 +1,253 @@
+"""What a model costs: counted without running it, then measured beside what the machine could reach."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.factory import create_model
+from zoo.language.base import LanguageModel
+from zoo.layers.quant import count_parameters
+from zoo.profile import measure
+from zoo.profile.peaks import device_name, peaks
+from zoo.profile.record import Layer, Peaks, Phase, Profile, Seconds
+from zoo.profile.sample import items, loss, sample, unit
+from zoo.profile.trace import Kernel, Trace, waterline
+
+__all__ = ["Layer", "Peaks", "Phase", "Profile", "Seconds", "peaks", "profile"]
+META = torch.device("meta")
+ROOM = 256  # tokens that are decoded at most while it is measured
+
+
+def profile(
+    model: str | nn.Module,
+    *,
+    tokens: int = 256,
+    image_size: int | None = None,
+    batch: int = 1,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    training: bool = True,
+    runs: int = 5,
+) -> Profile:
+    r"""Count what a model costs and measure it.
+
+    Everything is first counted on the meta device, without memory: FLOPs by torch's counter and the formulas of the
+    zoo's operations, bytes that operations move, and the tensors that live at the same time. Then, unless the device is
+    "meta", the model runs, and each time stands beside two bounds of the machine's measured peaks P and W:
+    :math:`\max(F / P, B / W)` with the bytes B that must move however operations are fused (the roofline), and
+    :math:`\sum_i \max(F_i / P, B_i / W)` over the operations as they are (the waterline). Where values decide how much
+    is computed (routed depth, skipped steps), the count is of the most that may be.
+
+    Args:
+        model: a name, whose weights are then random, or a model, which stays where and as it is.
+        tokens: length of a text or sequence.
+        image_size: side of the images of a named model; its own where None.
+        batch: rows.
+        device: of a named model; "cpu" where None, "meta" to run nothing.
+        dtype: of a named model; float32 where None.
+        training: also forward and backward.
+        runs: of which times are the median.
+
+    Returns:
+        The figures: ``forward``, ``training`` and, of language models, ``decode``.
+
+    Raises:
+        ValueError: for an unknown name, sizes below 1, a device that is not there, options of a named model beside a
+            model, a model whose count depends on values, or one that does not fit the free memory: the error holds the
+            predicted bytes.
+
+    Papers: Lavin, "On the Efficiency of Convolutional Neural Networks", arXiv 2404.03617 (waterline).
+    """
+    for option, value in (("tokens", tokens), ("batch", batch), ("runs", runs), ("image_size", image_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{option} must be at least 1, got {value}")
+    if runs > ROOM // 4:
+        raise ValueError(f"runs must be at most {ROOM // 4}, got {runs}")
+    place, counted = _counted(model, image_size, device, dtype)
+    inputs = sample(counted, batch, tokens)
+    traces = {name: _trace(counted, inputs, name, ready) for name, ready in _calls(counted, training).items()}
+    states = _state_bytes(counted, inputs)
+    if place != META:
+        _require_room(counted, traces, place, count_weights=isinstance(model, str))
+        ran = model if isinstance(model, nn.Module) else _build(model, image_size, place, dtype)
+        return _measured(model, counted, ran, inputs, traces, states, place, runs)
+    phases = tuple(_phase(name, trace, counted, inputs, states, None) for name, trace in traces.items())
+    return _profile(model, counted, inputs, states, phases, traces["forward"], META, None, {})
+
+
+def _counted(
+    model: str | nn.Module, image_size: int | None, device: torch.device | str | None, dtype: torch.dtype | None
+) -> tuple[torch.device, Any]:
+    """Where the model shall run, and one of its shapes without memory."""
+    if isinstance(model, nn.Module):
+        given = {"image_size": image_size, "device": device, "dtype": dtype}
+        if named := [name for name, value in given.items() if value is not None]:
+            raise ValueError(f"{', '.join(named)} can be given with a model's name only: change the model itself")
+        memo = {id(p): nn.Parameter(p.to(META), p.requires_grad) for p in model.parameters()}
+        memo |= {id(b): b.to(META) for b in model.buffers()}
+        return next(model.parameters()).device, copy.deepcopy(model, memo)
+    place = torch.device("cpu" if device is None else device)
+    if place.type not in ("cpu", "cuda", "meta") or (place.type == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"device must be one that is here: cpu, meta or an NVIDIA GPU where there is one, got {place}")
+    return place, _build(model, image_size, META, dtype)
+
+
+def _build(name: str, image_size: int | None, device: torch.device, dtype: torch.dtype | None) -> Any:
+    return create_model(name, device=device, dtype=dtype, **({} if image_size is None else {"img_size": image_size}))
+
+
+Call = Callable[[], Any]
+
+
+def _forward(model: Any, x: Tensor) -> Call:
+    return lambda: model(x)
+
+
+def _training(model: Any, x: Tensor) -> Call:
+    return lambda: loss(model, x).backward()
+
+
+def _decode(model: Any, x: Tensor) -> Call:
+    """A step, after a prompt of all of x."""
+    state = model.init_state(len(x), x.shape[1] + ROOM)
+    model(x, state, logits_to_keep=1)
+    return lambda: model(x[:, :1], state)
+
+
+def _calls(model: Any, training: bool) -> dict[str, Callable[[Any, Tensor], Call]]:
+    """Phase -> what makes it ready."""
+    calls = {"forward": _forward}
+    calls |= {"training": _training} if training else {}
+    return calls | ({"decode": _decode} if isinstance(model, LanguageModel) else {})
+
+
+def _trace(model: Any, inputs: Tensor, name: str, prepare: Callable[[Any, Tensor], Call]) -> Trace:
+    trace, train = Trace(model), name == "training"
+    trace.keep([inputs])
+    model.train(train)
+    try:
+        with torch.set_grad_enabled(train):
+            ready = prepare(model, inputs)
+            with trace:
+                found = ready()
+            del found
+    except NotImplementedError as error:
+        raise ValueError(
+            f"what {type(model).__name__} computes depends on values, so it cannot be counted without them: {error}"
+        ) from error
+    finally:
+        model.zero_grad()
+    return trace
+
+
+def _state_bytes(model: Any, inputs: Tensor) -> tuple[tuple[int, int], ...]:
+    if not isinstance(model, LanguageModel):
+        return ()
+    longest, model = inputs.shape[1], model.eval()
+    found = []
+    with torch.no_grad():
+        for length in sorted({1, max(1, longest // 4), max(1, longest // 2), longest}):
+            state = model.init_state(len(inputs), length)
+            model(inputs[:, :length], state, logits_to_keep=1)
+            found.append((length, state.nbytes))
+    return tuple(found)
+
+
+def _require_room(model: Any, traces: dict[str, Trace], device: torch.device, count_weights: bool) -> None:
+    needed = max(trace.peak for trace in traces.values()) + (_weights(model) if count_weights else 0)
+    if needed > (free := measure.free_memory(device)):
+        raise ValueError(
+            f"the model needs {needed / 2**30:.1f} GiB, {device} has {free / 2**30:.1f} GiB free: take a smaller batch "
+            "or shorter inputs, leave out training, or count without running it by device='meta'"
+        )
+
+
+def _measured(
+    given: str | nn.Module, counted: Any, model: Any, shaped: Tensor, traces: dict[str, Trace],
+    states: tuple[tuple[int, int], ...], device: torch.device, runs: int,
+) -> Profile:  # fmt: skip
+    modes = {module: module.training for module in model.modules()}
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    inputs, dtype = sample(model, len(shaped), shaped.shape[1]), next(model.parameters()).dtype
+    reached = peaks(device, dtype)
+    phases, layers = [], {}
+    try:
+        for name, trace in traces.items():
+            train, prepare = name == "training", _calls(model, True)[name]
+            model.train(train)
+            with torch.set_grad_enabled(train):
+                ready = prepare(model, inputs)
+                taken = measure.seconds(ready, device, runs)
+                model.zero_grad()
+                memory = measure.peak_memory(ready, device)
+                model.zero_grad()
+                if name == "forward":
+                    layers = measure.seconds_by_layer(model, ready, device, runs)
+            phases.append(_phase(name, trace, counted, shaped, states, reached, taken, memory))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+    return _profile(given, counted, shaped, states, tuple(phases), traces["forward"], device, reached, layers)
+
+
+def _phase(
+    name: str, trace: Trace, model: Any, inputs: Tensor, states: tuple[tuple[int, int], ...], reached: Peaks | None,
+    taken: Seconds | None = None, memory: int | None = None,
+) -> Phase:  # fmt: skip
+    flops, moved = sum(k.flops for k in trace.kernels), sum(k.bytes for k in trace.kernels)
+    count = len(inputs) if name == "decode" else items(model, inputs)
+    least = min(moved, _least(name, model, inputs, states))
+    bound = None if reached is None else reached.seconds(flops, least)
+    line = None if reached is None else waterline(trace.kernels, reached)
+    return Phase(name, count, flops, moved, least, trace.peak, bound, line, taken, memory)
+
+
+def _least(name: str, model: Any, inputs: Tensor, states: tuple[tuple[int, int], ...]) -> int:
+    """Weights that are used, inputs, and the state; outputs are small beside them."""
+    used = round(_weights(model) * _active(model) / max(1, count_parameters(model)))
+    if name == "decode":
+        return used + states[-1][1]
+    if name == "training":
+        return 3 * _weights(model) + inputs.nbytes
+    rows = items(model, inputs)
+    return (_weights(model) if rows > 1 else used) + inputs.nbytes
+
+
+def _active(model: Any) -> int:
+    return model.num_active_parameters() if isinstance(model, LanguageModel) else count_parameters(model)
+
+
+def _weights(model: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in {*model.parameters(), *model.buffers()})
+
+
+def _profile(
+    given: str | nn.Module, model: Any, inputs: Tensor, states: tuple[tuple[int, int], ...],
+    phases: tuple[Phase, ...], trace: Trace, device: torch.device, reached: Peaks | None, taken: dict[str, float],
+) -> Profile:  # fmt: skip
+    kernels: dict[str, list[Kernel]] = {}
+    for kernel in trace.kernels:
+        for name in dict.fromkeys(kernel.inside):
+            kernels.setdefault(name, []).append(kernel)
+    layers = tuple(
+        Layer(
+            name, type(module).__name__, trace.calls[name], count_parameters(module),
+            sum(k.flops for k in kernels.get(name, ())), sum(k.bytes for k in kernels.get(name, ())),
+            None if reached is None else waterline(kernels.get(name, ()), reached), taken.get(name),
+        )
+        for name, module in model.named_modules()
+        if name in trace.calls
+    )  # fmt: skip
+    return Profile(
+        given if isinstance(given, str) else getattr(given, "config_name", type(given).__name__),
+        device.type if device == META else device_name(device),
+        str(next(model.parameters()).dtype).removeprefix("torch."), tuple(inputs.shape), unit(model),
+        count_parameters(model), _active(model), _weights(model), states, phases, layers, reached,
+    )  # fmt: skip

@@ -1,0 +1,90 @@
+"""Time and memory of calls that really run."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from zoo.profile.peaks import timed, wait
+from zoo.profile.record import Seconds
+
+
+def seconds(call: Callable[[], Any], device: torch.device, runs: int) -> Seconds:
+    """Of a call, after one that is not counted."""
+    call()
+    found = [timed(call, device) for _ in range(runs)]
+    return Seconds(statistics.median(found), min(found), max(found))
+
+
+def seconds_by_layer(model: nn.Module, call: Callable[[], Any], device: torch.device, runs: int) -> dict[str, float]:
+    """Module -> median seconds of all its calls in one call of the model; a GPU is waited for after each."""
+    names = {module: name for name, module in model.named_modules()}
+    found: list[dict[str, float]] = []
+    started: list[float] = []
+
+    def enter(module: nn.Module, _: Any) -> None:
+        if module in names:
+            wait(device)
+            started.append(time.perf_counter())
+
+    def leave(module: nn.Module, *_: Any) -> None:
+        if module in names:
+            wait(device)
+            taken = time.perf_counter() - started.pop()
+            found[-1][names[module]] = found[-1].get(names[module], 0.0) + taken
+
+    hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+    try:
+        for _ in range(runs):
+            found.append({})
+            call()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: statistics.median(run.get(name, 0.0) for run in found) for name in found[0]}
+
+
+def peak_memory(call: Callable[[], Any], device: torch.device) -> int:
+    """Bytes by which a call raises what torch's allocator holds, at most; C kernels' own buffers are not seen."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        call()
+    changes: list[tuple[int, int]] = []
+    waiting = list(recorded.profiler.kineto_results.experimental_event_tree())  # type: ignore[union-attr]
+    while waiting:
+        event = waiting.pop()
+        waiting.extend(event.children)
+        if hasattr(event.extra_fields, "alloc_size"):
+            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
+    live = most = 0
+    for _, change in sorted(changes, key=lambda change: change[0]):
+        live += change
+        most = max(most, live)
+    return most
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
