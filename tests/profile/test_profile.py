@@ -19,8 +19,8 @@ from zoo.profile.trace import Kernel, Trace, waterline
 PEAKS = Peaks("cpu", "float32", flops=100.0, bandwidth=10.0)
 QUICK = ("mamba2_nano", "transformer_nano", "vit_nano")
 # how many steps, tokens or windows there are is decided by values, and counted is the most that may be
-DECIDED = ("seqboat_nano", "seqboat_text_nano", "seqboat_pixel_nano", "mod_nano", "mor_nano", "hamburger_nano")
-UNSEEN = ("elm_nano", "simplenet_nano")  # what C and oneDNN need besides in the backward pass
+DECIDED = ("seqboat_nano", "seqboat_text_nano", "seqboat_pixel_nano", "mod_nano", "mor_nano", "routing_nano")
+UNSEEN = ("elm_nano", "simplenet_nano", "revunet3d_nano")  # what C and oneDNN need besides, also in three dimensions
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def check_memory(name: str) -> None:
             continue  # a step's tensors are smaller than what one call of a kernel needs
         if name in DECIDED:
             assert phase.memory >= 0.9 * phase.measured_memory, (name, phase)
-        elif name not in UNSEEN or phase.name == "forward":
+        elif name not in UNSEEN:
             assert phase.memory == pytest.approx(phase.measured_memory, rel=0.1), (name, phase)
 
 
@@ -110,7 +110,8 @@ def test_a_model_stays_as_it_is():
     found = zoo.profile(model, runs=1)
     assert model.head.training and not model.training and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert found.layers[0].seconds > 0 and found.phase("training").gap > 0 and found.unit == "image"
+    seconds, gap = found.layers[0].seconds, found.phase("training").gap
+    assert seconds is not None and seconds > 0 and gap is not None and gap > 0 and found.unit == "image"
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.name = "another"  # type: ignore[misc]
 

@@ -98,7 +98,8 @@ def _counted(
 
 
 def _build(name: str, image_size: int | None, device: torch.device, dtype: torch.dtype | None) -> Any:
-    return create_model(name, device=device, dtype=dtype, **({} if image_size is None else {"img_size": image_size}))
+    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    return create_model(name, device=device, dtype=dtype, **options)
 
 
 Call = Callable[[], Any]

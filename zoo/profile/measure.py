@@ -70,8 +70,8 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> int:
     while waiting:
         event = waiting.pop()
         waiting.extend(event.children)
-        if hasattr(event.extra_fields, "alloc_size"):
-            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
+        if (size := getattr(event.extra_fields, "alloc_size", None)) is not None:
+            changes.append((event.start_time_ns, size))
     live = most = 0
     for _, change in sorted(changes, key=lambda change: change[0]):
         live += change

@@ -16,7 +16,8 @@ def sample(model: Any, batch: int, tokens: int) -> Tensor:
     Raises:
         TypeError: for a model whose configuration does not tell.
     """
-    config, like = getattr(model, "config", None), next(model.parameters())
+    like = next(model.parameters())
+    config: Any = getattr(model, "config", None)
     place = {"device": like.device}
     if hasattr(config, "vocab_size"):
         return torch.randint(0, config.vocab_size, (batch, tokens), **place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from zoo.kernels.dispatch import find_operation
+from zoo.kernels.dispatch import Implementation, compute_dtype, find_operation
 from zoo.kernels.operator import COMPUTE
 
 CPU = torch.device("cpu")
@@ -67,8 +68,19 @@ def computed(func: Any, args: Sequence[Any]) -> Callable[..., Any] | None:
     operation = name.removesuffix("_backward")
     if func.namespace != "zoo" or not isinstance(impl, str) or not args[0].is_meta or operation in BY_VALUE:
         return None
-    chosen = find_operation(operation).resolve(impl, CPU).name
-    return None if chosen in OUTSIDE else lambda *given: COMPUTE[name](*given[:-1], chosen)
+    chosen = find_operation(operation).resolve(impl, CPU)
+    if chosen.name in OUTSIDE:
+        return lambda *given: _prepared(func, chosen, given)
+    return lambda *given: COMPUTE[name](*given[:-1], chosen.name)
+
+
+def _prepared(func: Any, chosen: Implementation, given: Sequence[Any]) -> Any:
+    """The results, made while the copies live that an implementation outside of torch reads."""
+    tensors = list(takewhile(lambda item: item is None or isinstance(item, Tensor), given))
+    copies = chosen.prepare(compute_dtype(*tensors), *tensors)
+    found = func(*given)
+    del copies
+    return found
 
 
 def convolution(func: Any, args: Sequence[Any], results: Sequence[Tensor]) -> int:
