@@ -12,7 +12,7 @@ from torch import Tensor
 
 import zoo
 from cases.caches import POLICIES, Case
-from zoo.cache import Dense, Policy
+from zoo.cache import Dense, Policy, policies
 from zoo.layers import CausalAttention
 from zoo.layers.attention.keys import EMPTY
 from zoo.layers.cache.build import governed
@@ -68,6 +68,10 @@ def values(state: Any) -> list[Tensor]:
         found += [part.held(name) for name in part.data] + list(part.notes.values())
         found += [tensor for _, tensor in super(CacheState, part).tensors() if tensor is part.padding]
     return [tensor.clone() for tensor in found]
+
+
+def test_every_policy_is_among_the_cases():
+    assert {type(case.small) for case in POLICIES} == set(policies().values())
 
 
 @torch.no_grad()
