@@ -74,5 +74,9 @@ class Pattern:
 
 
 def _largest(score: Tensor, count: int) -> Tensor:
-    order = score.argsort(dim=-1, descending=True, stable=True)[..., :count]
-    return torch.zeros_like(score, dtype=torch.bool).scatter_(-1, order, True)
+    """The ``count`` largest along the last axis."""
+    if count in (0, score.shape[-1]):
+        return torch.full_like(score, count > 0, dtype=torch.bool)
+    least = score.kthvalue(score.shape[-1] - count + 1, dim=-1, keepdim=True).values
+    above, equal = score > least, score == least
+    return above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True)))

@@ -12,6 +12,7 @@ BENCHMARKS = {
     "families": "language models beside transformers",
     "decode": "prefill and decoding beside transformers and llama.cpp",
     "quant": "weights of a few bits: quality, bytes and time",
+    "sparse": "weights without their zeros: quality, bytes and time",
     "vision": "vision models beside timm",
     "resolution": "Vim beside DeiT at growing image sizes",
     "merging": "MAELRE beside the same encoder without merging, over length",
