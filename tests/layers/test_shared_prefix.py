@@ -57,6 +57,31 @@ def test_copies_of_a_prompt_attend_as_rows_of_their_own(make, padded):
     torch.testing.assert_close(layer(after[:, 1:2], shared), layer(after[:, 1:2], plain), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("make", ATTENTION.values(), ids=ATTENTION)
+@pytest.mark.parametrize("padded", [False, True])
+def test_prompts_that_share_a_prompt_are_a_tree(make, padded):
+    """Of two prompts two branches each, of these three leaves each; what is shared is kept once."""
+    torch.manual_seed(0)
+    layer: Any = make().double()
+    prompts, branch, leaf = (torch.randn(rows, 5, 32).double() for rows in (2, 4, 12))
+    ids = torch.tensor([[0] * 5, [-1] * 2 + [0] * 3]) if padded else None
+    plain, shared = layer.init_state(2), layer.init_state(2)
+    layer(prompts, plain, seq_idx=ids)
+    layer(prompts, shared, seq_idx=ids)
+    for x, copies in ((branch, 2), (leaf, 3)):
+        plain.reorder(torch.arange(len(plain.key)).repeat_interleave(copies))
+        shared = fan_out(shared, copies)
+        for start, stop in ((0, 1), (1, 5)):
+            found, expected = (layer(x[:, start:stop], state) for state in (shared, plain))
+            torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    assert shared.outer is not None and [len(level.prompt[0]) for level in shared._levels()] == [4, 2]
+    shared.crop(-4)
+    plain.crop(-4)
+    torch.testing.assert_close(layer(leaf[:, 1:2], shared), layer(leaf[:, 1:2], plain), atol=1e-12, rtol=0)
+    with pytest.raises(ValueError, match="the prompt of 10 steps is shared"):
+        shared.crop(9)
+
+
 @pytest.mark.parametrize("name", ["transformer_nano", "jamba_nano", "gpt_oss_nano"])
 def test_samples_share_their_prompt(name):
     model: Any = zoo.create_model(name, pretrained=True).double()
