@@ -33,7 +33,9 @@ def _linear(p: Writer, module: nn.Linear, x: Value) -> Value:
 
 @describes(Linear)
 def _record(p: Writer, module: Linear, x: Value) -> Value:
-    record = module.weight
+    record, form = module.weight, module.weight.format
+    if form.layout != "int" or form.outliers or form.group_rows > 1 or form.activation_bits is not None:
+        raise Undescribed(f"a record of {form}")
     p.visit(record)
     return p.lowbit(x, record.codes, record.scale, record.zero, record.format.bits, module.bias)
 

@@ -106,6 +106,20 @@ def test_it_predicts_an_unseen_text_better_than_plain_rounding(method, options, 
     assert loss(found) < loss(rounded)
 
 
+@pytest.mark.parametrize(("method", "options"), [
+    ("rtn", {"layout": "e2m1"}), ("rtn", {"bits": 8, "activation_bits": 8}), ("rtn", {"group_rows": 2}),
+    ("easyquant", {"deviations": 2.0}), ("dgq", {}),
+])  # fmt: skip
+@torch.no_grad()
+def test_steps_of_any_record_are_the_whole(method, options, trained):
+    """Also where a step of plain integers is one program."""
+    model: Any = zoo.quantize(copy.deepcopy(trained), method, calibration=calibration(trained), **options)
+    x = text("import", 1)[:, :10]
+    state = model.init_state(1, max_length=16)
+    steps = torch.cat([model(part, state) for part in x.split([4, *[1] * 6], 1)], 1)
+    torch.testing.assert_close(steps, model(x), rtol=1e-4, atol=1e-4)
+
+
 def test_a_folder_is_for_one_model_and_one_calibration(trained, tmp_path):
     call = {"method": "baq", "folder": tmp_path}
     zoo.quantize(copy.deepcopy(trained), calibration=calibration(trained), **call)
