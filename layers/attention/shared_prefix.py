@@ -138,7 +138,13 @@ def fan_out(state: StateType, copies: int) -> StateType:
     """The state with every row ``copies`` times, side by side: caches share what they hold, all else is copied."""
     if isinstance(state, Several):
         return state.of(fan_out(part, copies) for part in state.states)  # type: ignore[return-value]
-    if type(state) in (KeyValueState, SharedPrefixState) and len(state.key) and state.filled:
+
+    if (
+        isinstance(state, KeyValueState)
+        and type(state) in (KeyValueState, SharedPrefixState)
+        and len(state.key)
+        and state.filled
+    ):
         return SharedPrefixState.of(state, copies)  # type: ignore[return-value]
     batch = next(tensor.shape[0] for _, tensor in state.tensors())
     device = next(tensor.device for _, tensor in state.tensors())
