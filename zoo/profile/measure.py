@@ -63,7 +63,7 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         call()
     changes: list[tuple[int, int]] = []
     waiting = list(recorded.profiler.kineto_results.experimental_event_tree())  # type: ignore[union-attr]
