@@ -67,6 +67,7 @@ class Claim(NamedTuple):
 
 
 def less(form: str, other: str, share: float = 1.0) -> Callable[[Mapping[str, float]], bool]:
+    """At most that share of what the other form loses; it is measured beside."""
     return lambda lost: lost[form] <= share * lost[other]
 
 
@@ -236,7 +237,10 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def forms_of(name: str, wanted: Sequence[str]) -> list[str]:
-    return [form for form in wanted if name in TEXT or form not in SLOW]
+    """Those of a model among the wanted, in order, and to nearest what a wanted one is compared with."""
+    beside = {"4 bits a row, EasyQuant": "4 bits a row", "FP4, LowBitFP": "4 bits"}
+    compared = {beside.get(form, form.partition(",")[0]) for form in wanted}
+    return [form for form in METHODS if form in {*wanted, *compared} and (name in TEXT or form not in SLOW)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,6 +24,9 @@ def test_every_form_is_one_that_can_be_made():
         method_of(method, options)
     assert {claim.form for claim in quant.CLAIMS} <= set(quant.METHODS)
     assert set(quant.SLOW) <= set(quant.METHODS)
+    for form in quant.METHODS:  # alone, with what it is compared with
+        lost = dict.fromkeys(quant.forms_of("moe_nano", [form]), 0.0)
+        assert form in lost and quant.show_claims(records(lost))[1]
 
 
 @pytest.mark.parametrize(("lost", "verdict"), [(0.029, "met"), (0.031, "missed")])
