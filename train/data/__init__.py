@@ -9,6 +9,7 @@ from zoo.train.data.images import ImageDataModule
 from zoo.train.data.listops import ListOps
 from zoo.train.data.loader import Batch, BatchLoader, Source
 from zoo.train.data.scenes import ScenesDataModule
+from zoo.train.data.sessions import KeyValues, Mixture, Passkeys, Session, VariableTracking
 from zoo.train.data.shapes import ShapesDataModule
 from zoo.train.data.spikes import SpikeSums
 from zoo.train.data.synthetic import MQAR, InductionHeads, SelectiveCopying, SyntheticDataModule, SyntheticTask
@@ -27,9 +28,13 @@ __all__ = [
     "EllipsoidsDataModule",
     "ImageDataModule",
     "InductionHeads",
+    "KeyValues",
     "ListOps",
+    "Mixture",
+    "Passkeys",
     "ScenesDataModule",
     "SelectiveCopying",
+    "Session",
     "ShapesDataModule",
     "Source",
     "SpikeSums",
@@ -37,6 +42,7 @@ __all__ = [
     "SyntheticTask",
     "TextDataModule",
     "TextFilesDataModule",
+    "VariableTracking",
     "bigram_bits_per_byte",
     "histogram_bits_per_dim",
 ]

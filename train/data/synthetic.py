@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,6 +197,7 @@ class SyntheticDataModule(DataModule):
         batch_size, eval_batch_size, num_workers, seed: see `DataModule`.
         train_samples, val_samples, test_samples: sequences per epoch and split.
         resample: draw new training sequences in every epoch; otherwise each epoch has the same ones in another order.
+        curriculum: tasks of the first training epochs, one each, such as shorter ones; `task` is that of the others.
     """
 
     def __init__(
@@ -210,6 +212,7 @@ class SyntheticDataModule(DataModule):
         val_samples: int = 1_000,
         test_samples: int = 3_000,
         resample: bool = True,
+        curriculum: Sequence[SyntheticTask] = (),
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
         for name, samples in (("train", train_samples), ("val", val_samples), ("test", test_samples)):
@@ -218,6 +221,9 @@ class SyntheticDataModule(DataModule):
         self.task = task
         self.train_samples, self.val_samples, self.test_samples = train_samples, val_samples, test_samples
         self.resample = resample
+        self.curriculum = tuple(curriculum)
+        if other := {task.vocab_size for task in self.curriculum} - {task.vocab_size}:
+            raise ValueError(f"curriculum must have the task's vocab_size, {task.vocab_size}, got {sorted(other)}")
 
     @property
     def vocab_size(self) -> int:
@@ -229,20 +235,30 @@ class SyntheticDataModule(DataModule):
 
     def build(self) -> dict[str, Source]:
         return {
-            "train": GeneratedSamples(self.task, self.train_samples, derive_seed(0, self.seed), self.resample),
+            "train": GeneratedSamples(
+                self.task, self.train_samples, derive_seed(0, self.seed), self.resample, self.curriculum
+            ),
             "val": GeneratedSamples(self.task, self.val_samples, derive_seed(1)),
             "test": GeneratedSamples(self.task, self.test_samples, derive_seed(2)),
         }
 
 
 class GeneratedSamples:
-    """`samples` sequences of a task, or as many new ones each epoch."""
+    """`samples` sequences of a task, or as many new ones each epoch; the first epochs may have tasks of their own."""
 
-    def __init__(self, task: SyntheticTask, samples: int, seed: int, resample: bool = False) -> None:
-        self.task, self.samples, self.seed, self.resample = task, samples, seed, resample
+    def __init__(
+        self,
+        task: SyntheticTask,
+        samples: int,
+        seed: int,
+        resample: bool = False,
+        first: Sequence[SyntheticTask] = (),
+    ) -> None:
+        self.task, self.samples, self.seed, self.resample, self.first = task, samples, seed, resample, first
 
     def __len__(self) -> int:
         return self.samples
 
     def fetch(self, indices: Tensor, epoch: int) -> Batch:
-        return self.task.generate(indices + epoch * self.samples if self.resample else indices, self.seed)
+        task = self.first[epoch] if epoch < len(self.first) else self.task
+        return task.generate(indices + epoch * self.samples if self.resample else indices, self.seed)

@@ -8,13 +8,24 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.train.data import MQAR, InductionHeads, SelectiveCopying, SyntheticDataModule, SyntheticTask
+from zoo.train.data import (
+    MQAR,
+    InductionHeads,
+    KeyValues,
+    Mixture,
+    Passkeys,
+    SelectiveCopying,
+    SyntheticDataModule,
+    SyntheticTask,
+    VariableTracking,
+)
 
 TASKS = [
     MQAR(seq_len=64, vocab_size=128, num_kv_pairs=8),
     MQAR(seq_len=32, vocab_size=40, num_kv_pairs=4, num_passes=2, random_non_queries=False),
     SelectiveCopying(seq_len=40, vocab_size=9, num_data=6),
     InductionHeads(seq_len=20, vocab_size=7),
+    Mixture([Passkeys(), KeyValues(queries=2), VariableTracking(), MQAR(seq_len=64, vocab_size=128)]),
 ]
 
 
