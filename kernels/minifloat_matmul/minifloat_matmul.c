@@ -12,13 +12,13 @@
 #include <immintrin.h>
 #endif
 
-INLINE int64_t numbers_f64(double *w, const uint8_t *q, int64_t n, int E, int M) { return 0; }
+INLINE int64_t numbers_f64(double *w, const uint8_t *q, int64_t n, int E, int M, double scale) { return 0; }
 
-/* the values of q up to a multiple of 16, or of none where there are no instructions for it: how many */
-INLINE int64_t numbers_f32(float *w, const uint8_t *q, int64_t n, int E, int M) {
+/* scale times the values of q up to a multiple of 8, or of none where there are no instructions for it: how many */
+INLINE int64_t numbers_f32(float *w, const uint8_t *q, int64_t n, int E, int M, float scale) {
     int64_t c = 0;
 #ifdef __F16C__
-    const __m256 factor = _mm256_set1_ps((float)(1 << (15 - ((1 << (E - 1)) - 1))));
+    const __m256 factor = _mm256_set1_ps(scale * (float)(1 << (15 - ((1 << (E - 1)) - 1))));
     const __m128i body = _mm_cvtsi32_si128(10 - M), sign = _mm_cvtsi32_si128(15 - E - M);
     const __m128i low = _mm_set1_epi16((short)((1 << (E + M)) - 1)), high = _mm_set1_epi16((short)(1 << (E + M)));
     for (; c + 8 <= n; c += 8) {
@@ -48,19 +48,23 @@ void NAME(minifloat_rows)(int64_t N, int64_t C, int64_t E, int64_t mantissa, int
     const int64_t padded = (C + 7) / 8 * 8, bits = 1 + E + mantissa, size = C / groups;
 #pragma omp parallel num_threads(threads)
     {
-        uint8_t *q = malloc(padded);
+        uint8_t *unpacked = malloc(padded);
         REAL *w = malloc(padded * sizeof(REAL));
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < N; n++) {
-            codes_of(q, packed + n * (padded / 8 * bits), padded, bits);
-            for (int64_t c = NAME(numbers)(w, q, C, (int)E, (int)mantissa); c < C; c++) w[c] = table[q[c]];
+            const uint8_t *q = packed + n * (padded / 8 * bits); /* of 8 bits they are bytes as they lie */
+            if (bits < 8) {
+                codes_of(unpacked, q, padded, bits);
+                q = unpacked;
+            }
             for (int64_t g = 0; g < groups; g++) {
                 const REAL s = scale[n * groups + g];
-                for (int64_t c = g * size; c < (g + 1) * size; c++) w[c] *= s;
+                const int64_t first = g * size, done = NAME(numbers)(w + first, q + first, size, (int)E, (int)mantissa, s);
+                for (int64_t c = first + done; c < first + size; c++) w[c] = s * table[q[c]];
             }
             for (int64_t m = 0; m < M; m++) y[m * N + n] = NAME(dot)(w, x + m * C, C);
         }
-        free(q);
+        free(unpacked);
         free(w);
     }
 }
