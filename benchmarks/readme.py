@@ -53,7 +53,7 @@ def section(results: Mapping[str, Any]) -> str:
         ),
     ]
     if swept:
-        names = ", ".join(NAMES.get(r["family"], r["family"].title()) for r in swept)
+        names = ", ".join(NAMES.get(r["family"], str(r["family"]).title()) for r in swept)
         powers = [r["p"] for r in swept]
         span = f"{min(powers):.2f} to {max(powers):.2f}"
         lines += ["", f"From T 512 to 8192 the forward time of {names} grows with an exponent of {span}."]
