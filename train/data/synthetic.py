@@ -222,8 +222,9 @@ class SyntheticDataModule(DataModule):
         self.train_samples, self.val_samples, self.test_samples = train_samples, val_samples, test_samples
         self.resample = resample
         self.curriculum = tuple(curriculum)
-        if other := {task.vocab_size for task in self.curriculum} - {task.vocab_size}:
-            raise ValueError(f"curriculum must have the task's vocab_size, {task.vocab_size}, got {sorted(other)}")
+        known = getattr(task, "vocab_size", None)  # None of a series
+        if other := {getattr(earlier, "vocab_size", None) for earlier in self.curriculum} - {known}:
+            raise ValueError(f"curriculum must have the task's vocab_size, {known}, got {list(other)}")
 
     @property
     def vocab_size(self) -> int:
