@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.kernels import linear_cross_entropy, row_linear
 from zoo.kernels.dispatch import AUTOCAST_DEVICES, compute_dtype, full_precision
+from zoo.layers.precision import autocast_dtype
 
 ROWS = 512  # whose logits exist at a time where the head has to be called
 
@@ -47,6 +48,25 @@ class WideBias(nn.Linear):
             return super().forward(x)
         product = F.linear(x, self.weight)
         return product.to(compute_dtype(product)) + self.bias
+
+
+class HeldLinear(nn.Module):
+    """y = x W^T + b with a matrix W that is held in another form than numbers: ``nn.Linear``'s place.
+
+    Args:
+        weight: has a ``shape`` (out, in) and ``matmul(x, bias)``.
+        bias: (out,).
+    """
+
+    def __init__(self, weight: Any, bias: nn.Parameter | None = None):
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        self.out_features, self.in_features = weight.shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in_features) -> (..., out_features), in the dtype of x, under autocast in its dtype."""
+        low = autocast_dtype(x.device.type)
+        return self.weight.matmul(x if low is None else x.to(low), self.bias)
 
 
 class BlockLinear(nn.Module):

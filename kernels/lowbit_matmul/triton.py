@@ -14,17 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zoo.kernels.common.triton_product import TRITON_DTYPES
 from zoo.kernels.dispatch import compute_dtype
 from zoo.kernels.lowbit_matmul import tiled
 from zoo.kernels.triton_support import block_sizes
 
 BLOCK = tl.constexpr(128)
-DTYPES = {
-    torch.float16: tl.float16,
-    torch.bfloat16: tl.bfloat16,
-    torch.float32: tl.float32,
-    torch.float64: tl.float64,
-}
 
 
 def forward(x: Tensor, scale: Tensor, codes: Tensor, zero: Tensor | None, bits: int, _: bool) -> Tensor:
@@ -51,7 +46,7 @@ def dequantise(codes: Tensor, scale: Tensor, zero: Tensor | None, *, bits: int, 
     grid = (triton.cdiv(len(codes), 32), triton.cdiv(columns, 128))
     record = _record(codes, scale, zero, columns)
     numbers: Any = _numbers[grid]
-    numbers(w, len(codes), columns, *record, **_flags(zero, bits), COLUMNS=32, REAL=DTYPES[dtype])
+    numbers(w, len(codes), columns, *record, **_flags(zero, bits), COLUMNS=32, REAL=TRITON_DTYPES[dtype])
     return w
 
 
@@ -74,8 +69,8 @@ def _sizes(x: Tensor, scale: Tensor) -> dict[str, Any]:
     default = {"ROWS": rows, "COLUMNS": 64 if x.is_cuda else 32, "num_warps": 4}
     split = factor == torch.float32 and x.is_cuda and torch.version.hip is None
     return block_sizes("lowbit_matmul", f"rows{rows}_bytes{factor.itemsize}", x.device, default) | {
-        "FACTOR": DTYPES[factor],
-        "REAL": DTYPES[total],
+        "FACTOR": TRITON_DTYPES[factor],
+        "REAL": TRITON_DTYPES[total],
         "PRECISION": "tf32x3" if split else "ieee",
     }
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoo.kernels.dispatch import compute_dtype
+from zoo.kernels.common.triton_product import precision
 from zoo.kernels.triton_support import block_sizes
 
 
@@ -119,11 +118,8 @@ def _options(kernel: str, x: Tensor, weight: Tensor) -> dict[str, Any]:
 
     Half precision of one kind goes to the tensor cores as it is; float32 as three products in TF32.
     """
-    total = compute_dtype(x, weight)
-    factor = x.dtype if x.is_cuda and x.dtype == weight.dtype else total
-    split = factor == torch.float32 and x.is_cuda and torch.version.hip is None
+    size, dtypes = precision(x, weight)
     mean = min(max(triton.next_power_of_2(x.shape[0] // weight.shape[0]), 16), 128)
-    size = factor.itemsize
     side = 128 if size == 2 else 64
     defaults = {
         "rows": {"ROWS": min(mean, 256 // size), "COLUMNS": side, "DEPTH": 128 // size},
@@ -132,17 +128,4 @@ def _options(kernel: str, x: Tensor, weight: Tensor) -> dict[str, Any]:
     default = defaults[kernel] | {"num_warps": 8 if size == 2 and mean > 32 else 4}
     if not x.is_cuda:
         default |= {"ROWS": 16, "COLUMNS": 32, "DEPTH": 32}
-    return block_sizes("grouped_matmul", f"{kernel}{mean}_bytes{size}", x.device, default) | {
-        "FACTOR": _TRITON_DTYPES[factor],
-        "TOTAL": _TRITON_DTYPES[total],
-        "PRECISION": "tf32x3" if split else "ieee",
-        "enable_fp_fusion": True,
-    }
-
-
-_TRITON_DTYPES = {
-    torch.float16: tl.float16,
-    torch.bfloat16: tl.bfloat16,
-    torch.float32: tl.float32,
-    torch.float64: tl.float64,
-}
+    return block_sizes("grouped_matmul", f"{kernel}{mean}_bytes{size}", x.device, default) | dtypes

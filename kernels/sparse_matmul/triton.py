@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from zoo.kernels.common.triton_product import precision
 from zoo.kernels.dispatch import compute_dtype
 from zoo.kernels.sparse_matmul import reference
 from zoo.kernels.sparse_matmul.bitmap import places
@@ -78,24 +78,9 @@ def backward(dy: Tensor, x: Tensor, values: Tensor, mask: Tensor, start: Tensor 
 
 def _options(x: Tensor, values: Tensor) -> dict[str, Any]:
     """Dtypes of the factors and of their sums, and block sizes by the tokens and the bytes of a factor."""
-    total = compute_dtype(x, values)
-    factor = x.dtype if x.is_cuda and x.dtype == values.dtype else total
-    split = factor == torch.float32 and x.is_cuda and torch.version.hip is None
+    size, dtypes = precision(x, values)
     tokens = min(max(triton.next_power_of_2(len(x)), 16), 64)
-    default = {"TOKENS": tokens, "ROWS": 64, "DEPTH": 128 // factor.itemsize, "num_warps": 4}
+    default = {"TOKENS": tokens, "ROWS": 64, "DEPTH": 128 // size, "num_warps": 4}
     if not x.is_cuda:
         default |= {"TOKENS": 16, "ROWS": 16, "DEPTH": 32}
-    return block_sizes("sparse_matmul", f"tokens{tokens}_bytes{factor.itemsize}", x.device, default) | {
-        "FACTOR": _TRITON_DTYPES[factor],
-        "TOTAL": _TRITON_DTYPES[total],
-        "PRECISION": "tf32x3" if split else "ieee",
-        "enable_fp_fusion": True,
-    }
-
-
-_TRITON_DTYPES = {
-    torch.float16: tl.float16,
-    torch.bfloat16: tl.bfloat16,
-    torch.float32: tl.float32,
-    torch.float64: tl.float64,
-}
+    return block_sizes("sparse_matmul", f"tokens{tokens}_bytes{size}", x.device, default) | dtypes

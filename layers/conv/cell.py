@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -86,7 +87,7 @@ OPERATIONS: dict[str, Callable[[int, int], nn.Module]] = {  # (channels, stride)
 }
 
 
-class CellGraph(nn.Module):
+class CellGraph(nn.Module, ABC):
     r"""The outputs of the two cells before -> that of the last one and of this one.
 
     .. math:: s_i = f_i(s_0, \ldots, s_{i-1}), \quad y = [s_2, s_3, \ldots]
@@ -113,9 +114,9 @@ class CellGraph(nn.Module):
             states.append(self.node(node, states))
         return inputs[1], torch.cat(states[2:], dim=1)
 
+    @abstractmethod
     def node(self, index: int, states: list[Tensor]) -> Tensor:
         """s_i of the states before it, i being ``index`` + 2."""
-        raise NotImplementedError
 
 
 class Cell(CellGraph):

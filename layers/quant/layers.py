@@ -8,22 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.layers.linear import HeldLinear
 from zoo.layers.precision import autocast_dtype
 from zoo.layers.quant.record import Record
 
 
-class Linear(nn.Module):
+class Linear(HeldLinear):
     """y = x W^T + b with the matrix W in a record: ``nn.Linear``'s place, also as a model's head."""
 
-    def __init__(self, weight: Record, bias: nn.Parameter | None = None):
-        super().__init__()
-        self.weight, self.bias = weight, bias
-        self.out_features, self.in_features = weight.shape
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., in_features) -> (..., out_features), in the dtype of x, under autocast in its dtype."""
-        low = autocast_dtype(x.device.type)
-        return self.weight.matmul(x if low is None else x.to(low), self.bias)
+    weight: Record
 
 
 class Embedding(nn.Module):

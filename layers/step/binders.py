@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from typing import cast
 
 import torch
@@ -14,7 +15,7 @@ from zoo.layers.state import State
 from zoo.layers.step.writer import Writer
 
 
-class Binder:
+class Binder(ABC):
     """What ties operations to the state of a layer, which ``path`` finds in that of the block."""
 
     def __init__(self, writer: Writer, kind: type[State]):
@@ -24,9 +25,9 @@ class Binder:
         """Whether the state is of the plain kind that the operations know."""
         return type(state) is self.kind and state.seq_idx is None
 
+    @abstractmethod
     def advance(self, state: State) -> None:
         """The operations read and write this state, and it has seen one more token."""
-        raise NotImplementedError
 
 
 class Recurrent(Binder):
