@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from zoo.layers.branches import BranchedState
 from zoo.layers.precision import KeepsFloat32
 from zoo.layers.state import State
 
@@ -16,13 +17,16 @@ from zoo.layers.state import State
 def skips_padding(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The ``forward`` of a recurrent mixer, from a state past padding: each row advances by its own tokens alone.
 
-    Rows with equally many tokens run together, without their padding, from their own part of the state.
+    Rows with equally many tokens run together, without their padding, from their own part of the state. The nodes of a
+    tree run each from the state of its parent.
     """
 
     @functools.wraps(forward)
     def skipping(self: Mixer, x: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         if state is None:
             return forward(self, x, None, seq_idx=seq_idx)
+        if isinstance(state, BranchedState):
+            return state.read(functools.partial(skipping, self), x)
         if seq_idx is None or _runs_at_once(seq_idx, fresh=state.seen == 0):
             y = forward(self, x, state, seq_idx=seq_idx)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from zoo.kernels.dispatch import compute_dtype
 from zoo.layers.attention.keys import Keys, Place, attended, is_causal, masked
@@ -13,7 +14,9 @@ from zoo.layers.attention.sinks import sink_attention
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.mixer import Mixer
 from zoo.layers.options import require_above, require_at_least
-from zoo.layers.state import State
+from zoo.layers.state import State, is_traced
+
+LOGITS = 2**24  # that exist at once, where a kernel does not do without them
 
 
 class CausalAttention(Mixer):
@@ -124,7 +127,7 @@ class CausalAttention(Mixer):
             heads: the numbers of the key and value heads, where these are some of them.
         """
         if self.softcap is not None or (self.sinks is not None and q.shape[2] == 1):
-            return self.mixed(self.weights(masked(self.logits(q, k, v), mask), heads), v)
+            return self.attend_by_logits(q, k, v, mask, heads)
         if self.sinks is not None:
             scale = self.head_dim**-0.5 if self.scale is None else self.scale
             return sink_attention(q, k, v, mask, scale, self.some_sinks(heads).flatten())
@@ -132,6 +135,27 @@ class CausalAttention(Mixer):
             q, k, v, attn_mask=mask, is_causal=is_causal(q, k, mask), scale=self.scale,
             enable_gqa=self.num_heads != self.num_kv_heads,
         )  # fmt: skip
+
+    def attend_by_logits(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, heads: Tensor | None) -> Tensor:
+        """The same with logits that are written out, ``LOGITS`` at once; for gradients they are computed anew."""
+
+        def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+            return self.mixed(self.weights(masked(self.logits(q, k, v), mask), heads), v)
+
+        length, causal = q.shape[2], is_causal(q, k, mask)
+        if is_traced(q) or length * (each := q.shape[:2].numel() * k.shape[2]) <= LOGITS:
+            return attended(q, k, v, mask)
+        outputs, rows = [], max(1, LOGITS // each)
+        for start in range(0, length, rows):
+            stop = min(length, start + rows)
+            if causal:
+                keys, seen = stop, torch.ones(stop - start, stop, dtype=torch.bool, device=q.device).tril(start)
+            else:
+                keys, seen = k.shape[2], None if mask is None else mask[..., start:stop, :]
+            part = q[:, :, start:stop], k[:, :, :keys], v[:, :, :keys], seen
+            saving = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
+            outputs.append(checkpoint(attended, *part, use_reentrant=False) if saving else attended(*part))
+        return torch.cat(outputs, 2)
 
     def logits(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Of q (B, H, T, d) with k (B, G, S, d) -> (B, G, H / G, T, S), float32 or wider; v is not read."""

@@ -176,12 +176,12 @@ class LizardAttention(SlidingWindowAttention):
         return torch.cat([t.flatten(2) for t in parts] + ([] if self.gate_proj is None else [self.gate_proj(x)]), -1)
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> JointState:  # type: ignore[override]
-        """An empty window and an empty memory; the size does not depend on ``max_length``."""
+        """An empty window and an empty memory."""
         arguments = (batch_size, max_length, device, dtype)
         window = () if self.window is None else (super().init_state(*arguments),)
         return JointState((*window, *(() if self.memory is None else (self.memory.init_state(*arguments),))))
 
     def state_size(self, length: int) -> int:
-        """Constant in ``length``."""
-        window = 0 if self.window is None else super().state_size(self.window)
+        """Grows with ``length`` up to the window."""
+        window = 0 if self.window is None else super().state_size(length)
         return window + (0 if self.memory is None else self.memory.state_size(length))

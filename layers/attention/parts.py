@@ -37,9 +37,14 @@ def joined(parts: Sequence[Part]) -> Tensor:
     return sum(w.to(part.output.dtype)[..., None] * part.output for w, part in zip(weights, parts, strict=True))  # type: ignore[return-value]
 
 
-def sinks_part(q: Tensor, other: Part, attention: Attention) -> list[Part]:
-    """What learned sinks add to the denominator: a part of its own, beside any ``other``, with nothing in it."""
-    sinks = getattr(attention, "sinks", None)
-    if sinks is None:
-        return []
-    return [Part(torch.zeros_like(other.output), sinks.to(other.lse.dtype)[:, None].expand_as(other.lse))]
+def constant_parts(q: Tensor, other: Part, attention: Attention) -> list[Part]:
+    """What q (B, H, T, d) sees besides all tokens, beside any ``other`` part: learned sinks, which add to the
+    denominator with nothing in them, and learned keys and values (H, n, d)."""
+    found, sinks, learned = [], getattr(attention, "sinks", None), getattr(attention, "learned", None)
+    if sinks is not None:
+        lse = sinks.to(other.lse.dtype)[:, None].expand_as(other.lse)
+        found.append(Part(torch.zeros_like(other.output), lse))
+    if learned is not None:
+        k, v = (t.to(q.dtype).expand(len(q), -1, -1, -1) for t in learned)
+        found.append(attend_part(attention, attention.logits(q, k, v), v))
+    return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.layers.attention.keys import EMPTY, Keys, Placed, masked
-from zoo.layers.attention.parts import Part, attend_part, joined, sinks_part
+from zoo.layers.attention.parts import Part, attend_part, constant_parts, joined
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.cache.call import Attention
 from zoo.layers.state import State
@@ -84,7 +84,7 @@ class SharedPrefixState(KeyValueState):
         for level in self._levels():
             copies *= level.copies
             prompts.append(level._to_prompt(q, attention, copies))
-        return joined([*prompts, own, *sinks_part(q, own, attention)])
+        return joined([*prompts, own, *constant_parts(q, own, attention)])
 
     def _to_prompt(self, q: Tensor, attention: Attention, copies: int) -> Part:
         """Of all copies at once: with the heads that share keys, unless those are projected for each, they are rows of

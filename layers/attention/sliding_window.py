@@ -14,16 +14,18 @@ from zoo.layers.attention.keys import EMPTY, Keys, Place
 from zoo.layers.attention.sinks import sink_first
 from zoo.layers.attention.state import FILLERS, KeyValueState
 from zoo.layers.cache.buffer import gathered, widened
-from zoo.layers.state import State
+from zoo.layers.state import State, is_traced
 
 
 @dataclass
 class SlidingWindowState(KeyValueState):
-    """Each row's newest keys and values, as many as there are slots.
+    """Each row's newest ``window`` keys and values; as many as there are slots when None.
 
-    ``unnamed`` counts the steps since ids were given: when they fill the window, ids and positions are dropped.
+    The capacity grows by doubling up to the window. ``unnamed`` counts the steps since ids were given: when they fill
+    the window, ids and positions are dropped.
     """
 
+    window: int | None = None
     unnamed: int = 0
     crop = State.crop
 
@@ -42,7 +44,8 @@ class SlidingWindowState(KeyValueState):
 
     def write(self, new: Keys, **more: Tensor) -> Keys:
         """Remember keys of tokens that have been noted; returns these and all that were held before."""
-        window, start, total = self.key.shape[2], self.filled, self.filled + new.key.shape[2]
+        capacity, start, total = self.key.shape[2], self.filled, self.filled + new.key.shape[2]
+        window = self.window or capacity
         every, order = {}, None
         for name, dim in self.slots.items():
             held = getattr(self, name)
@@ -52,11 +55,12 @@ class SlidingWindowState(KeyValueState):
         if self.position is not None:  # in each row the slots without a token come first
             order = (every["position"] != EMPTY).to(torch.uint8).argsort(dim=1, stable=True)
         self.filled = min(total, window)
+        capacity = capacity if self.filled <= capacity else min(window, max(self.filled, 2 * capacity))
         for name, dim in self.slots.items():
             if name in every:
                 ordered = every[name] if order is None else gathered(every[name], order, dim)
                 newest = ordered.narrow(dim, total - self.filled, self.filled)
-                setattr(self, name, widened(newest, window, dim, FILLERS.get(name, 0)))
+                setattr(self, name, widened(newest, capacity, dim, FILLERS.get(name, 0)))
         if self.unnamed >= window:
             self.position = self.ids = None
         every.setdefault("position", torch.arange(self.seen - total, self.seen, device=new.key.device))
@@ -113,7 +117,7 @@ class SlidingWindowAttention(CausalAttention):
             return self.attend_steps(q, keys)
         if steps:
             place = place._replace(position=keys.position[..., -q.shape[2] :])
-        return self.attend(q, keys.key, keys.value, keys.mask(place, self.window))
+        return self.attend_masked(q, keys, place, steps)
 
     def attend_steps(self, q: Tensor, keys: Keys) -> Tensor:
         """q (B, H, T, d) over the newest keys, where a step is a position -> (B, H, T, d)."""
@@ -127,11 +131,27 @@ class SlidingWindowAttention(CausalAttention):
         ).transpose(1, 2)  # fmt: skip
         return y if sinks is None else y[..., :-1]
 
+    def attend_masked(self, q: Tensor, keys: Keys, place: Place, steps: bool) -> Tensor:
+        """q (B, H, T, d) of the newest tokens by a mask -> (B, H, T, d); ``steps``: of keys one after the other, of
+        which a stretch of as many queries as the window has reads those near it."""
+        length, size = q.shape[2], max(self.window, 64)
+        if not steps or is_traced(q) or length <= size:
+            return self.attend(q, keys.key, keys.value, keys.mask(place, self.window))
+        outputs, past = [], keys.key.shape[2] - length
+        for start in range(0, length, size):
+            tokens = slice(start, start + size)
+            near = slice(max(0, past + start - self.window + 1), past + start + size)
+            ids = None if keys.ids is None else keys.ids[:, near]
+            part = Keys(keys.key[:, :, near], keys.value[:, :, near], keys.position[..., near], ids)
+            there = Place(place.position[..., tokens], None if place.ids is None else place.ids[:, tokens])
+            outputs.append(self.attend(q[:, :, tokens], part.key, part.value, part.mask(there, self.window)))
+        return torch.cat(outputs, 2)
+
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> SlidingWindowState:
-        """An empty cache of ``window`` steps; the size does not depend on ``max_length``."""
-        key, value = self.empty(batch_size, self.window, device, dtype)
-        return SlidingWindowState(key, value)
+        """An empty cache of ``window`` steps, or of ``max_length`` where that is less."""
+        key, value = self.empty(batch_size, min(self.window, max_length or self.window), device, dtype)
+        return SlidingWindowState(key, value, window=self.window)
 
     def state_size(self, length: int) -> int:
-        """Constant in ``length``: one key and one value a step of the window and key-value head."""
-        return super().state_size(self.window)
+        """Grows with ``length`` up to the window: one key and one value a step and key-value head."""
+        return super().state_size(min(length, self.window))

@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from zoo.layers.attention.keys import Keys, Place, Placed, masked
-from zoo.layers.attention.parts import attend_part, joined, sinks_part
+from zoo.layers.attention.parts import attend_part, constant_parts, joined
 from zoo.layers.attention.sliding_window import SlidingWindowState
 from zoo.layers.attention.state import KeyValueState
+from zoo.layers.branches import BranchedState, Tree
 from zoo.layers.cache.buffer import gathered
 from zoo.layers.cache.call import Attention
 from zoo.layers.state import State
-from zoo.layers.states import ModelState
-
-
-class Tree:
-    """How the nodes of each row's tree hang together.
-
-    Attributes:
-        depth: (B, N), how many nodes come before each, 0 for those that follow the text itself.
-        seen: (B, N, N), whether node j is node i or one of its ancestors.
-    """
-
-    def __init__(self, batch: int, device: torch.device):
-        self.depth = torch.zeros(batch, 0, dtype=torch.int64, device=device)
-        self.seen = torch.zeros(batch, 0, 0, dtype=torch.bool, device=device)
-
-    def grow(self, parent: Tensor) -> None:
-        """Add nodes whose parents (B, m) are in the tree, or come earlier among the new ones; negative for the text."""
-        batch, count = self.depth.shape
-        size, rows = count + parent.shape[1], torch.arange(batch, device=parent.device)
-        seen = torch.eye(size, dtype=torch.bool, device=parent.device).repeat(batch, 1, 1)
-        seen[:, :count, :count] = self.seen
-        for node, above in enumerate(parent.unbind(1), count):
-            seen[:, node] |= seen[rows, above.clamp(min=0)] & (above >= 0)[:, None]
-        self.seen, self.depth = seen, seen.sum(-1) - 1
+from zoo.layers.states import JointState, ModelState
 
 
 @dataclass
@@ -88,7 +65,7 @@ class TreeState(State):
                 (self.key, self.value, near),
             )
         ]
-        return joined([*parts, *sinks_part(q, parts[0], attention)])
+        return joined([*parts, *constant_parts(q, parts[0], attention)])
 
     def accept(self, path: Tensor) -> None:
         """The cache remembers the nodes (B, n), one after the other."""
@@ -112,14 +89,21 @@ def branching(state: ModelState) -> tuple[ModelState, Tree]:
     """A state for the nodes of a tree that follows what a model has read, and that tree.
 
     Raises:
-        ValueError: where some of the state is no plain cache of keys.
+        ValueError: where some of the state is neither a plain cache of keys nor recurrent.
     """
-    for one in state:
-        if type(one) not in (KeyValueState, SlidingWindowState):
-            raise ValueError(
-                f"a tree of drafts is read beside plain caches of keys, which all its branches share; this model keeps "
-                f"a {type(one).__name__}: draft a chain"
-            )
-    caches = cast(list[KeyValueState], list(state))
-    tree = Tree(len(caches[0].key), caches[0].key.device)
-    return ModelState(TreeState.beside(cache, tree) for cache in caches), tree
+    like = next(tensor for _, tensor in state[0].tensors())
+    tree = Tree(len(like), like.device)
+    return state.of(_beside(one, tree) for one in state), tree
+
+
+def _beside(state: State, tree: Tree) -> State:
+    if type(state) is JointState:
+        return state.of(_beside(part, tree) for part in state.parts)
+    if type(state) in (KeyValueState, SlidingWindowState):
+        return TreeState.beside(state, tree)  # type: ignore[arg-type]
+    if type(state).crop is not State.crop or isinstance(state, KeyValueState):
+        raise ValueError(
+            f"a tree of drafts is read beside plain caches of keys, which all its branches share, and recurrent "
+            f"states; this model keeps a {type(state).__name__}: draft a chain"
+        )
+    return BranchedState.beside(state, tree)

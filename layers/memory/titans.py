@@ -47,7 +47,10 @@ class PersistentAttention(SlidingWindowAttention):
         self.persistent_values = persistent(num_heads, num_persistent, self.head_dim)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, place: Place, state: KeyValueState | None) -> Tensor:
-        """In blocks of the window where each row's steps follow one another, by one mask elsewhere."""
+        """In blocks of the window where each row's steps follow one another, by one mask elsewhere. What is no cache
+        attends itself."""
+        if state is not None and not isinstance(state, KeyValueState):
+            return state.attend(q, k, v, place, self)
         if state is None and place.ids is None and q.shape[2] > self.window:
             return self._blocked(q, k, v)
         keys = Keys(k, v, place.position, place.ids)
@@ -63,12 +66,18 @@ class PersistentAttention(SlidingWindowAttention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """q (B, H, T, d) over the learned keys and k, v (B, H, S, d), of these where the mask is True."""
-        keys, values = self.persistent_keys, self.persistent_values
-        keys = F.pad(keys, (self.head_dim - keys.shape[-1], 0))
+        learned = self.learned
         k, v = (
-            torch.cat([first.to(t.dtype).expand(len(t), -1, -1, -1), t], dim=2) for first, t in ((keys, k), (values, v))
+            torch.cat([first.to(t.dtype).expand(len(t), -1, -1, -1), t], dim=2)
+            for first, t in zip(learned, (k, v), strict=True)
         )
-        return super().attend(q, k, v, F.pad(mask, (keys.shape[1], 0), value=True))  # type: ignore[arg-type]
+        return super().attend(q, k, v, F.pad(mask, (learned[0].shape[1], 0), value=True))  # type: ignore[arg-type]
+
+    @property
+    def learned(self) -> tuple[Tensor, Tensor]:
+        """The learned keys and values (H, num_persistent, d)."""
+        keys = self.persistent_keys
+        return F.pad(keys, (self.head_dim - keys.shape[-1], 0)), self.persistent_values
 
     def _blocked(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Each block of queries against the keys of the block before it and its own."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import zoo
-from zoo.decoding import LongSpec, ModelDraft, Rapid, accept, accept_one_of, add_draft_layer, draw
+from zoo.decoding import LongSpec, ModelDraft, MultiToken, Rapid, accept, accept_one_of, add_draft_layer, draw
 from zoo.decoding.tree import Guesses, candidates
 
 
@@ -137,17 +137,20 @@ def statistic(model: Any, speaker: Any, draft: Any, count: int = 3_000) -> float
     return sum((seen[row] - hoped) ** 2 / hoped for row, hoped in expected.items())
 
 
-@pytest.mark.parametrize("kind", ["tree", "longspec", "longspec's chain", "rapid"])
+@pytest.mark.parametrize("kind", ["tree", "recurrent tree", "modules' tree", "longspec", "longspec's chain", "rapid"])
 def test_a_chi_squared_test_of_whole_texts(kind):
     """26 degrees of freedom, 99.9 %: 54.05. The drafting model's own text is far beyond."""
-    model, other = tiny("transformer_nano", 0, 3), tiny("transformer_nano", 5, 3)
+    names = {"recurrent tree": "mamba2_nano", "modules' tree": "deepseek_mtp_nano"}
+    model, other = tiny(names.get(kind, "transformer_nano"), 0, 3), tiny("transformer_nano", 5, 3)
     draft: Any = ModelDraft(other, widths=(2, 3))
-    if kind == "rapid":
+    if kind == "modules' tree":
+        draft = MultiToken(widths=(2, 3))
+    elif kind == "rapid":
         draft = Rapid(other, length=2, confidence=0.0, budget=2, query=1, chunk=1)
-    elif kind != "tree":
+    elif "longspec" in kind:
         add_draft_layer(model, window=2)
         draft = LongSpec(widths=(2, 3) if kind == "longspec" else (), length=2)
-    assert statistic(model, model, draft) < 54.05
+    assert statistic(model, model, draft, 1_000 if "recurrent" in kind else 3_000) < 54.05
     assert 0 < draft.counts.accepted < draft.counts.tokens
     if kind == "tree":
         assert statistic(model, other, None) > 150

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import zoo
 from zoo.checkpoints.convert import deepseek
 from zoo.decoding import MultiToken
-from zoo.decoding.multi_token import _MultiTokenDrafting
+from zoo.decoding.multi_token import _MultiTokenDrafting, _MultiTokenTrees
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14]]
 
@@ -45,6 +45,57 @@ def test_every_guess_is_that_of_the_modules_on_the_whole_text(model, prompt, mon
         expected, _ = model.further_tokens(model.forward_norm(model.forward_residual(longer)), longer)[depth - 1]
         torch.testing.assert_close(logits, model.head(expected[:, -2]), rtol=1e-9, atol=1e-9)
     assert {depth for depth, *_ in guesses} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("prompts", [[[4]], [[3, 1, 4, 1, 5], [9], [2, 6]]])
+def test_every_guess_of_a_tree_is_that_of_the_modules_on_its_branch(model, prompts, monkeypatch):
+    """Of every node, in rows of different lengths, shorter ones than the modules look ahead among them."""
+    guesses = []
+
+    def guess(self: Any, tokens: Any, parent: Any, plain: Any = _MultiTokenTrees.guess) -> Any:
+        logits = plain(self, tokens, parent)
+        mask = torch.ones_like(self.text) if self.ids is None else self.ids + 1
+        guesses.append((int(self.level[-1]), self.known, mask, self.nodes, self.parent, logits))
+        return logits
+
+    monkeypatch.setattr(_MultiTokenTrees, "guess", guess)
+    draft = MultiToken(widths=(2, 3, 4))
+    plain = zoo.generate(model, prompts, 8, temperature=0)
+    found = zoo.generate(model, prompts, 8, temperature=0, draft=draft)
+    assert all(torch.equal(*rows) for rows in zip(found, plain, strict=True))
+    assert {level for level, *_ in guesses} == {1, 2}
+    for level, known, mask, nodes, parent, logits in guesses:
+        for row in range(len(prompts)):
+            for node in range(nodes.shape[1] - logits.shape[1], nodes.shape[1]):
+                above, branch = node, []
+                while above >= 0:
+                    branch.insert(0, int(nodes[row, above]))
+                    above = int(parent[row, above])
+                text = torch.cat([known[row, :-1][mask[row] > 0], known[row, -1:], torch.tensor([*branch, 0])])[None]
+                states = model.forward_norm(model.forward_residual(text))
+                expected, _ = model.further_tokens(states, text)[level]
+                own = logits[row, node - nodes.shape[1]]
+                torch.testing.assert_close(own, model.head(expected[0, -2]), rtol=1e-9, atol=1e-9)
+
+
+def test_a_tree_of_several_tokens_finds_more_than_a_chain():
+    """Of the bundled weights; of one module alone too."""
+    model: Any = zoo.create_model("deepseek_mtp_nano", pretrained=True)
+    prompts = [list(text) for text in (b"The import statement", b"class", b"If the function returns ")]
+    plain = zoo.generate(model, prompts, 24, temperature=0)
+    for chain, tree in ((MultiToken(), MultiToken(widths=(3, 4))), (MultiToken(length=1), MultiToken(widths=(3,)))):
+        for draft in (chain, tree):
+            found = zoo.generate(model, prompts, 24, temperature=0, draft=draft)
+            assert all(torch.equal(*rows) for rows in zip(found, plain, strict=True))
+        assert tree.counts.passes < chain.counts.passes
+    drawn = [
+        zoo.generate(
+            model, prompts, 9, draft=MultiToken(widths=(2, 2)), generator=torch.Generator().manual_seed(0),
+            num_samples=2, prefill_chunk=7,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    assert all(torch.equal(*rows) for rows in zip(*drawn, strict=True))
 
 
 def test_the_text_is_that_of_the_model_alone_and_the_drafts_are_good():

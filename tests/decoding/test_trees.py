@@ -14,10 +14,8 @@ from zoo.decoding import ModelDraft
 from zoo.decoding.tree import TreeReader, noised
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14]]
-BRANCHING = (
-    "deepseek_mtp_nano", "deepseek_nano", "gpt_oss_nano", "hamburger_nano", "memoryformer_nano", "moe_nano",
-    "mohd_nano", "mole_nano", "smallthinker_nano", "transformer_nano",
-)  # fmt: skip
+CHAINS = ("mod_nano", "mor_nano", "routing_nano", "seqboat_nano", "zamba2_nano")  # read no trees, and say so
+BRANCHING = [name for name in zoo.list_models("*_nano", task="language") if name not in CHAINS]
 PARENT = torch.tensor([[-1, 0, 0, 1, 2, 2, 4], [-1, -1, 0, 1, 3, 3, 5]])
 
 
@@ -26,13 +24,17 @@ def branch(row: int, node: int) -> list[int]:
     return [*(branch(row, above) if above >= 0 else []), node]
 
 
-@pytest.mark.parametrize("name", ["transformer_nano", "deepseek_nano", "gpt_oss_nano"])
+@pytest.mark.parametrize(
+    "name",
+    ["transformer_nano", "deepseek_nano", "gpt_oss_nano", "falcon_h1_nano", "mamba_nano", "lizard_nano",
+     "titans_mag_nano", "titans_mac_nano"],
+)  # fmt: skip
 @torch.no_grad()
 def test_every_node_is_read_as_the_end_of_its_branch(name):
-    """Rows with padding, windows that nodes fall out of, a tree in two parts; then a branch is kept, and another tree
-    follows."""
+    """Rows with padding, windows that nodes fall out of, learned keys, recurrent states alone and beside attention, a
+    tree in two parts; then a branch is kept, and another tree follows."""
     torch.manual_seed(0)
-    options = {"window": 9} if name == "gpt_oss_nano" else {}
+    options = {"window": 9} if name in ("gpt_oss_nano", "titans_mag_nano") else {}
     model: Any = zoo.create_model(name, dtype=torch.float64, **options).eval()
     text, nodes = torch.randint(256, (2, 12)), torch.randint(256, (2, 7))
     ids = torch.zeros(2, 12, dtype=torch.long)
@@ -66,7 +68,7 @@ def pair() -> Any:
     return model, other
 
 
-@pytest.mark.parametrize("name", by_kind(BRANCHING, ("transformer_nano", "deepseek_nano")))
+@pytest.mark.parametrize("name", by_kind(BRANCHING, ("transformer_nano", "falcon_h1_nano")))
 def test_the_text_is_that_of_the_model_alone(name, pair):
     """Rows of different length, which accept differently."""
     torch.manual_seed(0)
@@ -75,6 +77,29 @@ def test_the_text_is_that_of_the_model_alone(name, pair):
     plain = zoo.generate(model, PROMPTS, 9, temperature=0)
     found = zoo.generate(model, PROMPTS, 9, temperature=0, draft=draft)
     assert all(torch.equal(*rows) for rows in zip(found, plain, strict=True))
+
+
+@torch.no_grad()
+def test_a_tree_leaves_the_state_as_it_was():
+    """Before a branch is kept; and of the branch it is the one that a chain leaves."""
+    model: Any = zoo.create_model("falcon_h1_nano", depth=1, dtype=torch.float64).eval()
+    text, nodes, path = torch.randint(256, (2, 6)), torch.randint(256, (2, 7)), torch.tensor([[0, 2, 4], [1, 3, 4]])
+    state, chain = model.init_state(2), model.init_state(2)
+    for one in (state, chain):
+        model(text, one)
+    before = [(name, tensor.clone()) for name, tensor in state[0].tensors()]
+    reader = TreeReader(model, state)
+    reader(nodes, PARENT)
+    assert all(torch.equal(tensor, then) for (_, tensor), (_, then) in zip(state[0].tensors(), before, strict=True))
+    reader.keep(path)
+    model(nodes.gather(1, path), chain)
+    for part, other in zip(state[0].parts, chain[0].parts, strict=True):
+        assert part.seen == other.seen == 9
+        for (name, tensor), (_, expected) in zip(part.tensors(), other.tensors(), strict=True):
+            torch.testing.assert_close(
+                tensor[:, :, :9] if name in ("key", "value") else tensor,
+                expected[:, :, :9] if name in ("key", "value") else expected,
+            )
 
 
 def test_ends_penalties_samples_and_chunks_are_as_without_a_draft(pair):
@@ -131,8 +156,8 @@ def test_the_largest_of_the_noise_are_a_sample_without_replacement():
 def test_what_cannot_read_a_tree(pair):
     model, other = pair
     for target, draft, options, message in (
-        (zoo.create_model("mamba2_nano"), other, {}, "keeps a Mamba2State: draft a chain"),
-        (model, zoo.create_model("mamba2_nano"), {}, "keeps a Mamba2State: draft a chain"),
+        (zoo.create_model("seqboat_nano"), other, {}, "keeps a ActiveWindowState: draft a chain"),
+        (model, zoo.create_model("routing_nano"), {}, "keeps a RoutingState: draft a chain"),
         (zoo.create_model("mod_nano"), other, {}, "tokens pass by the attention of MoDLanguageModel: draft a chain"),
         (zoo.create_model("mor_nano"), other, {}, "are not run one after the other: draft a chain"),
         (model, other, {"cache": "h2o"}, "leave out cache="),

@@ -8,7 +8,6 @@ import threading
 from argparse import ArgumentParser, Namespace
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from typing import Any
 from unicodedata import category
 
@@ -16,7 +15,6 @@ from zoo.cli.errors import UsageError, checked
 from zoo.cli.options import model_with_weights, saved, seed
 from zoo.text.stream import BROKEN
 
-PROBE = "The quick brown fox said: 3.14 größer!\n"  # tokenizers that agree on it are taken for the same
 INTERRUPTED = 130  # the exit code of what Ctrl-C ended
 
 
@@ -34,74 +32,6 @@ def add_sampling(parser: ArgumentParser, max_new_tokens: int) -> None:
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends the text; repeatable")
     parser.add_argument("--compile", action="store_true", help="compile the step by torch.compile")
     parser.add_argument("--seed", type=seed, default=0)
-
-
-def add_cache(parser: ArgumentParser) -> None:
-    """A cache policy and its options, given on by ``cache``."""
-    help = "what attention remembers (`zoo list --caches`); its options: --cache.recent 256 --cache.budget 64MiB"
-    parser.add_argument("--cache", metavar="NAME", help=help)
-    parser.add_argument("--prefill-chunk", type=int, metavar="N", help="read the prompt N tokens at a time")
-    parser.set_defaults(overridable=True)
-
-
-def add_draft(parser: ArgumentParser) -> None:
-    """What drafts for the model, given on by ``draft``."""
-    named = "mtp, longspec, early_exit, del, micro_steps"
-    help = f"says the next tokens for the model to read at once: a smaller model, or {named}"
-    parser.add_argument("--draft", metavar="NAME", help=help)
-    parser.add_argument("--draft-length", type=int, metavar="N", help="tokens of a draft (4)")
-    parser.add_argument(
-        "--draft-widths", type=int, nargs="+", metavar="N", help="draft a tree, with so many tokens in each level"
-    )
-
-
-def draft(known: Namespace, tokenizer: Any) -> Any:
-    """The draft of the options of ``add_draft``; None for none.
-
-    Raises:
-        UsageError: for a length without a draft, and a draft of other tokens.
-    """
-    from zoo.decoding import Draft, TreeDraft, as_draft
-
-    asked = {"length": known.draft_length, "widths": known.draft_widths and tuple(known.draft_widths)}
-    options = {name: value for name, value in asked.items() if value is not None}
-    if known.draft is None:
-        if options:
-            raise UsageError(f"--draft-{next(iter(options))} goes with --draft NAME")
-        return None
-    if len(options) > 1:
-        raise UsageError("--draft-length is of a chain, --draft-widths of a tree: leave out one of them")
-    made: Any = known.draft
-    if made not in Draft.named:
-        made, other = model_and_tokenizer(known.draft)
-        if other.encode(PROBE) != tokenizer.encode(PROBE):
-            raise UsageError(f"{known.draft} and {known.model} read a text as other tokens: a draft knows the model's")
-    made = as_draft(made)
-    if "widths" in options and not isinstance(made, TreeDraft):
-        raise UsageError(f"{known.draft} drafts no trees: leave out --draft-widths")
-    if isinstance(made, TreeDraft) and "length" in options:
-        options = {"widths": (), **options}
-    return checked(replace, made, **options) if options else made
-
-
-def cache(known: Namespace) -> dict[str, Any]:
-    """The options of ``add_cache`` as arguments of ``zoo.stream``.
-
-    Raises:
-        UsageError: for another option, one without --cache, or one that the policy does not have.
-    """
-    from zoo.layers.cache.names import option, policy_of
-
-    options: dict[str, Any] = {}
-    rest = [part for given in known.overrides for part in given.split("=", 1)]
-    for name, value in zip(rest[::2], rest[1::2], strict=False):
-        options[name.removeprefix("--cache.")] = checked(option, name, value)
-    if len(rest) % 2 or not all(name.startswith("--cache.") for name in rest[::2]):
-        raise UsageError(f"unrecognized arguments: {' '.join(known.overrides)}")
-    if options and known.cache is None:
-        raise UsageError(f"{rest[0]} goes with --cache NAME; `zoo list --caches` shows them")
-    policy = None if known.cache is None else checked(policy_of, known.cache, **options)
-    return {"cache": policy, "prefill_chunk": known.prefill_chunk}
 
 
 def sampling(known: Namespace) -> dict[str, Any]:

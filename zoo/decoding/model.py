@@ -22,7 +22,7 @@ from zoo.layers import ModelState
 class ModelDraft(TreeDraft):
     """A model drafts for another: any of the zoo's that knows the same tokens, from a state of its own.
 
-    With ``widths`` it drafts trees, where both remember by plain caches of keys.
+    With ``widths`` it drafts trees, where both remember by plain caches of keys or are recurrent.
 
     Raises:
         ValueError: for what is no language model, for options out of range, and on use for another vocabulary.

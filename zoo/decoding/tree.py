@@ -22,6 +22,7 @@ from zoo.language.base import LanguageModel
 from zoo.layers import ModelState
 from zoo.layers.attention.tree import branching
 from zoo.layers.depth.active_attention import ActiveAttention
+from zoo.layers.states import parts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class TreeDraft(Draft):
     widths: tuple[int, ...] = ()
     """Nodes of each level of a tree, in place of ``length``, such as (4, 8, 8); () for a chain."""
     or_chain: bool = False
-    """Draft a chain as long as the tree is deep where the model, or the draft, remembers otherwise than by keys."""
+    """Draft a chain as long as the tree is deep where the model, or the draft, cannot read a tree."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -44,7 +45,7 @@ class TreeDraft(Draft):
             raise ValueError(f"widths, the nodes of a tree's levels, must be integers above 0, got {self.widths}")
 
     def check(self, model: LanguageModel, options: Options) -> None:
-        """Raise a ValueError for a tree where there are no plain caches to read it beside, unless a chain will do."""
+        """Raise a ValueError for a tree that cannot be read beside what is remembered, unless a chain will do."""
         if self.branches and not self.or_chain:
             for reader in self.readers(model):
                 require_branching(reader, options if reader is model else None)
@@ -75,7 +76,7 @@ def require_branching(model: LanguageModel, options: Options | None) -> None:
     """Raise a ValueError for a model that cannot read a tree.
 
     Raises:
-        ValueError: for one that keeps more than plain caches of keys, or a cache policy.
+        ValueError: for one that keeps more than plain caches of keys and recurrent states, or a cache policy.
     """
     if options is not None and options.cache is not None:
         raise ValueError("a tree of drafts is read beside plain caches: leave out cache=, or draft a chain")
@@ -244,7 +245,7 @@ class TreeReader:
 
     Args:
         model: reads.
-        state: past the prompts; plain caches.
+        state: past the prompts; plain caches, or recurrent.
     """
 
     def __init__(self, model: LanguageModel, state: ModelState):
@@ -269,7 +270,8 @@ class TreeReader:
         """The nodes (B, n) are final, one after the other, the rest forgotten."""
         if path.shape[1]:
             for one in self.branches:
-                one.accept(path)  # type: ignore[attr-defined]
+                for part in parts(one):
+                    part.accept(path)  # type: ignore[attr-defined]
         self.forget()
 
 
