@@ -5,10 +5,12 @@
 """
 
 from zoo import cache, decoding, steering
+from zoo.aware import noisy_weights, round_weights, settle
 from zoo.chat import Chat
 from zoo.convert import convert
 from zoo.emulation import emulate
 from zoo.exits import add_exits, calibrate_exits, exit_costs
+from zoo.expert_widths import expert_widths
 from zoo.export import export_onnx, export_program
 from zoo.extend_context import extend_context
 from zoo.factorize import factorize
@@ -56,6 +58,7 @@ __all__ = [
     "deviation",
     "emulate",
     "exit_costs",
+    "expert_widths",
     "export_onnx",
     "export_program",
     "extend_context",
@@ -72,6 +75,7 @@ __all__ = [
     "lyapunov_exponents",
     "merge_sltrain",
     "model_info",
+    "noisy_weights",
     "predict",
     "prefetch",
     "prepack",
@@ -80,8 +84,10 @@ __all__ = [
     "read_labels",
     "register_model",
     "register_with_timm",
+    "round_weights",
     "save_model",
     "score_text",
+    "settle",
     "sltrain",
     "sparse_tuning",
     "sparsify",

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from zoo.changes import Change, apply, changes_of
 from zoo.kernels.common.minifloat import Minifloat
 from zoo.layers.quant import compressible
+from zoo.layers.quant.between import put_between
 from zoo.layers.quant.rounded import Rounded
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -47,13 +47,7 @@ class Emulated(Change, kind="emulated"):
         if self.activations:
             for module in modules:
                 module.register_forward_hook(partial(_rounded_output, self.rounded()))
-        for name in weights:
-            place, _, attribute = name.rpartition(".")
-            module = model.get_submodule(place)
-            if isinstance(module, nn.Embedding):
-                module.register_forward_hook(partial(_rounded_output, self.rounded()))
-            else:
-                parametrize.register_parametrization(module, attribute, self.rounded())
+        put_between(model, weights, lambda name: self.rounded())
 
 
 def _rounded_output(rounded: Rounded, module: nn.Module, inputs: Any, output: Any) -> Any:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from zoo.changes import Change, apply, changes_of
 from zoo.layers.quant import compressible
+from zoo.layers.quant.between import put_between
 
 Model = TypeVar("Model", bound=nn.Module)
 DTYPES = ("bfloat16", "float16")
@@ -43,17 +43,7 @@ class LayerCast(Change, kind="layer_cast"):
             raise ValueError(f"layer_cast takes a model in float32, got {next(iter(wrong.items()))}")
         for weight in named.values():
             weight.data = weight.data.to(getattr(torch, self.dtype))
-        for name in named:
-            place, _, attribute = name.rpartition(".")
-            module = model.get_submodule(place)
-            if isinstance(module, nn.Embedding):
-                module.register_forward_hook(_widened_rows)
-            else:
-                parametrize.register_parametrization(module, attribute, Widened(), unsafe=True)
-
-
-def _widened_rows(module: nn.Module, inputs: Any, rows: Tensor) -> Tensor:
-    return rows.float()
+        put_between(model, named, lambda name: Widened())
 
 
 def layer_cast(model: Model, dtype: str = "bfloat16") -> Model:

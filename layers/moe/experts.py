@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from zoo.kernels.dispatch import full_precision
 from zoo.kernels.moe import MoEOutput, Routing, expert_utilisation, moe
 from zoo.layers.moe.latent import LatentMatrix
+from zoo.layers.moe.widths import ExpertWidths, at_width
 from zoo.layers.precision import KeepsFloat32, autocast_dtype
 from zoo.layers.report import Reports
 from zoo.layers.sparse.matrix import SparseMatrix
@@ -26,7 +27,8 @@ class RoutedExperts(Reports, KeepsFloat32):
 
     ``w1`` and ``w3`` are (E, D, F), ``w2`` is (E, F, D), ``b1`` and ``b3`` (E, F) and ``b2`` (E, D). The
     matrices may be compressed (``layers.quant``), and each may be a ``LatentMatrix``. Only experts that a token
-    chose are computed, each once for all its tokens.
+    chose are computed, each once for all its tokens; where records hold several widths and ``precision`` is an
+    ``ExpertWidths``, with the one that it says.
 
     Args:
         router: tokens (M, D), and what else the layer gives it, to logits (M, E).
@@ -73,6 +75,7 @@ class RoutedExperts(Reports, KeepsFloat32):
         self.b2 = nn.Parameter(torch.empty(num_experts, dim)) if bias else None
         self.init_weights()
         self.shared = shared
+        self.precision: ExpertWidths | None = None
 
     def init_weights(self) -> None:
         """Each matrix of an expert as nn.Linear's, uniform within 1 / sqrt(inputs); biases 0."""
@@ -150,6 +153,20 @@ class RoutedExperts(Reports, KeepsFloat32):
         """
         if kept is not None:
             routing = routing._replace(experts=routing.experts.masked_fill(~kept[:, None], self.num_experts))
+        held = [w for w in (self.w1, self.w3, self.w2) if getattr(w, "has_widths", False)]
+        if self.precision is None or not held:
+            return self._visit(tokens, routing, capacity)
+        parts = [self._visit_at(width, held, tokens, part, capacity) for width, part in self.precision.routings(
+            tokens, routing)] or [self._visit(tokens, routing, capacity)]  # fmt: skip
+        return MoEOutput(sum(part.output for part in parts), sum(part.dropped for part in parts))  # type: ignore[arg-type]
+
+    def _visit_at(
+        self, width: int, held: list[Any], tokens: Tensor, routing: Routing, capacity: int | None
+    ) -> MoEOutput:
+        with at_width(held, width):
+            return self._visit(tokens, routing, capacity)
+
+    def _visit(self, tokens: Tensor, routing: Routing, capacity: int | None) -> MoEOutput:
         low = autocast_dtype(tokens.device.type)
         operands = (tokens, self.w1, self.b1, self.w3, self.b3, self.w2, self.b2)
         x, w1, b1, w3, b3, w2, b2 = (operand(t, low) for t in operands)

@@ -47,6 +47,8 @@ class Format:
     """A further bit says which numbers are 0, in a layout that has no code for it."""
     activation_bits: int | None = None
     """What multiplies the matrix is rounded to integers of so many bits, a scale a token; None: it is not."""
+    base_bits: int = 2
+    """Of "nested": bits of its integers, behind which a sign each follows."""
 
     def __post_init__(self):
         if not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
@@ -74,6 +76,8 @@ class Format:
             known = ("bits", "group_size", "scale_dtype", "layout", "activation_bits", *layout.options)
             if field.name not in known and getattr(self, field.name) != field.default:
                 raise ValueError(f"layout {self.layout!r} has no {field.name}, got {getattr(self, field.name)!r}")
+        own: Any = self
+        layout.check(own)
 
     def groups(self, columns: int) -> int:
         """Groups of a row; a row no longer than a group is one.

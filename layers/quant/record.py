@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ class Record(Packed):
     def __init__(self, shape: Sequence[int], format: Format):
         super().__init__()
         self.shape, self.format = torch.Size(shape), format
+        self._width: int | None = None
         for name, kept in format.tensors(shape).items():
             tensor = None if kept is None else torch.empty(kept[0], dtype=kept[1])
             self.register_parameter(name, None if tensor is None else _frozen(tensor))
@@ -93,6 +95,31 @@ class Record(Packed):
             found |= cut(outliers, count)[1] if count else {}
         return cls.holding(q.shape, format, _of_blocks(found, format))
 
+    @property
+    def width(self) -> int:
+        """Bits of a weight that are read: all, or in layout "nested" as many as were set. No file keeps it."""
+        return self._width or self.format.bits
+
+    @width.setter
+    def width(self, bits: int | None) -> None:
+        form = self.format
+        if bits is not None and bits != form.bits:
+            self._layout.narrowed({}, form, bits)  # raises for a layout of one width
+            if not form.base_bits <= bits <= form.bits:
+                raise ValueError(f"width must lie in [{form.base_bits}, {form.bits}], got {bits}")
+        self._width = bits
+
+    @property
+    def has_widths(self) -> bool:
+        """Whether it may be read in fewer bits than all."""
+        return self.format.layout == "nested"
+
+    def nbytes_at(self, bits: int) -> int:
+        """Bytes of the tensors that are read at that width."""
+        held: Any = {name: t for name, t in self._parameters.items() if t is not None}
+        kept = held if bits == self.format.bits else self._layout.narrowed(held, self.format, bits)
+        return sum(tensor.nbytes for tensor in kept.values())
+
     def unpacked(self) -> Tensor:
         """The codes q (..., N, C), uint8."""
         return unpack(self.codes, self.format.bits, self.shape[-1])
@@ -132,6 +159,8 @@ class Record(Packed):
     def _read(self, index: Tensor | int | None) -> Mapping[str, Tensor | None]:
         """The layout's tensors, of all rows or of an index into the first axis, with scales and zeros for each row."""
         given = {name: t for name, t in self._parameters.items() if name not in OUTLIERS}
+        if self.width < self.format.bits:
+            given = self._layout.narrowed(given, self.format, self.width)
         r = self.format.group_rows
         if r == 1:
             return given if index is None else {name: t if t is None else t[index] for name, t in given.items()}

@@ -19,14 +19,14 @@ class Pattern:
 
     name: str = "unstructured"
     """ "unstructured": the best of the matrix; "row": the best of each row; "n:m", such as "2:4": the best n of every m
-    columns next to each other."""
+    columns next to each other; "activations": all, of which a token reads a part."""
     sparsity: float = 0.5
     """Share of the numbers that go; of n:m it is 1 - n / m, whatever is said here."""
 
     def __post_init__(self):
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity must lie in [0, 1), got {self.sparsity}")
-        if self.name not in ("unstructured", "row"):
+        if self.name not in ("unstructured", "row", "activations"):
             n, m = self._group()
             if not 1 <= n <= m:
                 raise ValueError(f"pattern n:m keeps n of m columns, 1 <= n <= m, got {self.name!r}")

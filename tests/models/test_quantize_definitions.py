@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import zoo
-from zoo.layers.quant import LAYOUTS, Format, Record
+from zoo.layers.quant import LAYOUTS, Format, Record, matrices
 from zoo.layers.quant.layouts import DualGrained, grid
 from zoo.quantize import METHODS, Calibration
 from zoo.quantize.baq import divided, rates
@@ -24,6 +24,7 @@ from zoo.quantize.lowbit_fp import integer_levels, minifloat_levels
 from zoo.quantize.moments import output_error, second_moments
 from zoo.quantize.omniquant import Block, clipped_grid, rounded
 from zoo.quantize.rounding import nearest_codes
+from zoo.quantize.store import Store
 
 FORM = Format(bits=3, group_size=16, scale_dtype="float32")
 TOKENS = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -196,6 +197,20 @@ def test_dual_binary_levels_at_first(matrix):
     assert first_scales(matrix, form).shape == (2, 12, 1, 2)
     found = METHODS["db_llm"]().record(matrix, form, None)
     assert torch.equal(found.dequantise(), Record.nearest(matrix, form).dequantise())
+
+
+def test_what_learns_by_distillation_is_never_worse_than_its_start():
+    """However wild the steps; and without any it is rounding to nearest."""
+    model, seen = zoo.create_model("transformer_nano", pretrained=True).eval(), Calibration([TOKENS])
+    names = ["blocks.0.mlp.w1.weight", "embedding.weight", "head.weight"]
+    for lr, epochs in ((1e-3, 2), (10.0, 1), (1e-3, 0)):
+        method: Any = METHODS["topkld"](bits=2, lr=lr, epochs=epochs)  # type: ignore[call-arg]
+        found = method.prepare(model, names, seen, Store(None, {}))
+        same = torch.equal(found["blocks.0.mlp.w1.weight"], model.get_parameter("blocks.0.mlp.w1.weight"))
+        assert same == (lr == 10.0 or epochs == 0)
+        assert found["head.weight"] is found["embedding.weight"] or not model.config.tie_embeddings
+    record = method.record(matrices(model, names[0]), method.format(128), found[names[0]])
+    assert torch.equal(record.dequantise(), Record.nearest(matrices(model, names[0]), method.format(128)).dequantise())
 
 
 def test_moments_of_linear_layers_and_convolutions():

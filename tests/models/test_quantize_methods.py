@@ -17,7 +17,8 @@ from zoo.quantize import METHODS, Calibration
 
 QUICK: dict[str, dict[str, Any]] = {
     "smoothquant_plus": {"steps": 2}, "omniquant": {"epochs": 1}, "easyquant": {"steps": 5}, "lowbit_fp": {"steps": 3},
-    "db_llm": {"epochs": 1},
+    "db_llm": {"epochs": 1}, "topkld": {"epochs": 1},
+    "d2moe": {"epochs": 1},
 }  # fmt: skip
 
 
@@ -62,7 +63,8 @@ def breaks(pieces: int):
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_a_call_that_broke_off_goes_on_to_the_same_bytes(method, tmp_path):
-    small = zoo.create_model("transformer_nano", dim=32, num_heads=2, num_kv_heads=1, mlp_dim=32, depth=2).eval()
+    kind, sizes = ("moe_nano", {"num_experts": 3}) if method == "d2moe" else ("transformer_nano", {})
+    small = zoo.create_model(kind, dim=32, num_heads=2, num_kv_heads=1, mlp_dim=32, depth=2, **sizes).eval()
     call = {"method": method, "calibration": calibration(small), **QUICK.get(method, {})}
     expected = zoo.quantize(copy.deepcopy(small), **call).state_dict()
     for pieces in (1, 4):
@@ -79,6 +81,7 @@ def test_a_call_that_broke_off_goes_on_to_the_same_bytes(method, tmp_path):
     ("omniquant", "moe_nano"), ("omniquant", "falcon_h1_nano"), ("omniquant", "vovnet_nano"), ("easyquant", "moe_nano"),
     ("baq", "vovnet_nano"), ("lowbit_fp", "moe_nano"), ("lowbit_fp", "vovnet_nano"), ("smoothquant_plus", "moe_nano"),
     ("dgq", "moe_nano"), ("dgq", "vovnet_nano"), ("db_llm", "falcon_h1_nano"), ("db_llm", "vovnet_nano"),
+    ("topkld", "moe_nano"), ("topkld", "vovnet_nano"),
 ])  # fmt: skip
 def test_experts_recurrences_and_convolutions(method, name, tmp_path):
     """Are compressed, keep their float parameters, and reload bit-equal."""
@@ -97,7 +100,7 @@ def test_experts_recurrences_and_convolutions(method, name, tmp_path):
 @pytest.mark.parametrize(("method", "options"), [
     ("omniquant", {"bits": 2, "epochs": 4}), ("easyquant", {"bits": 3, "group_size": 4096}), ("baq", {"bits": 3}),
     ("lowbit_fp", {"bits": 3, "steps": 60}), ("lowbit_fp", {"layout": "e2m1", "steps": 0}), ("dgq", {"bits": 3}),
-    ("db_llm", {"bits": 2, "epochs": 3}),
+    ("db_llm", {"bits": 2, "epochs": 3}), ("topkld", {"bits": 2, "epochs": 3, "lr": 1e-3}),
 ])  # fmt: skip
 def test_it_predicts_an_unseen_text_better_than_plain_rounding(method, options, trained):
     plain = {key: value for key, value in options.items() if key in ("bits", "layout", "group_size")}
@@ -139,6 +142,8 @@ def test_a_folder_is_for_one_model_and_one_calibration(trained, tmp_path):
     ("dgq", {"outlying": 2.0}, "outlying must be a share of the channels"),
     ("db_llm", {"bits": 3}, "layout 'dual_binary' has 2 bits, got bits 3"),
     ("db_llm", {"epochs": -1}, "epochs and deviation must be at least 0"),
+    ("topkld", {"epochs": -1}, "epochs must be at least 0 and lr above 0"),
+    ("topkld", {"tail": "both"}, "tail must be one of"),
     ("lowbit_fp", {"lr": 0.0}, "steps must be at least 0 and lr above 0"),
     ("lowbit_fp", {"layout": "bipolar"}, "lowbit_fp rounds to integers and floating-point numbers"),
 ])  # fmt: skip

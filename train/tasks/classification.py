@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.train.optim import unwrapped
 from zoo.train.tasks.base import Task
-from zoo.train.tasks.distillation import Teacher
+from zoo.train.tasks.distillation import ImageTeacher, Kind
 from zoo.train.tasks.metrics import Mean
 
 Batch = tuple[Tensor, Tensor]
@@ -28,7 +28,7 @@ class ImageClassification(Task):
         label_smoothing: eps: the target is 1 - eps + eps / num_classes on the class and eps / num_classes elsewhere.
             Probabilities are taken as they are: mixup smooths them itself.
         teacher: learn from this model's predictions too: "local-dir:FOLDER", or a name with weights.
-        distillation, distillation_weight, temperature: how, see `Teacher`.
+        distillation, distillation_weight, temperature, top_k: how, see `Teacher`.
     """
 
     unit = "images"
@@ -40,17 +40,18 @@ class ImageClassification(Task):
         *,
         label_smoothing: float = 0.0,
         teacher: str | None = None,
-        distillation: Literal["hard", "soft"] = "hard",
+        distillation: Kind = "hard",
         distillation_weight: float = 0.5,
         temperature: float = 1.0,
+        top_k: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, model_args, **kwargs)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         self.label_smoothing = label_smoothing
-        kept = (distillation, distillation_weight, temperature)
-        self.teacher = None if teacher is None else Teacher(teacher, *kept)
+        kept = (distillation, distillation_weight, temperature, top_k)
+        self.teacher = None if teacher is None else ImageTeacher(teacher, *kept)
         self.means = nn.ModuleDict({name: Mean() for name in ("loss", "acc1", "acc5")})
 
     def configure_model(self) -> None:

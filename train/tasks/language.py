@@ -7,7 +7,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.train.optim import unwrapped
 from zoo.train.tasks.base import Task
+from zoo.train.tasks.distillation import Kind, LanguageTeacher
 from zoo.train.tasks.metrics import Mean
 
 Batch = tuple[Tensor, Tensor]
@@ -29,23 +31,50 @@ class LanguageModeling(Task):
     Args:
         model: see `Task`, which also has the other arguments.
         accuracy: compute the accuracy in evaluation, which needs all logits at once (B T vocab_size floats).
+        teacher: learn from this model's predictions too, "local-dir:FOLDER" or a name with weights; all logits are
+            needed at once then.
+        distillation, distillation_weight, temperature, top_k: how, see `Teacher`.
     """
 
     unit = "tokens"
 
     def __init__(
-        self, model: str | nn.Module, model_args: dict[str, Any] | None = None, *, accuracy: bool = False, **kwargs: Any
+        self,
+        model: str | nn.Module,
+        model_args: dict[str, Any] | None = None,
+        *,
+        accuracy: bool = False,
+        teacher: str | None = None,
+        distillation: Kind = "soft",
+        distillation_weight: float = 0.5,
+        temperature: float = 1.0,
+        top_k: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(model, model_args, **kwargs)
         self.accuracy = accuracy
+        kept = (distillation, distillation_weight, temperature, top_k)
+        self.distillation = None if teacher is None else LanguageTeacher(teacher, *kept)
         self.mean_loss, self.mean_accuracy = (Mean() for _ in range(2))
 
     def count(self, batch: Batch) -> int:
         return batch[0].numel()
 
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.distillation and self.distillation.model is None:
+            self.distillation.build()
+            self.distillation.check(unwrapped(self.trained))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         tokens, labels = batch
-        return self.log_training(self.trained(tokens, labels=labels))
+        if self.distillation is None:
+            return self.log_training(self.trained(tokens, labels=labels))
+        scored = labels[:, 1:] != IGNORED  # (B, T - 1)
+        taught = self.distillation.logits(tokens, unwrapped(self.trained))[:, :-1][scored]
+        logits = self.trained(tokens)[:, :-1][scored].float()
+        loss = F.cross_entropy(logits, labels[:, 1:][scored])
+        return self.log_training(self.distillation.mixed(loss, logits, taught), cross_entropy=loss)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(*batch)

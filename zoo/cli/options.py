@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from zoo.cli.errors import UsageError
 
 
 def add_model(parser: ArgumentParser) -> None:
@@ -80,6 +83,37 @@ def model_with_weights(model: str, checkpoint: Path | None) -> Any:
     name = saved(model)
     placed = ":" in name  # in a folder or a repository, with its weights
     return zoo.create_model(name, pretrained=not placed and checkpoint is None, checkpoint_path=checkpoint)
+
+
+def add_method_options(parser: ArgumentParser) -> None:
+    """--option NAME=VALUE and --calibration FILE, of a method of compression."""
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the method; repeatable")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="a text in UTF-8, not the one to score on")
+
+
+def method_options(known: Namespace) -> dict[str, Any]:
+    """Those given, values as JSON where they are."""
+    return dict(map(_option, known.option))
+
+
+def calibration(source: str, path: Path | None) -> Any:
+    """Of a text and the tokenizer of a model; None without a file."""
+    import zoo
+    from zoo.quantize import Calibration
+
+    if path is None:
+        return None
+    return Calibration.of_text(zoo.load_tokenizer(saved(source)), path.read_text(encoding="utf-8"))
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--option must be NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 WANTED = "give a folder written by zoo.save_model, or a model's name (`zoo list`)"

@@ -12,8 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from zoo.layers.quant import Record, compressible, install, is_product, matrices, records
+from zoo.layers.quant.between import between
+from zoo.layers.quant.nearest import Nearest
+from zoo.layers.quant.noise import WeightNoise
 from zoo.quantize.baq import BAQ
 from zoo.quantize.calibration import Calibration
+from zoo.quantize.d2moe import D2MoE
 from zoo.quantize.db_llm import DBLLM
 from zoo.quantize.dgq import DGQ
 from zoo.quantize.easyquant import EasyQuant
@@ -24,7 +28,9 @@ from zoo.quantize.omniquant import OmniQuant
 from zoo.quantize.rounding import RTN
 from zoo.quantize.smoothquant_plus import SmoothQuantPlus
 from zoo.quantize.store import Store, digest
+from zoo.quantize.topkld import TopKLD
 
+LEARNING = (Nearest, WeightNoise)  # what training for a few bits puts between weights and layers
 FORMAT = "format"  # among the tensors of a record that is kept
 
 __all__ = [
@@ -34,11 +40,13 @@ __all__ = [
     "METHODS",
     "RTN",
     "Calibration",
+    "D2MoE",
     "EasyQuant",
     "LowBitFP",
     "Method",
     "OmniQuant",
     "SmoothQuantPlus",
+    "TopKLD",
     "quantize",
 ]
 
@@ -82,7 +90,8 @@ def quantize(
 
     Raises:
         ValueError: for an unknown method, options out of range, a group that does not divide the inputs of a layer, a
-            model that is compressed already or has nothing to compress, or a missing calibration.
+            model that is compressed already, trained by ``zoo.round_weights`` or ``zoo.noisy_weights``, or has nothing
+            to compress, or a missing calibration.
         TypeError: for an option that the method does not have.
     """
     chosen = method_of(method, options)
@@ -91,6 +100,8 @@ def quantize(
             f"the model is compressed already, {next(iter(done))} among others: quantise the float model that it was "
             "made from"
         )
+    if any(True for kind in LEARNING for _ in between(model, kind)):
+        raise ValueError("the model is being trained for a few bits: zoo.settle(model) ends that, then quantise it")
     if chosen.calibrated and calibration is None:
         raise ValueError(f"{method} needs calibration=zoo.quantize.Calibration(inputs), inputs that the model takes")
     if calibration is not None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from zoo.kernels.binary_matmul import pack_planes
 from zoo.layers.quant import Format, Record, matrices
 from zoo.layers.quant.layouts.binary import dual_bits
 from zoo.layers.quant.layouts.layout import SCALES, in_groups, largest, stored
-from zoo.quantize.blocks import as_weight
 from zoo.quantize.calibration import Calibration
+from zoo.quantize.distil import Values, first_names, learnt
 from zoo.quantize.method import Method
 from zoo.quantize.store import Store
 
@@ -74,33 +74,20 @@ class DBLLM(Method, name="db_llm", calibrated=True):
         return Record.holding(matrix.shape, form, {"planes": planes, "alpha": alpha})
 
     def _learnt(self, model: nn.Module, names: Sequence[str], calibration: Calibration) -> dict[str, Tensor]:
-        unique = {id(model.get_parameter(name)): name for name in reversed(names)}
-        held = {name: matrices(model, name).float() for name in reversed(unique.values())}
+        first_name = first_names(model, names)
+        held = {name: matrices(model, name).float() for name in dict.fromkeys(first_name.values())}
         forms = {name: self.format(matrix.shape[-1]) for name, matrix in held.items()}
         first = {name: first_scales(matrix, forms[name]) for name, matrix in held.items()}
-        logs = {name: torch.zeros_like(alpha, requires_grad=True) for name, alpha in first.items()}
-        taught = [output.detach().log_softmax(-1) for output in calibration.outputs(model)]
-        device = next(model.parameters()).device
 
-        def student(batch: Tensor) -> Tensor:
-            weights = {n: _rounded(held[n], first[n] * logs[n].exp(), forms[n]) for n in held}
-            given = {n: as_weight(model, n, weight) for n, weight in weights.items()}
-            return functional_call(model, given, (batch.to(device),)).log_softmax(-1)
+        def rounded(logs: Values) -> dict[str, Tensor]:
+            return {name: _rounded(held[name], first[name] * logs[name].exp(), forms[name]) for name in held}
 
-        best, least = {}, torch.inf
-        optimizer = torch.optim.Adam(logs.values(), lr=self.lr)
-        pairs = list(zip(calibration.batches, taught, strict=True))
-        for epoch in range(self.epochs + 1):
-            for batch, teacher in pairs if epoch else ():
-                with torch.enable_grad():
-                    deviation_aware(student(batch), teacher, self.deviation).backward(inputs=list(logs.values()))
-                optimizer.step()
-                optimizer.zero_grad()
-            found = sum(deviation_aware(student(batch), teacher, 0.0).item() for batch, teacher in pairs)
-            if found < least:
-                best, least = {name: log.detach().clone() for name, log in logs.items()}, found
-        same = {name: best[unique[id(model.get_parameter(name))]] for name in names}
-        return {name: log.clone() for name, log in same.items()}
+        found = learnt(
+            model, calibration, {name: torch.zeros_like(alpha) for name, alpha in first.items()}, rounded,
+            partial(deviation_aware, gamma=self.deviation), epochs=self.epochs, lr=self.lr,
+            judge=partial(deviation_aware, gamma=0.0),
+        )  # fmt: skip
+        return {name: found[first_name[name]].clone() for name in names}
 
 
 def first_scales(matrix: Tensor, form: Format) -> Tensor:

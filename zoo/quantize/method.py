@@ -50,6 +50,8 @@ class Method:
     """A further bit says which weights are 0, in a layout that has no code for it."""
     activation_bits: int | None = None
     """What multiplies the matrices of linear layers and experts is rounded to so many bits; None: it is not."""
+    base_bits: int = 2
+    """Of layout "nested": the smallest width that weights may be read in."""
 
     def __init_subclass__(cls, name: str, calibrated: bool = False, any_layout: bool = False):
         if name in METHODS:
@@ -77,6 +79,7 @@ class Method:
         return Format(
             bits=self.bits, group_size=size, symmetric=self.symmetric, scale_dtype=self.scale_dtype,
             layout=self.layout, group_rows=self.group_rows, masked=self.masked, activation_bits=self.activation_bits,
+            base_bits=self.base_bits,
         )  # fmt: skip
 
     def prepare(

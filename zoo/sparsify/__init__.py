@@ -8,16 +8,16 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from zoo.changes import apply
 from zoo.layers.sparse import Pattern
-from zoo.layers.sparse.replace import prunable, weights_of
+from zoo.layers.sparse.replace import prunable
 from zoo.quantize.calibration import Calibration
 from zoo.sparsify.change import Sparse
 from zoo.sparsify.magnitude import Magnitude
 from zoo.sparsify.method import METHODS, Method, method_of
+from zoo.sparsify.r_sparse import RSparse
 from zoo.sparsify.wanda import Wanda
 
-__all__ = ["METHODS", "Calibration", "Magnitude", "Method", "Sparse", "Wanda", "sparsify"]
+__all__ = ["METHODS", "Calibration", "Magnitude", "Method", "RSparse", "Sparse", "Wanda", "sparsify"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -34,7 +34,8 @@ def sparsify(
     head: bool = False,
     **options: Any,
 ) -> Model:
-    """Prune a model: keep the best numbers of its matrices and store those alone, in place.
+    """Prune a model: keep the best numbers of its matrices and store those alone, in place; or, by "r_sparse", let each
+    token read a part of them.
 
     Linear layers and experts are pruned; embeddings, weights that are shared, convolutions, norms, routers and what
     recurrences keep stay as they are. The numbers that are left go on learning, and no others come back. The model
@@ -42,8 +43,8 @@ def sparsify(
 
     Args:
         model: of ``create_model``.
-        method: a name of ``zoo.sparsify.METHODS``: "magnitude" or "wanda".
-        sparsity: share of the numbers that go, in [0, 1).
+        method: a name of ``zoo.sparsify.METHODS``: "magnitude", "wanda" or "r_sparse".
+        sparsity: share of the numbers that go, or are not read, in [0, 1).
         pattern: "unstructured" (the best of a matrix; magnitude's), "row" (the best of each row; Wanda's) or "n:m",
             such as "2:4" (n of every m columns, whatever ``sparsity`` says); None: the method's.
         calibration: what a calibrated method sees of the model's inputs; see ``zoo.quantize.Calibration``.
@@ -65,23 +66,19 @@ def sparsify(
     if calibration is not None:
         calibration.check(model)
     wanted = Pattern(pattern or chosen.pattern, sparsity)
-    names = _wanted(model, (skip,) if isinstance(skip, str) else tuple(skip), head)
-    _check_rows(model, names, wanted)
+    names = _wanted(model, chosen, (skip,) if isinstance(skip, str) else tuple(skip), head)
+    chosen.check(model, names, wanted)
     training = model.training
-    known = chosen.see(model.eval(), names, calibration)
-    model.train(training)
-    dense = {name: weights_of(model, name) for name in names}
-    apply(model, Sparse(names=tuple(names), pattern=wanted.name, sparsity=wanted.sparsity))
-    for name in names:
-        prefix, _, attribute = name.rpartition(".")
-        matrix: Any = getattr(model.get_submodule(prefix), attribute)
-        weight = dense.pop(name)
-        matrix.fill(weight, chosen.score(weight.float(), known.get(name)))
+    try:
+        model.eval()
+        chosen.put(model, names, wanted, chosen.see(model, names, calibration))
+    finally:
+        model.train(training)
     return model
 
 
-def _wanted(model: nn.Module, skip: tuple[str, ...], head: bool) -> list[str]:
-    names = [name for name in prunable(model) if head or name != "head.weight"]
+def _wanted(model: nn.Module, chosen: Method, skip: tuple[str, ...], head: bool) -> list[str]:
+    names = [name for name in prunable(model) if (head or name != "head.weight") and chosen.takes(model, name)]
     if not names:
         raise ValueError(f"there is nothing to prune in {type(model).__name__}: no plain linear layer and no expert")
     if unused := [pattern for pattern in skip if not any(fnmatchcase(name, pattern) for name in names)]:
@@ -90,11 +87,3 @@ def _wanted(model: nn.Module, skip: tuple[str, ...], head: bool) -> list[str]:
     if not left:
         raise ValueError("skip leaves no weight to prune")
     return left
-
-
-def _check_rows(model: nn.Module, names: list[str], pattern: Pattern) -> None:
-    for name in names:
-        try:
-            pattern.count(*weights_of(model, name).shape[-2:])
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}; skip it or choose another pattern") from None

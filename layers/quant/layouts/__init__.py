@@ -6,6 +6,7 @@ from zoo.layers.quant.layouts.dual_grained import DualGrained
 from zoo.layers.quant.layouts.integer import Integer, grid, nearest
 from zoo.layers.quant.layouts.layout import SCALES, Layout
 from zoo.layers.quant.layouts.minifloat import MINIFLOATS, MinifloatLayout
+from zoo.layers.quant.layouts.nested import Nested
 
 LAYOUTS: dict[str, Layout] = {
     "int": Integer(),
@@ -13,6 +14,7 @@ LAYOUTS: dict[str, Layout] = {
     "binary": Binary(),
     "dual_binary": DualBinary(),
     "dual_grained": DualGrained(),
+    "nested": Nested(),
     **MINIFLOATS,
 }
 
@@ -26,6 +28,7 @@ __all__ = [
     "Integer",
     "Layout",
     "MinifloatLayout",
+    "Nested",
     "grid",
     "nearest",
 ]

@@ -58,16 +58,26 @@ def grid(matrix: Tensor, form: Format) -> tuple[Tensor, Tensor | None]:
     (..., N, C)."""
     if form.symmetric:
         return stored(largest(matrix, form) / max(2 ** (form.bits - 1) - 1, 1), form), None
+    return grid_of_bits(matrix, form, form.bits)
+
+
+def grid_of_bits(matrix: Tensor, form: Format, bits: int) -> tuple[Tensor, Tensor]:
+    """The same of so many bits, with zeros."""
     groups = in_groups(matrix, form)
     low = -form.over_rows(-groups.amin(-1).clamp(max=0))
     high = form.over_rows(groups.amax(-1).clamp(min=0))
-    scale = stored((high - low) / (2**form.bits - 1), form)
-    return scale, (-low / scale.float()).round().clamp(0, 2**form.bits - 1).to(torch.uint8)
+    scale = stored((high - low) / (2**bits - 1), form)
+    return scale, (-low / scale.float()).round().clamp(0, 2**bits - 1).to(torch.uint8)
 
 
 def nearest(matrix: Tensor, scale: Tensor, zero: Tensor | None, form: Format) -> Tensor:
     """The nearest codes (..., N, C) of a matrix, given scales and zeros (..., N, G)."""
+    return nearest_of_bits(matrix, scale, zero, form.bits)
+
+
+def nearest_of_bits(matrix: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
+    """The same of so many bits."""
     groups = matrix.unflatten(-1, (scale.shape[-1], -1))
-    centre: Any = 2 ** (form.bits - 1) if zero is None else zero[..., None].float()
+    centre: Any = 2 ** (bits - 1) if zero is None else zero[..., None].float()
     q = (groups / scale[..., None].float()).round() + centre
-    return q.clamp(0, 2**form.bits - 1).to(torch.uint8).flatten(-2)
+    return q.clamp(0, 2**bits - 1).to(torch.uint8).flatten(-2)

@@ -43,6 +43,10 @@ class Layout(ABC):
     odd: bool = False
     options: tuple[str, ...] = ("group_rows", "outliers")
 
+    def check(self, form: Format) -> None:
+        """Raise a ValueError for options that do not go together."""
+        return
+
     @abstractmethod
     def tensors(self, form: Format, rows: int, columns: int) -> Sizes:
         """Name -> size and dtype of the tensors of a matrix; None for one that the format leaves out. A "scale" or a
@@ -55,6 +59,14 @@ class Layout(ABC):
     @abstractmethod
     def dequantise(self, tensors: Tensors, form: Format, columns: int) -> Tensor:
         """The numbers (..., N, C) of tensors with scales and zeros for each row, in float32."""
+
+    def narrowed(self, tensors: Tensors, form: Format, width: int) -> Mapping[str, Any]:
+        """The tensors of the numbers of a smaller width, where there is one in each number.
+
+        Raises:
+            ValueError: for a layout whose numbers hold none.
+        """
+        raise ValueError(f"layout {form.layout!r} has one width, that of its {form.bits} bits")
 
     def matmul(self, x: Tensor, tensors: Tensors, form: Format, bias: Tensor | None = None) -> Tensor:
         """x (..., C) times the transpose of one matrix (N, C), plus a bias (N,): (..., N) in the dtype of x."""
