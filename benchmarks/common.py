@@ -28,6 +28,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 # in a clone beside the scripts; of an installed package in the working folder
 RESULTS = (ROOT if (ROOT / "pyproject.toml").exists() else Path()) / "benchmarks" / "results"
+SCHEMA = 1  # of result files: raised when what reads them has to change
 MIB = 2**20
 # glibc returns what is freed at once, so that a peak is of what lives, not of what the allocator kept from before
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
@@ -131,7 +132,7 @@ def _resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
-def fitted_exponent(lengths: Sequence[int], seconds: Sequence[float]) -> float:
+def fitted_exponent(lengths: Sequence[float], seconds: Sequence[float]) -> float:
     """The p of ``seconds = c * length**p``: least squares on the logarithms; 1 is linear."""
     x, y = [math.log(n) for n in lengths], [math.log(s) for s in seconds]
     mean_x, mean_y = statistics.fmean(x), statistics.fmean(y)
@@ -219,6 +220,21 @@ def save(name: str, record: Mapping[str, Any], text: str, folder: Path = RESULTS
     )
     text += f"commit {here['commit']}, {here['date']}.\n"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (folder / f"{name}.md").write_text(text)
+    write_result(folder / f"{name}.json", record)
+    write_whole(folder / f"{name}.md", text)
     Console().print(f"written: {folder / name}.json, .md", highlight=False)
+
+
+def write_result(path: Path, record: Mapping[str, Any]) -> None:
+    """A result file, with the schema that it is of."""
+    write_whole(path, json.dumps({"schema": SCHEMA, **record}, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The file has its old content or the new one, whenever the writing is broken off."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser, Namespace
 from importlib import import_module
+
+from zoo.cli.options import completed, model_names
 
 HELP = "measure this machine beside the peers"
 BENCHMARKS = {
@@ -28,25 +31,33 @@ BENCHMARKS = {
     "exits": "early exits: accuracy and bits per byte against mean FLOPs",
     "linearize": "a transformer made linear, whole and without one part at a time",
     "loading": "how fast a checkpoint becomes a model",
+    "costs": "parameters, FLOPs and state of every model, counted",
     "gpu": "everything on a CUDA device in nine minutes",
 }
 PARSER = {
     "add_help": False,
-    "usage": "zoo bench [-h] SUBJECT ...",
-    "epilog": "`zoo bench SUBJECT --help` shows the options of a subject. Subjects: "
-    + "; ".join(f"{name}, {what}" for name, what in BENCHMARKS.items()),
+    "usage": "zoo bench [-h] SUBJECT ... | NAME [NAME ...] [--against PEER ...] ...",
+    "epilog": "`zoo bench SUBJECT --help` and `zoo bench NAME --help` show the options of a subject and of models. "
+    "Subjects: " + "; ".join(f"{name}, {what}" for name, what in BENCHMARKS.items()),
 }
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("subject", nargs="?", choices=tuple(BENCHMARKS), metavar="SUBJECT", help=", ".join(BENCHMARKS))
+    help = (
+        f"{', '.join(BENCHMARKS)}; or models, patterns of names too: a forward pass, a training step, a decoded token"
+    )
+    subject = parser.add_argument("subject", nargs="?", metavar="SUBJECT", help=help)
+    completed(subject, lambda: [*BENCHMARKS, *model_names()])
     parser.set_defaults(overridable=True, parser=parser)
 
 
 def run(known: Namespace) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, talks to stderr
     if known.subject is None:
         if not {"-h", "--help"} & set(known.overrides):
-            known.parser.error(f"name a subject: {', '.join(BENCHMARKS)}")
+            known.parser.error(f"name a model or a subject: {', '.join(BENCHMARKS)}")
         known.parser.print_help()
         return 0
-    return import_module(f"zoo.benchmarks.{known.subject}").main(known.overrides) or 0
+    if known.subject in BENCHMARKS:
+        return import_module(f"zoo.benchmarks.{known.subject}").main(known.overrides) or 0
+    return import_module("zoo.benchmarks.compare").main([known.subject, *known.overrides])

@@ -1,0 +1,134 @@
+"""`zoo bench NAME`: what is timed was compared, what was done is not done again, a failure stays with its model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+from zoo.benchmarks import compare, costs, peers
+from zoo.benchmarks.common import save, write_whole
+from zoo.benchmarks.compare import Kept, measured, parser, plans
+from zoo.cli import main
+
+QUICK = ["--lengths", "8", "--budget", "0.001"]
+
+
+def plan(*arguments: str) -> compare.Plan:
+    (found,) = plans(parser().parse_args([*arguments, *QUICK]))
+    return found
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "STEPS", 2)
+
+
+def test_records_of_models_in_turns(short) -> None:
+    wanted = plan("transformer_nano", "mamba2_nano", "--batches", "2")
+    records = [record for found in measured(wanted) for record in found.values()]
+    assert [(r["model"], r["measure"]) for r in records] == [
+        (name, kind) for kind in compare.MEASURES for name in ("transformer_nano", "mamba2_nano")
+    ]
+    assert all(r["inputs"] == [2, 8] and min(r["runs"]["zoo"]) > -1 and r["beside"] for r in records)
+    assert [r["items"] for r in records] == [16, 16, 16, 16, 2, 2]
+    assert all(r["bytes"]["zoo"] > 0 for r in records[:4])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:transformers")
+def test_a_peer_has_the_same_weights_and_is_compared_first(short, monkeypatch) -> None:
+    wanted = plan("transformer_nano", "--against", "transformers")
+    records = [record for found in measured(wanted) for record in found.values()]
+    assert all(set(r["runs"]) == {"zoo", "transformers"} and r["apart"]["transformers"] < 1e-5 for r in records)
+
+    def other(name, model, folder, room):
+        return peers.Side(zoo.create_model(name))
+
+    monkeypatch.setitem(peers.BUILDERS, "transformers", other)  # of other weights
+    monkeypatch.setattr(compare, "interleaved", pytest.fail)
+    with pytest.raises(ValueError, match="results differ, so nothing is timed"):
+        list(measured(wanted))
+
+
+def test_timm_by_its_name(short) -> None:
+    record = next(measured(plan("shvit_s1", "--against", "timm", "--measures", "forward", "--sizes", "64")))
+    (found,) = record.values()
+    assert found["inputs"] == [1, 3, 64, 64] and found["apart"]["timm"] < 1e-5
+    with pytest.raises(ValueError, match="timm has no vit_nano"):
+        list(measured(plan("vit_nano", "--against", "timm")))
+
+
+def test_what_was_done_is_kept_and_not_done_again(short, tmp_path: Path) -> None:
+    file, wanted = tmp_path / "models.json", plan("vit_nano", "--measures", "forward")
+    step = compare.Step("vit_nano", measured, (wanted,))
+    kept = Kept(file)
+    assert kept.read(step) == {}
+    kept.write(step, "running", 0.0, {})
+    assert Kept(file).read(step) == {}  # it was broken off
+    found = {key: record for part in measured(wanted) for key, record in part.items()}
+    kept.write(step, "ok", 1.0, found)
+    again = Kept(file)
+    assert again.read(step)["status"] == "ok" and again.records == kept.records
+    again.machine["commit"] = "another"
+    assert again.read(step) == {}
+    again.write(step, "failed", 1.0, {}, "Traceback\nValueError: no")
+    assert again.failed == {"vit_nano": "ValueError: no"} and len(again.records) == 1  # older figures stay
+    content = json.loads(file.read_text())
+    assert content["schema"] == 1 and {"processor", "packages", "commit"} <= set(content["machine"])
+    file.write_text(json.dumps(content | {"schema": 0}))
+    with pytest.raises(ValueError, match="is of schema 0"):
+        Kept(file)
+
+
+@pytest.mark.slow
+def test_one_failing_model_does_not_lose_the_rest(tmp_path: Path, capfd) -> None:
+    """Each in a process: the first has no such peer."""
+    file = tmp_path / "models.json"
+    arguments = ["bench", "vit_nano", "shvit_s1", "--apart", "--against", "timm", "--measures", "forward", *QUICK]
+    assert main([*arguments, "--sizes", "64", "--output", str(file)]) == 1
+    records = json.loads(file.read_text())["records"]
+    assert [r["model"] for r in records] == ["shvit_s1"] and "| shvit_s1, forward, 1, 3 × 64 × 64 |" in (
+        tmp_path / "models.md"
+    ).read_text()
+    assert "vit_nano: failed" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["mamba3_nano"], "'mamba2_nano'?"),
+        (["vit_nano", "--batches", "0"], "--batches must be at least 1, got 0"),
+        (["vit_nano", "--against", "fla"], "--against fla needs fla, which is not installed"),
+        (["vit_nano", "--device", "cuda"], "there is no NVIDIA GPU here"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_first(arguments, says, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", *arguments])
+    assert stopped.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_a_file_is_its_old_self_or_the_new_one(tmp_path: Path, monkeypatch) -> None:
+    file = tmp_path / "a.json"
+    save("a", {"machine": costs.machine(), "records": []}, "text", tmp_path)
+    before = file.read_text()
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        write_whole(file, "new")
+    assert file.read_text() == before and sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.md"]
+
+
+def test_costs_are_those_of_the_profile() -> None:
+    record = costs.counted("moe_nano")
+    profile = zoo.profile("moe_nano", tokens=1024, device="meta", training=False)
+    assert record["flops"] == profile.phase("forward").flops and record["active_parameters"] < record["parameters"]
+    grown = costs.over_length("transformer_nano")
+    assert (
+        grown is not None and grown["state"][1] == 4 * grown["state"][0] and grown["flops"][1] > 4 * grown["flops"][0]
+    )
+    assert costs.kept([record, record | {"name": "gone"}, grown | {"digest": "other"}]) == {"moe_nano": record}
