@@ -4,11 +4,12 @@ from zoo.layers.conv.butterfly_long_conv import ButterflyLongConv
 from zoo.layers.conv.causal_conv1d import CausalConv1d
 from zoo.layers.conv.cell import Cell
 from zoo.layers.conv.channel_norm import LayerNorm2d, NeighbourMerging, conv_layer_norm
-from zoo.layers.conv.conv_norm import ConvMlp, ConvNorm, GELUConvNorm, depthwise
+from zoo.layers.conv.conv_first import ConvBlock, ConvFirst, MBConv
+from zoo.layers.conv.conv_norm import ConvMlp, ConvNorm, GELUConvNorm, ReLU6ConvNorm, SiLUConvNorm, depthwise
 from zoo.layers.conv.dense_decoder import DenseDecoder
 from zoo.layers.conv.gated_conv import DoubleGatedConv, GatedConv, GatedConvState
 from zoo.layers.conv.inference import InferenceConv2d
-from zoo.layers.conv.inverted_residual import InvertedResidual, ReLU6ConvNorm
+from zoo.layers.conv.inverted_residual import InvertedResidual
 from zoo.layers.conv.long_conv import H3Conv, H3ConvState, LearnedTaps, LongConv, decaying_kernel, random_kernel
 from zoo.layers.conv.long_conv_mixer import BidirectionalLongConv, LongConvMixer
 from zoo.layers.conv.mbconv3d import MBConv3d
@@ -22,6 +23,8 @@ __all__ = [
     "ButterflyLongConv",
     "CausalConv1d",
     "Cell",
+    "ConvBlock",
+    "ConvFirst",
     "ConvMlp",
     "ConvNorm",
     "ConvStem",
@@ -39,6 +42,7 @@ __all__ = [
     "LearnedTaps",
     "LongConv",
     "LongConvMixer",
+    "MBConv",
     "MBConv3d",
     "MergingDownsample",
     "NeighbourMerging",
@@ -48,6 +52,7 @@ __all__ = [
     "ReLU6ConvNorm",
     "Scales",
     "SeparableConvNorm",
+    "SiLUConvNorm",
     "SqueezeExcite",
     "UperHead",
     "conv3x3",

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.batch_norm import BatchNorm2d, affine
-from zoo.layers.conv.inference import InferenceConv2d
+from zoo.layers.conv.inference import ACTIVATIONS, InferenceConv2d
 
 
 class ConvNorm(nn.Module):
@@ -61,16 +61,36 @@ class ConvNorm(nn.Module):
         return InferenceConv2d(c, c.weight * scale[:, None, None, None], bias, activation)
 
 
-class GELUConvNorm(ConvNorm):
-    """y = gelu(bn(conv(x))), the GELU by its tanh formula; arguments as of ``ConvNorm``."""
+class ActivatedConvNorm(ConvNorm):
+    """y = activation(bn(conv(x))); arguments as of ``ConvNorm``. A subclass names its activation."""
+
+    activation: str
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, in_dim, H, W) -> (B, out_dim, ceil(H / stride), ceil(W / stride))."""
-        return F.gelu(super().forward(x), approximate="tanh")
+        return ACTIVATIONS[self.activation].function(super().forward(x))
 
     def fuse(self) -> nn.Module:
-        """One convolution with a bias and the GELU."""
-        return self._fused("gelu_tanh")
+        """One convolution with a bias and the activation."""
+        return self._fused(self.activation)
+
+
+class GELUConvNorm(ActivatedConvNorm):
+    """y = gelu(bn(conv(x))), the GELU by its tanh formula."""
+
+    activation = "gelu_tanh"
+
+
+class ReLU6ConvNorm(ActivatedConvNorm):
+    """y = relu6(bn(conv(x)))."""
+
+    activation = "relu6"
+
+
+class SiLUConvNorm(ActivatedConvNorm):
+    """y = silu(bn(conv(x)))."""
+
+    activation = "silu"
 
 
 def depthwise(dim: int, kernel_size: int = 3, *, gamma: float = 1.0) -> ConvNorm:

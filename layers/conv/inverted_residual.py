@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.layers.conv.conv_norm import ConvNorm
+from zoo.layers.conv.conv_norm import ConvNorm, ReLU6ConvNorm
 from zoo.layers.drop import DropPath
-
-
-class ReLU6ConvNorm(ConvNorm):
-    """y = relu6(bn(conv(x))); arguments as of ``ConvNorm``."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, in_dim, H, W) -> (B, out_dim, ceil(H / stride), ceil(W / stride))."""
-        return F.relu6(super().forward(x), inplace=True)
-
-    def fuse(self) -> nn.Module:
-        """One convolution with a bias and the ReLU6."""
-        return self._fused("relu6")
 
 
 class InvertedResidual(nn.Module):

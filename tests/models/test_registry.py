@@ -166,8 +166,26 @@ def hidden_mixture(dim: int, depth: int, mlp_dim: int, groups: int = 16) -> int:
     return 2 * 32000 * dim + depth * (4 * dim * dim + 3 * dim * mlp_dim + 2 * (groups * dim + fusion + dim)) + dim
 
 
+def conv_first(dims: tuple[int, ...], depths: tuple[int, ...]) -> int:
+    """Two convolutions to the first width, stages of blocks in groups of eight channels, two of each kind, each
+    convolution with a norm, and a classifier."""
+
+    def block(stage: int, dim: int, out: int) -> int:
+        wide = (6 if stage < 2 else 4) * dim
+        grouped = dim if stage < 2 else wide
+        return grouped * 72 + wide * (dim + out) + 2 * (grouped + wide + out)
+
+    half, stages = dims[0] // 2, list(enumerate(zip(dims, depths, strict=True)))
+    inner = sum(depth * block(stage, dim, dim) for stage, (dim, depth) in stages)
+    between = sum(block(stage + 1, dims[stage], dims[stage + 1]) for stage in range(3))
+    return 9 * half * (3 + dims[0]) + 2 * 3 * half + inner + between + (dims[-1] + 1) * 1000
+
+
 # Ours, or of sizes whose papers give no count: a sum over the paper's equations.
 BY_HAND = {
+    "convfirst_tiny": conv_first((32, 64, 128, 256), (1, 1, 4, 2)),
+    "convfirst_small": conv_first((48, 96, 192, 384), (2, 2, 6, 3)),
+    "convfirst_base": conv_first((64, 128, 256, 512), (3, 3, 9, 4)),
     "mole_olmoe_1b_7b": PUBLISHED["olmoe_1b_7b"] - latent_groups(16, 8, 2048, 1024),
     "mole_qwen3_30b_a3b": PUBLISHED["qwen3_30b_a3b"] - latent_groups(48, 16, 2048, 768),
     "mohd_355m": hidden_mixture(1024, 24, 2560),

@@ -2,6 +2,8 @@
 
 from zoo.vision.axial import AxialConfig, AxialTransformer
 from zoo.vision.base import VisionConfig, VisionModel
+from zoo.vision.block_fusion import BlockTraffic, TiledBlock, block_traffic, fuse_blocks
+from zoo.vision.convfirst import ConvFirstConfig, ConvFirstNet
 from zoo.vision.dense import Pyramid, UperNet
 from zoo.vision.efficientvit import EfficientViT, EfficientViTConfig
 from zoo.vision.features import FeatureInfo, FeatureNet
@@ -27,6 +29,9 @@ __all__ = [
     "PCDARTS",
     "AxialConfig",
     "AxialTransformer",
+    "BlockTraffic",
+    "ConvFirstConfig",
+    "ConvFirstNet",
     "EfficientViT",
     "EfficientViTConfig",
     "FeatureInfo",
@@ -57,6 +62,7 @@ __all__ = [
     "SeqBoatPixelConfig",
     "SimpleNet",
     "SimpleNetConfig",
+    "TiledBlock",
     "UperNet",
     "VMamba",
     "VMambaConfig",
@@ -69,5 +75,7 @@ __all__ = [
     "VoVNet",
     "VoVNetConfig",
     "best_plan",
+    "block_traffic",
+    "fuse_blocks",
     "plan",
 ]

@@ -56,7 +56,7 @@ def plan(
     if first:
         whole, out_dim = whole_of(first, shape), channels_of(first, dim)
         held = whole.area * out_dim if grid > 1 else 0
-        for box in _patches(whole, grid):
+        for box in cut_up(whole, grid):
             most, products = cost_of(first, shape, box, dim, counts_input=False)
             peak, macs = max(peak, held + most), macs + products
         shape, dim = (whole.bottom, whole.right), out_dim
@@ -124,17 +124,19 @@ class PatchedModel(nn.Module):
         return self.model.forward_head(x)
 
 
-def patch_inference(steps: Sequence[Any], x: Tensor, grid: int) -> Tensor:
-    """The output of ``steps_of`` layers on x (B, C, H, W), computed in grid x grid patches."""
+def patch_inference(steps: Sequence[Any], x: Tensor, grid: int | tuple[int, int]) -> Tensor:
+    """The output of ``steps_of`` layers on x (B, C, H, W), computed in patches, ``grid`` (rows, columns) of them."""
     shape = (x.shape[2], x.shape[3])
     whole, out = whole_of(steps, shape), None
-    for box in _patches(whole, grid):
+    patches = cut_up(whole, grid)
+    for box in patches:
         need = boxes(steps, shape, box)[0]
         patch = run_steps(steps, [cut(x, Box(0, shape[0], 0, shape[1]), need)], shape, box)
+        if len(patches) == 1:
+            return patch
         if out is None:
-            out = patch.new_empty(*patch.shape[:2], whole.bottom, whole.right) if grid > 1 else patch
-        if grid > 1:
-            out[:, :, box.top : box.bottom, box.left : box.right] = patch
+            out = patch.new_empty(*patch.shape[:2], whole.bottom, whole.right)
+        out[:, :, box.top : box.bottom, box.left : box.right] = patch
         del patch
     assert out is not None
     return out
@@ -145,8 +147,9 @@ def _halves(model: HierarchicalModel, stages: int, channels: int | None) -> tupl
     return first, rest
 
 
-def _patches(whole: Box, grid: int) -> list[Box]:
-    """In rows; the last ones may be smaller, and where there are fewer pixels than patches some are left out."""
-    edges = [[side * i // grid for i in range(grid + 1)] for side in (whole.bottom, whole.right)]
+def cut_up(whole: Box, grid: int | tuple[int, int]) -> list[Box]:
+    """Patches in rows, as many rows and columns for one number; where there are fewer pixels some are left out."""
+    counts = (grid, grid) if isinstance(grid, int) else grid
+    edges = [[side * i // n for i in range(n + 1)] for side, n in zip((whole.bottom, whole.right), counts, strict=True)]
     spans = [[span for span in pairwise(edge) if span[0] < span[1]] for edge in edges]
     return [Box(*rows, *columns) for rows in spans[0] for columns in spans[1]]

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.layers.conv import ConvNorm, InferenceConv2d, InvertedResidual, ReLU6ConvNorm
+from zoo.layers.conv import ConvBlock, ConvNorm, InferenceConv2d, InvertedResidual, ReLU6ConvNorm, SiLUConvNorm
 from zoo.layers.conv.inference import ACTIVATIONS
 from zoo.layers.drop import DropPath
 from zoo.vision.hierarchical import Stage
 
+INPLACE: dict[type, Any] = {ReLU6ConvNorm: nn.ReLU6, SiLUConvNorm: nn.SiLU}  # what follows the norm
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)  # at inference
 
 
@@ -206,10 +207,12 @@ def _steps(module: nn.Module, channels: int | None) -> Sequence[Any]:
             window = replace(_convolution(module.depthwise), out_dim=None)  # type: ignore[arg-type]
             inner = (ChannelGroups(module, window, channels),)
         return (Residual(inner),) if module.residual else inner
-    if isinstance(module, ConvNorm) and type(module) in (ConvNorm, ReLU6ConvNorm):  # others compute more
-        activation = nn.ReLU6(inplace=True) if isinstance(module, ReLU6ConvNorm) else nn.ReLU(inplace=True)
-        activated = isinstance(module, ReLU6ConvNorm) or module.relu
-        return (_convolution(module.conv), *steps_of(module.bn, activation if activated else nn.Identity()))
+    if isinstance(module, ConvBlock):
+        inner = steps_of(*module.layers, channels=channels)
+        return (Residual(inner),) if module.residual else inner
+    if isinstance(module, ConvNorm) and type(module) in (ConvNorm, *INPLACE):  # others compute more
+        activation = INPLACE.get(type(module), nn.ReLU if module.relu else None)
+        return (_convolution(module.conv), *steps_of(module.bn, *([activation(inplace=True)] if activation else [])))
     if isinstance(module, InferenceConv2d) and module.activation:
         return (_convolution(module), Window(ACTIVATIONS[module.activation].function, inplace=True))
     if isinstance(module, nn.Conv2d):
@@ -219,7 +222,7 @@ def _steps(module: nn.Module, channels: int | None) -> Sequence[Any]:
         if all(isinstance(side, int) for side in sides):
             kernel, stride, padding = sides
             return (Window(lambda x: F.max_pool2d(x, kernel, stride), kernel, stride, padding, fill=-inf),)  # type: ignore[arg-type]
-    if isinstance(module, (nn.ReLU, nn.ReLU6)) or (isinstance(module, nn.BatchNorm2d) and not module.training):
+    if isinstance(module, (nn.ReLU, *INPLACE.values())) or (isinstance(module, nn.BatchNorm2d) and not module.training):
         return (Window(module, inplace=getattr(module, "inplace", False)),)
     if isinstance(module, NOTHING) and not (isinstance(module, (nn.Dropout, nn.Dropout2d)) and module.training):
         return ()
