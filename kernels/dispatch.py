@@ -7,7 +7,7 @@ device of the input; a name takes exactly that one, or raises an error that list
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, wraps
@@ -239,6 +239,39 @@ def check_shape(operation: str, name: str, tensor: Tensor | None, layout: str, *
         raise ValueError(f"{operation}: {name} must have shape {layout} = {wanted}, got {tuple(tensor.shape)}")
 
 
+class Sizes:
+    """The sizes of an operation's tensors by the letters of their layouts: one size a letter, set by the first tensor
+    that has it. A digit in a layout is that size.
+
+    Args:
+        operation: name for the errors.
+    """
+
+    def __init__(self, operation: str):
+        self.operation = operation
+        self._of: dict[str, int] = {digit: int(digit) for digit in "123456789"}
+
+    def __getitem__(self, letter: str) -> int:
+        return self._of[letter]
+
+    def check(self, layout: str, **tensors: Tensor | None) -> None:
+        """Raise a ValueError unless each tensor is None or lies in ``layout``, a letter a dimension ("BTHK")."""
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                wanted = tuple(self._of.get(letter) for letter in layout)
+                if tensor.shape != wanted:
+                    named = f"({', '.join(layout)}{',' * (len(layout) == 1)})"
+                    check_shape(self.operation, name, tensor, named, *wanted)
+                    self._of.update(zip(layout, tensor.shape, strict=True))
+
+    def check_chunks(self, chunk_size: int) -> None:
+        """Raise a ValueError unless the length T and the steps of a chunk are at least 1."""
+        if self["T"] == 0 or chunk_size < 1:
+            raise ValueError(
+                f"{self.operation}: T and chunk_size must be at least 1, got T {self['T']}, chunk_size {chunk_size}"
+            )
+
+
 def check_floating(operation: str, **tensors: Tensor | None) -> None:
     """Raise a ValueError for a tensor that is not of a real floating dtype."""
     for name, tensor in tensors.items():
@@ -253,6 +286,11 @@ def check_device(operation: str, **tensors: Tensor | None) -> torch.device:
         where = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items() if tensor is not None)
         raise ValueError(f"{operation}: all tensors must be on one device, got {where}")
     return devices.pop()
+
+
+def initial(state: Tensor | None, shape: Sequence[int], like: Tensor, dtype: torch.dtype) -> Tensor:
+    """The state that a recurrence begins with: the given one, or zeros of ``shape`` on the device of ``like``."""
+    return like.new_zeros(shape, dtype=dtype) if state is None else state.to(dtype)
 
 
 def sequence_starts(seq_idx: Tensor | None) -> Tensor | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from zoo.kernels.block_sparse_attention import gathered, reference
-from zoo.kernels.dispatch import Implementation, Operation, check_shape, compute_dtype
+from zoo.kernels.dispatch import Implementation, Operation, Sizes, check_shape, compute_dtype
 from zoo.kernels.operator import Like, define
 from zoo.kernels.triton_support import triton_implementation
 
@@ -83,12 +81,11 @@ _block_sparse_attention = define(operation, "q k v", _shapes, flops=_flops, extr
 
 
 def _check(q, k, v, block_mask, block_size, causal, impl) -> None:
-    check = partial(check_shape, "block_sparse_attention")
-    check("q", q, "(B, T, H, K)", None, None, None, None)
-    batch, length, heads, dim = q.shape
-    check("k", k, "(B, S, G, K)", batch, None, None, dim)
-    keys, groups = k.shape[1:3]
-    check("v", v, "(B, S, G, V)", batch, keys, groups, None)
+    sizes = Sizes("block_sparse_attention")
+    sizes.check("BTHK", q=q)
+    sizes.check("BSGK", k=k)
+    sizes.check("BSGV", v=v)
+    batch, length, heads, keys, groups = (sizes[letter] for letter in "BTHSG")
     operation.check(impl, {"block_mask": block_mask}, q=q, k=k, v=v)
     if min(length, keys, block_size) < 1 or groups == 0 or heads % groups or (causal and keys < length):
         raise ValueError(
@@ -99,6 +96,7 @@ def _check(q, k, v, block_mask, block_size, causal, impl) -> None:
     blocks = -(-length // block_size), -(-keys // block_size)
     shared = [1 if size == 1 else full for size, full in zip(block_mask.shape[:2], (batch, heads), strict=False)]
     shared += [None] * (2 - len(shared))
-    check("block_mask", block_mask, "(B or 1, H or 1, ceil(T / b), ceil(S / b))", *shared, *blocks)
+    layout = "(B or 1, H or 1, ceil(T / b), ceil(S / b))"
+    check_shape("block_sparse_attention", "block_mask", block_mask, layout, *shared, *blocks)
     if block_mask.dtype != torch.bool:
         raise ValueError(f"block_sparse_attention: block_mask must be boolean, got {block_mask.dtype}")

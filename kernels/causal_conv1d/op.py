@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -11,13 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels.causal_conv1d import native, native_step, reference, shifted
-from zoo.kernels.dispatch import (
-    Implementation,
-    Operation,
-    check_shape,
-    compute_dtype,
-    sequence_starts,
-)
+from zoo.kernels.dispatch import Implementation, Operation, Sizes, check_shape, compute_dtype, sequence_starts
 from zoo.kernels.mamba_ssm_support import causal_conv1d_implementation
 from zoo.kernels.native import in_rows
 from zoo.kernels.operator import Like, define, is_plain_step
@@ -102,13 +95,13 @@ _conv = define(operation, "x weight bias state", _shapes, flops=_flops)
 
 
 def _check(x, weight, bias, activation, initial_state, seq_idx, impl) -> None:
-    check = partial(check_shape, "causal_conv1d")
-    check("x", x, "(B, T, D)", None, None, None)
+    sizes = Sizes("causal_conv1d")
+    sizes.check("BTD", x=x)
+    sizes.check("DW", weight=weight)
+    sizes.check("D", bias=bias)
+    sizes.check("BT", seq_idx=seq_idx)
     batch, length, dim = x.shape
-    check("weight", weight, "(D, W)", dim, None)
-    check("bias", bias, "(D,)", dim)
-    check("initial_state", initial_state, "(B, W - 1, D)", batch, weight.shape[1] - 1, dim)
-    check("seq_idx", seq_idx, "(B, T)", batch, length)
+    check_shape("causal_conv1d", "initial_state", initial_state, "(B, W - 1, D)", batch, weight.shape[1] - 1, dim)
     operation.check(impl, {"seq_idx": seq_idx}, x=x, weight=weight, bias=bias, initial_state=initial_state)
     if length == 0 or weight.shape[1] < 2:
         raise ValueError(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.kernels.autograd import recomputed_gradients, recorded_gradients
 from zoo.kernels.cross_entropy import chunked, reference
-from zoo.kernels.dispatch import Implementation, Operation, check_shape, compute_dtype
+from zoo.kernels.dispatch import Implementation, Operation, Sizes, compute_dtype
 from zoo.kernels.operator import Like, first_derivatives_only, register, schema, under_transforms
 from zoo.kernels.triton_support import triton_implementation
 
@@ -172,10 +172,11 @@ def _loss(*inputs: Any) -> Tensor:
 
 def _check(hidden, weight, labels, bias, softcap, label_smoothing, chunk_size, impl) -> None:
     name = "linear_cross_entropy"
-    check_shape(name, "hidden", hidden, "(M, D)", None, None)
-    check_shape(name, "weight", weight, "(V, D)", None, hidden.shape[1])
-    check_shape(name, "bias", bias, "(V,)", weight.shape[0])
-    check_shape(name, "labels", labels, "(M,)", hidden.shape[0])
+    sizes = Sizes(name)
+    sizes.check("MD", hidden=hidden)
+    sizes.check("VD", weight=weight)
+    sizes.check("V", bias=bias)
+    sizes.check("M", labels=labels)
     operation.check(impl, {"labels": labels}, hidden=hidden, weight=weight, bias=bias)
     if labels.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name}: labels must be int64 token ids, got {labels.dtype}")

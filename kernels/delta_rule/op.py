@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -12,9 +11,10 @@ from zoo.kernels.delta_rule import chunked, native, reference
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
-    check_shape,
+    Sizes,
     compute_dtype,
     full_precision,
+    initial,
     sequence_starts,
 )
 from zoo.kernels.operator import Like, define
@@ -81,11 +81,7 @@ def delta_rule(
     dtype = compute_dtype(q, k, v, beta, log_decay)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     batch, length, heads, key_dim = q.shape
-    state = (
-        q.new_zeros(batch, heads, key_dim, v.shape[-1], dtype=dtype)
-        if initial_state is None
-        else initial_state.to(dtype)
-    )
+    state = initial(initial_state, (batch, heads, key_dim, v.shape[-1]), q, dtype)
     if length == 1:
         decay = None if log_decay is None else log_decay[:, 0].to(dtype)
         now = (t[:, 0].to(dtype) for t in (q, k, v, beta))
@@ -128,20 +124,14 @@ _delta_rule = define(operation, "q k v beta log_decay state", _shapes, flops=_fl
 
 
 def _check(q, k, v, beta, log_decay, initial_state, seq_idx, chunk_size, impl) -> None:
-    check = partial(check_shape, "delta_rule")
-    check("q", q, "(B, T, H, K)", None, None, None, None)
-    batch, length, heads, key_dim = q.shape
-    check("k", k, "(B, T, H, K)", batch, length, heads, key_dim)
-    check("v", v, "(B, T, H, V)", batch, length, heads, None)
-    check("beta", beta, "(B, T, H)", batch, length, heads)
-    if log_decay is not None and log_decay.dim() == 4:
-        check("log_decay", log_decay, "(B, T, H, K)", batch, length, heads, key_dim)
-    else:
-        check("log_decay", log_decay, "(B, T, H)", batch, length, heads)
-    check("initial_state", initial_state, "(B, H, K, V)", batch, heads, key_dim, v.shape[-1])
-    check("seq_idx", seq_idx, "(B, T)", batch, length)
+    sizes = Sizes("delta_rule")
+    sizes.check("BTHK", q=q, k=k)
+    sizes.check("BTHV", v=v)
+    sizes.check("BTH", beta=beta)
+    sizes.check("BTHK" if log_decay is not None and log_decay.dim() == 4 else "BTH", log_decay=log_decay)
+    sizes.check("BHKV", initial_state=initial_state)
+    sizes.check("BT", seq_idx=seq_idx)
     operation.check(
         impl, {"seq_idx": seq_idx}, q=q, k=k, v=v, beta=beta, log_decay=log_decay, initial_state=initial_state
     )
-    if length == 0 or chunk_size < 1:
-        raise ValueError(f"delta_rule: T and chunk_size must be at least 1, got T {length}, chunk_size {chunk_size}")
+    sizes.check_chunks(chunk_size)

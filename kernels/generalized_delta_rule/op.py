@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -12,9 +11,10 @@ from torch import Tensor
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
-    check_shape,
+    Sizes,
     compute_dtype,
     full_precision,
+    initial,
     sequence_starts,
 )
 from zoo.kernels.generalized_delta_rule import chunked, native, reference
@@ -81,11 +81,7 @@ def generalized_delta_rule(
     dtype = compute_dtype(q, k, v, a, b, log_decay)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     batch, length, heads, key_dim = q.shape
-    state = (
-        q.new_zeros(batch, heads, key_dim, v.shape[-1], dtype=dtype)
-        if initial_state is None
-        else initial_state.to(dtype)
-    )
+    state = initial(initial_state, (batch, heads, key_dim, v.shape[-1]), q, dtype)
     if length == 1 and not _in_one_call(impl, q):
         now = (t[:, 0].to(dtype) for t in (q, k, v, a, b, log_decay))
         with full_precision(q.device):
@@ -134,17 +130,11 @@ _generalized_delta_rule = define(operation, "q k v a b log_decay state", _shapes
 
 
 def _check(q, k, v, a, b, log_decay, initial_state, seq_idx, chunk_size, impl) -> None:
-    check = partial(check_shape, "generalized_delta_rule")
-    check("q", q, "(B, T, H, K)", None, None, None, None)
-    batch, length, heads, key_dim = q.shape
-    for name, tensor in (("k", k), ("a", a), ("b", b), ("log_decay", log_decay)):
-        check(name, tensor, "(B, T, H, K)", batch, length, heads, key_dim)
-    check("v", v, "(B, T, H, V)", batch, length, heads, None)
-    check("initial_state", initial_state, "(B, H, K, V)", batch, heads, key_dim, v.shape[-1])
-    check("seq_idx", seq_idx, "(B, T)", batch, length)
+    sizes = Sizes("generalized_delta_rule")
+    sizes.check("BTHK", q=q, k=k, a=a, b=b, log_decay=log_decay)
+    sizes.check("BTHV", v=v)
+    sizes.check("BHKV", initial_state=initial_state)
+    sizes.check("BT", seq_idx=seq_idx)
     floating = {"q": q, "k": k, "v": v, "a": a, "b": b, "log_decay": log_decay, "initial_state": initial_state}
     operation.check(impl, {"seq_idx": seq_idx}, **floating)
-    if length == 0 or chunk_size < 1:
-        raise ValueError(
-            f"generalized_delta_rule: T and chunk_size must be at least 1, got T {length}, chunk_size {chunk_size}"
-        )
+    sizes.check_chunks(chunk_size)

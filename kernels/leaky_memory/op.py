@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -11,9 +10,10 @@ from torch import Tensor
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
-    check_shape,
+    Sizes,
     compute_dtype,
     full_precision,
+    initial,
     sequence_starts,
 )
 from zoo.kernels.leaky_memory import native, reference
@@ -78,7 +78,7 @@ def leaky_memory(
     """
     _check(x, W_in, W_out, bias, decay, gain, activation, initial_state, seq_idx, impl)
     dtype = compute_dtype(x, W_in, W_out, bias, decay, gain)
-    state = x.new_zeros(x.shape[0], len(decay), dtype=dtype) if initial_state is None else initial_state.to(dtype)
+    state = initial(initial_state, (x.shape[0], len(decay)), x, dtype)
     smooth = activation == "silu"
     if x.shape[1] == 1:
         W_in, W_out, bias, decay, gain = (w.to(dtype) for w in (W_in, W_out, bias, decay, gain))
@@ -120,19 +120,16 @@ _leaky_memory = define(operation, "x W_in W_out bias decay gain state", _shapes,
 
 
 def _check(x, W_in, W_out, bias, decay, gain, activation, initial_state, seq_idx, impl) -> None:
-    check = partial(check_shape, "leaky_memory")
-    check("x", x, "(B, T, H)", None, None, None)
-    batch, length, hidden = x.shape
-    check("W_in", W_in, "(D, H)", None, hidden)
-    dim = W_in.shape[0]
-    check("W_out", W_out, "(H, D)", hidden, dim)
-    for name, tensor in (("bias", bias), ("decay", decay), ("gain", gain)):
-        check(name, tensor, "(D,)", dim)
-    check("initial_state", initial_state, "(B, D)", batch, dim)
-    check("seq_idx", seq_idx, "(B, T)", batch, length)
+    sizes = Sizes("leaky_memory")
+    sizes.check("BTH", x=x)
+    sizes.check("DH", W_in=W_in)
+    sizes.check("HD", W_out=W_out)
+    sizes.check("D", bias=bias, decay=decay, gain=gain)
+    sizes.check("BD", initial_state=initial_state)
+    sizes.check("BT", seq_idx=seq_idx)
     tensors = {"x": x, "W_in": W_in, "W_out": W_out, "bias": bias, "decay": decay, "gain": gain}
     operation.check(impl, {"seq_idx": seq_idx}, **tensors, initial_state=initial_state)
-    if length == 0:
+    if sizes["T"] == 0:
         raise ValueError("leaky_memory: T must be at least 1, got T 0")
     if activation not in ACTIVATIONS:
         raise ValueError(f"leaky_memory: activation must be one of {ACTIVATIONS}, got {activation!r}")

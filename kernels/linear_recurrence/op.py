@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import prod
 from typing import NamedTuple
 
 from torch import Tensor
 
-from zoo.kernels.dispatch import Implementation, Operation, check_shape, compute_dtype, sequence_starts
+from zoo.kernels.dispatch import Implementation, Operation, Sizes, compute_dtype, initial, sequence_starts
 from zoo.kernels.linear_recurrence import fused, native, reference
 from zoo.kernels.native import in_rows
 from zoo.kernels.operator import Like, define
@@ -55,7 +54,7 @@ def linear_recurrence(
     """
     _check(x, log_decay, initial_state, seq_idx, impl)
     dtype = compute_dtype(x, log_decay)
-    state = x.new_zeros(x.shape[0], x.shape[2], dtype=dtype) if initial_state is None else initial_state.to(dtype)
+    state = initial(initial_state, (x.shape[0], x.shape[2]), x, dtype)
     if x.shape[1] == 1:
         state = reference.step(x[:, 0].to(dtype), log_decay[:, 0].to(dtype), state)
         return RecurrenceOutput(state[:, None].to(x.dtype), state)
@@ -84,12 +83,10 @@ _recurrence = define(operation, "x log_decay state", _shapes, flops=_flops)
 
 
 def _check(x, log_decay, initial_state, seq_idx, impl) -> None:
-    check = partial(check_shape, "linear_recurrence")
-    check("x", x, "(B, T, D)", None, None, None)
-    batch, length, dim = x.shape
-    check("log_decay", log_decay, "(B, T, D)", batch, length, dim)
-    check("initial_state", initial_state, "(B, D)", batch, dim)
-    check("seq_idx", seq_idx, "(B, T)", batch, length)
+    sizes = Sizes("linear_recurrence")
+    sizes.check("BTD", x=x, log_decay=log_decay)
+    sizes.check("BD", initial_state=initial_state)
+    sizes.check("BT", seq_idx=seq_idx)
     operation.check(impl, {"seq_idx": seq_idx}, x=x, log_decay=log_decay, initial_state=initial_state)
-    if length == 0:
+    if sizes["T"] == 0:
         raise ValueError("linear_recurrence: T must be at least 1, got T 0")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import log2
 
 import torch
 from torch import Tensor
 
-from zoo.kernels.dispatch import Implementation, Operation, as_dtype, check_shape, compute_dtype
+from zoo.kernels.dispatch import Implementation, Operation, Sizes, as_dtype, compute_dtype
 from zoo.kernels.long_conv import fft, monarch, native, reference, spectral
 from zoo.kernels.operator import Like, define
 from zoo.kernels.triton_support import triton_implementation
@@ -87,14 +86,13 @@ _long_conv = define(operation, "u kernel D gate", _shapes, flops=_flops)
 
 
 def _check(u, kernel, D, gate, circular, impl) -> None:
-    check = partial(check_shape, "long_conv")
-    check("u", u, "(B, T, D)", None, None, None)
-    batch, length, dim = u.shape
-    check("kernel", kernel, "(D, L)", dim, None)
-    check("D", D, "(D,)", dim)
-    check("gate", gate, "(B, T, D)", batch, length, dim)
+    sizes = Sizes("long_conv")
+    sizes.check("BTD", u=u)
+    sizes.check("DL", kernel=kernel)
+    sizes.check("D", D=D)
+    sizes.check("BTD", gate=gate)
     operation.check(impl, u=u, kernel=kernel, D=D, gate=gate)
-    taps = kernel.shape[1]
+    length, taps = sizes["T"], sizes["L"]
     if length == 0 or taps == 0:
         raise ValueError(f"long_conv: T and L must be at least 1, got T {length}, L {taps}")
     if circular and taps > length:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernels.dispatch import check_device, check_floating, check_shape, compute_dtype
+from zoo.kernels.dispatch import Sizes, check_device, check_floating, compute_dtype
 from zoo.kernels.long_conv.op import long_conv
 
 
@@ -33,12 +31,12 @@ def packed_long_conv(u: Tensor, kernel: Tensor, seq_idx: Tensor, *, D: Tensor | 
     Raises:
         ValueError: for tensors whose shapes or dtypes do not fit together, or an empty sequence or kernel.
     """
-    check = partial(check_shape, "packed_long_conv")
-    check("u", u, "(B, T, D)", None, None, None)
-    batch, length, dim = u.shape
-    check("kernel", kernel, "(D, L)", dim, None)
-    check("seq_idx", seq_idx, "(B, T)", batch, length)
-    check("D", D, "(D,)", dim)
+    sizes = Sizes("packed_long_conv")
+    sizes.check("BTD", u=u)
+    sizes.check("DL", kernel=kernel)
+    sizes.check("BT", seq_idx=seq_idx)
+    sizes.check("D", D=D)
+    length = sizes["T"]
     check_floating("packed_long_conv", u=u, kernel=kernel, D=D)
     check_device("packed_long_conv", u=u, kernel=kernel, seq_idx=seq_idx, D=D)
     if length == 0 or kernel.shape[1] == 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -11,10 +10,11 @@ from torch import Tensor
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
+    Sizes,
     as_given,
-    check_shape,
     compute_dtype,
     full_precision,
+    initial,
     sequence_starts,
 )
 from zoo.kernels.mlstm import chunked, reference
@@ -91,10 +91,7 @@ def mlstm(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     batch, length, heads, key_dim = q.shape
     shapes = (batch, heads, key_dim, v.shape[-1]), (batch, heads, key_dim), (batch, heads)
-    state = [
-        q.new_zeros(shape, dtype=dtype) if part is None else part.to(dtype)
-        for part, shape in zip(given, shapes, strict=True)
-    ]
+    state = [initial(part, shape, q, dtype) for part, shape in zip(given, shapes, strict=True)]
     if length == 1:
         now = (t[:, 0].to(dtype) for t in (q, k, v, log_input, log_decay))
         with full_precision(q.device):
@@ -140,21 +137,17 @@ _mlstm = define(operation, "q k v log_input log_decay memory normalizer stabiliz
 
 
 def _check(q, k, v, log_input, log_decay, memory, normalizer, stabilizer, seq_idx, chunk_size, impl) -> None:
-    check = partial(check_shape, "mlstm")
-    check("q", q, "(B, T, H, K)", None, None, None, None)
-    batch, length, heads, key_dim = q.shape
-    check("k", k, "(B, T, H, K)", batch, length, heads, key_dim)
-    check("v", v, "(B, T, H, V)", batch, length, heads, None)
-    check("log_input", log_input, "(B, T, H)", batch, length, heads)
-    check("log_decay", log_decay, "(B, T, H)", batch, length, heads)
-    check("memory", memory, "(B, H, K, V)", batch, heads, key_dim, v.shape[-1])
-    check("normalizer", normalizer, "(B, H, K)", batch, heads, key_dim)
-    check("stabilizer", stabilizer, "(B, H)", batch, heads)
-    check("seq_idx", seq_idx, "(B, T)", batch, length)
+    sizes = Sizes("mlstm")
+    sizes.check("BTHK", q=q, k=k)
+    sizes.check("BTHV", v=v)
+    sizes.check("BTH", log_input=log_input, log_decay=log_decay)
+    sizes.check("BHKV", memory=memory)
+    sizes.check("BHK", normalizer=normalizer)
+    sizes.check("BH", stabilizer=stabilizer)
+    sizes.check("BT", seq_idx=seq_idx)
     state = {"memory": memory, "normalizer": normalizer, "stabilizer": stabilizer}
     operation.check(impl, {"seq_idx": seq_idx}, q=q, k=k, v=v, log_input=log_input, log_decay=log_decay, **state)
     missing = [name for name, part in state.items() if part is None]
     if 0 < len(missing) < len(state):
         raise ValueError(f"mlstm: the state is memory, normalizer and stabilizer, all or none; got no {missing}")
-    if length == 0 or chunk_size < 1:
-        raise ValueError(f"mlstm: T and chunk_size must be at least 1, got T {length}, chunk_size {chunk_size}")
+    sizes.check_chunks(chunk_size)

@@ -7,13 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from zoo.kernels.dispatch import (
-    Implementation,
-    Operation,
-    as_given,
-    check_shape,
-    full_precision,
-)
+from zoo.kernels.dispatch import Implementation, Operation, Sizes, as_given, check_shape, full_precision
 from zoo.kernels.moe import grouped, reference
 from zoo.kernels.operator import Like, define
 from zoo.kernels.triton_support import triton_implementation
@@ -80,11 +74,11 @@ _grouped_matmul = define(operation, "x weight", _shapes, flops=_flops)
 
 
 def _check(x, weight, offsets, bias, impl) -> None:
-    check_shape("grouped_matmul", "weight", weight, "(E, D, F)", None, None, None)
-    experts, depth, columns = weight.shape
-    check_shape("grouped_matmul", "x", x, "(M, D)", None, depth)
-    check_shape("grouped_matmul", "offsets", offsets, "(E + 1,)", experts + 1)
-    check_shape("grouped_matmul", "bias", bias, "(E, F)", experts, columns)
+    sizes = Sizes("grouped_matmul")
+    sizes.check("EDF", weight=weight)
+    sizes.check("MD", x=x)
+    check_shape("grouped_matmul", "offsets", offsets, "(E + 1,)", len(weight) + 1)
+    sizes.check("EF", bias=bias)
     operation.check(impl, {"offsets": offsets}, x=x, weight=weight, bias=bias)
     if offsets.dtype != torch.int64 or offsets.device != x.device:
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -11,9 +10,10 @@ from torch import Tensor
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
-    check_shape,
+    Sizes,
     compute_dtype,
     full_precision,
+    initial,
     sequence_starts,
 )
 from zoo.kernels.momentum_delta_rule import chunked, native, reference
@@ -81,8 +81,8 @@ def momentum_delta_rule(
     dtype = compute_dtype(q, k, v, rate, log_decay, log_momentum)
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
     batch, length, heads, key_dim = q.shape
-    zeros = partial(q.new_zeros, (batch, heads, key_dim, v.shape[-1]), dtype=dtype)
-    state, momentum = (zeros() if t is None else t.to(dtype) for t in (initial_state, initial_momentum))
+    shape = batch, heads, key_dim, v.shape[-1]
+    state, momentum = (initial(given, shape, q, dtype) for given in (initial_state, initial_momentum))
     if length == 1:
         q_t, k_t, v_t, rate_t, decay_t, momentum_t = (
             t[:, 0].to(dtype) for t in (q, k, v, rate, log_decay, log_momentum)
@@ -130,20 +130,13 @@ _momentum_delta_rule = define(operation, "q k v rate log_decay log_momentum stat
 
 
 def _check(q, k, v, rate, log_decay, log_momentum, initial_state, initial_momentum, seq_idx, chunk_size, impl) -> None:
-    check = partial(check_shape, "momentum_delta_rule")
-    check("q", q, "(B, T, H, K)", None, None, None, None)
-    batch, length, heads, key_dim = q.shape
-    check("k", k, "(B, T, H, K)", batch, length, heads, key_dim)
-    check("v", v, "(B, T, H, V)", batch, length, heads, None)
     gates = {"rate": rate, "log_decay": log_decay, "log_momentum": log_momentum}
-    for name, gate in gates.items():
-        check(name, gate, "(B, T, H)", batch, length, heads)
     states = {"initial_state": initial_state, "initial_momentum": initial_momentum}
-    for name, state in states.items():
-        check(name, state, "(B, H, K, V)", batch, heads, key_dim, v.shape[-1])
-    check("seq_idx", seq_idx, "(B, T)", batch, length)
+    sizes = Sizes("momentum_delta_rule")
+    sizes.check("BTHK", q=q, k=k)
+    sizes.check("BTHV", v=v)
+    sizes.check("BTH", **gates)
+    sizes.check("BHKV", **states)
+    sizes.check("BT", seq_idx=seq_idx)
     operation.check(impl, {"seq_idx": seq_idx}, q=q, k=k, v=v, **gates, **states)
-    if length == 0 or chunk_size < 1:
-        raise ValueError(
-            f"momentum_delta_rule: T and chunk_size must be at least 1, got T {length}, chunk_size {chunk_size}"
-        )
+    sizes.check_chunks(chunk_size)

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from zoo.kernels.dispatch import (
-    Implementation,
-    Operation,
-    as_dtype,
-    check_shape,
-    compute_dtype,
-    sequence_starts,
-)
+from zoo.kernels.dispatch import Implementation, Operation, Sizes, as_dtype, compute_dtype, initial, sequence_starts
 from zoo.kernels.mamba_ssm_support import selective_scan_implementation
 from zoo.kernels.operator import Like, define
 from zoo.kernels.selective_scan import chunked, native, reference
@@ -78,7 +70,7 @@ def selective_scan(
     """
     _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, impl)
     dtype = compute_dtype(x, dt, A, B, C, D, z, dt_bias)
-    state = x.new_zeros(x.shape[0], *A.shape, dtype=dtype) if initial_state is None else initial_state.to(dtype)
+    state = initial(initial_state, (x.shape[0], *A.shape), x, dtype)
     A = A.to(dtype).clamp(min=1e-8 * torch.finfo(dtype).min)  # -inf 0 is no number
     tensors = x, dt, A, B, C, D, z, dt_bias, state
     if x.shape[1] == 1:
@@ -123,24 +115,20 @@ _scan = define(operation, "x dt A B C D z dt_bias state", _shapes, flops=_flops)
 
 
 def _check(x, dt, A, B, C, D, z, dt_bias, initial_state, seq_idx, impl) -> None:
-    check = partial(check_shape, "selective_scan")
-    check("x", x, "(B, T, D)", None, None, None)
-    batch, length, dim = x.shape
-    check("A", A, "(D, N)", dim, None)
-    state = A.shape[1]
-    check("B", B, "(B, T, G, N)", batch, length, None, state)
-    check("C", C, "(B, T, G, N)", batch, length, B.shape[2], state)
-    check("dt", dt, "(B, T, D)", batch, length, dim)
-    check("z", z, "(B, T, D)", batch, length, dim)
-    check("D", D, "(D,)", dim)
-    check("dt_bias", dt_bias, "(D,)", dim)
-    check("initial_state", initial_state, "(B, D, N)", batch, dim, state)
-    check("seq_idx", seq_idx, "(B, T)", batch, length)
+    sizes = Sizes("selective_scan")
+    sizes.check("BTD", x=x)
+    sizes.check("DN", A=A)
+    sizes.check("BTGN", B=B, C=C)
+    sizes.check("BTD", dt=dt, z=z)
+    sizes.check("D", D=D, dt_bias=dt_bias)
+    sizes.check("BDN", initial_state=initial_state)
+    sizes.check("BT", seq_idx=seq_idx)
     operation.check(
         impl, {"seq_idx": seq_idx}, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias, initial_state=initial_state
     )
-    if length == 0 or dim % B.shape[2]:
+    length, groups, dim = sizes["T"], sizes["G"], sizes["D"]
+    if length == 0 or dim % groups:
         raise ValueError(
             f"selective_scan: T must be at least 1 and the groups must divide the channels, got T {length}, "
-            f"{B.shape[2]} groups, {dim} channels"
+            f"{groups} groups, {dim} channels"
         )

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
-from zoo.kernels.dispatch import (
-    Implementation,
-    Operation,
-    check_shape,
-    compute_dtype,
-    full_precision,
-    sequence_starts,
-)
+from zoo.kernels.dispatch import Implementation, Operation, Sizes, compute_dtype, full_precision, sequence_starts
 from zoo.kernels.operator import Like, define
 from zoo.kernels.sliding_window_attention import blocked, reference
 from zoo.kernels.triton_support import triton_implementation
@@ -112,14 +103,13 @@ def _first_keys(seq_idx: Tensor | None, length: int) -> Tensor | None:
 
 
 def _check(q, k, v, window, sinks, seq_idx, impl) -> None:
-    check = partial(check_shape, "sliding_window_attention")
-    check("q", q, "(B, T, H, K)", None, None, None, None)
-    batch, length, heads, dim = q.shape
-    check("k", k, "(B, S, G, K)", batch, None, None, dim)
-    keys, groups = k.shape[1:3]
-    check("v", v, "(B, S, G, V)", batch, keys, groups, None)
-    check("seq_idx", seq_idx, "(B, S)", batch, keys)
+    sizes = Sizes("sliding_window_attention")
+    sizes.check("BTHK", q=q)
+    sizes.check("BSGK", k=k)
+    sizes.check("BSGV", v=v)
+    sizes.check("BS", seq_idx=seq_idx)
     operation.check(impl, {"seq_idx": seq_idx}, q=q, k=k, v=v)
+    length, keys, groups, heads = (sizes[letter] for letter in "TSGH")
     if length == 0 or keys < length or groups == 0 or heads % groups:
         raise ValueError(
             "sliding_window_attention: T must be at least 1 and at most S, and the heads of k must divide those of q, "

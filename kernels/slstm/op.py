@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -11,9 +10,10 @@ from torch import Tensor
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
-    check_shape,
+    Sizes,
     compute_dtype,
     full_precision,
+    initial,
     sequence_starts,
 )
 from zoo.kernels.operator import Like, define
@@ -68,7 +68,7 @@ def slstm(
     """
     _check(x, R, initial_state, seq_idx, impl)
     dtype = compute_dtype(x, R)
-    state = x.new_zeros(x.shape[0], *x.shape[2:], dtype=dtype) if initial_state is None else initial_state.to(dtype)
+    state = initial(initial_state, (x.shape[0], *x.shape[2:]), x, dtype)
     if x.shape[1] == 1:
         with full_precision(x.device):
             state = reference.step(x[:, 0].to(dtype), R.to(dtype), state)
@@ -96,12 +96,11 @@ _slstm = define(operation, "x R state", _shapes, flops=_flops)
 
 
 def _check(x, R, initial_state, seq_idx, impl) -> None:
-    check = partial(check_shape, "slstm")
-    check("x", x, "(B, T, 4, H, D)", None, None, 4, None, None)
-    batch, length, _, heads, dim = x.shape
-    check("R", R, "(H, D, 4, D)", heads, dim, 4, dim)
-    check("initial_state", initial_state, "(B, 4, H, D)", batch, 4, heads, dim)
-    check("seq_idx", seq_idx, "(B, T)", batch, length)
+    sizes = Sizes("slstm")
+    sizes.check("BT4HD", x=x)
+    sizes.check("HD4D", R=R)
+    sizes.check("B4HD", initial_state=initial_state)
+    sizes.check("BT", seq_idx=seq_idx)
     operation.check(impl, {"seq_idx": seq_idx}, x=x, R=R, initial_state=initial_state)
-    if length == 0:
+    if sizes["T"] == 0:
         raise ValueError("slstm: T must be at least 1, got T 0")

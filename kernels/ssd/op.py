@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -10,13 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernels.dispatch import (
-    Implementation,
-    Operation,
-    check_shape,
-    compute_dtype,
-    sequence_starts,
-)
+from zoo.kernels.dispatch import Implementation, Operation, Sizes, compute_dtype, initial, sequence_starts
 from zoo.kernels.mamba_ssm_support import ssd_implementation
 from zoo.kernels.native import in_rows
 from zoo.kernels.operator import Like, define, is_plain_step
@@ -94,11 +87,7 @@ def ssd(
     if dt_limit != (0.0, float("inf")):
         dt = dt.clamp(*dt_limit)
     batch, _, heads, head_dim = x.shape
-    state = (
-        x.new_zeros(batch, heads, head_dim, B.shape[-1], dtype=dtype)
-        if initial_state is None
-        else initial_state.to(dtype)
-    )
+    state = initial(initial_state, (batch, heads, head_dim, B.shape[-1]), x, dtype)
     if x.shape[1] == 1:
         y, state = reference.step(*(t.to(dtype) for t in (x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], state)))
         y = y[:, None].to(x.dtype)
@@ -147,24 +136,19 @@ _ssd = define(operation, "x dt A B C state", _shapes, flops=_flops)
 
 
 def _check(x, dt, A, B, C, D, dt_bias, dt_limit, initial_state, seq_idx, chunk_size, impl) -> None:
-    check = partial(check_shape, "ssd")
-    check("x", x, "(B, T, H, P)", None, None, None, None)
-    batch, length, heads, head_dim = x.shape
-    check("A", A, "(H,)", heads)
-    check("B", B, "(B, T, G, N)", batch, length, None, None)
-    groups, state = B.shape[2:]
-    check("C", C, "(B, T, G, N)", batch, length, groups, state)
-    check("dt", dt, "(B, T, H)", batch, length, heads)
-    if D is not None and D.dim() == 2:
-        check("D", D, "(H, P)", heads, head_dim)
-    else:
-        check("D", D, "(H,)", heads)
-    check("dt_bias", dt_bias, "(H,)", heads)
-    check("initial_state", initial_state, "(B, H, P, N)", batch, heads, head_dim, state)
-    check("seq_idx", seq_idx, "(B, T)", batch, length)
+    sizes = Sizes("ssd")
+    sizes.check("BTHP", x=x)
+    sizes.check("H", A=A)
+    sizes.check("BTGN", B=B, C=C)
+    sizes.check("BTH", dt=dt)
+    sizes.check("HP" if D is not None and D.dim() == 2 else "H", D=D)
+    sizes.check("H", dt_bias=dt_bias)
+    sizes.check("BHPN", initial_state=initial_state)
+    sizes.check("BT", seq_idx=seq_idx)
     operation.check(
         impl, {"seq_idx": seq_idx}, x=x, dt=dt, A=A, B=B, C=C, D=D, dt_bias=dt_bias, initial_state=initial_state
     )
+    length, groups, heads = sizes["T"], sizes["G"], sizes["H"]
     if length == 0 or heads % groups or chunk_size < 1:
         raise ValueError(
             "ssd: T and chunk_size must be at least 1 and the groups must divide the heads, got "

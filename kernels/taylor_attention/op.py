@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -11,9 +10,11 @@ from torch import Tensor
 from zoo.kernels.dispatch import (
     Implementation,
     Operation,
+    Sizes,
     check_shape,
     compute_dtype,
     full_precision,
+    initial,
     sequence_starts,
 )
 from zoo.kernels.operator import Like, define
@@ -74,11 +75,7 @@ def taylor_attention(
     _check(q, k, v, eps, initial_state, seq_idx, chunk_size, impl)
     dtype = compute_dtype(q, k, v)
     batch, length, heads, key_dim = q.shape
-    state = (
-        q.new_zeros(batch, heads, _features(key_dim), v.shape[-1] + 1, dtype=dtype)
-        if initial_state is None
-        else initial_state.to(dtype)
-    )
+    state = initial(initial_state, (batch, heads, _features(key_dim), v.shape[-1] + 1), q, dtype)
     if length == 1:
         with full_precision(q.device):
             numerator, total, state = reference.step(*(t.to(dtype) for t in (q[:, 0], k[:, 0], v[:, 0], state)))
@@ -117,14 +114,13 @@ def _features(key_dim: int) -> int:
 
 
 def _check(q, k, v, eps, initial_state, seq_idx, chunk_size, impl) -> None:
-    check = partial(check_shape, "taylor_attention")
-    check("q", q, "(B, T, H, K)", None, None, None, None)
+    sizes = Sizes("taylor_attention")
+    sizes.check("BTHK", q=q, k=k)
+    sizes.check("BTHV", v=v)
+    sizes.check("BT", seq_idx=seq_idx)
     batch, length, heads, key_dim = q.shape
-    check("k", k, "(B, T, H, K)", batch, length, heads, key_dim)
-    check("v", v, "(B, T, H, V)", batch, length, heads, None)
     state = batch, heads, _features(key_dim), v.shape[-1] + 1
-    check("initial_state", initial_state, "(B, H, (K + 1)(K + 2) / 2, V + 1)", *state)
-    check("seq_idx", seq_idx, "(B, T)", batch, length)
+    check_shape("taylor_attention", "initial_state", initial_state, "(B, H, (K + 1)(K + 2) / 2, V + 1)", *state)
     operation.check(impl, {"seq_idx": seq_idx}, q=q, k=k, v=v, initial_state=initial_state)
     if length == 0 or chunk_size < 1 or eps < 0:
         raise ValueError(
