@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zoo.checkpoints.convert.dequantise import SIDE, from_fp8, require_method
 from zoo.checkpoints.convert.experts import gathered, spread
-from zoo.checkpoints.convert.rename import rename
+from zoo.checkpoints.convert.rename import DECODER, rename
 from zoo.checkpoints.convert.rope import read_rope, write_rope
 
 MODEL_TYPES = ("deepseek_v2", "deepseek_v3")
@@ -36,13 +36,7 @@ NAMES = [  # published, ours
     ("model.layers.#.shared_head.norm.", "blocks.#.shared_head_norm."),
 ]
 _FIELDS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "dim",
-    "num_hidden_layers": "depth",
-    "rms_norm_eps": "norm_eps",
-    "tie_word_embeddings": "tie_embeddings",
-    "initializer_range": "initializer_range",
-    "num_attention_heads": "num_heads",
+    **DECODER,
     "kv_lora_rank": "kv_lora_rank",
     "q_lora_rank": "q_lora_rank",
     "qk_nope_head_dim": "qk_nope_head_dim",

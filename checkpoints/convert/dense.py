@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from zoo.checkpoints.convert.rename import rename
+from zoo.checkpoints.convert.rename import DECODER, rename
 from zoo.checkpoints.convert.rope import read_rope, write_rope
 
 Fields = dict[str, Any]
@@ -47,13 +47,7 @@ _KEY = re.compile(
     r"(input|post_attention|pre_feedforward|post_feedforward)_layernorm\.weight)"
 )
 _FIELDS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "dim",
-    "num_hidden_layers": "depth",
-    "rms_norm_eps": "norm_eps",
-    "tie_word_embeddings": "tie_embeddings",
-    "initializer_range": "initializer_range",
-    "num_attention_heads": "num_heads",
+    **DECODER,
     "num_key_value_heads": "num_kv_heads",
     "intermediate_size": "mlp_dim",
     "max_position_embeddings": "context_length",

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from zoo.checkpoints.convert import hybrid
-from zoo.checkpoints.convert.rename import number, rename, written
+from zoo.checkpoints.convert.rename import DECODER, number, rename, written
 
 MODEL_TYPES = ("falcon_h1",)
 _NAMES = [  # published, ours
@@ -25,13 +25,7 @@ _NAMES = [  # published, ours
     ("model.layers.#.feed_forward.down_proj.", "blocks.#.mlp.w2."),
 ]
 _FIELDS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "dim",
-    "num_hidden_layers": "depth",
-    "rms_norm_eps": "norm_eps",
-    "tie_word_embeddings": "tie_embeddings",
-    "initializer_range": "initializer_range",
-    "num_attention_heads": "num_heads",
+    **DECODER,
     "num_key_value_heads": "num_kv_heads",
     "intermediate_size": "mlp_dim",
     "mamba_d_ssm": "ssm_dim",

@@ -14,7 +14,7 @@ from torch import Tensor
 from zoo.checkpoints.convert.dense import PLAIN, windows, written_windows
 from zoo.checkpoints.convert.dequantise import from_mxfp4, require_method
 from zoo.checkpoints.convert.hybrid import every, present, published, require
-from zoo.checkpoints.convert.rename import rename
+from zoo.checkpoints.convert.rename import DECODER, rename
 from zoo.checkpoints.convert.rope import read_rope, write_rope
 
 MODEL_TYPES = ("gpt_oss",)
@@ -36,13 +36,7 @@ _PARTS = {  # published tensor of the experts -> ours, whose columns it has in t
     "down_proj_bias": ("b2",),
 }
 _FIELDS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "dim",
-    "num_hidden_layers": "depth",
-    "rms_norm_eps": "norm_eps",
-    "tie_word_embeddings": "tie_embeddings",
-    "initializer_range": "initializer_range",
-    "num_attention_heads": "num_heads",
+    **DECODER,
     "num_key_value_heads": "num_kv_heads",
     "head_dim": "head_dim",
     "intermediate_size": "mlp_dim",

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.checkpoints.convert.rename import number, rename, written
+from zoo.checkpoints.convert.rename import DECODER, number, rename, written
 
 NAMES = [  # published, ours, where a mixer says what it is
     ("model.embed_tokens.", "embedding."),
@@ -26,13 +26,7 @@ FEED_FORWARD = [
     ("model.layers.#.feed_forward.down_proj.", "blocks.#.mlp.w2."),
 ]
 FIELDS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "dim",
-    "num_hidden_layers": "depth",
-    "rms_norm_eps": "norm_eps",
-    "tie_word_embeddings": "tie_embeddings",
-    "initializer_range": "initializer_range",
-    "num_attention_heads": "num_heads",
+    **DECODER,
     "num_key_value_heads": "num_kv_heads",
     "head_dim": "head_dim",
 }

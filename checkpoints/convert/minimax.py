@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zoo.checkpoints.convert import mixtral
 from zoo.checkpoints.convert.hybrid import every, layers, present, published, require
+from zoo.checkpoints.convert.rename import DECODER
 from zoo.checkpoints.convert.rope import read_partial_rope, write_rope
 
 _AUTHORS = "minimax_text_01", "minimax_m1"
@@ -21,13 +22,7 @@ MODEL_TYPES = ("minimax", *_AUTHORS)
 _DECAYS = re.compile(r".+\.self_attn\.(slope_rate|query_decay|key_decay|diagonal_decay)")
 _GATE = re.compile(r"model\.layers\.\d+\.self_attn\.output_gate\.weight")
 _FIELDS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "dim",
-    "num_hidden_layers": "depth",
-    "rms_norm_eps": "norm_eps",
-    "tie_word_embeddings": "tie_embeddings",
-    "initializer_range": "initializer_range",
-    "num_attention_heads": "num_heads",
+    **DECODER,
     "num_key_value_heads": "num_kv_heads",
     "head_dim": "head_dim",
     "intermediate_size": "mlp_dim",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from zoo.checkpoints.convert.experts import PROJECTIONS, gathered, spread
-from zoo.checkpoints.convert.rename import rename
+from zoo.checkpoints.convert.rename import DECODER, rename
 
 _NAMES = [  # published, ours
     ("model.embed_tokens.", "embedding."),
@@ -27,13 +27,7 @@ _NAMES = [  # published, ours
     ("model.layers.#.mlp.experts.", "blocks.#.mlp."),
 ]
 _FIELDS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "dim",
-    "num_hidden_layers": "depth",
-    "rms_norm_eps": "norm_eps",
-    "tie_word_embeddings": "tie_embeddings",
-    "initializer_range": "initializer_range",
-    "num_attention_heads": "num_heads",
+    **DECODER,
     "num_key_value_heads": "num_kv_heads",
     "num_experts_per_tok": "top_k",
     "router_aux_loss_coef": "balance_weight",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.checkpoints.convert.experts import gathered, spread
-from zoo.checkpoints.convert.rename import rename
+from zoo.checkpoints.convert.rename import DECODER, rename
 from zoo.checkpoints.convert.rope import read_partial_rope, write_partial_rope
 
 MODEL_TYPES = ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
@@ -39,13 +39,7 @@ _MIXERS = [  # of the attention, and of the delta rule
     ("linear_attn.", "mixer."),
 ]
 _FIELDS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "dim",
-    "num_hidden_layers": "depth",
-    "rms_norm_eps": "norm_eps",
-    "tie_word_embeddings": "tie_embeddings",
-    "initializer_range": "initializer_range",
-    "num_attention_heads": "num_heads",
+    **DECODER,
     "num_key_value_heads": "num_kv_heads",
     "head_dim": "head_dim",
     "attention_bias": "attention_bias",

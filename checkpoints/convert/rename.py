@@ -9,6 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
+DECODER = {  # options of a published config.json that nearly every decoder has, and ours
+    "vocab_size": "vocab_size",
+    "hidden_size": "dim",
+    "num_hidden_layers": "depth",
+    "rms_norm_eps": "norm_eps",
+    "tie_word_embeddings": "tie_embeddings",
+    "initializer_range": "initializer_range",
+    "num_attention_heads": "num_heads",
+}
 _WITHIN = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
