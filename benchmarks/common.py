@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import math
 import multiprocessing
 import os
@@ -29,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # in a clone beside the scripts; of an installed package in the working folder
 RESULTS = (ROOT if (ROOT / "pyproject.toml").exists() else Path()) / "benchmarks" / "results"
 SCHEMA = 1  # of result files: raised when what reads them has to change
+CODE = ("--", ".", ":!benchmarks/results")  # what a change of makes results those of no commit
 MIB = 2**20
 # glibc returns what is freed at once, so that a peak is of what lives, not of what the allocator kept from before
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
@@ -140,11 +140,16 @@ def fitted_exponent(lengths: Sequence[float], seconds: Sequence[float]) -> float
     return covariance / sum((a - mean_x) ** 2 for a in x)
 
 
+def date() -> str:
+    """Now, to the minute."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def machine() -> dict[str, object]:
     """What a reader needs to judge the figures: hardware, threads, versions, commit, date."""
     return {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain") else ""),
+        "date": date(),
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", *CODE) else ""),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

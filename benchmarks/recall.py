@@ -102,7 +102,11 @@ def accuracy(model: nn.Module, tokens: Tensor, labels: Tensor) -> float:
 def train(subject: Subject, task: SyntheticTask, lr: float, options: argparse.Namespace) -> tuple[nn.Module, int]:
     """The model after at most ``options.updates``, fewer where it answers all of the validation set; and how many."""
     torch.manual_seed(options.seed)
-    model = build(subject, task)
+    return fit(build(subject, task), task, lr, options)
+
+
+def fit(model: nn.Module, task: SyntheticTask, lr: float, options: argparse.Namespace) -> tuple[nn.Module, int]:
+    """The same of a model that is there already."""
     optimizer = build_optimizer(model, "adamw", lr=lr, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: warmup_cosine(k, 50, options.updates))
     validation, done = task.generate(torch.arange(1000), VALIDATION), 0

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from zoo.benchmarks.gpu.report import blocks, report
-from zoo.benchmarks.gpu.runner import Results, Step, run_steps
 from zoo.benchmarks.gpu.script import main, steps
+from zoo.benchmarks.runner import Results, Step, run_steps
 
 DRY = ["--device", "cpu", "--tiny"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from zoo.benchmarks.gpu.operations import RIGHT
-from zoo.benchmarks.gpu.runner import DONE
+from zoo.benchmarks.runner import DONE
 
 Record = Mapping[str, Any]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
 import json
 import os
@@ -19,8 +18,8 @@ import torch
 
 from zoo.benchmarks.gpu import models, operations
 from zoo.benchmarks.gpu.report import blocks, report
-from zoo.benchmarks.gpu.runner import DONE, Results, Step, run_steps, write_json
 from zoo.benchmarks.gpu.timing import peaks
+from zoo.benchmarks.runner import DONE, Results, Step, run_steps, sources, write_json
 from zoo.benchmarks.subjects import SUBJECTS
 from zoo.kernels.triton_support import BLOCKS, target
 
@@ -105,7 +104,7 @@ def versions(device: str) -> dict[str, str]:
     """The device and the versions that results belong to."""
     found = {package: _version(package) for package in ("torch", "triton", "mamba-ssm", "flash-linear-attention")}
     name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
-    return {"device": name, "python": platform.python_version(), **found, "sources": _digest()}
+    return {"device": name, "python": platform.python_version(), **found, "sources": sources(*MEASURED)}
 
 
 def summarise(chosen: Sequence[Step], results: Results, options: argparse.Namespace) -> None:
@@ -131,14 +130,6 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "none"
-
-
-def _digest() -> str:
-    """Of the code that is measured: what another version found does not count."""
-    digest = hashlib.sha256()
-    for file in sorted(file for room in MEASURED for file in (ROOT / room).rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def _cases(tiny: bool) -> list[Any]:

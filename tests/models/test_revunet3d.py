@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import zoo
+from zoo.benchmarks.claims.measured import kept_bytes
 from zoo.layers import ReversibleSequence
 
 SMALL = {"dims": (8, 16), "expand_ratio": 2, "num_groups": 2}
@@ -53,22 +54,6 @@ def test_the_configuration_chooses_between_recomputing_and_storing():
         model = opened(reversible=reversible)
         sequences = [module for module in model.modules() if isinstance(module, ReversibleSequence)]
         assert len(sequences) == 4 and all(sequence.recompute == reversible for sequence in sequences)
-
-
-def kept_bytes(model: Any, x: Tensor) -> int:
-    """Memory of what the forward pass keeps for the backward pass, parameters aside."""
-    owned = {id(storage): storage for storage in (parameter.untyped_storage() for parameter in model.parameters())}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if id(storage) not in owned:
-            kept[id(storage)] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(x)
-    return sum(storage.nbytes() for storage in kept.values())
 
 
 def test_activation_memory_is_flat_in_depth():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import zoo
+from zoo.benchmarks.claims.identities import recalled
 from zoo.layers.ssm import S4, S4D, hippo
 from zoo.layers.ssm.s4 import S4Kernel
 from zoo.layers.ssm.s4d import S4DKernel, bilinear, zero_order_hold
@@ -121,27 +122,12 @@ def test_convolution_and_recurrence_agree(name, dtype, tolerance):
     close(steps, whole, tolerance)
 
 
-def delayed(kernel: torch.nn.Module, delay: int, length: int) -> float:
-    """Share of the variance of u[t - delay], u smooth noise, that the best C reads from the states."""
-    generator = torch.Generator().manual_seed(0)
-    u = torch.randn(1, length, 1, dtype=torch.float64, generator=generator)
-    u = torch.nn.functional.avg_pool1d(u.mT, 16, 1).mT
-    x, states = torch.zeros(1, 1, kernel.d_state, dtype=torch.float64), []
-    with torch.no_grad():
-        for t in range(u.shape[1]):
-            _, x = kernel.step(u[:, t], x)
-            states.append(x[0, 0])
-    inputs, target = torch.stack(states)[delay + 100 :], u[0, 100:-delay]
-    rest = target - inputs @ torch.linalg.lstsq(inputs, target, driver="gelsd").solution
-    return 1 - (rest.square().mean() / target.square().mean()).item()
-
-
 def test_hippo_remembers_what_random_matrices_forget():
     """A signal 100 steps ago, by states of 32 numbers, step sizes of 0.01 and the best linear readout."""
     torch.manual_seed(0)
     build = partial(S4Kernel, 1, dt_min=0.01, dt_max=0.01)
-    best = delayed(build(hippo.legs_dplr(32)).double(), 100, 2000)
-    random = [delayed(build(hippo.random_dplr(32)).double(), 100, 2000) for _ in range(5)]
+    best = recalled(build(hippo.legs_dplr(32)).double())
+    random = [recalled(build(hippo.random_dplr(32)).double()) for _ in range(5)]
     assert best > 0.8 > 0.6 > max(random), (best, random)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import zoo
+from zoo.benchmarks.claims.identities import scatterbrain_errors
 from zoo.kernels.flops import flop_counter
 from zoo.layers.attention import ScatterbrainAttention
 from zoo.layers.attention.lsh import lsh_buckets
@@ -85,19 +86,6 @@ def test_many_features_approach_softmax_attention():
     assert far[1] < 0.05 and 3 * far[1] < far[0], far
 
 
-def errors(scale: float, seed: int, length: int = 64, dim: int = 16) -> Tensor:
-    """Frobenius distances to the softmax matrix: of both parts together, of the sparse one, of the low-rank one."""
-    torch.manual_seed(seed)
-    q, k = (scale * torch.randn(length, dim, dtype=torch.float64) / dim**0.25 for _ in range(2))
-    projection = orthogonal_gaussian(32, dim).double()
-    exact = (q @ k.T).exp()
-    support = exact >= exact.quantile(0.85, dim=1, keepdim=True)
-    low_rank = positive_features(q, projection) @ positive_features(k, projection).T
-    together = scatterbrain_weights(q, k, projection, support)
-    exact, *found = (a / a.sum(-1, keepdim=True) for a in (exact, together, exact * support, low_rank))
-    return torch.stack([(a - exact).norm() for a in found])
-
-
 @pytest.mark.parametrize("scale", [0.25, 0.5, 0.75, 1.0])
 def test_error_is_below_either_part_alone(scale):
     """The mean of 8 draws, with the largest 15 % of each row as support, where the softmax is spread out or moderate.
@@ -105,12 +93,12 @@ def test_error_is_below_either_part_alone(scale):
     Not at every temperature: measured at scale 1.5 and 2, where a few keys hold nearly all of a row, 64 features add
     more noise (0.95, 0.40) than they find outside the support (0.81, 0.26 without them); at 3 both have 0.016.
     """
-    together, sparse, low_rank = torch.stack([errors(scale, seed) for seed in range(8)]).mean(0)
+    together, sparse, low_rank = torch.stack([scatterbrain_errors(scale, seed) for seed in range(8)]).mean(0)
     assert together < 0.95 * low_rank and together < 0.95 * sparse
 
 
 def test_low_rank_alone_fails_where_the_softmax_is_sharp():
-    together, sparse, low_rank = torch.stack([errors(3.0, seed) for seed in range(8)]).mean(0)
+    together, sparse, low_rank = torch.stack([scatterbrain_errors(3.0, seed) for seed in range(8)]).mean(0)
     assert together < 0.01 * low_rank and together < 1.05 * sparse
 
 

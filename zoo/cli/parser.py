@@ -16,7 +16,7 @@ from zoo.cli.output import fail
 # a module each, with HELP, `add_arguments(parser)`, `run(known)` and, where argparse needs more to be said, PARSER
 COMMANDS = (
     "list", "info", "train", "eval", "predict", "export", "generate", "chat", "convert", "factorize", "quantize",
-    "sparsify", "download", "cache", "push", "profile", "bench", "report",
+    "sparsify", "download", "cache", "push", "profile", "bench", "claims", "report",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ process. A step that is done is not run again, so a run that was cut short is co
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -15,8 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+ROOT = Path(__file__).resolve().parents[1]
 DONE, FAILED, OVERRAN, NOT_REACHED = "ok", "failed", "overran", "not reached"
 
 
@@ -35,6 +37,18 @@ class Step:
     arguments: tuple = ()
     seconds: float = 60.0
     alone: bool = True
+
+
+class Keeper(Protocol):
+    """Where what steps find is kept."""
+
+    def read(self, step: Step) -> dict[str, Any]:
+        """What is known of a step, with its "status" and what was "found"; without them where that is nothing."""
+        ...
+
+    def write(self, step: Step, status: str, seconds: float, found: dict[str, Any], error: str | None = None) -> None:
+        """Keep what a step has found so far, and how it ended, or "running"."""
+        ...
 
 
 class Results:
@@ -76,8 +90,16 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(new, path)
 
 
+def sources(*rooms: str) -> str:
+    """A digest of the Python files in these folders: results of other code are found anew."""
+    digest = hashlib.sha256()
+    for file in sorted(file for room in rooms for file in (ROOT / room).rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def run_steps(
-    steps: Sequence[Step], results: Results, *, seconds: float, processes: int, say: Callable[[str], None]
+    steps: Sequence[Step], results: Keeper, *, seconds: float, processes: int, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Run what is not done yet, in order, and return the record of every step.
 
@@ -126,7 +148,7 @@ class _Worker:
     def __post_init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs,))  # which may start others
         self.process.start()
         theirs.close()
 
@@ -135,7 +157,7 @@ class _Worker:
         self.end = min(self.started + step.seconds, end)
         self.connection.send(step)
 
-    def listen(self, results: Results, say: Callable[[str], None]) -> bool:
+    def listen(self, results: Keeper, say: Callable[[str], None]) -> bool:
         """Take what has come and write it down; whether the step is over."""
         status, error = None, None
         try:
