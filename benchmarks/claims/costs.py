@@ -15,6 +15,7 @@ from zoo.benchmarks.claims.declare import Found, claim
 from zoo.benchmarks.claims.tools import flops, growth, images, on_meta, parameters, tokens
 from zoo.layers import RoutingAttention, ScatterbrainAttention
 from zoo.layers.attention import AxialAttention
+from zoo.layers.conv import ConvFirst, MBConv
 
 LENGTHS = (1024, 2048, 4096, 8192)
 SIDES = (16, 32, 64)
@@ -284,3 +285,17 @@ def titans_mac_operations_over_length() -> Found:
     """Operations of titans_mac_nano over 64 to 512 tokens."""
     model = on_meta("titans_mac_nano")
     return growth(lambda n: read(model, n), (64, 128, 256, 512))
+
+
+@claim(
+    "convfirst", "2404.03617", says="Mixing neighbours before the map widens costs less than after.",
+    source="section on ConvFirst: the spatial convolution is of the narrow map", evidence="cost",
+    value="share of the operations of the block that widens first", at_most=0.75,
+)  # fmt: skip
+def convfirst_operations() -> Found:
+    """Operations of a block of 64 channels, six times as wide inside, in groups of eight, on 64 pixels a side; of MBConv
+    beside it. A pixel takes 72 C + 2 t C^2 products in place of 72 t C + 2 t C^2."""
+    with torch.device("meta"):
+        x, blocks = torch.empty(1, 64, 64, 64), [kind(64, 64, 6).eval() for kind in (ConvFirst, MBConv)]
+    first, after = (flops(block, x) for block in blocks)
+    return Found(first / after, {"before": first, "after": after})
