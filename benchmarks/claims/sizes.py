@@ -214,8 +214,9 @@ mixture(
     active_without_embedding,
 )  # fmt: skip
 mixture(
-    "minimax", "2501.08313", "abstract: 456 B and 45.9 B", {"minimax_text_01": "456B"}, {"minimax_text_01": "45.9B"}
-)
+    "minimax", "2501.08313", "abstract: 456 B and 45.9 B, embedding and head not among the latter",
+    {"minimax_text_01": "456B"}, {"minimax_text_01": "45.9B"}, active_in_blocks,
+)  # fmt: skip
 mixture(
     "qwen3_next", "2412.06464", "model card of Qwen3-Next-80B-A3B: 80 B and 3 B",
     {"qwen3_next_80b_a3b": "80B"}, {"qwen3_next_80b_a3b": "3B"}, active_without_embedding,
