@@ -19,6 +19,7 @@
 
 #define BLOCK 128
 #define LANES 16
+#define AT_A_TIME 32 /* rows that a thread takes */
 #define WHOLE(n) (((n) + LANES - 1) / LANES * LANES)
 #define INLINE static inline __attribute__((always_inline))
 
@@ -120,6 +121,50 @@ static void unpack(int8_t *restrict q, const uint8_t *restrict packed, int64_t n
 #define REAL double
 #define NAME(x) x##_f64
 #include __FILE__
+#undef REAL
+#undef NAME
+
+#include "digits.h"
+
+#if HAS_DIGITS
+static void rows_as_digits(record_f32 r, int64_t threads, int64_t M, const float *x, float *y) {
+    const int64_t apart = digit_bytes(r.C, r.groups);
+    char *digits = malloc(M * apart);
+    for (int64_t m = 0; m < M; m++) make_digits(digits_at(digits + m * apart, r.C, r.groups), x + m * r.C, r.C, r.groups);
+#pragma omp parallel num_threads(threads)
+    {
+        float *step = calloc(2 * FULL(r.C) / UNIT, sizeof(float));
+#pragma omp for schedule(dynamic)
+        for (int64_t chunk = 0; chunk < (r.N + AT_A_TIME - 1) / AT_A_TIME; chunk++) {
+            const int64_t first = chunk * AT_A_TIME, last = first + AT_A_TIME < r.N ? first + AT_A_TIME : r.N;
+            for (int64_t m = 0; m < M; m++)
+                digit_rows(r, first, last, digits_at(digits + m * apart, r.C, r.groups), step, y + m * r.N + first);
+        }
+        free(step);
+    }
+    free(digits);
+}
+#endif
+
+/* for up to 8 rows */
+void lowbit_rows_f32(int64_t N, int64_t C, int64_t bits, int64_t groups, int64_t brief, int64_t threads, int64_t M,
+                     const uint8_t *packed, const void *scale, const uint8_t *zero, const float *x, float *sums, float *y) {
+    const record_f32 r = {N, C, bits, groups, brief, packed, scale, zero};
+#if HAS_DIGITS
+    if (fits_digits(C, groups)) {
+        rows_as_digits(r, threads, M, x, y);
+        return;
+    }
+#endif
+    rows_as_numbers_f32(r, threads, M, x, sums, y);
+}
+
+void lowbit_rows_f64(int64_t N, int64_t C, int64_t bits, int64_t groups, int64_t brief, int64_t threads, int64_t M,
+                     const uint8_t *packed, const void *scale, const uint8_t *zero, const double *x, double *sums,
+                     double *y) {
+    const record_f64 r = {N, C, bits, groups, brief, packed, scale, zero};
+    rows_as_numbers_f64(r, threads, M, x, sums, y);
+}
 
 #else
 
@@ -238,7 +283,7 @@ static void NAME(numbers)(REAL *restrict w, NAME(row) row, int64_t groups, int64
     }
 }
 
-INLINE REAL NAME(dot)(const REAL *a, const REAL *b, int64_t n) {
+INLINE REAL NAME(inner)(const REAL *a, const REAL *b, int64_t n) {
     NAME(vector) even = {0}, odd = {0};
     int64_t c = 0;
     for (; c + 2 * LANES <= n; c += 2 * LANES) {
@@ -260,26 +305,24 @@ static void NAME(sum_columns)(REAL *sums, const REAL *x, int64_t groups, int64_t
     }
 }
 
-/* y (M, N) for few rows: a row of the matrix is unpacked once for all of them; sums (G, filled up to LANES) for what x sums to */
-void NAME(lowbit_rows)(int64_t N, int64_t C, int64_t bits, int64_t groups, int64_t brief, int64_t threads, int64_t M,
-                       const uint8_t *packed, const void *scale, const uint8_t *zero, const REAL *x, REAL *sums,
-                       REAL *y) {
-    const NAME(record) r = {N, C, bits, groups, brief, packed, scale, zero};
-    const int64_t size = C / groups;
-    if (M == 1) NAME(sum_columns)(sums, x, groups, size);
+/* y (M, N) for few rows: a row of the matrix is unpacked once for all of them; sums (G, filled up to LANES) for what x sums to.
+   Threads take some rows as they come, for one may have no core at the moment */
+static void NAME(rows_as_numbers)(NAME(record) r, int64_t threads, int64_t M, const REAL *x, REAL *sums, REAL *y) {
+    const int64_t size = r.C / r.groups;
+    if (M == 1) NAME(sum_columns)(sums, x, r.groups, size);
 #pragma omp parallel num_threads(threads)
     {
         const NAME(row) row = NAME(make_row)(r);
-        REAL *w = M > 1 ? malloc(C * sizeof(REAL)) : NULL;
-#pragma omp for schedule(static)
-        for (int64_t n = 0; n < N; n++) {
+        REAL *w = M > 1 ? malloc(r.C * sizeof(REAL)) : NULL;
+#pragma omp for schedule(dynamic, AT_A_TIME)
+        for (int64_t n = 0; n < r.N; n++) {
             NAME(read_row)(row, r, n);
             if (M == 1) {
-                y[n] = NAME(one_row)(row, x, sums, groups, size);
+                y[n] = NAME(one_row)(row, x, sums, r.groups, size);
                 continue;
             }
-            NAME(numbers)(w, row, groups, size);
-            for (int64_t m = 0; m < M; m++) y[m * N + n] = NAME(dot)(w, x + m * C, C);
+            NAME(numbers)(w, row, r.groups, size);
+            for (int64_t m = 0; m < M; m++) y[m * r.N + n] = NAME(inner)(w, x + m * r.C, r.C);
         }
         NAME(free_row)(row);
         free(w);
@@ -292,7 +335,7 @@ void NAME(lowbit_dequantise)(int64_t N, int64_t C, int64_t bits, int64_t groups,
 #pragma omp parallel num_threads(threads)
     {
         const NAME(row) row = NAME(make_row)(r);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, AT_A_TIME)
         for (int64_t n = 0; n < N; n++) {
             NAME(read_row)(row, r, n);
             NAME(numbers)(w + n * C, row, groups, C / groups);

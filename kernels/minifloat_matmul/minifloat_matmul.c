@@ -12,10 +12,10 @@
 #include <immintrin.h>
 #endif
 
-INLINE int64_t numbers_f64(double *w, const uint8_t *q, int64_t n, int E, int M, double scale) { return 0; }
+INLINE int64_t values_f64(double *w, const uint8_t *q, int64_t n, int E, int M, double scale) { return 0; }
 
 /* scale times the values of q up to a multiple of 8, or of none where there are no instructions for it: how many */
-INLINE int64_t numbers_f32(float *w, const uint8_t *q, int64_t n, int E, int M, float scale) {
+INLINE int64_t values_f32(float *w, const uint8_t *q, int64_t n, int E, int M, float scale) {
     int64_t c = 0;
 #ifdef __F16C__
     const __m256 factor = _mm256_set1_ps(scale * (float)(1 << (15 - ((1 << (E - 1)) - 1))));
@@ -39,29 +39,36 @@ INLINE int64_t numbers_f32(float *w, const uint8_t *q, int64_t n, int E, int M, 
 #define REAL double
 #define NAME(x) x##_f64
 #include __FILE__
+#undef REAL
+#undef NAME
 
 #else
+
+/* w (C) of a row of codes, unpacked (C, filled up to 8) where they are of less than 8 bits */
+INLINE void NAME(row_values)(REAL *w, uint8_t *unpacked, const uint8_t *q, const REAL *scale, const REAL *table, int64_t C,
+                             int E, int mantissa, int64_t groups) {
+    const int64_t bits = 1 + E + mantissa, size = C / groups;
+    if (bits < 8) {
+        codes_of(unpacked, q, (C + 7) / 8 * 8, bits);
+        q = unpacked;
+    }
+    for (int64_t first = 0, g = 0; g < groups; g++, first += size) {
+        const int64_t done = NAME(values)(w + first, q + first, size, E, mantissa, scale[g]);
+        for (int64_t c = first + done; c < first + size; c++) w[c] = scale[g] * table[q[c]];
+    }
+}
 
 /* few rows of x: a row of the matrix is made numbers once for all of them */
 void NAME(minifloat_rows)(int64_t N, int64_t C, int64_t E, int64_t mantissa, int64_t groups, int64_t threads, int64_t M,
                           const uint8_t *packed, const REAL *scale, const REAL *table, const REAL *x, REAL *y) {
-    const int64_t padded = (C + 7) / 8 * 8, bits = 1 + E + mantissa, size = C / groups;
+    const int64_t padded = (C + 7) / 8 * 8, bytes = padded / 8 * (1 + E + mantissa);
 #pragma omp parallel num_threads(threads)
     {
         uint8_t *unpacked = malloc(padded);
         REAL *w = malloc(padded * sizeof(REAL));
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < N; n++) {
-            const uint8_t *q = packed + n * (padded / 8 * bits); /* of 8 bits they are bytes as they lie */
-            if (bits < 8) {
-                codes_of(unpacked, q, padded, bits);
-                q = unpacked;
-            }
-            for (int64_t g = 0; g < groups; g++) {
-                const REAL s = scale[n * groups + g];
-                const int64_t first = g * size, done = NAME(numbers)(w + first, q + first, size, (int)E, (int)mantissa, s);
-                for (int64_t c = first + done; c < first + size; c++) w[c] = s * table[q[c]];
-            }
+            NAME(row_values)(w, unpacked, packed + n * bytes, scale + n * groups, table, C, (int)E, (int)mantissa, groups);
             for (int64_t m = 0; m < M; m++) y[m * N + n] = NAME(dot)(w, x + m * C, C);
         }
         free(unpacked);

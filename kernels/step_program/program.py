@@ -7,108 +7,55 @@ weights are, and those of a layer lie where those of the layer before did.
 
 from __future__ import annotations
 
-import math
-import struct
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from zoo.kernels import native
+from zoo.kernels.step_program.matrix import COLUMNS, INTEGERS, Matrix
+from zoo.kernels.step_program.records import BASE, FACTOR, SOURCE, Records, Value, bits_of
 
-SOURCE = Path(__file__).with_name("step_program.c")
-ROWS = 4  # most rows
-ARGUMENTS = 22  # of a record of the C file
-NORM, LINEAR, CONV, SSD, SCAN, TURN, ATTEND, GLU, SCALE = range(9)
+NORM, LINEAR, CONV, SSD, SCAN, TURN, ATTEND, GLU, SCALE, ROUTE, COMBINE, DIGITS = range(12)
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu", "sigmoid", "squared_relu", "clamped", "capped", "none")
 CHUNK = 1 << 16  # bytes of a matrix that a thread takes at a time
+SEGMENT = 1 << 10  # bytes of a row of a matrix whose rows are inputs
 CHANNELS = 64  # of a chunk of SCAN
-DTYPES = (torch.float32, torch.bfloat16)
+WIDE = 4096  # columns of a chunk of GLU
+UNIT = 32  # columns that share a step of digits
 
 
-class Value(NamedTuple):
-    """Columns of a tensor of rows: what an operation reads or has written.
+class Chosen(NamedTuple):
+    """The ``count`` matrices that each row goes through, of several: pointers to their numbers and weights."""
 
-    ``factor`` is yet to be multiplied with; ``made`` is the number of the linear layer that wrote it, if one did.
-    """
-
-    tensor: Tensor
-    factor: float = 1.0
-    made: int | None = None
-
-    @property
-    def width(self) -> int:
-        return self.tensor.shape[1]
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Pointer and distance of the rows."""
-        return self.tensor.data_ptr(), self.tensor.stride(0)
-
-    def split(self, *widths: int) -> list[Value]:
-        """Parts of the columns."""
-        return [Value(part, self.factor) for part in self.tensor.split(widths, dim=1)]
+    count: int
+    index: Tensor  # (rows, count) int64
+    weight: Tensor  # (rows, count) float32
 
 
-class Program:
-    """Operations in the order in which they run.
-
-    Args:
-        rows: of all values, at most ``ROWS``.
-    """
+class Program(Records):
+    """The operations."""
 
     def __init__(self, rows: int):
-        self.rows = rows
-        self.records: list[list[int]] = []
-        self.kept: list[Any] = []  # tensors whose memory the records point to
-        self.sources: list[tuple[Tensor, int, int]] = []  # tensors read or copied, their versions and places
-        self.scratch: list[Tensor] = []
-        self.used = 0
-        self.memory, self.progress = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+        super().__init__(rows)
+        self.digits: dict[tuple, tuple[int, int]] = {}  # of values, until their memory is written to
 
     def again(self) -> None:
         """From here on the memory of earlier values may be used again."""
-        self.used = 0
-
-    def empty(self, width: int) -> Value:
-        """Memory for a value, used by nobody else until ``again``."""
-        for index in range(self.used, len(self.scratch)):
-            if self.scratch[index].shape[1] == width:
-                found = self.scratch.pop(index)
-                break
-        else:
-            found = torch.zeros(self.rows, width)
-        self.scratch.insert(self.used, found)
-        self.used += 1
-        self.kept.append(found)
-        return Value(found)
-
-    def floats(self, tensor: Tensor | None, change: Callable[[Tensor], Tensor] = lambda t: t) -> int:
-        """Pointer to the numbers of a parameter, changed, in float32; 0 for None."""
-        if tensor is None:
-            return 0
-        self.watch(tensor)
-        wide = change(tensor.detach().float()).contiguous()
-        self.kept.append(wide)
-        return wide.data_ptr()
-
-    def watch(self, tensor: Tensor) -> None:
-        """The program is out of date when this tensor has changed."""
-        self.sources.append((tensor, _version(tensor), tensor.data_ptr()))
-
-    @property
-    def is_current(self) -> bool:
-        """Whether no tensor that it was made of was written to or moved since."""
-        return all(_version(t) == version and t.data_ptr() == place for t, version, place in self.sources)
-
-    def add(self, code: int, chunks: int, *arguments: int) -> int:
-        """A record; returns its number."""
-        self.records.append([code, chunks, *arguments, *[0] * (ARGUMENTS - len(arguments))])
-        return len(self.records) - 1
+        super().again()
+        self.digits.clear()
 
     def norm(
-        self, x: Value, weight: Tensor | None, eps: float, z: Value | None = None, groups: int = 1, heads: int = 1
+        self,
+        x: Value,
+        weight: Tensor | None,
+        eps: float,
+        z: Value | None = None,
+        groups: int = 1,
+        heads: int = 1,
+        change: Callable[[Tensor], Tensor] = lambda t: t,
     ) -> Value:
         """Root mean square over each of ``groups`` parts, or of as many ``heads`` as there are with the same weight."""
         x, y, width = self.whole(x), self.empty(x.width), x.width // heads
@@ -116,38 +63,79 @@ class Program:
         if heads > 1 and x.place[1] != x.width:
             raise ValueError("heads lie one behind the other")
         gate = (0, 0) if z is None else z.place
-        self.add(
-            NORM, self.rows * heads, *rows[0], *rows[1], self.floats(weight), *gate, width, groups, _bits(eps)
+        made = self.add(
+            NORM, self.rows * heads, *rows[0], *rows[1], 0, 0, self.floats(weight, change), *gate, width, bits_of(1.0),
+            groups, bits_of(eps),
         )  # fmt: skip
+        return y._replace(made=made if heads == 1 and z is None else None)
+
+    def linear(self, x: Value, matrix: Matrix, bias: Tensor | None = None) -> Value:
+        """x W^T + b."""
+        if matrix.inputs != x.width:
+            raise ValueError(f"the matrix is for {matrix.inputs} columns, got {x.width}")
+        y, rows, digits = self.empty(matrix.outputs), _rows_at_a_time(matrix), self._digits(*x.place, self.rows, matrix)
+        made = self._matrix(x.place, y.place, x.factor, matrix, bias, -(-matrix.outputs // rows), rows, self.rows)
+        self.records[made][29:31] = digits
+        return y._replace(made=made)
+
+    def linear_of(self, x: Value, matrix: Matrix, bias: Tensor | None, chosen: Chosen) -> Value:
+        """x W_e^T + b_e of the matrices e that each row has chosen, beside each other: (rows, count N).
+
+        x is one row for all of them, or (rows, count C).
+        """
+        apart = x.width != matrix.inputs
+        if x.width not in (matrix.inputs, chosen.count * matrix.inputs):
+            raise ValueError(f"the matrices are for {matrix.inputs} columns, got {x.width}")
+        if apart and x.place[1] != x.width:
+            raise ValueError("what goes through several matrices lies one behind the other")
+        y, rows, slots = self.empty(chosen.count * matrix.outputs), _rows_at_a_time(matrix), self.rows * chosen.count
+        given, chunks = (x.place[0], matrix.inputs if apart else x.place[1]), slots * -(-matrix.outputs // rows)
+        digits = self._digits(*given, slots if apart else self.rows, matrix)
+        made = self._matrix(given, (y.place[0], matrix.outputs), x.factor, matrix, bias, chunks, rows, 1)
+        self.records[made][22:24] = chosen.index.data_ptr(), 1 if apart else chosen.count
+        self.records[made][29:31] = digits
         return y
 
-    def linear(self, x: Value, weight: Tensor, bias: Tensor | None = None) -> Value:
-        """x W^T + b of a matrix of numbers (N, C)."""
-        self.watch(weight)
-        if weight.dtype not in DTYPES or not weight.is_contiguous() or weight.shape[1] != x.width:
-            raise ValueError(f"the matrix must be contiguous, of {DTYPES}, for {x.width} columns")
-        brief = int(weight.dtype == torch.bfloat16)
-        return self._matrix(x, len(weight), weight.nbytes, bias, weight.data_ptr(), brief)
+    def _digits(self, x: int, apart: int, rows: int, matrix: Matrix) -> tuple[int, int]:
+        """Pointer and distance in bytes of the rows of x, so many numbers apart, as digits; 0 where there are none."""
+        columns = matrix.inputs
+        if matrix.layout != INTEGERS or columns // matrix.places[2] % UNIT or not has_digits():
+            return 0, 0
+        key = x, columns, matrix.places[2]
+        if key not in self.digits:
+            size = -(-_digit_bytes(columns, matrix.places[2]) // 64) * 64
+            place = self.pointer(torch.empty(rows, size, dtype=torch.uint8))
+            self.add(DIGITS, rows, x, apart, place, size, columns, matrix.places[2])
+            self.digits[key] = place, size
+        return self.digits[key]
 
-    def lowbit(
-        self, x: Value, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, bias: Tensor | None = None
-    ) -> Value:
-        """x W^T + b of a matrix in integers."""
-        given = [codes, scale] if zero is None else [codes, scale, zero]
-        for tensor in given:
-            self.watch(tensor)
-        if not all(t.is_contiguous() for t in given) or scale.dtype not in DTYPES:
-            raise ValueError(f"codes and scales must be contiguous, the scales of {DTYPES}")
-        zeros = 0 if zero is None else zero.data_ptr()
-        brief = int(scale.dtype == torch.bfloat16)
-        places = codes.data_ptr(), 2, bits, scale.shape[1], brief, scale.data_ptr(), zeros
-        return self._matrix(x, len(codes), codes.nbytes, bias, *places)
+    def _matrix(self, x, y, factor: float, matrix: Matrix, bias: Tensor | None, chunks: int, rows: int, M: int) -> int:
+        places = (*matrix.places, *[0] * (6 - len(matrix.places)))
+        return self.add(
+            LINEAR, chunks, *x, *y, 0, 0, matrix.outputs, matrix.inputs, M, bits_of(factor), bits_of(1.0),
+            self.floats(bias), rows, places[0], matrix.layout, *places[1:], 0, 0, *matrix.strides, *matrix.kind,
+        )  # fmt: skip
 
-    def _matrix(self, x: Value, outputs: int, size: int, bias: Tensor | None, *matrix: int) -> Value:
-        y, rows = self.empty(outputs), max(1, CHUNK * outputs // max(size, 1))
+    def route(
+        self, logits: Value, top_k: int, *, score: str, normalize: bool, scale: float = 1.0, bias: Tensor | None = None,
+        num_groups: int = 1, top_groups: int = 1, group_top: int = 2,
+    ) -> Chosen:  # fmt: skip
+        """The experts of each row and their weights, as ``top_k_routing`` has them."""
+        logits = self.whole(logits)
+        index, weight = torch.zeros(self.rows, top_k, dtype=torch.int64), torch.zeros(self.rows, top_k)
+        scratch = self.empty(4 * logits.width)
+        sizes = logits.width, top_k, int(score == "sigmoid"), int(normalize), bits_of(scale)
+        groups = (num_groups, top_groups, group_top) if top_groups < num_groups else (1, 1, 1)
+        places = *logits.place, self.floats(bias), self.pointer(index), self.pointer(weight), *scratch.place
+        self.add(ROUTE, self.rows, *places, *sizes, *groups)
+        return Chosen(top_k, index, weight)
+
+    def combine(self, x: Value, chosen: Chosen) -> Value:
+        """The weighted sum of what each row has from its matrices, (rows, count N) -> (rows, N)."""
+        width = x.width // chosen.count
+        y, places = self.empty(width), (x.place[0], chosen.count)
         made = self.add(
-            LINEAR, -(-outputs // rows), *x.place, *y.place, 0, 0, outputs, x.width, self.rows, _bits(x.factor),
-            _bits(1.0), self.floats(bias), rows, *matrix,
+            COMBINE, self.rows, *places, *y.place, 0, 0, chosen.weight.data_ptr(), 0, 0, width, bits_of(1.0)
         )  # fmt: skip
         return y._replace(made=made)
 
@@ -162,11 +150,11 @@ class Program:
     ) -> tuple[Value, int]:
         """A step of Mamba-2; state and next are arguments 11 and 12."""
         y, heads, head_dim = self.empty(x.width), len(A_log), x.width // len(A_log)
-        self.kept.append(bounds := torch.tensor(limits, dtype=torch.float32))
+        bounds = self.pointer(torch.tensor(limits, dtype=torch.float32))
         places = [*x.place, *dt.place, *B.place, *C.place, self.floats(A_log, lambda t: -t.exp()), self.floats(dt_bias)]
         places.append(self.floats(D, lambda t: t if t.dim() == 2 else t[:, None].expand(heads, head_dim)))
         sizes = heads, head_dim, B.width // groups, groups, 1
-        return y, self.add(SSD, self.rows * heads, *places, 0, 0, *y.place, bounds.data_ptr(), *sizes)
+        return y, self.add(SSD, self.rows * heads, *places, 0, 0, *y.place, bounds, *sizes)
 
     def scan(self, x: Value, dt: Value, B: Value, C: Value, z: Value, A_log: Tensor, D: Tensor) -> tuple[Value, int]:
         """A gated step of Mamba-1, softplus of dt included; state and next are arguments 12 and 13."""
@@ -177,37 +165,50 @@ class Program:
 
     def turn(self, q: Value, k: Value, v: Value, head_dim: int, rotary: tuple[Tensor, float, bool] | None) -> int:
         """Queries and keys turned where they are, keys and values kept in a cache; rotary: frequencies (P,), a scale
-        and whether pairs are interleaved. Key, value, brief, capacity, slot and place are arguments 6 to 11."""
+        and whether pairs are interleaved. Key, value, brief, capacity, slot and place are arguments 6 to 11; 19 says
+        that all slots are taken, and the oldest is given up."""
         frequency, scale, interleaved = (None, 1.0, False) if rotary is None else rotary
-        angles = self.floats(frequency), 0 if frequency is None else len(frequency), _bits(scale), int(interleaved)
+        angles = self.floats(frequency), 0 if frequency is None else len(frequency), bits_of(scale), int(interleaved)
         heads = q.width // head_dim, k.width // head_dim
         places = *q.place, *k.place, *v.place
         return self.add(TURN, self.rows * sum(heads), *places, *[0] * 6, *angles, *heads, head_dim)
 
-    def attend(self, q: Value, kv_heads: int, head_dim: int, scale: float) -> tuple[Value, int]:
+    def attend(
+        self, q: Value, kv_heads: int, head_dim: int, scale: float, softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> tuple[Value, int]:  # fmt: skip
         """Of queries over the slots of a cache; key and value are arguments 4 and 5, brief, capacity and filled 7 to 9,
         memory for (rows, H, capacity) numbers 11."""
         y, heads = self.empty(q.width), q.width // head_dim
-        sizes = heads, kv_heads, head_dim
-        return y, self.add(ATTEND, self.rows * heads, *q.place, *y.place, *[0] * 6, _bits(scale), 0, *sizes)
+        sizes = heads, kv_heads, head_dim, bits_of(softcap or 0.0), self.floats(sinks)
+        return y, self.add(ATTEND, self.rows * heads, *q.place, *y.place, *[0] * 6, bits_of(scale), 0, *sizes)
 
-    def glu(self, gate: Value, up: Value) -> Value:
-        """silu(gate) up."""
-        gate, up, y = self.whole(gate), self.whole(up), self.empty(up.width)
-        self.add(GLU, self.rows, *gate.place, *up.place, *y.place, up.width)
+    def glu(
+        self, gate: Value, up: Value | None, activation: str = "silu", alpha: float = 1.0, limit: float = 0.0
+    ) -> Value:
+        """An activation of the gate, times ``up`` where there is one."""
+        gate, y = self.whole(gate), self.empty(gate.width)
+        others = (0, 0) if up is None else self.whole(up).place
+        kind = ACTIVATIONS.index(activation), bits_of(alpha), bits_of(limit)
+        chunks = self.rows * -(-gate.width // WIDE)
+        self.add(GLU, chunks, *gate.place, *others, *y.place, gate.width, *kind, WIDE)
         return y
+
+    def capped(self, x: Value, cap: float) -> Value:
+        """c tanh(x / c)."""
+        return self.glu(x, None, "capped", cap)
 
     def scaled(self, x: Value, weight: Tensor | None = None) -> Value:
         """x times its factor, and times a number a column."""
         y = self.empty(x.width)
-        self.add(SCALE, self.rows, *x.place, *y.place, self.floats(weight), 0, 0, _bits(x.factor), x.width)
+        self.add(SCALE, self.rows, *x.place, *y.place, self.floats(weight), 0, 0, bits_of(x.factor), x.width)
         return y
 
     def times(self, x: Value, factor: float) -> Value:
         """x times a number, of a value that nothing else reads."""
         if x.made is None or x.factor != 1:
             return x._replace(factor=x.factor * factor)
-        self.records[x.made][12] = _bits(factor)
+        self.records[x.made][FACTOR] = bits_of(factor)
         return x._replace(made=None)
 
     def whole(self, x: Value) -> Value:
@@ -215,33 +216,33 @@ class Program:
         return x if x.factor == 1 else self.scaled(x)
 
     def accumulate(self, total: Value, x: Value, first: bool = False) -> None:
-        """total becomes total + x, or x where it is the ``first``: by the linear layer that made x just now, if any."""
+        """total becomes total + x, or x where it is the ``first``: by the record that made x just now, if any."""
         base = (0, 0) if first else total.place
+        self.digits.clear()
         if x.made is not None and x.made == len(self.records) - 1:
             record = self.records[-1]
-            record[4:6], record[6:8] = total.place, base
-            record[12] = _bits(x.factor)
+            record[BASE] = *total.place, *base
+            record[FACTOR] = bits_of(x.factor)
         else:
-            self.add(SCALE, self.rows, *x.place, *total.place, 0, *base, _bits(x.factor), x.width)
-
-    def finish(self) -> None:
-        """No further operations."""
-        self.memory = torch.tensor(self.records, dtype=torch.int64)
-        self.progress = torch.empty(len(self.records), 8, dtype=torch.int64)
-        self.arguments = self.memory.numpy()[:, 2:]
-
-    def run(self) -> None:
-        """All operations."""
-        threads = torch.get_num_threads()
-        native.call(SOURCE, "run_program", len(self.records), threads, self.memory, self.progress)
+            self.add(SCALE, self.rows, *x.place, *total.place, 0, *base, bits_of(x.factor), x.width)
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _digit_bytes(columns: int, groups: int) -> int:
+    """Of a row in the layout of digits.h."""
+    whole = -(-columns // 128) * 128
+    return 3 * whole + 4 * (whole // UNIT + -(-groups // 16) * 16)
 
 
-def _bits(value: float) -> int:
-    """Of a float32."""
-    if not math.isfinite(value):
-        raise ValueError(f"a factor must be finite, got {value}")
-    return struct.unpack("<i", struct.pack("<f", value))[0]
+@cache
+def has_digits() -> bool:
+    """Whether this processor multiplies codes by digits."""
+    found = torch.zeros(1, dtype=torch.int64)
+    native.call(SOURCE, "has_digits", found)
+    return bool(found)
+
+
+def _rows_at_a_time(matrix: Matrix) -> int:
+    """Outputs of a chunk."""
+    if COLUMNS <= matrix.layout < INTEGERS:
+        return SEGMENT // (4 >> (matrix.layout - COLUMNS))
+    return max(1, CHUNK * matrix.outputs // max(matrix.nbytes, 1))

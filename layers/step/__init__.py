@@ -5,8 +5,19 @@ a layer's place is unknown, and its model then steps as always, which is also th
 first step and anew where a tensor was written to or a module replaced.
 """
 
-from zoo.layers.step.layers import swiglu_step
-from zoo.layers.step.stepper import Stepper, programmed
-from zoo.layers.step.writer import Value, Writer, describes
+from zoo.layers.step import attention, linears, recurrent  # noqa: F401  (what they describe)
+from zoo.layers.step.feed_forward import moe_step, swiglu_step
+from zoo.layers.step.stepper import Stepper, obstacle, programmed
+from zoo.layers.step.writer import Undescribed, Value, Writer, describes
 
-__all__ = ["Stepper", "Value", "Writer", "describes", "programmed", "swiglu_step"]
+__all__ = [
+    "Stepper",
+    "Undescribed",
+    "Value",
+    "Writer",
+    "describes",
+    "moe_step",
+    "obstacle",
+    "programmed",
+    "swiglu_step",
+]

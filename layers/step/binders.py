@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from zoo.kernels.step_program.program import DTYPES
+from zoo.kernels.step_program.records import DTYPES
+from zoo.layers.attention.sliding_window import SlidingWindowState
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.state import State
 from zoo.layers.step.writer import Writer
@@ -51,18 +53,25 @@ class Recurrent(Binder):
     def advance(self, state: State) -> None:
         """The operations read the old tensors and write the new ones, which may be the same."""
         for name, number, argument in self.names:
-            old, row = getattr(state, name), self.writer.arguments[number]
-            row[argument] = old.data_ptr()
-            if not getattr(old, "of_a_step", False) or _held(old) != ALONE:
-                new = torch.empty_like(old)
-                new.of_a_step = True  # type: ignore[attr-defined]
-                setattr(state, name, new)
-                self.writer.holding.append(old)
-                old = new
-            row[argument + 1] = old.data_ptr()
+            row = self.writer.arguments[number]
+            row[argument] = getattr(state, name).data_ptr()
+            new = own(self.writer, state, name, torch.empty_like)
+            row[argument + 1] = new.data_ptr()
             if name == "conv":
-                row[argument + 2] = old.dtype == torch.bfloat16
+                row[argument + 2] = new.dtype == torch.bfloat16
         state.seen += 1
+
+
+def own(writer: Writer, state: State, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+    """The tensor of a state, if a step has made it and nobody else holds it; else what is made of it, put there."""
+    old = getattr(state, name)
+    if getattr(old, "of_a_step", False) and _held(old) == ALONE:
+        return old
+    new = make(old)
+    new.of_a_step = True  # type: ignore[attr-defined]
+    setattr(state, name, new)
+    writer.holding.append(old)
+    return new
 
 
 def _held(tensor: Tensor) -> tuple[int, int]:
@@ -76,14 +85,16 @@ def _alone() -> tuple[int, int]:
     return _held(old)
 
 
-ALONE = _alone()  # what is counted in ``advance`` where only the state holds a tensor
+ALONE = _alone()  # what is counted in ``own`` where only the state holds a tensor
 
 
 class Cached(Binder):
     """A dense cache of keys and values."""
 
+    of: type[KeyValueState] = KeyValueState
+
     def __init__(self, writer: Writer, turn: int, attend: int):
-        super().__init__(writer, KeyValueState)
+        super().__init__(writer, self.of)
         self.turn, self.attend = turn, attend
 
     def ready(self, state: State) -> bool:
@@ -100,12 +111,39 @@ class Cached(Binder):
         """The next slot is written, and all are read."""
         cache = cast(KeyValueState, state)
         cache.make_room(1)
-        key, value, capacity = cache.key.data_ptr(), cache.value.data_ptr(), cache.key.shape[2]
-        brief = cache.key.dtype == torch.bfloat16
-        turn, attend = self.writer.arguments[self.turn], self.writer.arguments[self.attend]
-        turn[6:12] = key, value, brief, capacity, cache.filled, cache.seen
+        self.point(cache, cache.filled)
         cache.filled += 1
         cache.seen += 1
-        attend[4:6] = key, value
-        attend[7:10] = brief, capacity, cache.filled
+        self.read(cache)
+
+    def point(self, cache: KeyValueState, slot: int) -> None:
+        """Where the new key and value go."""
+        places = cache.key.data_ptr(), cache.value.data_ptr(), cache.key.dtype == torch.bfloat16
+        self.writer.arguments[self.turn][6:12] = *places, cache.key.shape[2], slot, cache.seen
+
+    def read(self, cache: KeyValueState) -> None:
+        """All slots that are filled."""
+        attend, capacity = self.writer.arguments[self.attend], cache.key.shape[2]
+        attend[4:6] = cache.key.data_ptr(), cache.value.data_ptr()
+        attend[7:10] = cache.key.dtype == torch.bfloat16, capacity, cache.filled
         attend[11] = self.writer.memory_for(int(attend[12]) * capacity * self.writer.rows)
+
+
+class Windowed(Cached):
+    """The newest keys and values: where all slots are taken, they move up by one, in memory that nobody else holds."""
+
+    of = SlidingWindowState
+
+    def advance(self, state: State) -> None:
+        """The last slot is written, and all are read."""
+        cache, window = cast(SlidingWindowState, state), cast(SlidingWindowState, state).key.shape[2]
+        full = cache.filled == window
+        if full:
+            for name in ("key", "value"):
+                own(self.writer, cache, name, torch.clone)
+        self.point(cache, cache.filled - full)
+        self.writer.arguments[self.turn][19] = full
+        cache.filled += not full
+        cache.seen += 1
+        cache.unnamed += 1
+        self.read(cache)

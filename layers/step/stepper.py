@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,64 +15,113 @@ from zoo.kernels import native
 from zoo.kernels.dispatch import AUTOCAST_DEVICES, is_automatic
 from zoo.kernels.operator import under_transforms
 from zoo.kernels.step_program import SOURCE, Value
-from zoo.kernels.step_program.program import DTYPES, ROWS
+from zoo.kernels.step_program.records import DTYPES, ROWS
 from zoo.layers.linear import decoding
 from zoo.layers.state import State
 from zoo.layers.step.writer import Undescribed, Writer
 
 
-class Steps(Writer):
-    """The steps of a batch of so many rows through blocks."""
+class Stepped(Protocol):
+    """A stack of blocks between an embedding and a head, whose part of the program it says itself."""
 
-    def __init__(self, blocks: Sequence[nn.Module], rows: int, dim: int):
+    blocks: Any
+
+    def read_step(self, p: Writer, x: Value) -> Value:
+        """What the head makes of x (rows, dim) past all blocks: logits."""
+        ...
+
+
+class Steps(Writer):
+    """The steps of a batch of so many rows through a model.
+
+    Attributes:
+        unread: why the head is not in the program; None where it is.
+    """
+
+    def __init__(self, model: Stepped, rows: int, dim: int):
         super().__init__(rows)
-        self.x = Value(torch.zeros(rows, dim))
-        for block in blocks:
+        self.x, self.unread = Value(torch.zeros(rows, dim)), None
+        self.visit(model.blocks)
+        for block in model.blocks:
             self.again()
             self.binders.append([])
             self.call(block, self.x)
+        self.past_blocks = len(self.records)
+        self.again()
+        try:
+            self.logits = self.whole(model.read_step(self, self.x))
+        except Undescribed as reason:
+            self.unread = str(reason)
         self.finish()
 
-    def __call__(self, x: Tensor, states: Sequence[State]) -> Tensor | None:
-        """x (B, 1, dim) past the blocks, whose states advance; None where these states are not for it."""
+    def __call__(self, x: Tensor, states: Sequence[State], head: bool) -> Value | None:
+        """x (B, 1, dim) past the blocks, whose states advance, or what the head makes of it; None where these states
+        are not for it."""
         pairs = [(b, b.path(s)) for bs, s in zip(self.binders, states, strict=True) for b in bs]
         if not all(binder.ready(state) for binder, state in pairs):
             return None
         for binder, state in pairs:
             binder.advance(state)
+        for layer in self.reporting:
+            layer.report({}, {})
         self.x.tensor.copy_(x[:, 0])
-        self.run()
+        self.run(None if head else self.past_blocks)
         self.holding.clear()
-        return self.x.tensor.to(x.dtype, copy=True)[:, None]
+        return self.logits if head else self.x
 
 
 class Stepper:
     """The programs of a model, one for each number of rows."""
 
-    def __init__(self, blocks: Sequence[nn.Module]):
-        self.blocks, self.made = blocks, cast("dict[int, Steps | None]", {})
+    def __init__(self, model: Stepped):
+        self.model, self.made = model, cast("dict[int, Steps | None]", {})
         self.lock = threading.Lock()  # a program has one memory
 
     def __call__(self, x: Tensor, states: Any) -> Tensor | None:
         """x (B, 1, dim) through the blocks, or None where they have to be called."""
+        return self._run(x, states, None)
+
+    def logits(self, x: Tensor, states: Any, dtype: torch.dtype) -> Tensor | None:
+        """x (B, 1, dim) through the blocks and the head (B, 1, vocab_size), or None where they have to be called."""
+        return self._run(x, states, dtype)
+
+    def _run(self, x: Tensor, states: Any, dtype: torch.dtype | None) -> Tensor | None:
         if not _is_step(x):
             return None
         with self.lock:
-            return self._run(x, states)
+            steps, head = self._steps(x), dtype is not None
+            if steps is None or (head and steps.unread is not None):
+                return None
+            found = steps(x, states, head)
+            return None if found is None else found.tensor.to(dtype or x.dtype, copy=True)[:, None]
 
-    def _run(self, x: Tensor, states: Any) -> Tensor | None:
+    def _steps(self, x: Tensor) -> Steps | None:
         steps = self.made.get(len(x))
-        if steps is None and len(x) in self.made:
-            return None
-        if steps is None or not steps.is_current:
+        if len(x) not in self.made or (steps is not None and not steps.is_current):
             self.made[len(x)] = steps = self._write(x)
-        return None if steps is None else steps(x, states)
+        return steps
 
     def _write(self, x: Tensor) -> Steps | None:
         try:
-            return Steps(self.blocks, len(x), x.shape[2])
+            return Steps(self.model, len(x), x.shape[2])
         except (Undescribed, ValueError):
             return None
+
+
+def obstacle(model: Any) -> str | None:
+    """Why a language model decodes layer by layer on the CPU; None where its steps are programs of C.
+
+    Args:
+        model: in evaluation mode.
+    """
+    if not model.straight:
+        return "its blocks are not run one after the other"
+    if reason := native.obstacle(SOURCE, torch.device("cpu")):
+        return reason
+    try:
+        return Steps(model, 1, model.embedding.embedding_dim).unread
+    except (Undescribed, ValueError) as error:
+        return str(error)
 
 
 def _is_step(x: Tensor) -> bool:
@@ -89,7 +138,7 @@ def _is_step(x: Tensor) -> bool:
 def programmed(model: nn.Module) -> Iterator[None]:
     """As ``decoding``, and the blocks of a language model run as one program where they can."""
     held, mine = vars(model), "stepper" not in vars(model)
-    held.setdefault("stepper", Stepper(model.blocks))  # type: ignore[arg-type]
+    held.setdefault("stepper", Stepper(model))  # type: ignore[arg-type]
     try:
         with decoding(model):
             yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from zoo.kernels.step_program import Program, Value
 from zoo.layers.linear import is_row_linear, is_watched
+from zoo.layers.report import Reports
 from zoo.layers.state import State
 from zoo.layers.states import JointState
 
@@ -43,9 +45,10 @@ class Writer(Program):
         super().__init__(rows)
         self.path: Callable[[State], State] = lambda state: state
         self.binders: list[list[Binder]] = []
-        self.places: list[tuple[dict, str, Any]] = []  # dictionary, name and module or tensor that must be there
+        self.places: list[tuple[dict, tuple]] = []  # dictionary, and the modules or tensors that must be there
         self.hooks: list[dict] = []
         self.holding: list[Tensor] = []  # replaced in this step
+        self.reporting: list[Reports] = []  # whose measures are of calls that are not made
         self.weights = torch.empty(0)
 
     def call(self, module: nn.Module, x: Value) -> Value:
@@ -62,10 +65,14 @@ class Writer(Program):
             raise Undescribed(type(module).__name__)
         self.hooks += [module._forward_pre_hooks, module._forward_hooks]
         for held in (module._modules, module._parameters):
-            for name, one in held.items():
-                self.places.append((held, name, one))
+            self.places.append((held, tuple(held.values())))
+            for one in held.values():
                 if isinstance(one, Tensor) and (type(one) not in (Tensor, nn.Parameter) or one.device.type != "cpu"):
                     raise Undescribed(f"{type(module).__name__} with {type(one).__name__}")
+
+    def place(self, module: nn.Module) -> None:
+        """The program is out of date where ``module`` has other parts."""
+        self.places.append((module._modules, tuple(module._modules.values())))
 
     def bind(self, binder: Binder) -> None:
         """Before each run the state of this layer is looked at."""
@@ -84,10 +91,17 @@ class Writer(Program):
     @property
     def is_current(self) -> bool:
         """Whether the model is as it was when this was written."""
-        return not any(self.hooks) and all(d.get(n) is v for d, n, v in self.places) and super().is_current
+        now = tuple(map(id, chain.from_iterable(held.values() for held, _ in self.places)))
+        return not any(self.hooks) and now == self.parts and super().is_current
+
+    def finish(self) -> None:
+        """No further operations."""
+        super().finish()
+        self.parts = tuple(map(id, chain.from_iterable(parts for _, parts in self.places)))
 
     def memory_for(self, count: int) -> int:
-        """Pointer to at least so many floats, which the layers share."""
+        """Pointer to at least so many floats, which the layers share in this step."""
         if self.weights.numel() < count:
+            self.holding.append(self.weights)
             self.weights = torch.empty(count)
         return self.weights.data_ptr()

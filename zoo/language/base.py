@@ -22,8 +22,9 @@ from zoo.layers.cache.pruning import Pruning
 from zoo.layers.depth.exits import TokenExits, probabilities
 from zoo.layers.linear import capped, head_loss
 from zoo.layers.moe.experts import RoutedExperts
+from zoo.layers.precision import computes_in
 from zoo.layers.quant import count_parameters
-from zoo.layers.step import Stepper
+from zoo.layers.step import Stepper, Undescribed, Value, Writer
 
 
 class LanguageModel(nn.Module, ABC):
@@ -32,7 +33,7 @@ class LanguageModel(nn.Module, ABC):
     Attributes:
         straight: the blocks are run one after the other.
         exits: where tokens may leave them, see ``zoo.add_exits``; None for nowhere.
-        stepper: runs the blocks on one token, within ``layers.step.stepping``.
+        stepper: runs the blocks and the head on one token, within ``layers.step.programmed``.
     """
 
     straight: ClassVar[bool] = True
@@ -59,6 +60,11 @@ class LanguageModel(nn.Module, ABC):
     def build_norm(self) -> nn.Module:
         """The norm before the head."""
         return RMSNorm(self.config.dim, self.config.norm_eps)
+
+    @property
+    def norm_factor(self) -> float:
+        """What the norm before the head is multiplied by."""
+        return 1.0
 
     @property
     def softcap(self) -> float | None:
@@ -155,6 +161,8 @@ class LanguageModel(nn.Module, ABC):
                 raise ValueError("the loss of a batch is a mean over its rows: within batch_invariant leave out labels")
             return by_rows(self, tokens, state, seq_idx, logits_to_keep)
         self._check(tokens, state, labels, seq_idx, logits_to_keep, num_scored)
+        if labels is None and (stepped := self._stepped(tokens, state, seq_idx)) is not None:
+            return stepped
         order = None
         if seq_idx is not None:  # padding to the beginning of each row
             order = (seq_idx >= 0).to(torch.uint8).argsort(dim=1, stable=True)
@@ -227,6 +235,20 @@ class LanguageModel(nn.Module, ABC):
             leaving.end()
         return x if pruning is None else pruning.whole(x)
 
+    def _stepped(self, tokens: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor | None:
+        """Logits (B, 1, vocab_size) by a program, where there is one from the embedding to the head."""
+        if self.stepper is None or state is None or tokens.shape[1] != 1 or not self._steps_plainly(state, seq_idx):
+            return None
+        return self.stepper.logits(self.enter(tokens), state, computes_in(self).dtype)
+
+    def read_step(self, p: Writer, x: Value) -> Value:
+        """What ``read_out`` adds to a program of steps."""
+        if type(self).forward_norm is not LanguageModel.forward_norm:
+            raise Undescribed(f"the norm before the head of {type(self).__name__}")
+        p.place(self)
+        logits = p.call(self.head, p.times(p.call(self.norm, x), self.norm_factor))
+        return logits if self.softcap is None else p.capped(logits, self.softcap)
+
     def _steps_plainly(self, state: ModelState, seq_idx: Tensor | None) -> bool:
         return seq_idx is None and self.exits is None and self.straight and not state.governed
 
@@ -236,7 +258,8 @@ class LanguageModel(nn.Module, ABC):
 
     def forward_norm(self, x: Tensor) -> Tensor:
         """(B, T, dim) as the head reads it."""
-        return self.norm(x)
+        x = self.norm(x)
+        return x if self.norm_factor == 1 else x * self.norm_factor
 
     def init_state(
         self,

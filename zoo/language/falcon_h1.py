@@ -130,9 +130,10 @@ class FalconH1LanguageModel(LanguageModel):
         """Embeddings times their multiplier."""
         return self.embedding(tokens) * self.config.embedding_multiplier
 
-    def forward_norm(self, x: Tensor) -> Tensor:
-        """The norm times the multiplier of the head."""
-        return self.norm(x) * self.config.head_multiplier
+    @property
+    def norm_factor(self) -> float:
+        """The multiplier of the head."""
+        return self.config.head_multiplier
 
 
 _register = partial(

@@ -17,6 +17,7 @@ from zoo.language.hybrid import Mamba2HybridConfig, Mamba2HybridLanguageModel
 from zoo.layers import CausalAttention, Mixer, State, SwiGLU
 from zoo.layers.moe import MoE
 from zoo.layers.options import require_above
+from zoo.layers.step import Value, Writer, describes
 from zoo.registry import Paper, register_model
 
 
@@ -68,6 +69,15 @@ class ScaledBlock(Block):
         return x + self.scale * self.feed_forward(self.mlp_norm(x), seq_idx)  # type: ignore[misc]
 
 
+@describes(ScaledBlock)
+def _scaled_block(program: Writer, block: ScaledBlock, x: Value) -> Value:
+    y = program.call(block.mixer, program.call(block.norm, x))
+    program.accumulate(x, y._replace(factor=y.factor * block.scale))
+    y = program.call(block.mlp, program.call(block.mlp_norm, x))  # type: ignore[arg-type]
+    program.accumulate(x, y._replace(factor=y.factor * block.scale))
+    return x
+
+
 class GraniteHybridLanguageModel(Mamba2HybridLanguageModel):
     """A stack of Mamba-2 or attention, with SwiGLU or experts."""
 
@@ -95,9 +105,10 @@ class GraniteHybridLanguageModel(Mamba2HybridLanguageModel):
         """Embeddings times their multiplier."""
         return self.embedding(tokens) * self.config.embedding_multiplier
 
-    def forward_norm(self, x: Tensor) -> Tensor:
-        """The norm over the scale of the logits."""
-        return self.norm(x) / self.config.logits_scaling
+    @property
+    def norm_factor(self) -> float:
+        """Of the scale of the logits."""
+        return 1 / self.config.logits_scaling
 
 
 _register = partial(

@@ -20,6 +20,7 @@ from zoo.language.block import Block
 from zoo.language.transformer import DecoderConfig, check_layers
 from zoo.layers import CausalAttention, SlidingWindowAttention, State
 from zoo.layers.moe import MoE
+from zoo.layers.step import Value, Writer, describes, moe_step
 from zoo.registry import Paper, register_model
 
 
@@ -68,6 +69,16 @@ class EarlyRoutedBlock(Block):
         logits = experts.router(x)  # (B, T, E), of the input as it is
         x = x + self.mixer(self.norm(x), state, seq_idx=seq_idx)
         return x + experts(self.mlp_norm(x), None if seq_idx is None else seq_idx >= 0, logits)  # type: ignore[misc]
+
+
+@describes(EarlyRoutedBlock)
+def _early_routed_block(program: Writer, block: EarlyRoutedBlock, x: Value) -> Value:
+    experts = cast(MoE, block.mlp)
+    program.visit(experts)
+    logits = program.call(experts.router, x)
+    program.accumulate(x, program.call(block.mixer, program.call(block.norm, x)))
+    program.accumulate(x, moe_step(program, experts, program.call(block.mlp_norm, x), logits))  # type: ignore[arg-type]
+    return x
 
 
 class SmallThinkerLanguageModel(LanguageModel):

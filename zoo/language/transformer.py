@@ -28,6 +28,7 @@ from zoo.layers import (
 )
 from zoo.layers.attention import Rotary, RotaryScaling
 from zoo.layers.options import require_above
+from zoo.layers.step import Value, Writer, describes
 from zoo.registry import Paper, register_model
 
 
@@ -135,6 +136,15 @@ class PostNormBlock(Block):
         """x (B, T, dim), in the dtype of the residual stream, -> the same."""
         x = x + self.post_norm(self.mixer(self.norm(x), state, seq_idx=seq_idx))
         return x + self.mlp_post_norm(self.feed_forward(self.mlp_norm(x), seq_idx))
+
+
+@describes(PostNormBlock)
+def _post_norm_block(program: Writer, block: PostNormBlock, x: Value) -> Value:
+    y = program.call(block.mixer, program.call(block.norm, x))
+    program.accumulate(x, program.call(block.post_norm, y))
+    y = program.call(block.mlp, program.call(block.mlp_norm, x))
+    program.accumulate(x, program.call(block.mlp_post_norm, y))
+    return x
 
 
 BLOCKS = {"before": Block, "after": PostNormBlock, "both": partial(PostNormBlock, before=True)}

@@ -1,58 +1,18 @@
-"""What each layer computes for one token."""
+"""State spaces and convolutions of one token, and mixers side by side."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from zoo.kernels.step_program import Value
-from zoo.layers.attention.causal import CausalAttention
-from zoo.layers.attention.rotary import Rotary
 from zoo.layers.conv import CausalConv1d
-from zoo.layers.linear import WideBias
-from zoo.layers.mlp import SwiGLU
-from zoo.layers.norm import GatedRMSNorm, RMSNorm
+from zoo.layers.conv.gated_conv import DoubleGatedConv, GatedConv, GatedConvState
+from zoo.layers.norm import GatedRMSNorm
 from zoo.layers.parallel import ParallelMixers
-from zoo.layers.quant.layers import Linear
 from zoo.layers.ssm.mamba import Mamba, MambaState
 from zoo.layers.ssm.mamba2 import Mamba2, Mamba2State, SiluGate
-from zoo.layers.step.binders import Cached, Recurrent
+from zoo.layers.step.binders import Recurrent
 from zoo.layers.step.writer import Undescribed, Writer, describes
-
-
-@describes(nn.Identity)
-def _identity(p: Writer, module: nn.Identity, x: Value) -> Value:
-    return x
-
-
-@describes(nn.Linear, WideBias)
-def _linear(p: Writer, module: nn.Linear, x: Value) -> Value:
-    return p.linear(x, module.weight, module.bias)
-
-
-@describes(Linear)
-def _record(p: Writer, module: Linear, x: Value) -> Value:
-    record, form = module.weight, module.weight.format
-    if form.layout != "int" or form.outliers or form.group_rows > 1 or form.activation_bits is not None:
-        raise Undescribed(f"a record of {form}")
-    p.visit(record)
-    return p.lowbit(x, record.codes, record.scale, record.zero, record.format.bits, module.bias)
-
-
-@describes(RMSNorm)
-def _norm(p: Writer, module: RMSNorm, x: Value) -> Value:
-    width = len(module.weight)
-    return p.norm(x, module.weight, module.eps, heads=x.width // width)
-
-
-@describes(SwiGLU)
-def swiglu_step(p: Writer, module: SwiGLU, x: Value, gate: float = 1.0) -> Value:
-    """W2 (silu(gate W1 x) * W3 x)."""
-    if module.act is not F.silu:
-        raise Undescribed("another activation")
-    first = p.times(p.call(module.w1, x), gate)
-    return p.call(module.w2, p.glu(first, p.call(module.w3, x)))
 
 
 @describes(ParallelMixers)
@@ -105,25 +65,24 @@ def _mamba(p: Writer, m: Mamba, x: Value) -> Value:
     return p.call(m.out_proj, y)
 
 
+@describes(GatedConv)
+def _gated_conv(p: Writer, m: GatedConv, x: Value) -> Value:
+    u, gate = p.whole(p.call(m.in_proj, x)).split(m.width, m.width)
+    u, conv = _conv(p, m.conv, u)
+    p.bind(Recurrent(p, GatedConvState, ("conv", conv, 6)))
+    return p.call(m.out_proj, p.glu(u, gate, "none"))
+
+
+@describes(DoubleGatedConv)
+def _double_gated_conv(p: Writer, m: DoubleGatedConv, x: Value) -> Value:
+    before, behind, u = p.whole(p.call(m.in_proj, x)).split(m.width, m.width, m.width)
+    u, conv = _conv(p, m.conv, p.glu(before, u, "none"))
+    p.bind(Recurrent(p, GatedConvState, ("conv", conv, 6)))
+    return p.call(m.out_proj, p.glu(u, behind, "none"))
+
+
 def _conv(p: Writer, conv: CausalConv1d, x: Value) -> tuple[Value, int]:
     p.visit(conv)
     if type(conv) is not CausalConv1d:
         raise Undescribed(type(conv).__name__)
     return p.conv(x, conv.weight, conv.bias, conv.activation == "silu")
-
-
-@describes(CausalAttention)
-def _attention(p: Writer, m: CausalAttention, x: Value) -> Value:
-    if m.softcap is not None or m.sinks is not None or not (m.rotary is None or type(m.rotary) is Rotary):
-        raise Undescribed("attention with a softcap, sinks or other positions")
-    q, k, v = (p.whole(p.call(proj, x)) for proj in (m.q_proj, m.k_proj, m.v_proj))
-    q, k, rotary = p.call(m.q_norm, q), p.call(m.k_norm, k), m.rotary
-    if rotary is not None:
-        p.visit(rotary)
-        scale = 1.0 if rotary.scaling is None else rotary.scaling.rotation_scale
-        rotary = rotary.frequency, scale, rotary.interleaved
-    turn = p.turn(q, k, v, m.head_dim, rotary)
-    scale = m.head_dim**-0.5 if m.scale is None else m.scale
-    y, attend = p.attend(q, m.num_kv_heads, m.head_dim, scale)
-    p.bind(Cached(p, turn, attend))
-    return p.call(m.out_proj, y)

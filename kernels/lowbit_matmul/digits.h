@@ -1,0 +1,172 @@
+/* Codes times rows of x whose numbers are integers of three digits, by instructions that multiply bytes.
+
+   A number of 32 neighbours, of which the largest is 8 million, is hi 2^16 + mid 2^8 + lo with digits in [-128, 127]: as
+   exact as a float beside the largest of its neighbours. Sums of codes times digits are exact integers:
+
+     sum_c q_c x_c = s (2^16 sum q hi + 2^8 sum q mid + sum q lo)
+
+   Layouts: codes in the order of packed rows; digits (3, C filled up to 128) of a row of x, zeros behind the last. */
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#define HAS_DIGITS 1
+
+#define UNIT 32 /* neighbours that share a step of x */
+#define FULL(n) (((n) + BLOCK - 1) / BLOCK * BLOCK)
+
+typedef struct {
+    int8_t *digits;
+    float *step, *sums; /* of each unit; over each group */
+} digit_row;
+
+static int64_t digit_bytes(int64_t C, int64_t groups) {
+    return 3 * FULL(C) + (FULL(C) / UNIT + WHOLE(groups)) * (int64_t)sizeof(float);
+}
+
+/* whether codes of so many groups can be multiplied so */
+static int fits_digits(int64_t C, int64_t groups) { return C / groups % UNIT == 0; }
+
+static digit_row digits_at(void *memory, int64_t C, int64_t groups) {
+    float *step = (float *)((int8_t *)memory + 3 * FULL(C));
+    return (digit_row){memory, step, step + FULL(C) / UNIT};
+}
+
+static void make_digits(digit_row row, const float *x, int64_t C, int64_t groups) {
+    const int64_t size = C / groups, stride = FULL(C);
+    memset(row.digits, 0, digit_bytes(C, groups));
+    int8_t *restrict lo = row.digits + 2 * stride, *restrict mid = row.digits + stride, *restrict hi = row.digits;
+    for (int64_t u = 0; u < C / UNIT; u++) {
+        float most = 0;
+#pragma omp simd reduction(max : most)
+        for (int64_t c = u * UNIT; c < (u + 1) * UNIT; c++) most = fabsf(x[c]) > most ? fabsf(x[c]) : most;
+        const float step = most > 1e-30f ? most / 8e6f : 1, inverse = most > 1e-30f ? 8e6f / most : 0;
+        int32_t sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t c = u * UNIT; c < (u + 1) * UNIT; c++) {
+            const int32_t whole = (int32_t)rintf(x[c] * inverse), rest = (whole - (int8_t)whole) >> 8;
+            lo[c] = (int8_t)whole;
+            mid[c] = (int8_t)rest;
+            hi[c] = (int8_t)((rest - (int8_t)rest) >> 8);
+            sum += whole;
+        }
+        row.step[u] = step;
+        row.sums[u * UNIT / size] += step * (float)sum;
+    }
+}
+
+/* 64 codes as they are, not centred */
+INLINE __m512i codes_at(const uint8_t *block, int bits, int half) {
+    words codes = {0};
+    int shift = 0;
+    for (int width = 8; width; width >>= 1)
+        if (bits & width) {
+            codes |= part_of(block, width, half) << shift;
+            block += BLOCK / 8 * width;
+            shift += width;
+        }
+    return (__m512i)codes;
+}
+
+typedef struct {
+    __m512i hi, mid, lo;
+} digits64;
+
+INLINE digits64 digits64_at(const int8_t *digits, int64_t stride) {
+    return (digits64){_mm512_loadu_si512(digits), _mm512_loadu_si512(digits + stride), _mm512_loadu_si512(digits + 2 * stride)};
+}
+
+/* sums of 64 codes times digits, in floats: few codes leave room for all three digits in 32 bits */
+INLINE __m512 digit_sums(__m512i q, digits64 x, int bits) {
+    const __m512i none = _mm512_setzero_si512();
+    __m512i sum = _mm512_dpbusd_epi32(none, q, x.hi);
+    if (bits <= 6) {
+        sum = _mm512_dpbusd_epi32(_mm512_slli_epi32(sum, 8), q, x.mid);
+        return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_slli_epi32(sum, 8), q, x.lo));
+    }
+    const __m512i low = _mm512_dpbusd_epi32(_mm512_slli_epi32(_mm512_dpbusd_epi32(none, q, x.mid), 8), q, x.lo);
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(65536), _mm512_cvtepi32_ps(low));
+}
+
+/* the steps of two units, each in half of the lanes */
+INLINE __m512 two_steps(const float *step) {
+    return _mm512_mask_broadcastss_ps(_mm512_set1_ps(step[0]), 0xff00, _mm_load_ss(step + 1));
+}
+
+INLINE __m512 scales_at(record_f32 r, int64_t index, __mmask16 some) {
+    if (!r.brief) return _mm512_maskz_loadu_ps(some, (const float *)r.scale + index);
+    const __m256i brief = _mm256_maskz_loadu_epi16(some, (const uint16_t *)r.scale + index);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(brief), 16));
+}
+
+/* step (C / 32): scales of row n times the steps of x; returns what zeros take from the sum, in lanes */
+INLINE __m512 steps_of(float *step, record_f32 r, int64_t n, digit_row x) {
+    const int64_t repeat = r.C / r.groups / UNIT;
+    __m512 below = _mm512_setzero_ps(), zero = _mm512_set1_ps((float)(1 << (r.bits - 1)));
+    for (int64_t g = 0; g < r.groups; g += LANES) {
+        const __mmask16 some = r.groups - g < LANES ? (__mmask16)((1 << (r.groups - g)) - 1) : 0xffff;
+        const __m512 scale = scales_at(r, n * r.groups + g, some);
+        if (r.zero) zero = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(some, r.zero + n * r.groups + g)));
+        below = _mm512_fmadd_ps(_mm512_mul_ps(scale, zero), _mm512_maskz_loadu_ps(some, x.sums + g), below);
+        if (repeat == 1) {
+            _mm512_mask_storeu_ps(step + g, some, _mm512_mul_ps(scale, _mm512_maskz_loadu_ps(some, x.step + g)));
+            continue;
+        }
+        float scales[LANES];
+        _mm512_storeu_ps(scales, scale);
+        for (int64_t i = 0; i < LANES && g + i < r.groups; i++)
+            for (int64_t u = (g + i) * repeat; u < (g + i + 1) * repeat; u++) step[u] = scales[i] * x.step[u];
+    }
+    return below;
+}
+
+/* sums of rows n and after of the matrix with one row of x; step: rows times as many numbers as x has steps, filled up to
+   128 columns, zeros behind the last */
+INLINE void digit_products(record_f32 r, int64_t n, digit_row x, float *step, float *sums, int bits, int rows) {
+    const int64_t stride = FULL(r.C), units = stride / UNIT, size = (r.C + 7) / 8 * bits;
+    const uint8_t *packed = r.packed + n * size;
+    __m512 sum[2];
+    for (int k = 0; k < rows; k++) sum[k] = _mm512_sub_ps(_mm512_setzero_ps(), steps_of(step + k * units, r, n + k, x));
+    int64_t c = 0;
+    for (; c + BLOCK <= r.C; c += BLOCK, packed += BLOCK / 8 * bits)
+        for (int half = 0; half < 2; half++) {
+            const digits64 digits = digits64_at(x.digits + c + 64 * half, stride);
+            const float *s = step + c / UNIT + 2 * half;
+            for (int k = 0; k < rows; k++)
+                sum[k] = _mm512_fmadd_ps(digit_sums(codes_at(packed + k * size, bits, half), digits, bits),
+                                         two_steps(s + k * units), sum[k]);
+        }
+    for (int k = 0; c < r.C && k < rows; k++) {
+        uint8_t rest[BLOCK] = {0};
+        unpack_rest((int8_t *)rest, packed + k * size, r.C - c, bits);
+        for (int64_t i = 0; i < r.C - c; i++) rest[i] += (uint8_t)(1 << (bits - 1));
+        for (int half = 0; half < 2; half++)
+            sum[k] = _mm512_fmadd_ps(
+                digit_sums(_mm512_loadu_si512(rest + 64 * half), digits64_at(x.digits + c + 64 * half, stride), bits),
+                two_steps(step + k * units + c / UNIT + 2 * half), sum[k]);
+    }
+    for (int k = 0; k < rows; k++) sums[k] = _mm512_reduce_add_ps(sum[k]);
+}
+
+INLINE void some_digit_products(record_f32 r, int64_t first, int64_t last, digit_row x, float *step, float *sums, int bits) {
+    int64_t n = first;
+    for (; n + 2 <= last; n += 2) digit_products(r, n, x, step, sums + n - first, bits, 2);
+    if (n < last) digit_products(r, n, x, step, sums + n - first, bits, 1);
+}
+
+/* sums (last - first) of rows of the matrix with one row of x; step: place for two numbers for each unit, zeros behind the
+   last */
+static void digit_rows(record_f32 r, int64_t first, int64_t last, digit_row x, float *step, float *sums) {
+    switch (r.bits) {
+        case 1: some_digit_products(r, first, last, x, step, sums, 1); return;
+        case 2: some_digit_products(r, first, last, x, step, sums, 2); return;
+        case 3: some_digit_products(r, first, last, x, step, sums, 3); return;
+        case 4: some_digit_products(r, first, last, x, step, sums, 4); return;
+        case 5: some_digit_products(r, first, last, x, step, sums, 5); return;
+        case 6: some_digit_products(r, first, last, x, step, sums, 6); return;
+        case 7: some_digit_products(r, first, last, x, step, sums, 7); return;
+        default: some_digit_products(r, first, last, x, step, sums, 8);
+    }
+}
+
+#else
+#define HAS_DIGITS 0
+#endif

@@ -1,0 +1,160 @@
+/* Products of rows with a matrix, in any layout that matrix.py knows, or with the matrix that each row has chosen. */
+
+#include "common.h"
+#include "../lowbit_matmul/lowbit_matmul.c"
+#include "../minifloat_matmul/minifloat_matmul.c"
+
+#define SEGMENT 512 /* most outputs of a chunk of a matrix whose rows are inputs */
+
+enum { IN_ROWS, IN_BRIEF_ROWS, IN_COLUMNS, IN_BRIEF_COLUMNS, IN_INTEGERS, IN_MINIFLOATS };
+
+/* y = base + out (factor W x + b); a: x x_row y y_row base base_row N C M factor out bias rows w layout, of codes: bits
+   groups brief scale zero (or the table of their values), of a chosen one: index share and the distances of matrices,
+   scales and zeros in bytes; bits of exponent and mantissa; of x as digits: where and how far apart in
+   bytes */
+INLINE void put(const int64_t *a, int64_t n, const float *sums, int64_t M) {
+    for (int64_t m = 0; m < M; m++) {
+        const float value = real(a[10]) * (real(a[9]) * sums[m] + (a[11] ? F(11)[n] : 0));
+        OUT(2)[m * a[3] + n] = a[4] ? F(4)[m * a[5] + n] + value : value;
+    }
+}
+
+INLINE void matrix_rows(const int64_t *a, int64_t first, int64_t last, int brief, int M) {
+    for (int64_t n = first; n < last; n++) {
+        float sums[4];
+        column(a[7], n, (const void *)a[13], F(0), a[1], sums, brief, M);
+        put(a, n, sums, M);
+    }
+}
+
+INLINE record_f32 record_of(const int64_t *a) {
+    return (record_f32){a[6], a[7], a[15], a[16], a[17], (const uint8_t *)a[13], (const void *)a[18], (const uint8_t *)a[19]};
+}
+
+static void integer_rows(const int64_t *a, int64_t first, int64_t last) {
+    const int64_t C = a[7], M = a[8], groups = a[16], size = C / groups;
+    const record_f32 r = record_of(a);
+    const row_f32 row = make_row_f32(r);
+    float *w = malloc((C > WHOLE(groups) ? C : WHOLE(groups)) * sizeof(float)), sums[4];
+    if (M == 1) sum_columns_f32(w, F(0), groups, size);
+    for (int64_t n = first; n < last; n++) {
+        read_row_f32(row, r, n);
+        if (M == 1) {
+            sums[0] = one_row_f32(row, F(0), w, groups, size);
+        } else {
+            numbers_f32(w, row, groups, size);
+            for (int64_t m = 0; m < M; m++) sums[m] = inner_f32(w, F(0) + m * a[1], C);
+        }
+        put(a, n, sums, M);
+    }
+    free_row_f32(row);
+    free(w);
+}
+
+#if HAS_DIGITS
+static void integer_rows_by_digits(const int64_t *a, int64_t first, int64_t last) {
+    const int64_t M = a[8], count = last - first;
+    const record_f32 r = record_of(a);
+    float *step = calloc(2 * FULL(r.C) / UNIT + M * count, sizeof(float)), *found = step + 2 * FULL(r.C) / UNIT, sums[4];
+    for (int64_t m = 0; m < M; m++)
+        digit_rows(r, first, last, digits_at((char *)a[27] + m * a[28], r.C, r.groups), step, found + m * count);
+    for (int64_t n = first; n < last; n++) {
+        for (int64_t m = 0; m < M; m++) sums[m] = found[m * count + n - first];
+        put(a, n, sums, M);
+    }
+    free(step);
+}
+#else
+#define integer_rows_by_digits integer_rows
+#endif
+
+/* chunk: a row. a: x x_row digits digits_row (in bytes) C groups */
+static void digits_of_row(const int64_t *a, int64_t m) {
+#if HAS_DIGITS
+    make_digits(digits_at((char *)a[2] + m * a[3], a[4], a[5]), F(0) + m * a[1], a[4], a[5]);
+#endif
+}
+
+static void minifloat_chunk(const int64_t *a, int64_t first, int64_t last) {
+    const int64_t C = a[7], M = a[8], groups = a[16], padded = (C + 7) / 8 * 8;
+    float *w = malloc((padded + groups) * sizeof(float)), *scale = w + padded;
+    uint8_t *unpacked = malloc(padded);
+    for (int64_t n = first; n < last; n++) {
+        float sums[4];
+        const uint8_t *q = (const uint8_t *)a[13] + n * (padded / 8 * a[15]);
+        for (int64_t g = 0; g < groups; g++) scale[g] = read_one((const void *)a[18], n * groups + g, a[17]);
+        row_values_f32(w, unpacked, q, scale, F(19), C, (int)a[25], (int)a[26], groups);
+        for (int64_t m = 0; m < M; m++) sums[m] = dot_f32(w, F(0) + m * a[1], C);
+        put(a, n, sums, M);
+    }
+    free(unpacked);
+    free(w);
+}
+
+/* of a matrix (C, N): four of its rows at a time, each a number of x times a segment of the row */
+INLINE void segment(const int64_t *a, int64_t first, int64_t last, int brief) {
+    const int64_t N = a[6], C = a[7], whole = (last - first) / LANES * LANES;
+    const void *w = (const void *)a[13];
+    float sums[SEGMENT];
+    memset(sums, 0, (last - first) * sizeof(float));
+    for (int64_t c = 0; c < C; c += 4) {
+        const int64_t rows = C - c < 4 ? C - c : 4;
+        float x[4] = {0};
+        memcpy(x, F(0) + c, rows * sizeof(float));
+        for (int64_t n = 0; n < whole; n += LANES) {
+            vector sum = load(sums + n);
+            for (int64_t r = 0; r < rows; r++) sum += x[r] * numbers(w, (c + r) * N + first + n, brief);
+            memcpy(sums + n, &sum, sizeof sum);
+        }
+        for (int64_t n = whole; n < last - first; n++)
+            for (int64_t r = 0; r < rows; r++) sums[n] += x[r] * number(w, (c + r) * N + first + n, brief);
+    }
+    for (int64_t n = first; n < last; n++) put(a, n, sums + n - first, 1);
+}
+
+static void linear_rows(const int64_t *a, int64_t chunk) {
+    const int64_t first = chunk * a[12], last = first + a[12] < a[6] ? first + a[12] : a[6];
+    switch (a[14]) {
+        case IN_COLUMNS: segment(a, first, last, 0); return;
+        case IN_BRIEF_COLUMNS: segment(a, first, last, 1); return;
+        case IN_INTEGERS:
+            if (a[27])
+                integer_rows_by_digits(a, first, last);
+            else
+                integer_rows(a, first, last);
+            return;
+        case IN_MINIFLOATS: minifloat_chunk(a, first, last); return;
+    }
+    switch (2 * a[8] + a[14]) {
+        case 2: matrix_rows(a, first, last, 0, 1); return;
+        case 3: matrix_rows(a, first, last, 1, 1); return;
+        case 4: matrix_rows(a, first, last, 0, 2); return;
+        case 5: matrix_rows(a, first, last, 1, 2); return;
+        case 6: matrix_rows(a, first, last, 0, 3); return;
+        case 7: matrix_rows(a, first, last, 1, 3); return;
+        case 8: matrix_rows(a, first, last, 0, 4); return;
+        case 9: matrix_rows(a, first, last, 1, 4); return;
+    }
+}
+
+/* chunk: of one matrix, for a slot (m, k); every so many slots (a[21]) share a row of x */
+static void chosen_rows(const int64_t *a, int64_t chunk) {
+    const int64_t chunks = (a[6] + a[12] - 1) / a[12], slot = chunk / chunks, e = ((const int64_t *)a[20])[slot];
+    int64_t own[ARGUMENTS];
+    memcpy(own, a, sizeof own);
+    own[0] += slot / a[21] * a[1] * (int64_t)sizeof(float);
+    own[2] += slot * a[3] * (int64_t)sizeof(float);
+    own[11] += a[11] ? e * a[6] * (int64_t)sizeof(float) : 0;
+    own[13] += e * a[22];
+    own[18] += e * a[23];
+    own[19] += e * a[24];
+    own[27] += a[27] ? slot / a[21] * a[28] : 0;
+    linear_rows(own, chunk % chunks);
+}
+
+static void linear_chunk(const int64_t *a, int64_t chunk) {
+    if (a[20])
+        chosen_rows(a, chunk);
+    else
+        linear_rows(a, chunk);
+}

@@ -1,0 +1,54 @@
+"""Linear layers and norms of one token."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from zoo.kernels.step_program import Matrix, Value, dense, integers, minifloats
+from zoo.layers.linear import WideBias, WideLinear
+from zoo.layers.norm import JointRMSNorm, OffsetRMSNorm, PlainRMSNorm, RMSNorm
+from zoo.layers.quant.layers import Linear
+from zoo.layers.quant.layouts.minifloat import MINIFLOATS
+from zoo.layers.quant.record import Record
+from zoo.layers.step.writer import Undescribed, Writer, describes
+
+
+@describes(nn.Identity)
+def _identity(p: Writer, module: nn.Identity, x: Value) -> Value:
+    return x
+
+
+@describes(nn.Linear, WideBias, WideLinear, Linear)
+def _linear(p: Writer, module: nn.Linear | Linear, x: Value) -> Value:
+    return p.linear(x, matrix(p, module.weight), module.bias)
+
+
+def matrix(p: Writer, weight: object) -> Matrix:
+    """Of a parameter or a record: one matrix, or one for each expert."""
+    if isinstance(weight, Tensor):
+        return dense(p, weight)
+    if not isinstance(weight, Record):
+        raise Undescribed(f"a matrix in a {type(weight).__name__}")
+    p.visit(weight)
+    form, shape = weight.format, tuple(weight.shape)
+    plain = not form.outliers and form.group_rows == 1 and form.activation_bits is None
+    if plain and form.layout == "int":
+        return integers(p, shape, weight.codes, weight.scale, weight.zero, form.bits)
+    if plain and form.layout in MINIFLOATS:
+        return minifloats(p, shape, weight.codes, weight.scale, MINIFLOATS[form.layout].kind)
+    raise Undescribed(f"a record of {form}")
+
+
+@describes(RMSNorm, JointRMSNorm)
+def _norm(p: Writer, module: RMSNorm, x: Value) -> Value:
+    return p.norm(x, module.weight, module.eps, heads=x.width // len(module.weight))
+
+
+@describes(OffsetRMSNorm)
+def _offset_norm(p: Writer, module: OffsetRMSNorm, x: Value) -> Value:
+    return p.norm(x, module.weight, module.eps, heads=x.width // len(module.weight), change=lambda weight: 1 + weight)
+
+
+@describes(PlainRMSNorm)
+def _plain_norm(p: Writer, module: PlainRMSNorm, x: Value) -> Value:
+    return p.norm(x, None, module.eps)
