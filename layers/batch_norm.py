@@ -12,10 +12,19 @@ from zoo.layers.precision import KeepsFloat32
 
 
 class TraceableNorm(KeepsFloat32, _BatchNorm):
-    """Weight, bias and statistics stay float32 in a low-precision model; symbolic tracers pass through."""
+    """Weight, bias and statistics stay float32 in a low-precision model; symbolic tracers pass through.
 
+    Attributes:
+        frozen: it is in eval mode also when its model trains: its statistics stay.
+    """
+
+    frozen: bool = False
     float32_parameters = ("weight", "bias")
     float32_buffers = ("running_mean", "running_var")
+
+    def train(self, mode: bool = True) -> TraceableNorm:
+        """As of every module, but for what is frozen."""
+        return super().train(mode and not self.frozen)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if not isinstance(input, Proxy):  # which has no shape

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar as Bar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -32,9 +34,11 @@ from zoo.train.data import DataModule
 from zoo.train.history import History
 from zoo.train.parallel import register_strategies
 from zoo.train.quiet import quiet
-from zoo.train.run_folder import EVALUATED, KEYS, configuration, has_configuration
+from zoo.train.run_folder import EVALUATED, KEYS, configuration, has_configuration, value_at
 from zoo.train.tasks import Task
 from zoo.train.trust import read_checkpoint
+
+ADAPTER = "--model.model_args.adapter"
 
 
 class Run(LightningCLI):
@@ -68,7 +72,7 @@ class Run(LightningCLI):
                 subclass_mode_data=True,
                 seed_everything_default=0,
                 parser_kwargs={"exit_on_error": False, "prog": "zoo"},
-                args=["--config", str(recipe), *_with_folder(overrides, folder)],
+                args=["--config", str(recipe), *_with_folder(_with_adapter(overrides, recipe), folder)],
                 run=False,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
@@ -226,6 +230,30 @@ def _with_folder(overrides: Sequence[str], folder: Path) -> Iterator[str]:
         whole = option if option.startswith("--") else f"{before}={option}"
         if wanted and re.fullmatch(r"--trainer\.logger\+?=([\w.]+\.)?(CSVLogger|TensorBoardLogger)", whole):
             yield f"--trainer.logger.save_dir={folder}"
+
+
+def _with_adapter(overrides: Sequence[str], recipe: Path | str) -> list[str]:
+    """`--adapter paca --adapter.rank 8` as an argument of the model, {"kind": "paca", "rank": 8}, over what the recipe
+    says; a path is a folder of `zoo.save_adapter`, which is trained on."""
+    rest: list[str] = []
+    fields: dict[str, Any] = {}
+    options = iter(overrides)
+    for option in options:
+        name, equals, value = option.partition("=")
+        if name == "--adapter" or name.startswith("--adapter."):
+            value = value if equals else next(options, "")
+            fields[name.removeprefix("--adapter").lstrip(".") or "kind"] = yaml.safe_load(value)
+        else:
+            rest.append(option)
+    if not fields:
+        return rest
+    if Path(str(fields.get("kind"))).is_dir():
+        return [*rest, f"{ADAPTER}={fields['kind']}"]
+    content = yaml.safe_load(recipe if isinstance(recipe, str) else recipe.read_text(encoding="utf-8"))
+    known = value_at(content, "model.init_args.model_args.adapter")
+    if isinstance(known, dict) and fields.get("kind", known.get("kind")) == known.get("kind"):
+        fields = {**known, **fields}
+    return [*rest, f"{ADAPTER}={json.dumps(fields)}"]
 
 
 def _own(run: Path, recipe: Path | None, overrides: Sequence[str], keys: tuple[str, ...] = KEYS) -> str:

@@ -64,7 +64,7 @@ def configuration(
     differing = [
         f"{name} is {value!r}, not {wanted!r}"
         for name, wanted in _leaves({part: known[part] for part in ("model", "data") if part in known})
-        for value in [_at(content, name)]
+        for value in [value_at(content, name)]
         if value != wanted and not name.endswith("class_path")
     ]
     return yaml.safe_dump({key: content[key] for key in keys if key in content}), differing
@@ -111,7 +111,8 @@ def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _at(content: Any, name: str) -> Any:
+def value_at(content: Any, name: str) -> Any:
+    """What nested mappings hold under a dotted name; None where there is nothing."""
     for key in name.split("."):
         content = content.get(key) if isinstance(content, dict) else None
     return content

@@ -5,6 +5,7 @@
 """
 
 from zoo import cache, decoding, steering
+from zoo.adapt import adapt, merge_adapter, save_adapter
 from zoo.aware import noisy_weights, round_weights, settle
 from zoo.chat import Chat
 from zoo.convert import convert
@@ -46,6 +47,7 @@ __all__ = [
     "TextScore",
     "__version__",
     "activity",
+    "adapt",
     "add_exits",
     "after_step",
     "auxiliary_losses",
@@ -73,6 +75,7 @@ __all__ = [
     "load_tokenizer",
     "load_weights",
     "lyapunov_exponents",
+    "merge_adapter",
     "merge_sltrain",
     "model_info",
     "noisy_weights",
@@ -85,6 +88,7 @@ __all__ = [
     "register_model",
     "register_with_timm",
     "round_weights",
+    "save_adapter",
     "save_model",
     "score_text",
     "settle",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import nn
 
 from zoo.config import from_json
+from zoo.layers.adapt import before, require_unadapted
 from zoo.layers.lowrank import ranks_in, restored
 from zoo.layers.quant import records
 from zoo.quantize.files import formats, with_records
@@ -31,12 +32,18 @@ class Change(ABC):
     ``apply(model, Exits(after=(1, 3)))`` installs it and remembers it; ``zoo.save_model`` writes all there were, in
     their order, and ``create_model`` makes them again. Fields are of the kinds that a configuration's are, each with a
     default. Weights are no part of it: they are in the state dict.
+
+    Attributes:
+        last: it comes after factors and records, as adapters do (``zoo.adapt``), and not before them.
     """
 
     kind: ClassVar[str]
+    last: ClassVar[bool] = False
 
-    def __init_subclass__(cls, *, kind: str, **rest: Any):
+    def __init_subclass__(cls, *, kind: str = "", **rest: Any):
         super().__init_subclass__(**rest)
+        if not kind:  # a base of others
+            return
         known = KINDS.setdefault(kind, cls)
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"{kind!r} names the change {known.__qualname__} already: take another kind")
@@ -55,11 +62,13 @@ def apply(model: nn.Module, change: Change) -> None:
     """Install a change, in place, and remember it.
 
     Raises:
-        ValueError: for a model whose matrices are factors (``zoo.factorize``) or records (``zoo.quantize``), which
-            come last; or as the change has it.
+        ValueError: for a model whose matrices are factors (``zoo.factorize``) or records (``zoo.quantize``), or that
+            has adapters, all of which come later; or as the change has it.
     """
-    if ranks_in(model) or records(model):
-        raise ValueError(f"{change.kind} comes before zoo.factorize and zoo.quantize: make it on the plain model")
+    if not change.last:
+        require_unadapted(model, change.kind)
+        if ranks_in(model) or records(model):
+            raise ValueError(f"{change.kind} comes before zoo.factorize and zoo.quantize: make it on the plain model")
     change.install(model)
     remember(model, change)
 
@@ -78,7 +87,7 @@ def described_changes(model: nn.Module) -> dict[str, Any]:
     """What ``config.json`` says of them: {"changes": [{"kind": "exits", "after": [1, 3]}, ...], "low_ranks": {...}};
     empty for a model as it was built."""
     made = [{"kind": change.kind, **dataclasses.asdict(change)} for change in changes_of(model)]  # type: ignore[call-overload]
-    parts = {KEY: made, "low_ranks": ranks_in(model)}
+    parts = {KEY: made, "low_ranks": {before(model, name): rank for name, rank in ranks_in(model).items()}}
     return {key: part for key, part in parts.items() if part}
 
 
@@ -117,12 +126,14 @@ def as_change(described: Mapping[str, Any]) -> Change:
 
 def rebuilding(build: Callable[[Any], nn.Module], content: Mapping[str, Any]) -> Callable[[Any], nn.Module]:
     """``build``, followed by all that the content of a ``config.json`` says was done: changes, then the factors of
-    ``zoo.factorize``, then the records of ``zoo.quantize``, all without the weights."""
-    changed = restored(_with_changes(build, read_changes(content)), content.get("low_ranks") or {})
-    return with_records(changed, formats(content))
+    ``zoo.factorize``, then the records of ``zoo.quantize``, then adapters, all without the weights."""
+    changes = read_changes(content)
+    first, last = ([change for change in changes if change.last is late] for late in (False, True))
+    changed = restored(_with_changes(build, first), content.get("low_ranks") or {})
+    return _with_changes(with_records(changed, formats(content)), last)
 
 
-def _with_changes(build: Callable[[Any], nn.Module], changes: tuple[Change, ...]) -> Callable[[Any], nn.Module]:
+def _with_changes(build: Callable[[Any], nn.Module], changes: Sequence[Change]) -> Callable[[Any], nn.Module]:
     if not changes:
         return build
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from zoo.layers.adapt import require_unadapted
 from zoo.layers.lowrank import SOLVERS, LowRank, SparseLowRank
 from zoo.layers.lowrank.factors import is_factorable, replace, sides
 from zoo.layers.quant import records
@@ -52,6 +53,7 @@ def factorize(
         raise ValueError(f"rank must be an integer from 1 on, or a fraction between 0 and 1, got {rank}")
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}{nearest(solver, SOLVERS)}; solvers: {', '.join(SOLVERS)}")
+    require_unadapted(model, "zoo.factorize")
     layers = replaceable(model)
     if not layers and records(model):
         raise ValueError("zoo.factorize comes before zoo.quantize, which left no matrix to factorise")

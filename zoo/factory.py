@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from zoo.adapt.files import load_adapter
+from zoo.adapt.method import Adapter, adapt, as_adapter
 from zoo.changes import Change, apply, as_change, rebuilding
 from zoo.checkpoints import bundled, fit_state_dict, read_config, read_state_dict
 from zoo.checkpoints.convert import implied, to_zoo
@@ -45,6 +47,7 @@ def create_model(
     deploy: bool = False,
     features_only: Literal[False] = False,
     changes: Sequence[Change | Mapping[str, Any]] = (),
+    adapter: str | Path | Adapter | Mapping[str, Any] | None = None,
     **config_overrides: Any,
 ) -> LanguageModel | VisionModel: ...
 
@@ -60,6 +63,7 @@ def create_model(
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
     changes: Sequence[Change | Mapping[str, Any]] = (),
+    adapter: str | Path | Adapter | Mapping[str, Any] | None = None,
     **config_overrides: Any,
 ) -> nn.Module:
     """Build a registered model, or one from a folder, in training mode as every new nn.Module.
@@ -82,6 +86,8 @@ def create_model(
         out_indices: which of them, by index (negative from the end), or the last so many for an int; all for None.
         changes: made to the model in this order once its weights are loaded, see ``zoo.changes``: what they add starts
             as they say. A recipe writes them as a ``config.json`` does, {"kind": ..., fields}.
+        adapter: put on the model last, see ``zoo.adapt``: a folder of ``zoo.save_adapter``, which was trained on these
+            weights, or a fresh one as an ``Adapter`` or {"kind": ..., fields}.
         config_overrides: fields of the model's configuration; they win over what a tag or a file says. Weights for
             other channels (in_chans) are adapted, and tables of positions for images of another size resized, as in
             timm.
@@ -101,6 +107,10 @@ def create_model(
     with place:
         for change in changes:
             apply(model, change if isinstance(change, Change) else as_change(change))
+        if isinstance(adapter, (str, Path)):
+            load_adapter(model, adapter)
+        elif adapter is not None:
+            adapt(model, adapter if isinstance(adapter, Adapter) else as_adapter(adapter))
     return _vision_form(model, deploy, features_only, out_indices) if deploy or features_only else model
 
 

@@ -16,6 +16,8 @@ from zoo.config import from_json
 from zoo.limits import check_sizes
 from zoo.registry import ModelEntry, entries, lookup
 
+ADAPTER = "zoo-adapter"  # the type of a folder of ``zoo.save_adapter``
+
 
 def known_beside(path: Path, weights: Mapping[str, Tensor], entry: ModelEntry) -> Any:
     """The configuration that the config.json of a folder, or beside a file as libraries name it, describes, if any.
@@ -65,6 +67,8 @@ def recognise(
         LookupError, TypeError, ValueError, ...: for content that describes none, another family than ``entry``'s, or
             one far larger than the ``weights``.
     """
+    if content.get("model_type") == ADAPTER:
+        raise ValueError(f"it holds an adapter of {content.get('architecture')}: create that model with adapter=FOLDER")
     base, fields = foreign_config(content, entries())
     families = {known.family: known for known in reversed(entries().values())}
     found = families[base] if base in families else lookup(base)

@@ -23,6 +23,7 @@ from zoo.layers.attention.scaling import Linear, Llama3, RotaryScaling, Yarn
 from zoo.layers.attention.scatterbrain import ScatterbrainAttention, ScatterbrainState
 from zoo.layers.attention.scatterbrain_full import BidirectionalScatterbrain
 from zoo.layers.attention.shared import Adapters, SharedAttention, SharedTransformer
+from zoo.layers.attention.shifted import ShiftedAttention
 from zoo.layers.attention.single_head import SingleHeadAttention
 from zoo.layers.attention.sliding_window import SlidingWindowAttention, SlidingWindowState
 from zoo.layers.attention.state import KeyValueState
@@ -68,6 +69,7 @@ __all__ = [
     "SequenceProjection",
     "SharedAttention",
     "SharedTransformer",
+    "ShiftedAttention",
     "ShortConv",
     "SingleHeadAttention",
     "SlidingWindowAttention",

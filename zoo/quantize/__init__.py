@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.layers.adapt import require_unadapted
 from zoo.layers.quant import Record, compressible, install, is_product, matrices, records
 from zoo.layers.quant.between import between
 from zoo.layers.quant.nearest import Nearest
@@ -95,6 +96,7 @@ def quantize(
         TypeError: for an option that the method does not have.
     """
     chosen = method_of(method, options)
+    require_unadapted(model, "zoo.quantize")
     if done := records(model):
         raise ValueError(
             f"the model is compressed already, {next(iter(done))} among others: quantise the float model that it was "

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.layers.adapt import before
 from zoo.layers.quant import Format, install, records
 
 KEY = "quantization"
@@ -21,7 +22,7 @@ def described_records(model: nn.Module) -> dict[str, Any]:
     "names": [...]}, ...]}}; empty for a model without."""
     names: dict[Format, list[str]] = {}
     for name, record in records(model).items():
-        names.setdefault(record.format, []).append(name)
+        names.setdefault(record.format, []).append(before(model, name))
     weights = [{"format": dataclasses.asdict(form), "names": held} for form, held in names.items()]
     return {KEY: {"method": getattr(model, "quantization", {}), "weights": weights}} if weights else {}
 

@@ -1,0 +1,16 @@
+"""Layers that adapters put into a model, and the marks by which they are found there."""
+
+from zoo.layers.adapt.lean import LeanInvertedResidual
+from zoo.layers.adapt.marks import Mark, before, mark_of, placed, put, require_unadapted
+from zoo.layers.adapt.partial import PartialLinear
+
+__all__ = [
+    "LeanInvertedResidual",
+    "Mark",
+    "PartialLinear",
+    "before",
+    "mark_of",
+    "placed",
+    "put",
+    "require_unadapted",
+]

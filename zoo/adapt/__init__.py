@@ -1,0 +1,27 @@
+"""Few parameters tuned, the rest as it was: one door, and a method a file behind it."""
+
+from zoo.adapt.files import load_adapter, own_names, save_adapter
+from zoo.adapt.ladder import Ladder
+from zoo.adapt.lora import DoRA, LoRA
+from zoo.adapt.method import ADAPTERS, Adapter, adapt, adapters_of, as_adapter, merge_adapter
+from zoo.adapt.mobiletl import MobileTL
+from zoo.adapt.paca import PaCA
+from zoo.adapt.sink_lora import SinkLoRA
+
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "DoRA",
+    "Ladder",
+    "LoRA",
+    "MobileTL",
+    "PaCA",
+    "SinkLoRA",
+    "adapt",
+    "adapters_of",
+    "as_adapter",
+    "load_adapter",
+    "merge_adapter",
+    "own_names",
+    "save_adapter",
+]

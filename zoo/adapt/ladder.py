@@ -1,0 +1,79 @@
+"""LST: a narrow network beside the blocks of a frozen one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import nn
+
+from zoo.adapt.method import Adapter
+from zoo.language.base import LanguageModel
+from zoo.layers.adapt.ladder import Rung
+from zoo.layers.adapt.marks import device_of
+from zoo.layers.options import require_at_least
+from zoo.layers.precision import computes_in
+
+WIDTHS = ("dim", "mlp_dim", "head_dim", "expert_dim", "ssm_dim")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ladder(Adapter, kind="ladder"):
+    """A network of the model's own blocks, ``reduction`` times as narrow, reads what they make and adds to the last of
+    it; the model runs without gradients. It cannot be merged, and both are run ever after.
+
+    The authors begin with weights pruned out of the model; here they are fresh.
+
+    Paper: see ``zoo.layers.adapt.ladder.Rung``.
+    """
+
+    adds = ("enter", "down", "gate", "side", "norm", "up")
+    inner = "block"
+    alone = True
+    mergeable = False
+
+    reduction: int = 8
+    """The model's widths over the ladder's."""
+    every: int = 1
+    """Blocks a rung: the last block has one, and each as many before."""
+
+    def modules(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The blocks, each with its rung."""
+        require_at_least(1, reduction=self.reduction, every=self.every)
+        known: Any = model
+        if (
+            not isinstance(model, LanguageModel)
+            or type(model).forward_blocks is not LanguageModel.forward_blocks
+            or not model.straight
+            or model.exits is not None
+        ):
+            raise ValueError(
+                f"a ladder takes a language model whose blocks run one after the other, got {type(model).__name__}"
+            )
+        if self.targets:
+            raise ValueError(f"a ladder stands beside the whole model, got targets {self.targets}")
+        like = computes_in(model)
+        with device_of(like):
+            side: Any = type(model)(self.narrowed(known.config)).to(like.dtype)
+            last, width = len(model.blocks) - 1, side.config.dim
+            made: dict[str, nn.Module] = {}
+            for index, block in enumerate(model.blocks):
+                rung = side.blocks[index] if (last - index) % self.every == 0 else None
+                ends = {"first": index == 0, "norm": side.norm if index == last else None}
+                made[f"blocks.{index}"] = Rung(block, rung, known.config.dim, width, dtype=like.dtype, **ends)
+        return made
+
+    def narrowed(self, config: Any) -> Any:
+        """The configuration of the network beside one of ``config``.
+
+        Raises:
+            ValueError: for widths that cannot be divided so.
+        """
+        widths = {name: getattr(config, name) for name in WIDTHS if getattr(config, name, None)}
+        if odd := {name: width for name, width in widths.items() if width % self.reduction}:
+            raise ValueError(f"reduction must divide the model's widths, got {self.reduction} for {odd}")
+        narrow = {name: width // self.reduction for name, width in widths.items()}
+        try:
+            return dataclasses.replace(config, vocab_size=1, tie_embeddings=True, **narrow)
+        except ValueError as error:
+            raise ValueError(f"no such network is {self.reduction} times as narrow: {error}") from error

@@ -1,0 +1,75 @@
+"""LoRA and DoRA, by peft."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.adapt.method import Adapter
+from zoo.layers.options import require_at_least
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRA(Adapter, kind="lora"):
+    """y = W x + (alpha / rank) B A x with B = 0 at first, in the layers of peft, which must be installed.
+
+    Paper: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685.
+    """
+
+    adds = ("lora_A", "lora_B", "lora_magnitude_vector")
+    inner = "base_layer"
+
+    rank: int = 8
+    """Rows of A."""
+    alpha: float = 16.0
+    """Numerator of the factor."""
+    dropout: float = 0.0
+    """Of the input of A, in training."""
+
+    def modules(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Peft's layers around the chosen ones, made outside of the model."""
+        require_at_least(1, rank=self.rank)
+        layers = self.chosen(model)
+        self.check(layers)
+        try:
+            peft = importlib.import_module("peft")
+        except ImportError as error:
+            raise ImportError("LoRA needs peft: pip install efficient-zoo[peft]") from error
+        held = nn.ModuleDict({str(index): layer for index, layer in enumerate(layers.values())})
+        config = peft.LoraConfig(
+            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=list(held), **self.options()
+        )
+        peft.inject_adapter_in_model(config, held)
+        return dict(zip(layers, held.values(), strict=True))
+
+    def options(self) -> dict[str, Any]:
+        """Further ones of peft's ``LoraConfig``."""
+        return {}
+
+    def check(self, layers: dict[str, Any]) -> None:
+        """Raise a ValueError for layers that it cannot be put on."""
+
+    def merged(self, module: Any) -> nn.Module:
+        """The layer with the product added to its matrix."""
+        module.merge()
+        return module.get_base_layer()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DoRA(LoRA, kind="dora"):
+    """LoRA of the directions of a matrix's rows, whose lengths learn beside it.
+
+    Paper: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353.
+    """
+
+    def options(self) -> dict[str, Any]:
+        return {"use_dora": True}
+
+    def check(self, layers: dict[str, Any]) -> None:
+        for name, layer in layers.items():
+            if not layer.weight.is_meta and not torch.linalg.vector_norm(layer.weight.detach(), dim=1).all():
+                raise ValueError(f"{name} has a row of zeros, and dora divides a row by its length: leave it out")
