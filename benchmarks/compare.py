@@ -34,10 +34,10 @@ from torch import Tensor
 import zoo
 from zoo.benchmarks import peers
 from zoo.benchmarks.common import interleaved, machine, markdown, save, table, write_result
-from zoo.benchmarks.gpu.runner import DONE, Step, run_steps
 from zoo.benchmarks.peers import LlamaCpp, Side
 from zoo.benchmarks.report import figures
 from zoo.benchmarks.report.results import Results
+from zoo.benchmarks.runner import DONE, Step, run_steps
 from zoo.profile import measure
 from zoo.profile.peaks import wait
 from zoo.profile.sample import items, sample
