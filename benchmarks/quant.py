@@ -52,7 +52,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "3 bits, BAQ": ("baq", {"bits": 3}),
     "2 bits": ("rtn", {"bits": 2}),
     "2 bits, OmniQuant": ("omniquant", {"bits": 2, "epochs": 5}),
+    "3 bits, TopKLD": ("topkld", {"bits": 3, "epochs": 5}),
+    "2 bits, TopKLD": ("topkld", {"bits": 2, "epochs": 10, "lr": 1e-3}),
+    "4 bits, D2MoE": ("d2moe", {"bits": 4}),
 }
+ONLY = {"4 bits, D2MoE": ("moe_nano",)}  # others have no experts
 SLOW = ("4 bits, SmoothQuant+", "3 bits, OmniQuant", "2 bits, OmniQuant", "3 bits, BAQ")  # of images: not measured
 SIZES = {FLOAT: None, "8 bits": {"bits": 8}, "4 bits": {"bits": 4}, "3 bits": {"bits": 3}, "FP4": {"layout": "e2m1"}}
 
@@ -90,6 +94,18 @@ CLAIMS = [
     Claim(
         "3 bits, BAQ", "half of rounding's loss", "perplexities up to 56 times lower than GPTQ's: arXiv 2506.05664",
         less("3 bits, BAQ", "3 bits", 0.5),
+    ),
+    Claim(
+        "3 bits, TopKLD", "no more lost than with 4 bits to nearest", "one level better: arXiv 2501.06218, abstract",
+        less("3 bits, TopKLD", "4 bits"),
+    ),
+    Claim(
+        "2 bits, TopKLD", "no more lost than with 3 bits to nearest", "one level better: arXiv 2501.06218, abstract",
+        less("2 bits, TopKLD", "3 bits"),
+    ),
+    Claim(
+        "4 bits, D2MoE", "at most 0.02 more lost than with 4 bits", "perplexity 4.09, INT8 4.04: arXiv 2504.15299",
+        lambda lost: lost["4 bits, D2MoE"] <= lost["4 bits"] + 0.02,
     ),
 ]  # fmt: skip
 
@@ -210,7 +226,7 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     kinds = list(METHODS)
-    marks = dict(zip(kinds, "oosspPvXD^d<"[: len(kinds)], strict=False))
+    marks = dict(zip(kinds, "oosspPvXD^d<>*h"[: len(kinds)], strict=False))
     figure, axes = pyplot.subplots(1, 2, figsize=(14, 5), layout="constrained")
     losses = lost(records)
     for axis, names in zip(axes, (TEXT, IMAGES), strict=True):
@@ -238,9 +254,13 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def forms_of(name: str, wanted: Sequence[str]) -> list[str]:
     """Those of a model among the wanted, in order, and to nearest what a wanted one is compared with."""
-    beside = {"4 bits a row, EasyQuant": "4 bits a row", "FP4, LowBitFP": "4 bits"}
+    beside = {
+        "4 bits a row, EasyQuant": "4 bits a row", "FP4, LowBitFP": "4 bits", "3 bits, TopKLD": "4 bits",
+        "2 bits, TopKLD": "3 bits",
+    }  # fmt: skip
     compared = {beside.get(form, form.partition(",")[0]) for form in wanted}
-    return [form for form in METHODS if form in {*wanted, *compared} and (name in TEXT or form not in SLOW)]
+    able = [form for form in METHODS if name in ONLY.get(form, (name,)) and (name in TEXT or form not in SLOW)]
+    return [form for form in able if form in {*wanted, *compared}]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,8 +4,9 @@
     zoo bench sparse --only moe_nano --no-save
 
 Nanos with bundled weights: bits per byte of test documents against all bytes that are saved, without any training
-after pruning; Wanda saw 32 windows of 128 bytes of the training documents. Then random weights of a published size: a
-decoding step after 16 tokens, beside the dense model and beside torch's products with compressed sparse rows, in turns.
+after pruning; Wanda and R-Sparse saw 32 windows of 128 bytes of the training documents. Then random weights of a
+published size: a decoding step after 16 tokens, beside the dense model and beside torch's products with compressed
+sparse rows, in turns.
 """
 
 from __future__ import annotations
@@ -28,16 +29,22 @@ from zoo.benchmarks.exits import text
 from zoo.benchmarks.quant import calibration, scored
 from zoo.layers.quant import stored_bytes
 from zoo.layers.sparse import SparseLinear
+from zoo.quantize import Calibration
+from zoo.sparsify import nbytes_read
 
 DENSE = "dense"
 NANOS = ("transformer_nano", "mamba2_nano", "moe_nano")
 TIMED = "transformer_130m"
 PROMPT, STEPS = 16, 8
+NEAR = 0.03  # bits per byte
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     f"{share} %, {name}": (name, {"sparsity": share / 100}) for share in (30, 50, 70) for name in ("magnitude", "wanda")
-} | {f"2:4, {name}": (name, {"pattern": "2:4"}) for name in ("magnitude", "wanda")}
+} | {f"2:4, {name}": (name, {"pattern": "2:4"}) for name in ("magnitude", "wanda")} | {
+    f"{share} %, r_sparse": ("r_sparse", {"sparsity": share / 100}) for share in (30, 50, 70)
+}  # fmt: skip
 SIZES: dict[str, dict[str, Any]] = {
     "50 %": {"sparsity": 0.5}, "2:4": {"pattern": "2:4"}, "80 %": {"sparsity": 0.8}, "90 %": {"sparsity": 0.9},
+    "50 %, r_sparse": {"method": "r_sparse", "sparsity": 0.5},
 }  # fmt: skip
 ROWS = ("80 %", "90 %")  # also as torch's compressed sparse rows
 
@@ -60,6 +67,10 @@ QUALITY = [
         "2:4, wanda", "more lost than without a pattern, less than by magnitude", "arXiv 2306.11695, table 2",
         lambda lost: lost["50 %, wanda"] < lost["2:4, wanda"] < lost["2:4, magnitude"],
     ),
+    Claim(
+        "50 %, r_sparse", f"at most {NEAR} bits per byte lost", "comparable at 50 %: arXiv 2504.19449, abstract",
+        lambda lost: lost["50 %, r_sparse"] - lost[DENSE] <= NEAR,
+    ),
 ]  # fmt: skip
 TIME = [
     Claim(
@@ -71,6 +82,10 @@ TIME = [
         lambda step: all(step[form] <= step[f"{form}, torch CSR"] for form in ROWS),
     ),
     Claim("2:4", "a step no slower than dense", "half of the bytes and a bit a place", lambda s: s["2:4"] <= s[DENSE]),
+    Claim(
+        "50 %, r_sparse", "a step at least 1.43 times as fast as dense", "43 % end to end: arXiv 2504.19449, abstract",
+        lambda step: 1.43 * step["50 %, r_sparse"] <= step[DENSE],
+    ),
 ]  # fmt: skip
 
 
@@ -97,7 +112,10 @@ def qualities(name: str, advance: Callable[[str], None]) -> list[dict[str, Any]]
         if form != DENSE:
             method, options = FORMS[form]
             zoo.sparsify(model, method, calibration=seen, **options)
-        records.append({"model": name, "form": form, "bytes": stored_bytes(model), "score": scored(model, tested)})
+        score = scored(model, tested)
+        records.append({
+            "model": name, "form": form, "bytes": stored_bytes(model), "read": nbytes_read(model), "score": score
+        })  # fmt: skip
     return records
 
 
@@ -107,8 +125,9 @@ def times(name: str, budget: float, advance: Callable[[str], None]) -> list[dict
     advance(name)
     torch.manual_seed(0)
     models: dict[str, Any] = {DENSE: zoo.create_model(name).eval()}
+    seen = Calibration([torch.randint(1, 256, (4, 64), generator=torch.Generator().manual_seed(1))])
     for form, options in SIZES.items():
-        models[form] = zoo.sparsify(copy.deepcopy(models[DENSE]), **options)
+        models[form] = zoo.sparsify(copy.deepcopy(models[DENSE]), calibration=seen, **options)
         if form in ROWS:
             models[f"{form}, torch CSR"] = by_rows(models[form])
     tokens = torch.randint(1, 256, (1, PROMPT), generator=torch.Generator().manual_seed(0))
@@ -123,6 +142,7 @@ def times(name: str, budget: float, advance: Callable[[str], None]) -> list[dict
             "model": name,
             "form": form,
             "bytes": size(model),
+            "read": nbytes_read(model),
             "step": step(runs[f"{form} 1"], runs[f"{form} {1 + STEPS}"]),
         }
         for form, model in models.items()
@@ -182,10 +202,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tables = [
         ("Expected", ["model", "form", "expected", "source", "found"],
          judged(quality, "score", QUALITY) + judged(timed, "step", TIME)),
-        ("Bits per byte of test documents, pruned without training", ["model", "form", "kB", "bits per byte"],
-         [[r["model"], r["form"], f"{r['bytes'] / 1e3:.0f}", f"{r['score']:.3f}"] for r in quality]),
-        (f"A decoding step, random weights, float32, {torch.get_num_threads()} threads", ["model", "form", "MB", "ms"],
-         [[r["model"], r["form"], f"{r['bytes'] / 1e6:.0f}", f"{1e3 * r['step']:.1f}"] for r in timed]),
+        ("Bits per byte of test documents, pruned without training, and what a token reads",
+         ["model", "form", "kB", "kB read", "bits per byte"],
+         [[r["model"], r["form"], *(f"{r[key] / 1e3:.0f}" for key in ("bytes", "read")), f"{r['score']:.3f}"]
+          for r in quality]),
+        (f"A decoding step, random weights, float32, {torch.get_num_threads()} threads",
+         ["model", "form", "MB", "MB read", "ms"],
+         [[r["model"], r["form"], *(f"{r[key] / 1e6:.0f}" for key in ("bytes", "read")), f"{1e3 * r['step']:.1f}"]
+          for r in timed]),
     ]  # fmt: skip
     console = Console(width=max(120, Console().width))
     for title, columns, rows in tables:

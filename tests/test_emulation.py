@@ -72,6 +72,18 @@ def test_it_is_saved(tmp_path):
     assert zoo.changes.changes_of(again) == zoo.changes.changes_of(model) != ()
 
 
+def test_fixed_point_numbers_everywhere(tmp_path):
+    model: Any = zoo.emulate(zoo.create_model("transformer_nano").eval(), fixed=(4, 6), rounding="ties_away")
+    seen: list[Tensor] = []
+    for module in model.modules():
+        module.register_forward_hook(lambda _, __, y: seen.append(y) if isinstance(y, Tensor) else None)
+    x = inputs(model)
+    found = model(x)
+    assert seen and all(torch.equal(y, (64 * y).round() / 64) and y.min() >= -8 and y.max() < 8 for y in seen)
+    again: Any = zoo.create_model(f"local-dir:{zoo.save_model(model, tmp_path)}").eval()
+    assert torch.equal(again(x), found)
+
+
 def test_draws_follow_the_seed():
     model = zoo.emulate(zoo.create_model("transformer_nano").eval(), 5, 2, rounding="stochastic")
     found = []
@@ -85,7 +97,9 @@ def test_draws_follow_the_seed():
     ("prepare", "options", "message"),
     [
         (None, {"exponent_bits": 9}, "a format has 1 to 8 bits of exponent"),
-        (None, {"rounding": "odd"}, "rounding must be one of"),
+        (None, {"rounding": "even"}, "rounding must be one of"),
+        (None, {"fixed": (4, 4)}, r"give exponent_bits and mantissa_bits, or fixed=\(before, after\) alone"),
+        (None, {"mantissa_bits": None}, r"alone, got \[4\] and None"),
         (None, {"weights": False, "activations": False}, "there is nothing to round"),
         (lambda model: zoo.emulate(model, 5, 2), {}, "the model is emulated in a format already"),
         (zoo.quantize, {}, r"emulated comes before zoo\.factorize and zoo\.quantize"),

@@ -1,4 +1,4 @@
-"""Emulated precision: a model in any floating-point format, computed in float32."""
+"""Emulated precision: a model in any floating-point or fixed-point format, computed in float32."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from zoo.changes import Change, apply, changes_of
-from zoo.kernels.common.minifloat import Minifloat
+from zoo.kernels.common.minifloat import FixedPoint, Minifloat
 from zoo.layers.quant import compressible
 from zoo.layers.quant.between import put_between
 from zoo.layers.quant.rounded import Rounded
@@ -28,6 +28,7 @@ class Emulated(Change, kind="emulated"):
     saturate: bool = False
     weights: bool = True
     activations: bool = True
+    fixed: tuple[int, int] | None = None
 
     def __post_init__(self):
         self.rounded()
@@ -36,6 +37,8 @@ class Emulated(Change, kind="emulated"):
 
     def rounded(self) -> Rounded:
         """What rounds."""
+        if self.fixed is not None:
+            return Rounded(FixedPoint(*self.fixed), self.rounding)
         kind = Minifloat(self.exponent_bits, self.mantissa_bits, self.largest)  # type: ignore[arg-type]
         return Rounded(kind, self.rounding, self.saturate)
 
@@ -57,16 +60,17 @@ def _rounded_output(rounded: Rounded, module: nn.Module, inputs: Any, output: An
 
 def emulate(
     model: Model,
-    exponent_bits: int,
-    mantissa_bits: int,
+    exponent_bits: int | None = None,
+    mantissa_bits: int | None = None,
     *,
+    fixed: tuple[int, int] | None = None,
     largest: float | None = None,
     rounding: str = "nearest",
     saturate: bool = False,
     weights: bool = True,
     activations: bool = True,
 ) -> Model:
-    """Compute a model as if its weights and activations were of a floating-point format, in place.
+    """Compute a model as if its weights and activations were of a floating-point or fixed-point format, in place.
 
     The weights of linear layers, embeddings, experts and convolutions are rounded where they are used, and so is what
     every module returns; what happens inside of a module is in the model's own dtype. Weights are kept as they were and
@@ -77,8 +81,10 @@ def emulate(
         exponent_bits: 1 to 8.
         mantissa_bits: 0 to 23; 5 and 10 are half precision, 8 and 7 bfloat16, 4 and 3 with a largest number of 448 the
             float8_e4m3fn of torch.
+        fixed: bits before and after the point of fixed-point numbers instead, such as (4, 4).
         largest: the largest number; None: as IEEE 754 has it.
-        rounding: "nearest", "up", "down", "zero", "stochastic" or "coin", see ``kernels.common.minifloat``.
+        rounding: "nearest", "ties_away", "ties_zero", "odd", "up", "down", "zero", "stochastic" or "coin", see
+            ``kernels.common.minifloat``.
         saturate: what is too large becomes the largest number, not infinity.
         weights, activations: what is rounded.
 
@@ -91,8 +97,14 @@ def emulate(
 
     Paper: Carson and Chen, "Pychop", arXiv 2504.07835.
     """
+    sizes: dict[str, Any] = {"exponent_bits": exponent_bits, "mantissa_bits": mantissa_bits}
+    given = [size for size in sizes.values() if size is not None]
+    if len(given) != (0 if fixed else 2):
+        raise ValueError(
+            f"give exponent_bits and mantissa_bits, or fixed=(before, after) alone, got {given} and {fixed}"
+        )
     change = Emulated(
-        exponent_bits=exponent_bits, mantissa_bits=mantissa_bits, largest=largest, rounding=rounding,
+        **(sizes if fixed is None else {}), fixed=fixed and (fixed[0], fixed[1]), largest=largest, rounding=rounding,
         saturate=saturate, weights=weights, activations=activations,
     )  # fmt: skip
     apply(model, change)

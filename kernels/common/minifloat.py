@@ -1,14 +1,16 @@
-"""Floating-point formats of a few bits: their numbers, and rounding to them in six ways."""
+"""Number formats of a few bits, floating-point and fixed-point: their numbers, and rounding to them in nine ways."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-ROUNDINGS = ("nearest", "up", "down", "zero", "stochastic", "coin")
-_INWARD, _UPWARD = ("down", "zero"), ("up", "zero")  # that keep what is too large, and what is too small
+ROUNDINGS = ("nearest", "ties_away", "ties_zero", "odd", "up", "down", "zero", "stochastic", "coin")
+_INWARD = "down", "zero", "odd"  # that keep what is too large
+_UPWARD = "up", "zero", "odd"  # and what is too small
 EXPONENTS, MANTISSAS = range(1, 9), range(24)  # nothing that float32 does not hold
 
 
@@ -66,7 +68,8 @@ class Minifloat:
 
         Args:
             x: of any shape and floating dtype that holds the format.
-            rounding: "nearest" (ties to the even significand, without mantissa to the larger), "up", "down", "zero"
+            rounding: "nearest" (ties to the even significand, without mantissa to the larger), "ties_away" and
+                "ties_zero" (from and to it), "odd" (what lies between to the odd significand), "up", "down", "zero"
                 (towards it), "stochastic" (the nearer of both neighbours the likelier, so that the mean is x) or "coin"
                 (either as likely).
             saturate: what is too large becomes the largest number; else infinity, or what the direction says.
@@ -75,8 +78,7 @@ class Minifloat:
         Raises:
             ValueError: for an unknown rounding.
         """
-        if rounding not in ROUNDINGS:
-            raise ValueError(f"rounding must be one of {list(ROUNDINGS)}, got {rounding!r}")
+        check_rounding(rounding)
         wide = x.double()
         exponent = torch.frexp(wide).exponent.long().clamp(min=self.lowest + 1) - 1
         step = (exponent - self.mantissa_bits + 1023 << 52).view(torch.float64)  # exactly a power of two
@@ -86,10 +88,75 @@ class Minifloat:
         return (found if saturate else torch.where(wide.isinf(), wide, found)).to(x.dtype)
 
 
+@dataclass(frozen=True)
+class FixedPoint:
+    r"""Multiples of :math:`2^{-f}` in :math:`[-2^{i-1}, 2^{i-1} - 2^{-f}]`, of i + f bits.
+
+    Args:
+        integer_bits: i, 1 to 24, the sign among them.
+        fraction_bits: f, 0 to 24 - i, so that float32 holds them.
+
+    Raises:
+        ValueError: for others.
+    """
+
+    integer_bits: int
+    fraction_bits: int
+
+    def __post_init__(self):
+        given = self.integer_bits, self.fraction_bits
+        if given[0] not in range(1, 25) or given[1] not in range(24) or sum(given) > 24:
+            raise ValueError(
+                "fixed-point numbers have at least 1 bit before the point and at most 24 in all, got "
+                f"{self.integer_bits!r} and {self.fraction_bits!r}"
+            )
+
+    @property
+    def bits(self) -> int:
+        """Of a number."""
+        return self.integer_bits + self.fraction_bits
+
+    def round(
+        self, x: Tensor, rounding: str = "nearest", *, saturate: bool = True, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """As ``Minifloat.round``; what is out of range becomes the number at its end, whatever ``saturate`` says."""
+        check_rounding(rounding)
+        step, end = 2.0**-self.fraction_bits, 2.0 ** (self.integer_bits - 1)
+        wide = (x.double() / step).clamp(-end / step, end / step - 1)
+        return (_whole(wide, rounding, generator) * step).to(x.dtype)
+
+
+def check_rounding(rounding: str) -> None:
+    """Raise a ValueError for an unknown one."""
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding must be one of {list(ROUNDINGS)}, got {rounding!r}")
+
+
 def _whole(v: Tensor, rounding: str, generator: torch.Generator | None) -> Tensor:
     if rounding in ("stochastic", "coin"):
         below = v.floor()
         drawn = torch.rand(v.shape, generator=generator, device=v.device, dtype=v.dtype)
         chance = v - below if rounding == "stochastic" else 0.5 * (v > below)
         return below + (drawn < chance)
-    return {"nearest": torch.round, "up": torch.ceil, "down": torch.floor, "zero": torch.trunc}[rounding](v)
+    return _WAYS[rounding](v)
+
+
+def _outward(when: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Away from zero where ``when`` says so, of the integer towards zero and what is left, else to that integer."""
+
+    def rounded(v: Tensor) -> Tensor:
+        inner = v.abs().floor()
+        return torch.copysign(inner + when(inner, v.abs() - inner), v)
+
+    return rounded
+
+
+_WAYS: dict[str, Callable[[Tensor], Tensor]] = {
+    "nearest": torch.round,
+    "ties_away": _outward(lambda inner, rest: rest >= 0.5),
+    "ties_zero": _outward(lambda inner, rest: rest > 0.5),
+    "odd": _outward(lambda inner, rest: (rest > 0) & (inner % 2 == 0)),
+    "up": torch.ceil,
+    "down": torch.floor,
+    "zero": torch.trunc,
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zoo.kernels.common.minifloat import ROUNDINGS, Minifloat
+from zoo.kernels.common.minifloat import FixedPoint, Minifloat, check_rounding
 
 
 class Straight(torch.autograd.Function):
@@ -39,10 +39,9 @@ class Rounded(nn.Module):
     2504.07835; the gradient: Bengio et al., arXiv 1308.3432.
     """
 
-    def __init__(self, kind: Minifloat, rounding: str = "nearest", saturate: bool = False):
+    def __init__(self, kind: Minifloat | FixedPoint, rounding: str = "nearest", saturate: bool = False):
         super().__init__()
-        if rounding not in ROUNDINGS:
-            raise ValueError(f"rounding must be one of {list(ROUNDINGS)}, got {rounding!r}")
+        check_rounding(rounding)
         self.kind, self.rounding, self.saturate = kind, rounding, saturate
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import pytest
 import torch
 from torch import Tensor
 
-from zoo.kernels.common.minifloat import ROUNDINGS, Minifloat
+from zoo.kernels.common.minifloat import ROUNDINGS, FixedPoint, Minifloat
 
 SMALL = [Minifloat(1, 2), Minifloat(2, 1), Minifloat(3, 0), Minifloat(2, 3), Minifloat(4, 3, 448.0), Minifloat(5, 2)]
 KNOWN = [
@@ -39,18 +40,24 @@ def neighbours(x: Fraction, kind: Minifloat) -> tuple[Fraction, Fraction, int]:
 
 
 def slowly(x: float, kind: Minifloat, rounding: str) -> float:
-    """One number of a format in the four ways that draw nothing."""
+    """One number of a format in the ways that draw nothing."""
     exact, sign = Fraction(abs(x)), -1 if x < 0 else 1
     if exact > 2 * Fraction(kind.largest):  # far beyond: as the first number that is
         exact = 2 * Fraction(kind.largest)
     below, above, code = neighbours(exact, kind)
-    outward = {"up": sign > 0, "down": sign < 0, "zero": False, "nearest": None}[rounding]
-    if outward is None:
-        middle = (below + above) / 2
-        odd = code % 2 == 1 if kind.mantissa_bits else code > 0
-        outward = exact > middle or (exact == middle and odd)
+    middle, odd = (below + above) / 2, code % 2 == 1 if kind.mantissa_bits else code > 0
+    outward = {
+        "up": sign > 0, "down": sign < 0, "zero": False, "nearest": exact > middle or (exact == middle and odd),
+        "ties_away": exact >= middle, "ties_zero": exact > middle,
+        "odd": (significand_is_even(code, kind)) and below < Fraction(kind.largest),
+    }[rounding]  # fmt: skip
     found = above if outward and exact > below else below
     return sign * (float("inf") if found > Fraction(kind.largest) else float(found))
+
+
+def significand_is_even(code: int, kind: Minifloat) -> bool:
+    """Of the number of a code; without a mantissa those above 0 have the significand 1."""
+    return code % 2 == 0 if kind.mantissa_bits else code == 0
 
 
 def everything(kind: Minifloat) -> Tensor:
@@ -62,7 +69,7 @@ def everything(kind: Minifloat) -> Tensor:
     return torch.cat([found, -found])
 
 
-@pytest.mark.parametrize("rounding", ["nearest", "up", "down", "zero"])
+@pytest.mark.parametrize("rounding", ROUNDINGS[:-2])
 @pytest.mark.parametrize("kind", SMALL, ids=str)
 def test_rounding_against_exact_fractions(kind, rounding):
     x = everything(kind)
@@ -79,7 +86,7 @@ def test_draws_give_neighbours_with_the_right_chances(kind):
     x, generator = everything(kind), torch.Generator().manual_seed(0)
     x = x[x.abs() <= kind.largest]
     below, above = kind.round(x, "down"), kind.round(x, "up")
-    draws = {way: torch.stack([kind.round(x, way, generator=generator) for _ in range(400)]) for way in ROUNDINGS[4:]}
+    draws = {way: torch.stack([kind.round(x, way, generator=generator) for _ in range(400)]) for way in ROUNDINGS[-2:]}
     for way, found in draws.items():
         assert ((found == below) | (found == above)).all()
         gap = torch.where(above > below, above - below, torch.ones_like(x))
@@ -110,9 +117,36 @@ def test_the_numbers_of_four_bits():
     assert Minifloat(1, 2).numbers().tolist() == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5]
 
 
+@pytest.mark.parametrize("sizes", [(1, 0), (1, 3), (4, 0), (3, 2)])
+def test_fixed_point_numbers(sizes):
+    """All there are and all between and beyond, in every way, against exact fractions."""
+    kind, (before, after) = FixedPoint(*sizes), sizes
+    low, high = -(2 ** (before - 1 + after)), 2 ** (before - 1 + after) - 1
+    eighths = range(8 * (low - 2), 8 * (high + 2) + 1)
+    x = torch.tensor([float(Fraction(n, 8 * 2**after)) for n in eighths], dtype=torch.float64)
+    ways = {
+        "nearest": round, "up": math.ceil, "down": math.floor, "zero": math.trunc,
+        "ties_away": lambda v: int(math.copysign(math.floor(abs(v) + Fraction(1, 2)), v)),
+        "ties_zero": lambda v: int(math.copysign(math.ceil(abs(v) - Fraction(1, 2)), v)),
+        "odd": lambda v: v if v.denominator == 1 else math.floor(v) | 1,
+    }  # fmt: skip
+    for way, whole in ways.items():
+        held = [min(max(Fraction(n, 8), low), high) for n in eighths]
+        expected = torch.tensor([float(whole(v) * Fraction(1, 2**after)) for v in held], dtype=torch.float64)
+        assert torch.equal(kind.round(x, way), expected), way
+    drawn = kind.round(x, "stochastic", generator=torch.Generator().manual_seed(0))
+    assert ((drawn == kind.round(x, "down")) | (drawn == kind.round(x, "up"))).all() and kind.bits == sum(sizes)
+
+
+@pytest.mark.parametrize("sizes", [(0, 3), (25, 0), (20, 5), (4, -1), (2.0, 1.5)])
+def test_fixed_point_formats_that_are_none(sizes):
+    with pytest.raises(ValueError, match="at least 1 bit before the point and at most 24 in all"):
+        FixedPoint(*sizes)
+
+
 @pytest.mark.parametrize("sizes", [(0, 3), (9, 3), (4, -1), (4, 24), (2.0, 1.5)])
 def test_formats_that_are_none(sizes):
     with pytest.raises(ValueError, match="a format has 1 to 8 bits of exponent and 0 to 23 of mantissa"):
         Minifloat(*sizes)
-    with pytest.raises(ValueError, match=r"rounding must be one of .*'coin'.*, got 'odd'"):
-        Minifloat(4, 3).round(torch.ones(1), "odd")
+    with pytest.raises(ValueError, match=r"rounding must be one of .*'coin'.*, got 'even'"):
+        Minifloat(4, 3).round(torch.ones(1), "even")

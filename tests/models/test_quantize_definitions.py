@@ -129,6 +129,22 @@ def test_learnt_rounding_never_raises_the_error_of_an_output(matrix, moment, lay
     assert (new <= plain * (1 + 1e-6)).all() and new.sum() < 0.8 * plain.sum()
 
 
+def test_the_split_of_the_bits_is_found_for_each_matrix(matrix, moment):
+    """Few binades want a mantissa, many want exponents; the outputs are never worse than with one split for all."""
+    wide = matrix.sign() * torch.exp(2.5 * matrix)
+    for w, expected in ((matrix, "e2m1"), (wide, "e3m0")):
+        found, *each = (
+            METHODS["lowbit_fp"](layout=layout, any_split=split, steps=0).record(w, form(layout), moment)  # type: ignore[call-arg]
+            for layout, split in (("e2m1", True), ("e2m1", False), ("e3m0", False))
+        )
+        errors = [output_error(record.dequantise() - w, moment).sum() for record in (found, *each)]
+        assert found.format.layout == expected and errors[0] == min(errors[1:]) < max(errors[1:])
+
+
+def form(layout: str) -> Format:
+    return Format(layout=layout, bits=LAYOUTS[layout].default, group_size=16)
+
+
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_whole_ranges_are_rounding_to_nearest_and_gradients_reach_the_shares(matrix, symmetric):
     form = Format(bits=3, group_size=16, symmetric=symmetric)

@@ -145,6 +145,7 @@ def test_a_folder_is_for_one_model_and_one_calibration(trained, tmp_path):
     ("topkld", {"epochs": -1}, "epochs must be at least 0 and lr above 0"),
     ("topkld", {"tail": "both"}, "tail must be one of"),
     ("lowbit_fp", {"lr": 0.0}, "steps must be at least 0 and lr above 0"),
+    ("lowbit_fp", {"any_split": True}, "any_split is of floating-point layouts"),
     ("lowbit_fp", {"layout": "bipolar"}, "lowbit_fp rounds to integers and floating-point numbers"),
 ])  # fmt: skip
 def test_what_is_refused(method, options, message, trained):

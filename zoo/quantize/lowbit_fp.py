@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.kernels.lowbit_matmul import pack
 from zoo.layers.quant import LAYOUTS, Format, Record
-from zoo.layers.quant.layouts import MinifloatLayout, grid
+from zoo.layers.quant.layouts import MINIFLOATS, MinifloatLayout, grid
 from zoo.layers.quant.layouts.layout import SCALES, in_groups, largest, stored
 from zoo.quantize.calibration import Calibration
 from zoo.quantize.method import Method
@@ -35,7 +35,8 @@ class LowBitFP(Method, name="lowbit_fp", calibrated=True, any_layout=True):
     minimises the squared error of the layer's outputs, :math:`\mathrm{tr}\, (\hat W - W) H (\hat W - W)^T` with H the
     second moment of its inputs, and a penalty :math:`1 - |2h - 1|^\beta` that takes h to 0 or 1. The step of the grid
     is that of the weight's own binade. Scales come first: of 111 shares of each group's range, from 0.1 to 1.2, that of
-    the least squared error. A row whose outputs are no better than those of plain rounding is rounded plainly.
+    the least squared error; with ``any_split`` also the format of each matrix. A row whose outputs are no better than
+    those of plain rounding is rounded plainly.
 
     Paper: "Low-Bitwidth Floating Point Quantization for Efficient High-Quality Diffusion Models", arXiv 2408.06995; the
     shares: Kuzmin et al., "FP8 Quantization: The Power of the Exponent", arXiv 2208.09225; h: Nagel et al., "AdaRound",
@@ -46,6 +47,8 @@ class LowBitFP(Method, name="lowbit_fp", calibrated=True, any_layout=True):
     """Of Adam; 0 for scales alone."""
     lr: float = 0.05
     """Of Adam."""
+    any_split: bool = False
+    """Each matrix takes the split of its bits between exponent and mantissa that leaves the least error of outputs."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,6 +58,8 @@ class LowBitFP(Method, name="lowbit_fp", calibrated=True, any_layout=True):
             raise ValueError(f"lowbit_fp finds a scale for each row: group_rows must be 1, got {self.group_rows}")
         if self.layout != "int" and not isinstance(LAYOUTS[self.layout], MinifloatLayout):
             raise ValueError(f"lowbit_fp rounds to integers and floating-point numbers, got layout {self.layout!r}")
+        if self.any_split and self.layout == "int":
+            raise ValueError("any_split is of floating-point layouts, such as 'e2m1': integers have no exponent")
 
     def prepare(
         self, model: nn.Module, names: Sequence[str], calibration: Calibration | None, store: Store
@@ -66,6 +71,14 @@ class LowBitFP(Method, name="lowbit_fp", calibrated=True, any_layout=True):
 
     def record(self, matrix: Tensor, form: Format, known: Any) -> Record:
         """Codes of the rounding that was learnt; the nearest where the inputs are not known."""
+        if not self.any_split:
+            return self._record(matrix, form, known)
+        alike = [name for name, layout in MINIFLOATS.items() if layout.default == form.bits]
+        made = [self._record(matrix, dataclasses.replace(form, layout=name), known) for name in alike]
+        moment = torch.eye(matrix.shape[-1], device=matrix.device) if known is None else known
+        return min(made, key=lambda record: output_error(record.dequantise() - matrix, moment).sum().item())
+
+    def _record(self, matrix: Tensor, form: Format, known: Any) -> Record:
         levels = integer_levels if form.layout == "int" else minifloat_levels
         scale, zero = best_grid(matrix, form, levels)
         plain, below, above = levels(matrix, scale, zero, form)

@@ -14,10 +14,10 @@ from zoo.quantize.calibration import Calibration
 from zoo.sparsify.change import Sparse
 from zoo.sparsify.magnitude import Magnitude
 from zoo.sparsify.method import METHODS, Method, method_of
-from zoo.sparsify.r_sparse import RSparse
+from zoo.sparsify.r_sparse import RSparse, nbytes_read
 from zoo.sparsify.wanda import Wanda
 
-__all__ = ["METHODS", "Calibration", "Magnitude", "Method", "RSparse", "Sparse", "Wanda", "sparsify"]
+__all__ = ["METHODS", "Calibration", "Magnitude", "Method", "RSparse", "Sparse", "Wanda", "nbytes_read", "sparsify"]
 
 Model = TypeVar("Model", bound=nn.Module)
 

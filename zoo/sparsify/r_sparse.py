@@ -169,14 +169,16 @@ def input_scores(model: nn.Module, names: Sequence[str], calibration: Calibratio
 
 
 def nbytes_read(model: nn.Module) -> float:
-    """Bytes of weights that a token of the latest forward pass reads on average, all but embeddings: those of sparse
-    activations in part, all others whole."""
+    """Bytes of weights that a token of the latest forward pass reads on average: all that are saved but embeddings, and
+    of sparse activations a part."""
+    held = {id(tensor): tensor.nbytes for tensor in model.state_dict(keep_vars=True).values()}
+    products = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and id(module.weight) not in products:
+            held.pop(id(module.weight), None)
     sparse = [module for module in model.modules() if isinstance(module, RankAware)]
-    inside = {id(tensor) for module in sparse for tensor in module.state_dict(keep_vars=True).values()}
-    tables = {id(module.weight) for module in model.modules() if type(module) is nn.Embedding}
-    heads = {id(getattr(module, "weight", None)) for module in model.modules() if type(module) is nn.Linear}
-    others = sum(p.nbytes for p in model.parameters() if id(p) not in inside | (tables - heads))
-    return others + sum(module.nbytes_read() for module in sparse)
+    unread = sum(sum(t.nbytes for t in module.state_dict().values()) - module.nbytes_read() for module in sparse)
+    return sum(held.values()) - unread
 
 
 def _put(model: nn.Module, name: str, matrix: RankAware, layer: Any) -> None:

@@ -20,6 +20,7 @@ LAYOUTS: dict[str, Layout] = {
 
 __all__ = [
     "LAYOUTS",
+    "MINIFLOATS",
     "SCALES",
     "Binary",
     "Bipolar",
