@@ -8,7 +8,7 @@ from typing import Any
 
 from zoo.cli.decoding import Decoding, add_decoding, grouped
 from zoo.cli.errors import UsageError, checked
-from zoo.cli.options import add_import, add_model
+from zoo.cli.options import add_import, add_model, saved
 from zoo.cli.output import say
 from zoo.cli.text import INTERRUPTED, add_sampling, model_and_tokenizer, put, sampling, write
 
@@ -20,6 +20,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--prompt", default="", help="text to continue")
     add_sampling(parser, max_new_tokens=200)
     add_decoding(parser)
+    parser.add_argument(
+        "--offload", metavar="MEMORY", help="weights take no more than this, such as 2GB; others are read when used"
+    )
+    parser.add_argument("--offload-policy", metavar="NAME", help="tpi_llm (default), se_moe or edge_moe")
     add_import(parser)
 
 
@@ -28,6 +32,7 @@ def run(known: Namespace) -> int:
 
     grouped(known)  # what is no option is said before a model is read
     model, tokenizer = model_and_tokenizer(known.model)
+    model = _offloaded(known, model)
     ids = checked(tokenizer.encode, known.prompt)
     if not ids and tokenizer.bos_id is None:
         raise UsageError(f"{known.model} knows no token that begins a text: give it a --prompt")
@@ -41,7 +46,22 @@ def run(known: Namespace) -> int:
     put("\n")
     for line in decoding.counts():
         say(line, stderr=True)
+    if known.offload is not None:
+        say(str(model.offloaded.traffic), stderr=True)
     return 0 if whole else INTERRUPTED
+
+
+def _offloaded(known: Namespace, model: Any) -> Any:
+    """The model within the memory that was asked for, from the files of its folder."""
+    import zoo
+
+    if known.offload is None:
+        if known.offload_policy is not None:
+            raise UsageError("got --offload-policy without --offload MEMORY")
+        return model
+    kind, _, folder = saved(known.model).partition(":")
+    source = folder if kind == "local-dir" else model
+    return checked(zoo.offload, source, memory=known.offload, policy=known.offload_policy or "tpi_llm")
 
 
 def _texts(steps: Any, shown: Any) -> Generator[str, None, None]:

@@ -1,0 +1,150 @@
+"""A language model within a stated memory: most of its weights stay in files until they are used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.factory import create_model
+from zoo.language.base import LanguageModel
+from zoo.layers.cache.budget import UNITS, Bytes, parsed
+from zoo.offload.files import Piece, is_saved, listed, spilled
+from zoo.offload.policy import Offload, Part, absent
+from zoo.offload.slots import Slots, Unit
+from zoo.registry import nearest
+
+
+def offload(
+    model: Any, *, memory: int | str, policy: Offload | str = "tpi_llm", folder: str | os.PathLike[str] | None = None
+) -> LanguageModel:
+    """A language model whose weights take no more than ``memory``: the others are read when they are used.
+
+    The text is that of the model in memory. What is loaded at once, and in which order, says a policy; one scheduler
+    holds their slots and reads ahead in a thread. States and activations come on top of the memory, and so does what
+    the system keeps of files, which it gives back when memory is asked for.
+
+    >>> model = zoo.offload("FOLDER", memory="2GB")
+    >>> longer = zoo.generate(model, tokens, 50)
+    >>> model.offloaded.traffic  # what was read
+
+    Args:
+        model: a folder of ``zoo.save_model``, whose files are read where they are; or a model, of ``create_model`` or
+            of a folder of another library, whose offloaded weights are first written to a file without a name. It is
+            changed in place, and can neither be trained nor saved from then on.
+        memory: bytes, such as 2_000_000_000 or "2GB".
+        policy: one of ``zoo.offload``: "tpi_llm", "se_moe" or "edge_moe", or an object of their classes.
+        folder: where that file is to be; the system's for temporary files when None.
+
+    Returns:
+        The model, in eval mode, with ``model.offloaded``, the ``Slots``.
+
+    Raises:
+        ValueError: for memory that does not hold what stays and one part of the rest, a model without such parts, or
+            an unknown policy.
+    """
+    limit, how = _bytes(memory), _policy(policy)
+    pieces: dict[str, Piece] = {}
+    if isinstance(model, str | os.PathLike):
+        if not is_saved(Path(model)):
+            raise ValueError(f"{model} is no folder of a saved model: give one, or a model of zoo.create_model")
+        pieces = listed(Path(model))
+        model = create_model(f"local-dir:{model}")
+    if not isinstance(model, LanguageModel) or getattr(model, "offloaded", None) is not None or model.exits is not None:
+        raise ValueError(
+            "offload takes a language model that is plain, without exits, and not offloaded yet, got "
+            f"{type(model).__name__}"
+        )
+    parts = how.parts(model)
+    size, rest = sizes(model, parts), stays(model, parts)
+    room = (limit - rest) // size
+    if room < 1:
+        raise ValueError(
+            f"memory must hold what stays, {rest:,} bytes, and one part of the rest, {size:,} bytes under "
+            f"{type(how).__name__}: got {limit:,}"
+        )
+    units = _units(model, parts, pieces, None if folder is None else Path(folder))
+    slots = Slots(units, min(how.count(room), len(units)), how.leaves())
+    _release(model, parts)
+    how.attach(parts, slots)
+    model.offloaded = slots  # type: ignore[assignment]
+    model.register_state_dict_pre_hook(_refuse)
+    return model.eval().requires_grad_(False)
+
+
+def full_names(model: nn.Module, parts: list[Part]) -> list[tuple[str, ...]]:
+    """The names of the parameters of each part, within the model."""
+    prefixes = {id(module): f"{name}." for name, module in model.named_modules()}
+    return [tuple(prefixes[id(part.module)] + name for name in part.names) for part in parts]
+
+
+def sizes(model: nn.Module, parts: list[Part]) -> int:
+    """Bytes of a slot: those of the largest part."""
+    return max(Unit("", tuple(_piece(model, name, part.index) for name in names)).room
+               for part, names in zip(parts, full_names(model, parts), strict=True))  # fmt: skip
+
+
+def stays(model: nn.Module, parts: list[Part]) -> int:
+    """Bytes of parameters and buffers that are in no part."""
+    gone = {id(part.module.get_parameter(name)) for part in parts for name in part.names}
+    held = {id(t): t for t in (*model.parameters(), *model.buffers()) if id(t) not in gone}
+    return sum(tensor.nbytes for tensor in held.values())
+
+
+def _piece(model: nn.Module, name: str, index: int | None) -> Piece:
+    tensor = model.get_parameter(name)
+    shape = tensor.shape if index is None else tensor.shape[1:]
+    return Piece(None, 0, shape, tensor.dtype)  # type: ignore[arg-type]
+
+
+def _units(model: nn.Module, parts: list[Part], pieces: dict[str, Piece], folder: Path | None) -> list[Unit]:
+    """Where the parts are; what is not in files as the model has it is written to one."""
+    names = full_names(model, parts)
+    every = dict.fromkeys(name for several in names for name in several)
+    found = {}
+    for name in every:
+        tensor, piece = model.get_parameter(name), pieces.get(name)
+        if piece is not None and piece.shape == tensor.shape and piece.dtype == tensor.dtype:
+            found[name] = piece
+    missing = [name for name in every if name not in found]
+    if missing:
+        found |= spilled(((name, model.get_parameter(name)) for name in missing), folder)
+    return [
+        Unit(several[0], tuple(found[name] if part.index is None else found[name][part.index] for name in several))
+        for part, several in zip(parts, names, strict=True)
+    ]
+
+
+@torch.no_grad()
+def _release(model: nn.Module, parts: list[Part]) -> None:
+    """The parameters of the parts take no memory; those that stay take their own, not that of a mapped file."""
+    gone = {id(part.module.get_parameter(name)) for part in parts for name in part.names}
+    for parameter in model.parameters():
+        parameter.data = absent(parameter) if id(parameter) in gone else parameter.detach().clone()
+
+
+def _bytes(memory: int | str) -> int:
+    if isinstance(memory, str):
+        budget = parsed(memory)
+        if not isinstance(budget, Bytes):
+            raise ValueError(f"memory is bytes, or a number with a unit ({', '.join(UNITS)}), got {memory!r}")
+        return budget.count
+    return memory
+
+
+def _policy(policy: Offload | str) -> Offload:
+    if isinstance(policy, Offload):
+        return policy
+    if policy not in Offload.named:
+        raise ValueError(
+            f"there is no way to offload {policy!r}{nearest(str(policy), Offload.named)}; there are "
+            f"{', '.join(Offload.named)}"
+        )
+    return Offload.named[policy]()
+
+
+def _refuse(*_: Any) -> None:
+    raise ValueError("the weights of an offloaded model are in its files: save the model before zoo.offload")
