@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.layers.attention.keys import EMPTY
+from zoo.layers.cache.budget import Budget, require_budget
 from zoo.layers.cache.call import Call
 from zoo.layers.cache.dense import Dense
 from zoo.layers.cache.heads import HeadsState
@@ -27,8 +28,8 @@ class StreamingHeads(StreamingLLM):
 
     def attend(self, state: CacheState, call: Call) -> Tensor:
         """To the first tokens, and to ``recent`` positions up to its own."""
-        recent = state.slots(self.recent)
-        if state.filled <= self.sink + recent:
+        recent = torch.as_tensor(state.slots(self.recent), device=call.q.device).view(-1, 1, 1, 1)
+        if state.filled <= self.sink + int(recent.min()):
             return state.attend_all(call)
         position, query = state.position, call.positions[:, None, :, None]
         near = (position[:, :, None] < self.sink) | (query - position[:, :, None] < recent) | (query == EMPTY)
@@ -48,10 +49,10 @@ class DuoAttention(Policy):
             stands in for nothing learnt.
         sparsity: share of the heads that stream.
         sink: first tokens that streaming heads keep.
-        recent: newest tokens that they keep, the present one included.
+        recent: newest tokens that they keep, the present one included; as memory, of these heads.
 
     Raises:
-        ValueError: for a sparsity outside [0, 1], sinks below 0, or recent tokens below 1.
+        ValueError: for a sparsity outside [0, 1], sinks below 0, or recent tokens out of range.
 
     Paper: Xiao et al., "DuoAttention", arXiv 2410.10819.
     """
@@ -63,11 +64,11 @@ class DuoAttention(Policy):
     gates: tuple[tuple[float, ...], ...] | None = None
     sparsity: float = 0.5
     sink: int = 64
-    recent: int = 256
+    recent: Budget = 256
 
     def __post_init__(self):
         require_at_least(0, sink=self.sink)
-        require_at_least(1, recent=self.recent)
+        require_budget(recent=self.recent)
         if not 0 <= self.sparsity <= 1:
             raise ValueError(f"sparsity, the share of heads that stream, must be in [0, 1], got {self.sparsity}")
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from zoo.layers.attention.keys import EMPTY
+from zoo.layers.cache.budget import Budget, require_budget
 from zoo.layers.cache.call import Call
 from zoo.layers.cache.policy import Policy
+from zoo.layers.cache.slots import best
 from zoo.layers.cache.state import CacheState, visible
 from zoo.layers.options import require_at_least
 
@@ -44,15 +46,16 @@ class LoopServe(Policy):
 
     alpha: float = 0.95
     probes: int = 64
-    budget: int = 1024
+    budget: Budget = 1024
     window: int = 16
     every: int = 16
 
     def __post_init__(self):
         if not 0 < self.alpha <= 1:
             raise ValueError(f"alpha, a share of the attention, must be in (0, 1], got {self.alpha}")
-        require_at_least(1, probes=self.probes, budget=self.budget, window=self.window, every=self.every)
-        if self.every > self.budget:
+        require_budget(budget=self.budget)
+        require_at_least(1, probes=self.probes, window=self.window, every=self.every)
+        if isinstance(self.budget, int) and self.every > self.budget:
             raise ValueError(
                 f"the budget must hold the tokens that come between two choices, got budget {self.budget}, "
                 f"every {self.every}"
@@ -66,11 +69,12 @@ class LoopServe(Policy):
         """Along the lines, or to what was chosen."""
         if call.length > 1:
             return state.attend_all(call) if self.alpha == 1 else self.attend_along(state, call)
-        if state.filled <= self.budget or "last" not in state.notes:
+        count = state.slots(self.budget, self.every)
+        if "last" not in state.notes or (isinstance(count, int) and state.filled <= count):
             return state.attend_all(call)
         newer = state.position > state.notes["last"][:, None, None]
         score = state.held("score").masked_fill(newer, torch.inf).masked_fill(~state.real, -torch.inf)
-        return state.attend_to(call, score.topk(self.budget, dim=-1).indices)
+        return state.attend_to(call, *best(score, count))
 
     def attend_along(self, state: CacheState, call: Call, rows: int = 256) -> Tensor:
         """The queries of a turn, so many at once, to the tokens on a line, and to themselves."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from zoo.layers.cache.budget import Budget
 from zoo.layers.cache.call import Call
 from zoo.layers.cache.duo_attention import DuoAttention, StreamingHeads
 from zoo.layers.cache.heads import HeadsState
@@ -99,7 +100,7 @@ class LServe(DuoAttention):
     paper: ClassVar[str] = "2502.14866"
 
     sink: int = 128
-    recent: int = 256
+    recent: Budget = 256
     budget: int = 4096
     page: int = 64
     logical: int = 16

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from zoo.layers.cache.budget import Budget, require_budget
 from zoo.layers.cache.call import Call
 from zoo.layers.cache.dense import Dense
 from zoo.layers.cache.heads import HeadsState
@@ -26,7 +27,7 @@ class CompensatedHeads(Policy):
     """
 
     sink: int = 4
-    recent: int = 4000
+    recent: Budget = 4000
     weighted: bool = True
 
     def start(self, state: CacheState) -> None:
@@ -36,11 +37,11 @@ class CompensatedHeads(Policy):
 
     def after_prefill(self, state: CacheState, call: Call) -> None:
         """Drop, and add to the compensation token what was dropped."""
-        limit = self.sink + 1 + self.recent
-        if state.filled <= limit:
+        recent = torch.as_tensor(state.slots(self.recent), device=call.q.device).view(-1, 1, 1)
+        if state.filled <= self.sink + 1 + int(recent.min()):
             return
         position = state.position.double()
-        stays = (position < self.sink) | (position >= state.now - self.recent)
+        stays = (position < self.sink) | (position >= state.now - recent)
         drops = (~stays & state.real).double()  # (B, 1, S)
         count = (state.held("merged") + 1) * drops  # a compensation token counts as all that it stands for
         total = count.sum(-1, keepdim=True)
@@ -76,11 +77,11 @@ class RazorAttention(Policy):
             retrieves, which stands in for nothing measured.
         echo, induction: shares of the heads.
         sink: first tokens that all keep.
-        recent: newest tokens of a prompt that all keep.
+        recent: newest tokens of a prompt that all keep; as memory, of the heads that drop.
         weighted: see above.
 
     Raises:
-        ValueError: for shares outside [0, 1], sinks below 0, or recent tokens below 1.
+        ValueError: for shares outside [0, 1], sinks below 0, or recent tokens out of range.
 
     Paper: Tang et al., "RazorAttention", arXiv 2407.15891.
     """
@@ -93,12 +94,12 @@ class RazorAttention(Policy):
     echo: float = 0.01
     induction: float = 0.14
     sink: int = 4
-    recent: int = 4000
+    recent: Budget = 4000
     weighted: bool = True
 
     def __post_init__(self):
         require_at_least(0, sink=self.sink)
-        require_at_least(1, recent=self.recent)
+        require_budget(recent=self.recent)
         for name, share in (("echo", self.echo), ("induction", self.induction)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}, a share of the heads, must be in [0, 1], got {share}")

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.layers.cache.budget import Budget, require_budget
 from zoo.layers.cache.call import Call
 from zoo.layers.cache.policy import Policy
+from zoo.layers.cache.slots import best
 from zoo.layers.cache.state import CacheState
 from zoo.layers.options import require_at_least
 
@@ -31,20 +33,21 @@ class RecycledAttention(Policy):
             step is below this.
 
     Raises:
-        ValueError: for numbers below 1.
+        ValueError: for numbers below 1, or tokens out of range.
 
     Paper: Xu et al., "Recycled Attention: Efficient inference for long-context language models".
     """
 
     paper: ClassVar[str] = "Xu et al., TMLR 2025"
 
-    top_k: int = 4096
+    top_k: Budget = 4096
     stride: int = 50
     check: int | None = None
     similarity: float = 0.8
 
     def __post_init__(self):
-        require_at_least(1, top_k=self.top_k, stride=self.stride, check=self.check)
+        require_budget(top_k=self.top_k)
+        require_at_least(1, stride=self.stride, check=self.check)
 
     def start(self, state: CacheState) -> None:
         """What the last full step gave."""
@@ -53,11 +56,12 @@ class RecycledAttention(Policy):
     def attend(self, state: CacheState, call: Call) -> Tensor:
         """To everything, or to what was looked at."""
         full = self._full(state, call)
-        if state.filled <= self.top_k or bool(full.all()):
+        count = state.slots(self.top_k)
+        if bool(full.all()) or (isinstance(count, int) and state.filled <= count):
             return state.attend_all(call)
         last = state.notes["last"][:, None, None]
         score = state.held("score").masked_fill(state.position > last, torch.inf).masked_fill(~state.real, -torch.inf)
-        y = state.attend_to(call, score.topk(self.top_k, dim=-1).indices)
+        y = state.attend_to(call, *best(score, count))
         return torch.where(full[:, None, None, None], state.attend_all(call), y) if bool(full.any()) else y
 
     def after_prefill(self, state: CacheState, call: Call) -> None:

@@ -25,6 +25,17 @@ def taken(tensor: Tensor, slots: Tensor) -> Tensor:
     return tensor.take_along_dim(slots.view(*slots.shape, *[1] * (tensor.dim() - 3)), 2)
 
 
+def best(score: Tensor, count: int | Tensor) -> tuple[Tensor, Tensor | None]:
+    """The slots (B, 1 or H, n) of the largest scores, as many as ``count``, an int or (B,); and which of them there
+    are in rows with fewer, None for all."""
+    most = int(count.max()) if isinstance(count, Tensor) else count
+    found = score.topk(min(most, score.shape[-1]), dim=-1).indices
+    if isinstance(count, int):
+        return found, None
+    rank = torch.arange(found.shape[-1], device=score.device)
+    return found, (rank < count[:, None, None]).expand_as(found)
+
+
 @dataclass
 class Slots(State):
     """Tensors with a slot in dimension 2, of which the first ``filled`` are in use.

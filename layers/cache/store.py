@@ -67,7 +67,13 @@ class Quantized(Store):
         require_at_least(2, group=self.group)
 
     def encode(self, x: Tensor) -> dict[str, Tensor]:
-        """Codes (B, H, n, d or d / 2) uint8, scale and zero (B, H, n, groups)."""
+        """Codes (B, H, n, d or d / 2) uint8, scale and zero (B, H, n, groups).
+
+        Raises:
+            ValueError: for an odd number of channels in 4 bits.
+        """
+        if self.bits == 4 and x.shape[-1] % 2:
+            raise ValueError(f"two channels share a byte of 4 bits each, got {x.shape[-1]} channels: take bits=8")
         groups = x.unflatten(-1, (-1, self.group)) if x.shape[-1] % self.group == 0 else x[..., None, :]
         low, high = groups.aminmax(dim=-1, keepdim=True)
         scale = ((high - low) / (2**self.bits - 1)).clamp(min=torch.finfo(x.dtype).tiny)

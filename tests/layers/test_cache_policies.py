@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from itertools import chain
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 import zoo
 from cases.caches import POLICIES, Case
-from zoo.cache import Dense, Policy, policies
+from zoo.cache import Dense, Disk, Host, Policy, Quantized, policies
 from zoo.layers import CausalAttention
 from zoo.layers.attention.keys import EMPTY
 from zoo.layers.cache.build import governed
@@ -176,6 +177,32 @@ def test_copies_go_their_own_way_and_rows_are_reordered(case, layer):
     state.reset()
     assert (state.seen, state.filled) == (0, 0)
     close(run(layer, x, state, PROMPT - 2), run(layer, x, begun(layer, case.small, 3), PROMPT - 2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("store", [Host(), Disk(), Quantized(8, group=3), Quantized(4, group=3)], ids=str)
+def test_keys_and_values_may_be_kept_elsewhere_and_in_few_bits(case, layer, store):
+    """Elsewhere the outputs are the same bits; codes are of what is seen to half a step, and roll back bit for bit."""
+    x, draft = tokens(2, PROMPT + STEPS), tokens(2, 3)
+    small = dataclasses.replace(case.small, store=store)
+    state, plain = begun(layer, small), begun(layer, case.small)
+    found, expected = run(layer, x, state), run(layer, x, plain)
+    assert state.filled == plain.filled if isinstance(store, Host | Disk) else found.isfinite().all()
+    if isinstance(store, Host | Disk):
+        assert torch.equal(found, expected)
+    else:
+        dense = (run(layer, x, begun(layer, dataclasses.replace(one, store=store))) for one in (case.ample, Dense()))
+        torch.testing.assert_close(*dense, atol=case.limit or 0, rtol=0)
+        assert all(part.data["key.codes"].dtype == torch.uint8 for part in held(state))
+    state.commit()
+    before = values(state)
+    layer(draft, state)
+    state.rollback()
+    assert all(torch.equal(a, b) for a, b in zip(values(state), before, strict=True))
+    index = torch.tensor([1, 0])
+    other = copy.deepcopy(state)
+    other.reorder(index)
+    close(layer(draft[index], other)[index], layer(draft, state))
 
 
 @pytest.mark.parametrize("name", ["transformer_nano", "falcon_h1_nano", "deepseek_nano", "mor_nano"])

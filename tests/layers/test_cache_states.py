@@ -7,13 +7,36 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import zoo
 from cases.attention import DIM, attention, begun
-from zoo.cache import H2O, Bytes, Dense, Disk, DuoAttention, Host, InfLLM, Quantized, SnapKV, StreamingLLM, ThinK
+from zoo.cache import (
+    H2O,
+    Bytes,
+    Dense,
+    Disk,
+    DuoAttention,
+    Host,
+    InfLLM,
+    LazyEviction,
+    LookM,
+    LoopServe,
+    LServe,
+    PrefixKV,
+    Quantized,
+    RazorAttention,
+    RecycledAttention,
+    SentenceKV,
+    SnapKV,
+    SpecKV,
+    StreamingLLM,
+    ThinK,
+)
 from zoo.cli import main
 from zoo.layers.cache.budget import parsed
 from zoo.layers.cache.store import _thread, touched
+from zoo.layers.states import parts
 
 
 def nano(name: str = "transformer_nano", **options: Any) -> Any:
@@ -35,6 +58,45 @@ def test_budgets_are_tokens_a_share_or_memory():
     layer(x.expand(2, -1, -1), padded, seq_idx=ids)
     assert padded.real.sum(-1).tolist() == [[10, 10], [25, 25]]
     assert [parsed(text) for text in ("7", "0.5", "2KiB", "1.5MB")] == [7, 0.5, Bytes(2048), Bytes(1500000)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: H2O(heavy=n, recent=n), lambda n: SnapKV(budget=n, window=4), lambda n: SpecKV(budget=n, window=4),
+        lambda n: StreamingLLM(sink=2, recent=n), lambda n: DuoAttention(sink=2, recent=n, sparsity=0.5),
+        lambda n: RazorAttention(sink=2, recent=n), lambda n: LazyEviction(budget=n, window=4),
+        lambda n: PrefixKV(budget=n, first=2), lambda n: LookM(images=(0,), heavy=n, recent=n),
+        lambda n: SentenceKV(budget=n, first=2, recent=3, window=4), lambda n: RecycledAttention(top_k=n),
+        lambda n: LoopServe(budget=n, window=4, every=4), lambda n: LServe(sink=2, recent=n),
+    ],
+    ids=lambda make: type(make(20)).__name__,
+)  # fmt: skip
+def test_every_budget_is_tokens_a_share_or_memory(make):
+    """Three ways to say 20 slots after 101 tokens hold the same tokens and give the same output; rows of their own
+    length have shares of their own."""
+    layer, x = attention(), torch.randn(2, 101, DIM, dtype=torch.float64)
+
+    def held(policy: Any, rows: int, **options: Any) -> tuple[Any, Tensor]:
+        state = begun(layer, policy, rows)
+        layer(x[:rows, :100], state, **options)
+        return state, layer(x[:rows, 100:], state)
+
+    plain, expected = held(make(20), 1)
+    part = next(one for one in reversed(list(parts(plain))) if one.filled == min(p.filled for p in parts(plain)))
+    found = [held(make(budget), 1) for budget in (Bytes(20 * part.slot_bytes + 5), 20 / 101 - 1e-9)]
+    for state, y in found:
+        for one, other in zip(parts(state), parts(plain), strict=True):
+            assert one.filled == other.filled
+            assert torch.equal(one.position.sort(-1).values, other.position.sort(-1).values)
+        torch.testing.assert_close(y, expected)
+    ids = torch.zeros(2, 100, dtype=torch.long)
+    ids[1, :60] = -1
+    state, together = held(make(0.2), 2, seq_idx=ids)
+    alone = begun(layer, make(0.2), 1)
+    layer(x[1:, 60:100], alone)
+    torch.testing.assert_close(together[1:], layer(x[1:, 100:], alone))
 
 
 @torch.no_grad()
@@ -122,6 +184,7 @@ def test_beams_samples_and_lists_decode_under_a_policy():
         (lambda: InfLLM(local=4, chunk=8), "chunk be at most the window"),
         (lambda: ThinK(tokens=H2O()), "end of a prompt alone, got H2O"),
         (lambda: Quantized(3), "bits must be 4 or 8, got 3"),
+        (lambda: Quantized(4).encode(torch.ones(1, 1, 1, 3)), "two channels share a byte.*got 3 channels"),
         (lambda: nano("mamba_nano").init_state(1, cache=H2O()), "there is none: the states are MambaState"),
         (lambda: nano().init_state(1, cache="snapkw"), "no cache policy 'snapkw', did you mean 'snapkv'"),
         (lambda: nano().init_state(1, cache={9: H2O()}), "got a policy for 9"),
