@@ -68,6 +68,7 @@ class Results:
 
     def __init__(self, path: Path | None, known: Mapping[str, dict[str, Any]], command: str) -> None:
         self.path, self.records, self.command, self.machine = path, dict(known), command, machine()
+        self.added: dict[str, dict[str, Any]] = {}
         self.where = {
             "commit": self.machine["commit"], "sources": sources(*ROOMS), "processor": self.machine["processor"],
             "threads": self.machine["threads"],
@@ -98,18 +99,18 @@ class Results:
         """Keep the record of a claim, and write the file."""
         said = {f.name: getattr(claim, f.name) for f in dataclasses.fields(claim) if f.name not in UNSAID}
         bound = claim.bound and dataclasses.asdict(claim.bound)
-        self.records[claim.name] = said | {
+        self.records[claim.name] = self.added[claim.name] = said | {
             "bound": bound, "bound_text": str(claim.bound or "-"), "verdict": verdict, "found": found,
-            "details": details or {}, "error": error, "seconds": round(seconds, 2), "date": date(),
-            **self.where,
+            "details": details or {}, "error": error, "seconds": round(seconds, 2), "date": date(), **self.where,
         }  # fmt: skip
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_result(self.path, self.content())
 
     def content(self) -> dict[str, Any]:
-        """Of the file; what is no longer declared has gone."""
-        kept = [self.records[name] for name in declared() if name in self.records]
+        """Of the file, with what others have written meanwhile; what is no longer declared has gone."""
+        records = self.records if self.path is None else read(self.path) | self.added
+        kept = [records[name] for name in declared() if name in records]
         return {"subject": "claims", "command": self.command, "machine": self.machine, "claims": kept}
 
     def page(self) -> None:
