@@ -308,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reader.error(str(error))
     steps = [Step(", ".join(plan.names), measured, (plan,), options.limit) for plan in wanted]
     say = partial(Console(stderr=True).print, highlight=False, markup=False)
-    run_steps(steps, kept, seconds=math.inf, processes=1, say=say)  # pyright: ignore[reportArgumentType]
+    run_steps(steps, kept, seconds=math.inf, processes=1, say=say)
     names = {name for plan in wanted for name in plan.names}
     shown = [r for r in kept.records if r["model"] in names and r["measure"] in options.measures]
     Console(width=max(140, Console().width)).print(table("Models", COLUMNS, show(shown)))

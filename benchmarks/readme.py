@@ -1,4 +1,4 @@
-"""The README's table of language models beside transformers', from ``benchmarks/results/families.json``.
+"""The README's picture and its table of language models beside transformers', from the files of benchmarks/results.
 
 python -m zoo.benchmarks.readme          # `zoo bench families` does so too, after a run over all of them
 """
@@ -12,7 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.benchmarks.common import RESULTS
+from zoo.benchmarks.common import RESULTS, write_whole
+from zoo.benchmarks.report.models import rows
+from zoo.benchmarks.report.pictures import overview
+from zoo.benchmarks.report.results import Results
 
 README = RESULTS.parent.parent / "README.md"
 SECTION = re.compile(r"(?<=<!-- families -->\n).*?(?=<!-- /families -->)", re.DOTALL)
@@ -60,8 +63,14 @@ def section(results: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def picture(folder: Path = RESULTS) -> str:
+    """The SVG above the text: of what is in ``costs.json`` and of the scores of the bundled weights."""
+    results = Results(folder)
+    return overview(rows(results, "*_nano", count=False), results)
+
+
 def refresh(readme: Path = README, results: Path = RESULTS / "families.json") -> None:
-    """Write the section between the marks of the README anew.
+    """Write the section between the marks of the README anew, and the picture beside the results.
 
     Raises:
         ValueError: for a README without the marks.
@@ -70,7 +79,9 @@ def refresh(readme: Path = README, results: Path = RESULTS / "families.json") ->
     if SECTION.search(text) is None:
         raise ValueError(f"{readme} has no section between <!-- families --> and <!-- /families -->")
     new = section(json.loads(results.read_text(encoding="utf-8")))
-    readme.write_text(SECTION.sub(lambda _: new, text), encoding="utf-8")
+    write_whole(readme, SECTION.sub(lambda _: new, text))
+    if (results.parent / "costs.json").exists():
+        write_whole(results.parent / "overview.svg", picture(results.parent))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ class Family:
     """What the page says of a family.
 
     Attributes:
+        described: (class, what it is) of its modules.
         drawn: the model that was drawn.
         recipes: that train a model of it.
         checked: what it was compared with, from README's table.
@@ -34,6 +35,7 @@ class Family:
     rows: list[Row]
     papers: list[Paper]
     equations: list[tuple[str, list[str]]]
+    described: list[tuple[str, str]]
     drawing: str
     drawn: str
     recipes: list[str]
@@ -82,7 +84,8 @@ def _family(
     model = zoo.create_model(drawn, device="meta")
     title = row.title if row else key.replace("_", " ")
     return Family(
-        key, title, rows, list({r.entry.paper.arxiv: r.entry.paper for r in rows}.values()), formula.equations(model),
+        key, title, rows, list({r.entry.paper.arxiv: r.entry.paper for r in rows}.values()),
+        formula.equations(model), formula.described(model),
         drawing.svg(drawing.boxes(model), f"Modules of {drawn}"), drawn,
         sorted(recipe for r in rows for recipe in recipes().get(r.name, ())), row.checked if row else "",
         [claim for claim in claims if key in claim["families"]], growth.get(drawn),

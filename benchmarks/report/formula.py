@@ -12,11 +12,15 @@ from functools import cache
 from torch import nn
 
 SIZE = 15  # of the letters, in pixels
-BREAK = re.compile(r"\\\\|(?<=[,;.])\s*\\(?:q?quad|;)|\\qquad")  # where an equation ends and the next begins
+BREAK = re.compile(
+    r"\\\\|(?<=[,;.])\s*\\;|\\q?quad|\n(?=\s*[\\\w][^=\n+-]{0,24}=)"
+)  # where an equation ends and the next begins
+CASES = re.compile(r"\\begin\{cases\}(.*?)\\end\{cases\}", re.DOTALL)
 # what mathtext does not know -> what looks like it
 SPELLED = (
-    (r"\\text(?=\{)", r"\\mathrm"),
     (r"\\tfrac", r"\\frac"),
+    (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+    (r"\\sqrt\s*(\\?[A-Za-z]+)", r"\\sqrt{\1}"),
     (r"\\[bB]ig+[lr]?(?![a-z])|\\textstyle|\\nolimits|&", ""),
     (r"\\le(?![a-z])", r"\\leq"),
     (r"\\ge(?![a-z])", r"\\geq"),
@@ -36,12 +40,24 @@ def equations(model: nn.Module, most: int = 4) -> list[tuple[str, list[str]]]:
     return list(found.items())[:most]
 
 
+def described(model: nn.Module, most: int = 6) -> list[tuple[str, str]]:
+    """(class, first sentence of its docstring) of the zoo's modules inside a model, from the outside in."""
+    kinds = dict.fromkeys(type(module) for module in model.modules())
+    named = [kind for kind in kinds if kind.__module__.startswith("zoo.") and kind.__doc__]
+    return [(kind.__name__, _sentence(str(kind.__doc__))) for kind in named][:most]
+
+
+def _sentence(text: str) -> str:
+    return " ".join(re.split(r"(?<=\.)\s", inspect.cleandoc(text).split("\n\n")[0])[0].replace("``", "").split())
+
+
 def _math(kind: type) -> list[str]:
     """Lines of all ``.. math::`` blocks of a class's own docstring."""
     if not kind.__module__.startswith("zoo.") or not kind.__doc__:
         return []
     text, lines = inspect.cleandoc(kind.__doc__), []
     for block in re.findall(r"\.\. math::(?:[ ]*\n|[ ]+)((?:(?:[ ]+.*)?\n?)+)", text):
+        block = CASES.sub(lambda cases: r"\{" + re.sub(r"\\\\", ";", cases[1]).replace("&", r"\ "), block)
         lines += [one for part in BREAK.split(textwrap.dedent(block)) if (one := " ".join(part.split()))]
     return lines
 
@@ -51,7 +67,7 @@ def drawn(latex: str) -> str:
     """One line of LaTeX as an SVG that takes the colour of the text; as code where mathtext cannot read it."""
     from matplotlib.textpath import TextPath
 
-    spelled = latex
+    spelled = re.sub(r"\\text\{([^}]*)\}", lambda text: r"\mathrm{" + text[1].replace(" ", r"\ ") + "}", latex)
     for pattern, replacement in SPELLED:
         spelled = re.sub(pattern, replacement, spelled)
     try:

@@ -75,8 +75,11 @@ class Row:
         return "growing" if self.growing else "constant"
 
 
-def rows(results: Results, pattern: str = "*") -> list[Row]:
-    """Of every model that fits the pattern, in natural order; what no file has counted is counted now.
+def rows(results: Results, pattern: str = "*", *, count: bool = True) -> list[Row]:
+    """Of every model that fits the pattern, in natural order.
+
+    Args:
+        count: what no file has counted, now; otherwise it is left out.
 
     Raises:
         ValueError: for a result file of another schema, or a pattern that no model fits.
@@ -86,6 +89,7 @@ def rows(results: Results, pattern: str = "*") -> list[Row]:
         raise ValueError(f"no model fits {pattern!r}; `zoo list` shows all")
     costs = kept(results.records("costs", "records", "name", "digest", "parameters"))
     times = measured(results)
+    names = [name for name in names if count or name in costs]
     return [_row(entries()[name], costs.get(name) or counted(name), times.get(name, {})) for name in names]
 
 

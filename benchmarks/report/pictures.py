@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from zoo.benchmarks.common import fitted_exponent
 from zoo.benchmarks.report import figures
 from zoo.benchmarks.report.models import BETTER_HIGH, Row
 from zoo.benchmarks.report.plots import Axis, Curve, Point, curves, scatter
 from zoo.benchmarks.report.results import Results
+
+HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,35 @@ def own_growth(name: str, record: dict, kind: str) -> list[Picture]:
             svg = curves([line], TOKENS, axis, label=f"{axis.title} against tokens")
             found.append(Picture(f"{axis.title} against tokens", f"exponent {exponent:.2f}", svg))
     return found
+
+
+def overview(rows: Iterable[Row], results: Results) -> str:
+    """The picture of README: scores of the language models against their FLOPs, and state against length; of what the
+    committed files have counted."""
+    rows = [row for row in rows if row.entry.task == "language" and row.flops]
+    kinds = {row.name: row for row in rows}
+    pictures = [pareto(rows)[0], next(p for p in growth(results, kinds) if p.title.startswith(STATE.title))]
+    titles = "Bundled language models: score against cost", "What they remember of a text"
+    style = (HERE / "page.css").read_text(encoding="utf-8")
+    still = (line for line in style.splitlines() if line.startswith(".plot") and "focus" not in line)
+    style = style[: style.index("* {")] + "\n".join(still)
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 330" width="800" height="330" role="img" '
+        f'aria-label="{". ".join(titles)}"><style>{style}</style>'
+    ]
+    for place, (title, picture) in enumerate(zip(titles, pictures, strict=True)):
+        x = 20 + 400 * place
+        inner = picture.svg.replace('class="plot"', f'class="plot" x="{x}" y="36" width="360" height="270"')
+        parts.append(
+            f'<g class="plot"><text class="title" style="font-size:13px" x="{x + 6}" y="22">{title}</text></g>'
+        )
+        parts.append(re.sub(r"<title>.*?</title>| (?:href|data-tip|aria-label)=\"[^\"]*\"", "", inner))
+    key = ("constant", "state of constant size"), ("growing", "state that grows with the text")
+    for place, (kind, text) in enumerate(key):
+        x = 30 + 180 * place
+        parts.append(f'<g class="plot"><circle class="{kind}" cx="{x}" cy="318" r="4"/>')
+        parts.append(f'<text x="{x + 9}" y="322">{text}</text></g>')
+    return "".join([*parts, "</svg>\n"])
 
 
 def target(row: Row) -> str:

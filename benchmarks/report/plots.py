@@ -74,17 +74,19 @@ class Scale:
 
 
 def scatter(points: Sequence[Point], x: Axis, y: Axis, *, higher: bool = False, label: str = "") -> str:
-    """Points and the line of those that none beats: none is at least as good on both axes and better on one.
+    """Points and the line of those that none beats, which are named: none is as good on both axes and better on one.
 
     Args:
         higher: more on the y axis is better; less on the x axis always is.
         label: of the whole, for who cannot see it.
     """
     front = pareto(points, higher)
-    return _frame(
-        [p.x for p in points], [p.y for p in points], x, y, label,
-        lambda sx, sy: _stairs(front, sx, sy) + "".join(_mark(p, sx, sy, p in front) for p in points),
-    )  # fmt: skip
+
+    def draw(sx: Scale, sy: Scale) -> str:
+        marks = "".join(_mark(p, sx, sy, p in front) for p in points)
+        return _stairs(front, sx, sy) + marks + _names(front, sx, sy, higher)
+
+    return _frame([p.x for p in points], [p.y for p in points], x, y, label, draw)
 
 
 def curves(lines: Sequence[Curve], x: Axis, y: Axis, *, label: str = "") -> str:
@@ -140,6 +142,19 @@ def _told(shape: str, what: Point | Curve) -> str:
     if not what.target:
         return f'<g data-tip="{tip}"><title>{tip}</title>{shape}</g>'
     return f'<a href="{what.target}" data-tip="{tip}" aria-label="{tip}">{shape}</a>'
+
+
+def _names(front: Sequence[Point], sx: Scale, sy: Scale, higher: bool) -> str:
+    """On the side where no mark can be: what is there would beat them."""
+    written: list[tuple[float, float]] = []
+    parts = []
+    for point in front:
+        x, y, name = sx(point.x), sy(point.y) + (-6 if higher else 13), point.name.removesuffix("_nano")
+        left = x - 6 * len(name) > LEFT
+        if all(abs(x - other) > 50 or abs(y - height) > 10 for other, height in written):
+            written.append((x, y))
+            parts.append(_text(x - 4 if left else x, y, name, "end" if left else "start", "named"))
+    return "".join(parts)
 
 
 def _stairs(front: Sequence[Point], sx: Scale, sy: Scale) -> str:
