@@ -33,6 +33,7 @@ import zoo
 from zoo.benchmarks.common import RESULTS, command_line, machine, markdown, save, table
 from zoo.cache import DuoAttention, Policy, SnapKV, StreamingLLM, ThinK
 from zoo.layers.cache.pruning import governed_parts
+from zoo.layers.step import programmed
 
 SIZES: dict[str, Any] = {"vocab_size": 256, "dim": 512, "depth": 4, "num_heads": 8, "num_kv_heads": 2, "mlp_dim": 1024}
 KEPT, STEPS, ROUNDS, WINDOW, SINK = 8, 16, 5, 32, 4  # an eighth is kept
@@ -79,8 +80,9 @@ class Ours:
         self.model, self.state = model, model.init_state(1, cache=policy)
 
     def read(self, tokens: Tensor, position: int) -> Tensor:
-        """The last logits (V,)."""
-        return self.model(tokens, self.state, logits_to_keep=1)[0, -1]
+        """The last logits (V,), as ``zoo.generate`` reads on."""
+        with programmed(self.model):
+            return self.model(tokens, self.state, logits_to_keep=1)[0, -1]
 
     def kept(self, full: Sequence[Tensor]) -> list[list[set[int]]]:
         """Positions, of ThinK channels, of each layer and key-value head."""

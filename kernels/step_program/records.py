@@ -118,10 +118,10 @@ class Records:
         self.versioned = [tensor for tensor in self.sources.values() if not tensor.is_inference()]
         self.written = self._seen()
 
-    def run(self, count: int | None = None) -> None:
-        """All operations, or the first so many."""
-        threads, count = torch.get_num_threads(), len(self.records) if count is None else count
-        native.call(SOURCE, "run_program", count, threads, self.memory, self.progress)
+    def run(self, start: int = 0, stop: int | None = None) -> None:
+        """The operations from ``start`` up to ``stop``, or to the end."""
+        threads, records = torch.get_num_threads(), self.memory[start:stop]
+        native.call(SOURCE, "run_program", len(records), threads, records, self.progress)
 
 
 def bits_of(value: float) -> int:

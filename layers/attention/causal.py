@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.kernels.dispatch import compute_dtype
-from zoo.layers.attention.keys import Keys, Place, attended, is_causal, masked
+from zoo.layers.attention.keys import Keys, Place, attended, grouped, is_causal, masked
 from zoo.layers.attention.rotary import Rotary
 from zoo.layers.attention.sinks import sink_attention
 from zoo.layers.attention.state import KeyValueState
@@ -159,7 +159,8 @@ class CausalAttention(Mixer):
 
     def logits(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Of q (B, H, T, d) with k (B, G, S, d) -> (B, G, H / G, T, S), float32 or wider; v is not read."""
-        return self.bounded(q.unflatten(1, (k.shape[1], -1)) @ k[:, :, None].mT)
+        dots = grouped(q, k.shape[1]) @ k.mT
+        return self.bounded(dots.unflatten(2, (q.shape[1] // k.shape[1], q.shape[2])))
 
     def bounded(self, dots: Tensor) -> Tensor:
         """Products of queries and keys as logits."""
@@ -180,7 +181,8 @@ class CausalAttention(Mixer):
 
     def mixed(self, weights: Tensor, v: Tensor) -> Tensor:
         """v (B, G, S, d) by weights (B, G, H / G, T, S) -> (B, H, T, d)."""
-        return (weights.to(v.dtype) @ v[:, :, None]).flatten(1, 2)
+        y = weights.to(v.dtype).flatten(2, 3) @ v
+        return y.unflatten(2, weights.shape[2:4]).flatten(1, 2)
 
     def turned(self, heads: Tensor, by: Tensor) -> Tensor:
         """Queries or keys (B, H, T, d) as if they stood ``by`` (B, 1 or H, T) positions later."""

@@ -87,6 +87,12 @@ def is_causal(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
     return False
 
 
+def grouped(q: Tensor, heads: int) -> Tensor:
+    """Queries (B, H, T, d) as rows of the key-value head that they share, (B, heads, H / heads T, d): a product with
+    its keys then copies none of them."""
+    return q.unflatten(1, (heads, -1)).flatten(2, 3)
+
+
 def masked(logits: Tensor, mask: Tensor | None) -> Tensor:
     """Logits (B, G, H / G, T, S) with -inf where a mask as in ``Attended``, or (B, H, T, S), hides a key."""
     queries, keys = logits.shape[-2:]

@@ -19,6 +19,8 @@ from zoo.layers.cache.streaming_llm import StreamingLLM
 from zoo.layers.options import require_at_least
 from zoo.layers.state import State
 
+CHUNK = 256  # queries of a prompt that streaming heads read at a time
+
 
 @dataclass(frozen=True)
 class StreamingHeads(StreamingLLM):
@@ -31,9 +33,22 @@ class StreamingHeads(StreamingLLM):
         recent = torch.as_tensor(state.slots(self.recent), device=call.q.device).view(-1, 1, 1, 1)
         if state.filled <= self.sink + int(recent.min()):
             return state.attend_all(call)
+        if state.seen == state.filled == call.length and state.whole and isinstance(recent, int):
+            return self.attend_prompt(state, call, recent)
         position, query = state.position, call.positions[:, None, :, None]
         near = (position[:, :, None] < self.sink) | (query - position[:, :, None] < recent) | (query == EMPTY)
         return call.attention.attend(call.q, state.key, state.value, visible(call, position) & near)
+
+    def attend_prompt(self, state: CacheState, call: Call, recent: int) -> Tensor:
+        """The first call, whose slots are in order: ``CHUNK`` queries at a time read the few keys that they see."""
+        key, value, place, found = state.key, state.value, call.position, []
+        for start in range(0, call.length, CHUNK):
+            part = call.part(start, start + CHUNK)
+            first = max(0, start + 1 - recent)
+            held = torch.cat([place[: min(self.sink, first)], place[first : start + part.length]])
+            seen = (held <= part.position[:, None]) & ((held < self.sink) | (part.position[:, None] - held < recent))
+            found.append(call.attention.attend(part.q, key[:, :, held], value[:, :, held], seen))
+        return torch.cat(found, 2)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,16 @@ class HeadsState(JointState):
         return max(part.filled for part in self._parts)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self._parts[0].dtype
+
+    @property
+    def steps_alike(self) -> bool:
+        """See ``CacheState``."""
+        return self._parts[0].steps_alike
+
+    @property
     def _parts(self) -> tuple[CacheState, ...]:
         return self.parts  # type: ignore[return-value]
 

@@ -13,6 +13,7 @@ from zoo.layers.cache.call import Call
 from zoo.layers.cache.dense import Dense
 from zoo.layers.cache.heads import HeadsState
 from zoo.layers.cache.policy import Policy
+from zoo.layers.cache.pruning import governed_parts
 from zoo.layers.cache.state import CacheState
 from zoo.layers.options import require_at_least
 from zoo.layers.state import State
@@ -144,12 +145,14 @@ class Watching(Policy):
     def after_prefill(self, state: CacheState, call: Call) -> None:
         """Attention to earlier copies of the same token, and to what follows these."""
         total: Any = 0
-        for start in range(self.copy, call.length, 256):
-            part = call.part(start, start + 256)
-            back = part.position[:, None] - state.position[0]  # (T, S)
-            copies = [(back > 0) & ((back + ahead) % self.copy == 0) & (state.position[0] >= ahead) for ahead in (0, 1)]
-            total = total + torch.einsum("ghts,cts->ghc", state.weights(part)[0].double(), torch.stack(copies).double())
-        self.found[state.order] = (total / (call.length - self.copy)).amax(1)
+        counted = call.positions[0] >= self.copy  # of the tokens that pass this layer
+        for start in range(0, call.length, 256):
+            part, key = call.part(start, start + 256), state.position[0]
+            back = part.positions[0, :, None] - key  # (T, S)
+            copies = [(back > 0) & ((back + ahead) % self.copy == 0) & (key >= ahead) for ahead in (0, 1)]
+            weights = state.weights(part)[0].double() * counted[start : start + 256, None]
+            total = total + torch.einsum("ghts,cts->ghc", weights, torch.stack(copies).double())
+        self.found[state.order] = (total / counted.sum().clamp(min=1)).amax(1)
 
 
 @torch.no_grad()
@@ -169,6 +172,7 @@ def head_scores(
         generator: source of the tokens.
     """
     tokens = torch.randint(model.config.vocab_size, (1, copy), generator=generator).repeat(1, copies)
-    watching = Watching(copy, {})
-    model(tokens.to(next(model.parameters()).device), model.init_state(1, cache=watching), logits_to_keep=1)
+    state = model.init_state(1, cache=(watching := Watching(copy, {})))
+    watching.found.update({part.order: torch.zeros(part.heads, 2) for part in governed_parts(state)})
+    model(tokens.to(next(model.parameters()).device), state, logits_to_keep=1)
     return tuple(tuple(map(tuple, watching.found[order].tolist())) for order in sorted(watching.found))

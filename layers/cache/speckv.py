@@ -71,10 +71,13 @@ class SpecKV(SnapKV):
 
     def looked(self, state: CacheState, ahead: CacheState | None) -> None:
         """After the guess: ``ahead`` is a copy of the state that has read it; None for no guess."""
-        for name in ("query", "at"):
-            state.notes.pop(name, None)
-        if ahead is not None:
-            self.evict(state, ahead.notes["score"][..., : state.filled])
+        query, at = (state.notes.pop(name, None) for name in ("query", "at"))
+        if ahead is None or query is None or at is None:
+            return
+        score = ahead.notes.get("score")
+        if score is None:  # no token of the guess passes this layer
+            score = self._largest(state, Call(query, at, state.attention()))
+        self.evict(state, score[..., : state.filled])
 
     def evict(self, state: CacheState, score: Tensor) -> None:
         """Keep the best, and the window."""

@@ -92,6 +92,16 @@ class CacheState(Slots):
         tokens = self.tokens
         return tokens if isinstance(tokens, int) else tokens[:, None, None]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values, as they are attended to."""
+        return next(t.dtype for name, t in self.data.items() if name.startswith("value") and t.is_floating_point())
+
+    @property
+    def steps_alike(self) -> bool:
+        """The next token stands at one position in all rows, which have no names."""
+        return self.padding is None and self.seq_idx is None and self.given is None
+
     def slots(self, budget: Budget, least: int = 1) -> int | Tensor:
         """Slots that a budget allows now; (B,) where that differs between the rows."""
         return slots_of(budget, self.tokens, self.slot_bytes, self.layers, least)

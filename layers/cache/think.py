@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from zoo.layers.attention.keys import grouped, masked
 from zoo.layers.cache.call import Call
 from zoo.layers.cache.policy import Policy
 from zoo.layers.cache.state import CacheState
@@ -123,12 +124,11 @@ class ThinK(Policy):
         if "rest" not in state.notes:
             return state.attend_all(call)
         thin, rest = state.thin, state.notes["rest"]
-        q = call.q.unflatten(1, (thin.shape[1], -1))  # (B, G, H / G, T, d)
-        q = q.take_along_dim(state.notes["channels"][:, :, None, None], -1)
-        dots = q[..., : thin.shape[-1]] @ thin[:, :, None].mT
-        dots[..., state.filled - rest.shape[2] :] += q[..., thin.shape[-1] :] @ rest[:, :, None].mT
-        weights = call.attention.weights(state.hidden(call.attention.bounded(dots), call))
-        return call.attention.mixed(weights, state.value)
+        q = grouped(call.q, thin.shape[1]).take_along_dim(state.notes["channels"][:, :, None], -1)
+        dots = q[..., : thin.shape[-1]] @ thin.mT
+        dots[..., state.filled - rest.shape[2] :] += q[..., thin.shape[-1] :] @ rest.mT
+        logits = call.attention.bounded(dots.unflatten(2, (-1, call.length)))
+        return call.attention.mixed(call.attention.weights(masked(logits, state.mask(call))), state.value)
 
     def after_prefill(self, state: CacheState, call: Call) -> None:
         """Evict tokens, then drop channels."""

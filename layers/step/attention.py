@@ -37,5 +37,5 @@ def heads_step(p: Writer, m: CausalAttention, x: Value) -> Value:
     scale = m.head_dim**-0.5 if m.scale is None else m.scale
     y, attend = p.attend(q, m.num_kv_heads, m.head_dim, scale, m.softcap, m.sinks)
     binder = Windowed if isinstance(m, SlidingWindowAttention) else Cached
-    p.bind(binder(p, turn, attend))
+    p.bind(binder(p, turn, attend, m, q, y))
     return y

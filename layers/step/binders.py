@@ -10,15 +10,26 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from zoo.kernels.step_program import Value
 from zoo.kernels.step_program.records import DTYPES
+from zoo.layers.attention.causal import CausalAttention
 from zoo.layers.attention.sliding_window import SlidingWindowState
 from zoo.layers.attention.state import KeyValueState
+from zoo.layers.cache.heads import HeadsState
+from zoo.layers.cache.state import CacheState
 from zoo.layers.state import State
 from zoo.layers.step.writer import Writer
 
 
 class Binder(ABC):
-    """What ties operations to the state of a layer, which ``path`` finds in that of the block."""
+    """What ties operations to the state of a layer, which ``path`` finds in that of the block.
+
+    Attributes:
+        called: of a layer whose state may be called in the middle of the program, the number of the record before which
+            it is, and of the one after it.
+    """
+
+    called: tuple[int, int] = (0, 0)
 
     def __init__(self, writer: Writer, kind: type[State]):
         self.writer, self.path, self.kind = writer, writer.path, kind
@@ -30,6 +41,14 @@ class Binder(ABC):
     @abstractmethod
     def advance(self, state: State) -> None:
         """The operations read and write this state, and it has seen one more token."""
+
+    def is_called(self, state: State) -> bool:
+        """Whether ``call`` computes a part of the layer."""
+        return False
+
+    def call(self, state: State) -> None:
+        """Compute it."""
+        raise NotImplementedError(f"{type(self).__name__} leaves nothing to be called")
 
 
 class Recurrent(Binder):
@@ -89,16 +108,37 @@ ALONE = _alone()  # what is counted in ``own`` where only the state holds a tens
 
 
 class Cached(Binder):
-    """A dense cache of keys and values."""
+    """A dense cache of keys and values; or what a policy governs, whose attention is called.
+
+    Args:
+        writer: of the program.
+        turn, attend: numbers of its records that turn queries and keys and attend to a dense cache.
+        layer: the attention.
+        q, y: its queries, and what it makes of them.
+    """
 
     of: type[KeyValueState] = KeyValueState
 
-    def __init__(self, writer: Writer, turn: int, attend: int):
+    def __init__(self, writer: Writer, turn: int, attend: int, layer: CausalAttention, q: Value, y: Value):
         super().__init__(writer, self.of)
-        self.turn, self.attend = turn, attend
+        self.turn, self.attend, self.layer, self.q, self.y = turn, attend, layer, q.tensor, y.tensor
+        self.called = attend, attend + 1
+
+    def is_called(self, state: State) -> bool:
+        """Under a policy."""
+        return isinstance(state, CacheState | HeadsState)
+
+    def call(self, state: State) -> None:
+        """The policy attends from the queries to what it keeps, the new key and value too."""
+        governed = cast(CacheState, state)
+        q = self.q.unflatten(1, (self.layer.num_heads, -1))[:, :, None].clone()  # a policy may keep them
+        y = governed.attend(q, self.key, self.value, governed.place(1), self.layer)
+        self.y.copy_(y.flatten(1))
 
     def ready(self, state: State) -> bool:
         """No positions, ids or padding, and room for one more."""
+        if isinstance(state, CacheState | HeadsState):
+            return state.steps_alike and state.dtype == torch.float32
         if not super().ready(state):
             return False
         cache = cast(KeyValueState, state)
@@ -108,7 +148,14 @@ class Cached(Binder):
         return plain and fits and cache.key.dtype == cache.value.dtype and (cache.room is None or cache.room > 0)
 
     def advance(self, state: State) -> None:
-        """The next slot is written, and all are read."""
+        """The next slot is written, and all are read; under a policy the key and the value are put aside."""
+        if self.is_called(state):
+            sizes = self.writer.rows, self.layer.num_kv_heads, 1, self.layer.head_dim
+            self.key, self.value = torch.empty(sizes), torch.empty(sizes)
+            position = cast(CacheState, state).place(1).position
+            places = self.key.data_ptr(), self.value.data_ptr(), False, 1, 0, int(position)
+            self.writer.arguments[self.turn][6:12] = places
+            return
         cache = cast(KeyValueState, state)
         cache.make_room(1)
         self.point(cache, cache.filled)

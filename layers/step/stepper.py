@@ -65,7 +65,13 @@ class Steps(Writer):
         for layer in self.reporting:
             layer.report({}, {})
         self.x.tensor.copy_(x[:, 0])
-        self.run(None if head else self.past_blocks)
+        done = 0
+        for binder, state in pairs:
+            if binder.is_called(state):
+                self.run(done, binder.called[0])
+                binder.call(state)
+                done = binder.called[1]
+        self.run(done, None if head else self.past_blocks)
         self.holding.clear()
         return self.logits if head else self.x
 

@@ -26,6 +26,7 @@ from zoo.cache import (
     learn_gates,
 )
 from zoo.layers import CausalAttention
+from zoo.layers.cache import duo_attention
 
 PROMPT, LENGTH = 20, 30
 
@@ -106,9 +107,10 @@ def test_snapkv_keeps_what_the_window_looks_at():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("gates", [((0.9, 0.2),), ((0.1, 0.8),)])
-def test_duo_attention_is_a_mask_a_head(gates):
+@pytest.mark.parametrize(("gates", "chunk"), [(((0.9, 0.2),), 256), (((0.1, 0.8),), 7), (((0.9, 0.2),), 1)])
+def test_duo_attention_is_a_mask_a_head(gates, chunk, monkeypatch):
     """Retrieval heads see all, streaming heads the sinks and a window: in the prompt and after it."""
+    monkeypatch.setattr(duo_attention, "CHUNK", chunk)
     layer, x = attention(), torch.randn(1, LENGTH, DIM, dtype=torch.float64)
     state = begun(layer, DuoAttention(gates, sparsity=0.5, sink=2, recent=4))
     found = torch.cat([layer(x[:, :PROMPT], state)] + [layer(x[:, t : t + 1], state) for t in range(PROMPT, LENGTH)], 1)

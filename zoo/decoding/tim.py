@@ -78,7 +78,7 @@ class TIM:
         """See ``zoo.generate.decode.steps``."""
         prompts = prompts.repeated(options.num_samples)
         with generating(model, options):
-            rows = [_Row(self, model, options, row) for row in prompts.rows()]
+            rows = [Row(self, model, options, row) for row in prompts.rows()]
             logits = torch.cat([row.logits for row in rows])
             saying = Saying(options, prompts, logits.shape[-1])
             for index in range(options.max_new_tokens):
@@ -92,7 +92,7 @@ class TIM:
                 logits = torch.cat([row.logits for row in rows])
 
 
-class _Row:
+class Row:
     """One text: what is visible of it, the state after that, and the logits (1, vocab_size) of what comes next."""
 
     def __init__(self, tim: TIM, model: LanguageModel, options: Options, prompt: Tensor):

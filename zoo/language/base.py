@@ -213,11 +213,11 @@ class LanguageModel(nn.Module, ABC):
 
     def forward_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor:
         """The residual stream (B, T, dim) through all blocks."""
-        if self.stepper is not None and state is not None and self._steps_plainly(state, seq_idx):
+        pruning = Pruning.of(state, x, seq_idx) if state is not None and state.governed else None
+        if self.stepper is not None and state is not None and pruning is None and self._steps_plainly(seq_idx):
             stepped = self.stepper(x, state)
             if stepped is not None:
                 return stepped
-        pruning = Pruning.of(state, x, seq_idx) if state is not None and state.governed else None
         leaving = None if self.exits is None else self.exits.leaving(x, self.read, seq_idx)
         for index, block in enumerate(self.blocks):
             if leaving is not None and leaving.over:
@@ -237,8 +237,10 @@ class LanguageModel(nn.Module, ABC):
 
     def _stepped(self, tokens: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor | None:
         """Logits (B, 1, vocab_size) by a program, where there is one from the embedding to the head."""
-        if self.stepper is None or state is None or tokens.shape[1] != 1 or not self._steps_plainly(state, seq_idx):
+        if self.stepper is None or state is None or tokens.shape[1] != 1 or not self._steps_plainly(seq_idx):
             return None
+        if state.governed:
+            return None  # what policies are told of the residual stream is not in the program
         return self.stepper.logits(self.enter(tokens), state, computes_in(self).dtype)
 
     def read_step(self, p: Writer, x: Value) -> Value:
@@ -249,8 +251,8 @@ class LanguageModel(nn.Module, ABC):
         logits = p.call(self.head, p.times(p.call(self.norm, x), self.norm_factor))
         return logits if self.softcap is None else p.capped(logits, self.softcap)
 
-    def _steps_plainly(self, state: ModelState, seq_idx: Tensor | None) -> bool:
-        return seq_idx is None and self.exits is None and self.straight and not state.governed
+    def _steps_plainly(self, seq_idx: Tensor | None) -> bool:
+        return seq_idx is None and self.exits is None and self.straight
 
     def read(self, x: Tensor) -> Tensor:
         """The residual stream (B, T, dim) after any block -> probabilities (B, T, vocab_size) of the next token."""
