@@ -38,7 +38,7 @@ INLINE int64_t count_bits(const uint8_t *mask, int64_t bytes) {
     return count;
 }
 
-INLINE float widened(uint16_t brief) {
+INLINE float from_brief(uint16_t brief) {
     const uint32_t bits = (uint32_t)brief << 16;
     float value;
     memcpy(&value, &bits, 4);
@@ -83,18 +83,20 @@ static void fill(int64_t N, int64_t C, int64_t K, int64_t size, int64_t threads,
 #define REAL double
 #define NAME(x) x##_f64
 #include __FILE__
+#undef REAL
+#undef NAME
 
 #else
 
-typedef REAL NAME(vector) __attribute__((vector_size(LANES * sizeof(REAL))));
+typedef REAL NAME(sixteen) __attribute__((vector_size(LANES * sizeof(REAL))));
 
-INLINE NAME(vector) NAME(load)(const REAL *x) {
-    NAME(vector) found;
+INLINE NAME(sixteen) NAME(sixteen_at)(const REAL *x) {
+    NAME(sixteen) found;
     memcpy(&found, x, sizeof found);
     return found;
 }
 
-INLINE REAL NAME(total)(const NAME(vector) *v) {
+INLINE REAL NAME(sum_of)(const NAME(sixteen) *v) {
     REAL parts[LANES];
     memcpy(parts, v, sizeof parts);
     for (int l = 0; l < 8; l++) parts[l] += parts[l + 8];
@@ -103,12 +105,12 @@ INLINE REAL NAME(total)(const NAME(vector) *v) {
 }
 
 /* value k of those that have so few or many bytes */
-INLINE REAL NAME(value)(const void *values, int64_t k, int brief) {
-    return brief ? (REAL)widened(((const uint16_t *)values)[k]) : ((const REAL *)values)[k];
+INLINE REAL NAME(value_at)(const void *values, int64_t k, int brief) {
+    return brief ? (REAL)from_brief(((const uint16_t *)values)[k]) : ((const REAL *)values)[k];
 }
 
 /* sixteen places of a row, from value k on */
-INLINE NAME(vector) NAME(places)(const void *values, int64_t k, uint32_t bits, int brief) {
+INLINE NAME(sixteen) NAME(places)(const void *values, int64_t k, uint32_t bits, int brief) {
 #ifdef EXPANDS
     if (sizeof(REAL) == 4) {
         const __mmask16 there = (__mmask16)((1u << __builtin_popcount(bits)) - 1);
@@ -120,32 +122,33 @@ INLINE NAME(vector) NAME(places)(const void *values, int64_t k, uint32_t bits, i
             packed = _mm512_maskz_loadu_ps(there, (const float *)values + k);
         }
         const __m512 spread = _mm512_maskz_expand_ps((__mmask16)bits, packed);
-        NAME(vector) found;
+        NAME(sixteen) found;
         memcpy(&found, &spread, sizeof spread);
         return found;
     }
 #endif
     REAL found[LANES] = {0};
-    for (; bits; bits &= bits - 1) found[__builtin_ctz(bits)] = NAME(value)(values, k++, brief);
-    return NAME(load)(found);
+    for (; bits; bits &= bits - 1) found[__builtin_ctz(bits)] = NAME(value_at)(values, k++, brief);
+    return NAME(sixteen_at)(found);
 }
 
-/* y of one row of the matrix; two sums a row of x, as each addition waits for the last */
-INLINE void NAME(row)(int64_t N, int64_t C, int64_t n, int64_t k, const void *values, const uint8_t *mask, const REAL *x,
-                      REAL *y, int brief, int M) {
+/* of one row of the matrix, from value k on, the sums with M rows of x that lie apart; two sums each, as an addition waits
+   for the last */
+INLINE void NAME(sparse_row)(int64_t C, int64_t k, const void *values, const uint8_t *mask, const REAL *x, int64_t apart,
+                             REAL *sums, int brief, int M) {
     const int64_t bytes = (C + 7) / 8;
-    NAME(vector) even[MOST] = {{0}}, odd[MOST] = {{0}};
+    NAME(sixteen) even[MOST] = {{0}}, odd[MOST] = {{0}};
     int64_t c = 0;
     for (; c + 2 * LANES <= C; c += 2 * LANES) {
         uint16_t bits[2];
         memcpy(bits, mask + c / 8, 4);
-        const NAME(vector) first = NAME(places)(values, k, bits[0], brief);
+        const NAME(sixteen) first = NAME(places)(values, k, bits[0], brief);
         k += __builtin_popcount(bits[0]);
-        const NAME(vector) second = NAME(places)(values, k, bits[1], brief);
+        const NAME(sixteen) second = NAME(places)(values, k, bits[1], brief);
         k += __builtin_popcount(bits[1]);
         for (int m = 0; m < M; m++) {
-            even[m] += first * NAME(load)(x + m * C + c);
-            odd[m] += second * NAME(load)(x + m * C + c + LANES);
+            even[m] += first * NAME(sixteen_at)(x + m * apart + c);
+            odd[m] += second * NAME(sixteen_at)(x + m * apart + c + LANES);
         }
     }
     for (int m = 0; m < M; m++) even[m] += odd[m];
@@ -153,35 +156,40 @@ INLINE void NAME(row)(int64_t N, int64_t C, int64_t n, int64_t k, const void *va
     for (; c < C; c += LANES)
         for (uint32_t bits = bits_at(mask, c / 8, bytes); bits; bits &= bits - 1) {
             const int64_t place = c + __builtin_ctz(bits);
-            const REAL w = NAME(value)(values, k++, brief);
-            for (int m = 0; m < M && place < C; m++) rest[m] += w * x[m * C + place];
+            const REAL w = NAME(value_at)(values, k++, brief);
+            for (int m = 0; m < M && place < C; m++) rest[m] += w * x[m * apart + place];
         }
-    for (int m = 0; m < M; m++) y[m * N + n] = rest[m] + NAME(total)(&even[m]);
+    for (int m = 0; m < M; m++) sums[m] = rest[m] + NAME(sum_of)(&even[m]);
 }
 
-#define ROWS(COUNT, BRIEF)                                                                                \
+/* where the values of row n begin; -1 where its bits are not as many as its values */
+INLINE int64_t NAME(begin)(int64_t N, int64_t n, int64_t K, int64_t bytes, const uint8_t *row, const int32_t *start) {
+    const int64_t k = start ? start[n] : n * (K / N), end = start ? start[n + 1] : k + K / N;
+    return k < 0 || end > K || count_bits(row, bytes) != end - k ? -1 : k;
+}
+
+#undef SPARSE_ROWS
+#define SPARSE_ROWS(COUNT, BRIEF)                                                                                     \
     _Pragma("omp parallel for schedule(static) num_threads(threads) if (K > SMALL)") for (int64_t n = 0; n < N; n++) { \
-        const int64_t k = start ? start[n] : n * (K / N), end = start ? start[n + 1] : k + K / N;         \
-        if (k < 0 || end > K || count_bits(mask + n * bytes, bytes) != end - k) {                         \
-            for (int64_t m = 0; m < M; m++) y[m * N + n] = NAN;                                           \
-            continue;                                                                                     \
-        }                                                                                                 \
-        NAME(row)(N, C, n, k, values, mask + n * bytes, x, y, BRIEF, COUNT);                              \
+        const int64_t k = NAME(begin)(N, n, K, bytes, mask + n * bytes, start);                                       \
+        REAL sums[MOST];                                                                                              \
+        if (k >= 0) NAME(sparse_row)(C, k, values, mask + n * bytes, x, C, sums, BRIEF, COUNT);                       \
+        for (int64_t m = 0; m < M; m++) y[m * N + n] = k < 0 ? NAN : sums[m];                                         \
     }
 
 void NAME(sparse_rows)(int64_t N, int64_t C, int64_t K, int64_t brief, int64_t threads, int64_t M, const void *values,
                        const uint8_t *mask, const int32_t *start, const REAL *x, REAL *y) {
     const int64_t bytes = (C + 7) / 8;
     switch (2 * M + (brief != 0)) {
-        case 2: ROWS(1, 0); break;
-        case 3: ROWS(1, 1); break;
-        case 4: ROWS(2, 0); break;
-        case 5: ROWS(2, 1); break;
+        case 2: SPARSE_ROWS(1, 0); break;
+        case 3: SPARSE_ROWS(1, 1); break;
+        case 4: SPARSE_ROWS(2, 0); break;
+        case 5: SPARSE_ROWS(2, 1); break;
         default:
             if (brief) {
-                ROWS(M, 1);
+                SPARSE_ROWS(M, 1);
             } else {
-                ROWS(M, 0);
+                SPARSE_ROWS(M, 0);
             }
     }
 }

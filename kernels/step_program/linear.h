@@ -3,13 +3,15 @@
 #include "common.h"
 #include "../lowbit_matmul/lowbit_matmul.c"
 #include "../minifloat_matmul/minifloat_matmul.c"
+#include "../sparse_matmul/sparse_matmul.c"
 
 #define SEGMENT 512 /* most outputs of a chunk of a matrix whose rows are inputs */
 
-enum { IN_ROWS, IN_BRIEF_ROWS, IN_COLUMNS, IN_BRIEF_COLUMNS, IN_INTEGERS, IN_MINIFLOATS };
+enum { IN_ROWS, IN_BRIEF_ROWS, IN_COLUMNS, IN_BRIEF_COLUMNS, IN_INTEGERS, IN_MINIFLOATS, SPARSE, BRIEF_SPARSE, KEPT };
 
 /* y = base + out (factor W x + b); a: x x_row y y_row base base_row N C M factor out bias rows w layout, of codes: bits
-   groups brief scale zero (or the table of their values), of a chosen one: index share and the distances of matrices,
+   groups brief scale zero (or the table of their values), of sparse ones: K - - mask start, of kept columns: norms
+   threshold rank and the two factors; of a chosen one: index share and the distances of matrices,
    scales and zeros in bytes; bits of exponent and mantissa; of x as digits: where and how far apart in
    bytes */
 INLINE void put(const int64_t *a, int64_t n, const float *sums, int64_t M) {
@@ -112,6 +114,65 @@ INLINE void segment(const int64_t *a, int64_t first, int64_t last, int brief) {
     for (int64_t n = first; n < last; n++) put(a, n, sums + n - first, 1);
 }
 
+INLINE void sparse_chunk(const int64_t *a, int64_t first, int64_t last, int brief, int M) {
+    const int64_t C = a[7], bytes = (C + 7) / 8;
+    const uint8_t *mask = (const uint8_t *)a[18];
+    for (int64_t n = first; n < last; n++) {
+        const int64_t k = begin_f32(a[6], n, a[15], bytes, mask + n * bytes, (const int32_t *)a[19]);
+        float sums[MOST];
+        if (k >= 0)
+            sparse_row_f32(C, k, (const void *)a[13], mask + n * bytes, F(0), a[1], sums, brief, M);
+        else
+            for (int m = 0; m < M; m++) sums[m] = NAN;
+        put(a, n, sums, M);
+    }
+}
+
+/* sums += of so many numbers x their products with segments of rows of w (-, N) that begin at first */
+INLINE void add_rows(float *sums, int64_t width, const float *w, int64_t N, int64_t first, const float *x,
+                     const int64_t *rows, int64_t count) {
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+        const float *r[4];
+        for (int j = 0; j < 4; j++) r[j] = w + (rows ? rows[i + j] : i + j) * N + first;
+#pragma omp simd
+        for (int64_t n = 0; n < width; n++)
+            sums[n] += x[i] * r[0][n] + x[i + 1] * r[1][n] + x[i + 2] * r[2][n] + x[i + 3] * r[3][n];
+    }
+    for (; i < count; i++) {
+        const float *row = w + (rows ? rows[i] : i) * N + first;
+#pragma omp simd
+        for (int64_t n = 0; n < width; n++) sums[n] += x[i] * row[n];
+    }
+}
+
+/* of a matrix (C, N) the rows that x keeps, of the others a product of low rank */
+static void kept_rows(const int64_t *a, int64_t first, int64_t last) {
+    const int64_t N = a[6], C = a[7], M = a[8], rank = a[17];
+    int64_t *rows = malloc(C * sizeof(int64_t));
+    float *numbers = malloc((C + rank) * sizeof(float)), *latent = numbers + C, sums[4][SEGMENT] = {{0}};
+    for (int64_t m = 0; m < M; m++) {
+        const float *x = F(0) + m * a[1];
+        int64_t count = 0;
+        memset(latent, 0, rank * sizeof(float));
+        for (int64_t c = 0; c < C; c++)
+            if (fabsf(x[c]) * F(15)[c] > real(a[16])) {
+                rows[count] = c;
+                numbers[count++] = x[c];
+            } else {
+                for (int64_t r = 0; r < rank; r++) latent[r] += x[c] * F(18)[c * rank + r];
+            }
+        add_rows(sums[m], last - first, F(13), N, first, numbers, rows, count);
+        add_rows(sums[m], last - first, F(19), N, first, latent, 0, rank);
+    }
+    for (int64_t n = first; n < last; n++) {
+        const float each[4] = {sums[0][n - first], sums[1][n - first], sums[2][n - first], sums[3][n - first]};
+        put(a, n, each, M);
+    }
+    free(rows);
+    free(numbers);
+}
+
 static void linear_rows(const int64_t *a, int64_t chunk) {
     const int64_t first = chunk * a[12], last = first + a[12] < a[6] ? first + a[12] : a[6];
     switch (a[14]) {
@@ -124,6 +185,14 @@ static void linear_rows(const int64_t *a, int64_t chunk) {
                 integer_rows(a, first, last);
             return;
         case IN_MINIFLOATS: minifloat_chunk(a, first, last); return;
+        case SPARSE:
+            if (a[8] == 1)
+                sparse_chunk(a, first, last, 0, 1);
+            else
+                sparse_chunk(a, first, last, 0, (int)a[8]);
+            return;
+        case BRIEF_SPARSE: sparse_chunk(a, first, last, 1, (int)a[8]); return;
+        case KEPT: kept_rows(a, first, last); return;
     }
     switch (2 * a[8] + a[14]) {
         case 2: matrix_rows(a, first, last, 0, 1); return;

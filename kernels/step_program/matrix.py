@@ -10,13 +10,13 @@ from torch import Tensor
 
 from zoo.kernels.common.minifloat import Minifloat
 from zoo.kernels.minifloat_matmul import numbers
-from zoo.kernels.step_program.records import DTYPES, Records
+from zoo.kernels.step_program.records import DTYPES, Records, bits_of
 
-ROWS, COLUMNS, INTEGERS, MINIFLOATS = 0, 2, 4, 5  # of numbers: one more where they are bfloat16
+ROWS, COLUMNS, INTEGERS, MINIFLOATS, SPARSE, KEPT = 0, 2, 4, 5, 6, 8  # of numbers: one more where they are bfloat16
 
 
 class Matrix(NamedTuple):
-    """(N, C), or (C, N) of layout ``COLUMNS``.
+    """(N, C), or (C, N) of layouts ``COLUMNS`` and ``KEPT``.
 
     Attributes:
         outputs: N.
@@ -68,6 +68,27 @@ def minifloats(p: Records, shape: tuple[int, ...], codes: Tensor, scale: Tensor,
     return Matrix(
         shape[-2], shape[-1], _each(codes), MINIFLOATS, places, strides, (kind.exponent_bits, kind.mantissa_bits)
     )  # fmt: skip
+
+
+def sparse(p: Records, shape: tuple[int, ...], values: Tensor, mask: Tensor, start: Tensor | None) -> Matrix:
+    """Of the numbers (K,) at the bits of a mask (N, bytes), or of several (E, K), as ``sparse_matmul`` has them."""
+    _require(p, values, dtypes=DTYPES)
+    _require(p, mask)
+    if start is not None:
+        _require(p, start, dtypes=(torch.int32,))
+    count, brief = values.shape[-1], int(values.dtype == torch.bfloat16)
+    places = values.data_ptr(), count, 0, 0, mask.data_ptr(), 0 if start is None else start.data_ptr()
+    strides = values[0].nbytes, mask[0].nbytes, 0 if start is None else start[0].nbytes
+    size = count * values.element_size() + _each(mask)
+    return Matrix(shape[-2], shape[-1], size, SPARSE + brief, places, strides)
+
+
+def kept(p: Records, columns: Tensor, norm: Tensor, threshold: float, right: Tensor, left: Tensor) -> Matrix:
+    """Of columns (C, N) those of inputs whose size times a norm (C,) is above a threshold, and factors (C, r) and
+    (r, N) for the others."""
+    _require(p, columns, dtypes=(torch.float32,))
+    places = p.floats(norm), bits_of(threshold), left.shape[0], p.floats(right), p.floats(left)
+    return Matrix(columns.shape[1], columns.shape[0], columns.nbytes, KEPT, (columns.data_ptr(), *places))
 
 
 def _scales(scale: Tensor) -> tuple[int, int, int]:

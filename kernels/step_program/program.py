@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels import native
-from zoo.kernels.step_program.matrix import COLUMNS, INTEGERS, Matrix
+from zoo.kernels.step_program.matrix import COLUMNS, INTEGERS, KEPT, Matrix
 from zoo.kernels.step_program.records import BASE, FACTOR, SOURCE, Records, Value, bits_of
 
 NORM, LINEAR, CONV, SSD, SCAN, TURN, ATTEND, GLU, SCALE, ROUTE, COMBINE, DIGITS = range(12)
@@ -245,4 +245,6 @@ def _rows_at_a_time(matrix: Matrix) -> int:
     """Outputs of a chunk."""
     if COLUMNS <= matrix.layout < INTEGERS:
         return SEGMENT // (4 >> (matrix.layout - COLUMNS))
+    if matrix.layout == KEPT:
+        return SEGMENT // 4
     return max(1, CHUNK * matrix.outputs // max(matrix.nbytes, 1))

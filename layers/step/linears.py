@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from zoo.kernels.step_program import Matrix, Value, dense, integers, minifloats
+from zoo.kernels.step_program import Matrix, Value, dense, integers, kept, minifloats, sparse
 from zoo.layers.linear import WideBias, WideLinear
 from zoo.layers.norm import JointRMSNorm, OffsetRMSNorm, PlainRMSNorm, RMSNorm
 from zoo.layers.quant.layers import Linear
 from zoo.layers.quant.layouts.minifloat import MINIFLOATS
 from zoo.layers.quant.record import Record
+from zoo.layers.sparse.linear import SparseLinear
+from zoo.layers.sparse.matrix import SparseMatrix
+from zoo.layers.sparse.rank_aware import RankAwareLinear
 from zoo.layers.step.writer import Undescribed, Writer, describes
 
 
@@ -18,8 +22,8 @@ def _identity(p: Writer, module: nn.Identity, x: Value) -> Value:
     return x
 
 
-@describes(nn.Linear, WideBias, WideLinear, Linear)
-def _linear(p: Writer, module: nn.Linear | Linear, x: Value) -> Value:
+@describes(nn.Linear, WideBias, WideLinear, Linear, SparseLinear)
+def _linear(p: Writer, module: nn.Linear | Linear | SparseLinear, x: Value) -> Value:
     return p.linear(x, matrix(p, module.weight), module.bias)
 
 
@@ -27,6 +31,9 @@ def matrix(p: Writer, weight: object) -> Matrix:
     """Of a parameter or a record: one matrix, or one for each expert."""
     if isinstance(weight, Tensor):
         return dense(p, weight)
+    if isinstance(weight, SparseMatrix):
+        p.visit(weight)
+        return sparse(p, tuple(weight.shape), weight.values, weight.mask, weight.start)
     if not isinstance(weight, Record):
         raise Undescribed(f"a matrix in a {type(weight).__name__}")
     p.visit(weight)
@@ -37,6 +44,17 @@ def matrix(p: Writer, weight: object) -> Matrix:
     if plain and form.layout in MINIFLOATS:
         return minifloats(p, shape, weight.codes, weight.scale, MINIFLOATS[form.layout].kind)
     raise Undescribed(f"a record of {form}")
+
+
+@describes(RankAwareLinear)
+def _rank_aware(p: Writer, module: RankAwareLinear, x: Value) -> Value:
+    held = module.weight
+    if held.columns.dtype != torch.float32:
+        raise Undescribed(f"columns of {held.columns.dtype}")
+    p.visit(held)
+    p.watch(held.threshold)
+    columns = kept(p, held.columns, held.norm, held.threshold.item(), held.right, held.left)
+    return p.linear(p.whole(x), columns, module.bias)
 
 
 @describes(RMSNorm, JointRMSNorm)

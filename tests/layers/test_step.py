@@ -13,6 +13,7 @@ from zoo.kernels import implementation, native
 from zoo.kernels.moe import top_k_routing
 from zoo.kernels.step_program import SOURCE, Program, Value
 from zoo.layers.step import obstacle, programmed
+from zoo.quantize import Calibration
 
 pytestmark = pytest.mark.skipif(
     native.obstacle(SOURCE, torch.device("cpu")) is not None, reason="there is no C compiler"
@@ -64,6 +65,22 @@ def steps(model, tokens: Tensor, one_by_one: bool = False, prompt: int = 5):
 
 def error(found: Tensor, exact: Tensor) -> float:
     return ((found.double() - exact.double()).abs().max() / exact.abs().max()).item()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("options", [
+    {"sparsity": 0.7}, {"pattern": "2:4"}, {"method": "r_sparse", "share": 0.8}, {"method": "r_sparse", "share": 1.0},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("case", ["gemma", "mamba2", "moe"])
+def test_sparse_matrices(case, options, rows):
+    """Of linear layers and experts, and columns that each token chooses."""
+    name, sizes = CASES[case]
+    model = scrambled(name, **sizes)
+    tokens = torch.randint(0, 256, (rows, 10))
+    zoo.sparsify(model, calibration=Calibration([torch.randint(0, 256, (2, 30))]), **options)
+    exact, _ = steps(model, tokens, one_by_one=True)
+    found, _ = steps(model, tokens)
+    assert error(found, exact) < 1e-5
 
 
 @pytest.mark.parametrize("record", [{}, {"bits": 3}, {"layout": "e4m3"}], ids=["float32", "integers", "minifloats"])
