@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ import torch
 
 import zoo
 from zoo.cli import main
-from zoo.offload import TPILLM, EdgeMoE, SEMoE
-from zoo.offload.offload import sizes, stays
+from zoo.offload import TPILLM, EdgeMoE, LLMInAFlash, SEMoE
+from zoo.offload.offload import stays
 from zoo.offload.policy import Offload
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12]]
@@ -29,7 +30,7 @@ def text(model: Any) -> list[Any]:
 
 def memory_for(model: Any, policy: Offload, slots: int) -> int:
     parts = policy.parts(model)
-    return stays(model, parts) + slots * sizes(model, parts)
+    return stays(model, parts) + slots * policy.least(parts)
 
 
 def held(model: Any) -> int:
@@ -145,6 +146,48 @@ def test_the_command_line_decodes_within_a_memory(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def relufied(name: str) -> Any:
+    """A model whose feed-forward layers have a ReLU."""
+    model = nano(name)
+    if name == "transformer_nano":
+        for block in model.blocks:
+            block.mlp.act = torch.relu
+    return model
+
+
+@pytest.mark.parametrize("name", ["transformer_nano", "nemotron_h_nano"])
+def test_neurons_that_were_not_active_in_the_window_are_read(name):
+    """Bundles of both matrices, or of one; as many bytes as the formula says, of a batch that reads a union."""
+    model = relufied(name)
+    plain = text(model)
+    layers = [block.mlp for block in model.blocks if block.mlp is not None]
+    active: list[list[set[int]]] = [[] for _ in layers]
+
+    def note(index: int, layer: Any, inputs: Any, output: Any) -> None:
+        active[index].append(set((output.flatten(0, -2) > 0).any(0).nonzero()[:, 0].tolist()))
+
+    hooks = [layer.w1.register_forward_hook(partial(note, index)) for index, layer in enumerate(layers)]
+    for window in (2, None):
+        small: Any = zoo.offload(copy.deepcopy(model), memory="1GB", policy=LLMInAFlash(window=window))
+        for one in active:
+            one.clear()
+        assert all(torch.equal(*rows) for rows in zip(text(small), plain, strict=True))
+        new = 0
+        for passes in active:
+            for t, now in enumerate(passes):
+                past = passes[max(0, t - window) if window else 0 : t]
+                new += len(now - set().union(*past))
+        width = 1 if name == "nemotron_h_nano" else 2
+        assert small.offloaded.traffic.loads == new
+        assert small.offloaded.traffic.bytes == new * width * model.config.dim * 4
+    for hook in hooks:
+        hook.remove()
+    for room in (1, 7):  # neurons a layer: fewer than are active
+        limit = memory_for(model, LLMInAFlash(), room)
+        small = zoo.offload(copy.deepcopy(model), memory=limit, policy="llm_in_a_flash")
+        assert all(torch.equal(*rows) for rows in zip(text(small), plain, strict=True)) and held(small) <= limit
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -152,6 +195,7 @@ def test_the_command_line_decodes_within_a_memory(tmp_path, capsys):
         ("transformer_nano", {"memory": "0.5"}, "a number with a unit .*got '0.5'"),
         ("transformer_nano", {"memory": "1GB", "policy": "edge_moe"}, "no experts to offload: take policy='tpi_llm'"),
         ("transformer_nano", {"memory": "1GB", "policy": "tpi_lm"}, "offload 'tpi_lm', did you mean 'tpi_llm'"),
+        ("moe_nano", {"memory": "1GB", "policy": "llm_in_a_flash"}, "no feed-forward layers of a ReLU"),
         ("vim_nano", {"memory": "1GB"}, "takes a language model that is plain"),
     ],
 )  # fmt: skip

@@ -23,7 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--offload", metavar="MEMORY", help="weights take no more than this, such as 2GB; others are read when used"
     )
-    parser.add_argument("--offload-policy", metavar="NAME", help="tpi_llm (default), se_moe or edge_moe")
+    parser.add_argument("--offload-policy", metavar="NAME", help="tpi_llm, se_moe, edge_moe or llm_in_a_flash")
     add_import(parser)
 
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from zoo.kernels.dispatch import compute_dtype
 from zoo.kernels.moe import MoEOutput, Routing, moe
 from zoo.layers.options import require_at_least
-from zoo.offload.policy import Offload, Part
+from zoo.offload.policy import Part, Slotted, watched
 from zoo.offload.ring import banks
 from zoo.offload.slots import Slots
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EdgeMoE(Offload, name="edge_moe"):
+class EdgeMoE(Slotted, name="edge_moe"):
     r"""EdgeMoE's buffer of experts: those that tokens choose are loaded, and those that will probably be are before.
 
     What a layer will want is looked up by the experts that the ``memory`` layers before it were asked for, among what
@@ -55,11 +55,11 @@ class EdgeMoE(Offload, name="edge_moe"):
         return [Part(layer, names, e) for layer, names in banks(model) for e in range(layer.num_experts)]
 
     def count(self, room: int) -> int:
-        """See ``Offload``."""
+        """See ``Slotted``."""
         return room if self.slots is None else min(room, self.slots)
 
     def attach(self, parts: Sequence[Part], slots: Slots) -> None:
-        """See ``Offload``."""
+        """See ``Slotted``."""
         _Buffer(self, parts, slots)
 
 
@@ -81,7 +81,7 @@ class _Buffer:
         self.asked: list[frozenset[int]] = []
         slots.leaves = self.leaves
         for index, layer in enumerate(self.layers):
-            layer.register_forward_pre_hook(_nothing)  # so that no program of steps reads the experts itself
+            watched(layer)
             layer.visit = MethodType(partial(_visit, self, index), layer)  # type: ignore[assignment]
 
     def leaves(self, idle: Sequence[int]) -> int:
@@ -142,7 +142,3 @@ def _expert(layer: Any, own: dict[str, Tensor], x: Tensor, weights: Tensor) -> T
         return moe(x, routing, own["w1"], own["w2"], up_bias=own.get("b1"), **options).output
     biases = {"up_bias": own.get("b3"), "gate_bias": own.get("b1")}
     return moe(x, routing, own["w3"], own["w2"], gate=own["w1"], **biases, **options).output
-
-
-def _nothing(*_: Any) -> None:
-    """A hook."""

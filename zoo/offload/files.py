@@ -68,18 +68,28 @@ class Piece(NamedTuple):
     @property
     def room(self) -> int:
         """Bytes that it takes in a slot."""
-        return -(-self.nbytes // ALIGNED) * ALIGNED
+        return room_of(self.nbytes)
 
     def __getitem__(self, index: int) -> Piece:  # type: ignore[override]
         """One of the tensors along the first dimension."""
         part = self._replace(shape=self.shape[1:])
         return part._replace(offset=self.offset + index * part.nbytes)
 
+    def rows(self, first: int, into: Tensor) -> None:
+        """Fill ``into`` (n, ...) with the tensors along the first dimension, from one on."""
+        offset = self.offset + first * self.shape[1:].numel() * self.dtype.itemsize
+        self.file.read(offset, _bytes_of(into.view(-1).view(torch.uint8)))
+
     def read(self, into: Tensor) -> Tensor:
         """The tensor, in memory (room,) uint8 of one's own."""
         held = into[: self.nbytes]
         self.file.read(self.offset, _bytes_of(held))
         return held.view(self.dtype).view(self.shape)
+
+
+def room_of(nbytes: int) -> int:
+    """Bytes that so many take where the next begins at a place of its own."""
+    return -(-nbytes // ALIGNED) * ALIGNED
 
 
 def listed(folder: Path) -> dict[str, Piece]:

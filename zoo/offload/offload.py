@@ -13,8 +13,7 @@ from zoo.factory import create_model
 from zoo.language.base import LanguageModel
 from zoo.layers.cache.budget import UNITS, Bytes, parsed
 from zoo.offload.files import Piece, is_saved, listed, spilled
-from zoo.offload.policy import Offload, Part, absent
-from zoo.offload.slots import Slots, Unit
+from zoo.offload.policy import Offload, Part, absent, tensors_of
 from zoo.registry import nearest
 
 
@@ -36,11 +35,12 @@ def offload(
             of a folder of another library, whose offloaded weights are first written to a file without a name. It is
             changed in place, and can neither be trained nor saved from then on.
         memory: bytes, such as 2_000_000_000 or "2GB".
-        policy: one of ``zoo.offload``: "tpi_llm", "se_moe" or "edge_moe", or an object of their classes.
+        policy: one of ``zoo.offload``: "tpi_llm", "se_moe", "edge_moe" or "llm_in_a_flash", or an object of their
+            classes.
         folder: where that file is to be; the system's for temporary files when None.
 
     Returns:
-        The model, in eval mode, with ``model.offloaded``, the ``Slots``.
+        The model, in eval mode, with ``model.offloaded``: what is held, and its ``traffic``.
 
     Raises:
         ValueError: for memory that does not hold what stays and one part of the rest, a model without such parts, or
@@ -59,18 +59,15 @@ def offload(
             f"{type(model).__name__}"
         )
     parts = how.parts(model)
-    size, rest = sizes(model, parts), stays(model, parts)
-    room = (limit - rest) // size
-    if room < 1:
+    least, rest = how.least(parts), stays(model, parts)
+    if limit - rest < least:
         raise ValueError(
-            f"memory must hold what stays, {rest:,} bytes, and one part of the rest, {size:,} bytes under "
+            f"memory must hold what stays, {rest:,} bytes, and one part of the rest, {least:,} bytes under "
             f"{type(how).__name__}: got {limit:,}"
         )
-    units = _units(model, parts, pieces, None if folder is None else Path(folder))
-    slots = Slots(units, min(how.count(room), len(units)), how.leaves())
+    lie = _pieces(model, how, parts, pieces, None if folder is None else Path(folder))
     _release(model, parts)
-    how.attach(parts, slots)
-    model.offloaded = slots  # type: ignore[assignment]
+    model.offloaded = how.install(parts, lie, limit - rest)  # type: ignore[assignment]
     model.register_state_dict_pre_hook(_refuse)
     return model.eval().requires_grad_(False)
 
@@ -81,12 +78,6 @@ def full_names(model: nn.Module, parts: list[Part]) -> list[tuple[str, ...]]:
     return [tuple(prefixes[id(part.module)] + name for name in part.names) for part in parts]
 
 
-def sizes(model: nn.Module, parts: list[Part]) -> int:
-    """Bytes of a slot: those of the largest part."""
-    return max(Unit("", tuple(_piece(model, name, part.index) for name in names)).room
-               for part, names in zip(parts, full_names(model, parts), strict=True))  # fmt: skip
-
-
 def stays(model: nn.Module, parts: list[Part]) -> int:
     """Bytes of parameters and buffers that are in no part."""
     gone = {id(part.module.get_parameter(name)) for part in parts for name in part.names}
@@ -94,27 +85,26 @@ def stays(model: nn.Module, parts: list[Part]) -> int:
     return sum(tensor.nbytes for tensor in held.values())
 
 
-def _piece(model: nn.Module, name: str, index: int | None) -> Piece:
-    tensor = model.get_parameter(name)
-    shape = tensor.shape if index is None else tensor.shape[1:]
-    return Piece(None, 0, shape, tensor.dtype)  # type: ignore[arg-type]
-
-
-def _units(model: nn.Module, parts: list[Part], pieces: dict[str, Piece], folder: Path | None) -> list[Unit]:
-    """Where the parts are; what is not in files as the model has it is written to one."""
+def _pieces(
+    model: nn.Module, how: Offload, parts: list[Part], known: dict[str, Piece], folder: Path | None
+) -> list[list[Piece]]:
+    """Where the parts are; what is not in files as it is used is written to one."""
     names = full_names(model, parts)
-    every = dict.fromkeys(name for several in names for name in several)
-    found = {}
-    for name in every:
-        tensor, piece = model.get_parameter(name), pieces.get(name)
-        if piece is not None and piece.shape == tensor.shape and piece.dtype == tensor.dtype:
-            found[name] = piece
-    missing = [name for name in every if name not in found]
-    if missing:
-        found |= spilled(((name, model.get_parameter(name)) for name in missing), folder)
+    if how.bundles:
+        bundles = ((own[0], how.bundled(part, tensors_of(part))) for part, own in zip(parts, names, strict=True))
+        written = spilled(bundles, folder)
+        return [[written[own[0]]] for own in names]
+    every = {name: model.get_parameter(name) for own in names for name in own}
+    found = {
+        name: known[name]
+        for name, tensor in every.items()
+        if name in known and (known[name].shape, known[name].dtype) == (tensor.shape, tensor.dtype)
+    }
+    if len(found) < len(every):
+        found |= spilled(((name, tensor) for name, tensor in every.items() if name not in found), folder)
     return [
-        Unit(several[0], tuple(found[name] if part.index is None else found[name][part.index] for name in several))
-        for part, several in zip(parts, names, strict=True)
+        [found[name] if part.index is None else found[name][part.index] for name in own]
+        for part, own in zip(parts, names, strict=True)
     ]
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from zoo.offload.slots import Slots, oldest
+from zoo.offload.files import Piece, room_of
+from zoo.offload.slots import Slots, Traffic, Unit
 
 
 class Part(NamedTuple):
@@ -32,11 +33,12 @@ class Part(NamedTuple):
 class Offload(ABC):
     """A way to offload: what is loaded at once, how much of it is held, and in which order. Everything else stays.
 
-    A subclass names itself for ``policy="name"``.
+    A subclass names itself for ``policy="name"``. ``bundles``: parts are not used in the form that models have.
     """
 
     named: ClassVar[dict[str, type[Offload]]] = {}
     paper: ClassVar[str] = ""
+    bundles: ClassVar[bool] = False
 
     def __init_subclass__(cls, name: str | None = None, **options: Any):
         super().__init_subclass__(**options)
@@ -52,6 +54,31 @@ class Offload(ABC):
         """
 
     @abstractmethod
+    def least(self, parts: Sequence[Part]) -> int:
+        """Bytes without which nothing can be loaded."""
+
+    @abstractmethod
+    def install(self, parts: Sequence[Part], pieces: Sequence[Sequence[Piece]], room: int) -> Held:
+        """From now on the modules use what is loaded: of each part the pieces, into ``room`` bytes."""
+
+    def bundled(self, part: Part, tensors: Sequence[Tensor]) -> Tensor:
+        """The form in which a part is written to a file of its own, where ``bundles``."""
+        raise NotImplementedError
+
+
+class Held(Protocol):
+    """What is in memory, and was read."""
+
+    traffic: Traffic
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Slotted(Offload):
+    """Parts are loaded whole, into slots as large as the largest."""
+
+    @abstractmethod
     def attach(self, parts: Sequence[Part], slots: Slots) -> None:
         """From now on the modules use what is in slots."""
 
@@ -59,9 +86,31 @@ class Offload(ABC):
         """Slots that are taken of ``room``, at most, that the memory has."""
         return room
 
-    def leaves(self) -> Callable[[Sequence[int]], int]:
-        """See ``Slots``."""
-        return oldest
+    def least(self, parts: Sequence[Part]) -> int:
+        """A slot."""
+        return max(sum(room_of(tensor.nbytes) for tensor in tensors_of(part)) for part in parts)
+
+    def install(self, parts: Sequence[Part], pieces: Sequence[Sequence[Piece]], room: int) -> Slots:
+        """See ``Offload``."""
+        units = [Unit(part.names[0], tuple(own)) for part, own in zip(parts, pieces, strict=True)]
+        slots = Slots(units, min(self.count(room // self.least(parts)), len(units)))
+        self.attach(parts, slots)
+        return slots
+
+
+def tensors_of(part: Part) -> list[Tensor]:
+    """Its tensors."""
+    found: list[Tensor] = [part.module.get_parameter(name) for name in part.names]
+    return found if part.index is None else [tensor[part.index] for tensor in found]
+
+
+def watched(module: nn.Module) -> None:
+    """Keep a module out of programs of steps, which would read its parameters themselves."""
+    module.register_forward_pre_hook(_watch)
+
+
+def _watch(*_: Any) -> None:
+    """Sees everything, and does nothing."""
 
 
 def absent(tensor: Tensor) -> Tensor:

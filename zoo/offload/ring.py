@@ -10,12 +10,12 @@ from torch import nn
 
 from zoo.language.block import Block
 from zoo.layers.options import require_at_least
-from zoo.offload.policy import Offload, Part, use_in_turn
+from zoo.offload.policy import Part, Slotted, use_in_turn
 from zoo.offload.slots import Slots
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ring(Offload):
+class Ring(Slotted):
     """Part i uses slot i mod K; while it runs and after it, a thread loads those that follow."""
 
     slots: int | None = None
@@ -28,11 +28,11 @@ class Ring(Offload):
         require_at_least(1, slots=self.slots)
 
     def count(self, room: int) -> int:
-        """See ``Offload``."""
+        """See ``Slotted``."""
         return room if self.slots is None else min(room, self.slots)
 
     def attach(self, parts: Sequence[Part], slots: Slots) -> None:
-        """See ``Offload``."""
+        """See ``Slotted``."""
         use_in_turn(parts, slots, max(0, len(slots.memory) - 2) if self.keep and len(slots.memory) < len(parts) else 0)
 
 
