@@ -27,6 +27,7 @@ BENCHMARKS = {
     "kvpress": "cache policies beside kvpress, in an environment that has it",
     "prefix": "N continuations of one prompt: its keys kept once and copied",
     "sparse_tuning": "fine-tuning by SPT beside LoRA: memory and time of a training step",
+    "offload": "models larger than memory: peak, bytes read and time",
     "drafts": "tokens a pass and time a token of every draft of the bundled nanos",
     "exits": "early exits: accuracy and bits per byte against mean FLOPs",
     "linearize": "a transformer made linear, whole and without one part at a time",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoo.checkpoints.io import read_config, whole
 from zoo.factory import create_model
 from zoo.language.base import LanguageModel
 from zoo.layers.cache.budget import UNITS, Bytes, parsed
@@ -31,9 +32,9 @@ def offload(
     >>> model.offloaded.traffic  # what was read
 
     Args:
-        model: a folder of ``zoo.save_model``, whose files are read where they are; or a model, of ``create_model`` or
-            of a folder of another library, whose offloaded weights are first written to a file without a name. It is
-            changed in place, and can neither be trained nor saved from then on.
+        model: a folder of ``zoo.save_model``, whose files are read where they are; one of another library, or a model,
+            whose offloaded weights are first written to a file without a name. A model is changed in place, and can
+            neither be trained nor saved from then on.
         memory: bytes, such as 2_000_000_000 or "2GB".
         policy: one of ``zoo.offload``: "tpi_llm", "se_moe", "edge_moe" or "llm_in_a_flash", or an object of their
             classes.
@@ -49,9 +50,11 @@ def offload(
     limit, how = _bytes(memory), _policy(policy)
     pieces: dict[str, Piece] = {}
     if isinstance(model, str | os.PathLike):
-        if not is_saved(Path(model)):
+        place = Path(model)
+        if not is_saved(place):
             raise ValueError(f"{model} is no folder of a saved model: give one, or a model of zoo.create_model")
-        pieces = listed(Path(model))
+        if read_config(place).get("model_type") == "zoo":  # other libraries' tensors may be laid out otherwise
+            pieces = listed(whole(place))
         model = create_model(f"local-dir:{model}")
     if not isinstance(model, LanguageModel) or getattr(model, "offloaded", None) is not None or model.exits is not None:
         raise ValueError(
