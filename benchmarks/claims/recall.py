@@ -178,7 +178,7 @@ def twin(model: Any) -> Peer:
     evidence="trained", value="difference of both accuracies", at_most=0.02, quick=False, limit=1800,
 )  # fmt: skip
 def mamba_recall_beside_transformers() -> Found:
-    """MQAR with 8 pairs by Mamba, ours and transformers', from our initial weights, 600 updates on the same
+    """MQAR with 8 pairs by Mamba, ours and transformers', from our initial weights, 300 updates on the same
     sequences."""
     torch.manual_seed(SEED)
     ours: Any = build(MODELS["mamba, d_state 16"], TASKS["mqar"])
