@@ -18,7 +18,6 @@ from zoo.layers.attention import AxialAttention
 from zoo.layers.conv import ConvFirst, MBConv
 
 LENGTHS = (1024, 2048, 4096, 8192)
-SIDES = (16, 32, 64)
 
 
 def read(model: Any, length: int) -> int:
@@ -53,9 +52,9 @@ def linear_text(family: str, model: str, paper: str, source: str, **options: Any
     linear(family, paper, source, lambda length: read(on_meta(model, **options), length), LENGTHS, of)
 
 
-def linear_image(family: str, model: str, paper: str, source: str) -> None:
-    pixels = [side * side for side in SIDES]
-    of = f"{model} on images of {', '.join(map(str, SIDES))} pixels a side, over the number of pixels"
+def linear_image(family: str, model: str, paper: str, source: str, sides: Sequence[int] = (16, 32, 64)) -> None:
+    pixels = [side * side for side in sides]
+    of = f"{model} on images of {', '.join(map(str, sides))} pixels a side, over the number of pixels"
     linear(family, paper, source, lambda area: look(on_meta(model, img_size=math.isqrt(area))), pixels, of)
 
 
@@ -69,8 +68,8 @@ linear_text("scatterbrain_text", "scatterbrain_text_lra_text", "2110.15343", "se
 linear_text("mamba", "mamba_130m", "2312.00752", "abstract: linear in the length", depth=2)
 linear_image("s4_pixel", "s4_pixel_lra_pathx", "2111.00396", "table 1: O(L log L) in training")
 linear_image("longconv_pixel", "longconv_pixel_lra_pathx", "2302.06646", "section 2: O(N log N) by the FFT")
-linear_image("vmamba", "vanilla_vmamba_tiny", "2401.10166", "abstract: linear in the number of pixels")
-linear_image("vim", "vim_tiny", "2401.09417", "section 3.4: linear in the number of patches")
+linear_image("vmamba", "vanilla_vmamba_tiny", "2401.10166", "abstract: linear in the number of pixels", (224, 448, 896))
+linear_image("vim", "vim_tiny", "2401.09417", "section 3.4: linear in the number of patches", (224, 448, 896))
 
 
 @claim(

@@ -118,7 +118,7 @@ class Results:
         assert self.path is not None
         content = self.content()
         kept = content["claims"]
-        text = f"# What the papers say, rerun in miniature\n\n{counted(kept)}. Evidence: "
+        text = f"# What the papers say, rerun in miniature\n\n{counted(kept)}; last run: `{self.command}`. Evidence: "
         text += "; ".join(f"{kind}: {what}" for kind, what in EVIDENCE.items()) + ".\n\n"
         text += markdown("Verdicts", COLUMNS, [row(record) for record in kept]) + "\n### Claims\n\n"
         text += "".join(f"- **{r['name']}** ({', '.join(r['families'])}): {said(r)}\n" for r in kept)
