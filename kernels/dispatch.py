@@ -103,13 +103,15 @@ class Operation:
         """``name`` itself, or for "auto" what the block or the program chooses: still "auto" where neither does."""
         return _program_choice(self.name) if name == "auto" else name
 
-    def resolve(self, name: str, device: torch.device) -> Implementation:
-        """The implementation ``name`` stands for on ``device``.
+    def resolve(self, name: str | Implementation, device: torch.device) -> Implementation:
+        """The implementation ``name`` stands for on ``device``; one itself, wherever it runs.
 
         Raises:
             ValueError: when no implementation has that name.
             RuntimeError: when the named implementation cannot run on ``device``.
         """
+        if isinstance(name, Implementation):
+            return name
         name = self.choice(name)
         if name == "auto":
             every = self.implementations.values()

@@ -74,7 +74,10 @@ def obstacle(source: Path, device: torch.device) -> str | None:
 
 
 def call(source: Path, function: str, *arguments: Tensor | int | None) -> None:
-    """Call ``function_f32`` or ``function_f64``; tensors go as pointers (None: NULL), integers as int64."""
+    """Call ``function_f32`` or ``function_f64``; tensors go as pointers (None: NULL), integers as int64. Tensors on the
+    meta device have nothing to compute."""
+    if any(isinstance(a, Tensor) and a.is_meta for a in arguments):
+        return
     wide = any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in arguments)
     found = _function(source, f"{function}_f64" if wide else f"{function}_f32", len(arguments))
     found(*[a.data_ptr() if isinstance(a, Tensor) else a or 0 for a in arguments])

@@ -18,6 +18,8 @@ BENCHMARKS = {
     "sparse": "weights without their zeros: quality, bytes and time",
     "vision": "vision models beside timm",
     "resolution": "Vim beside DeiT at growing image sizes",
+    "gap": "efficiency gap and waterline of every vision family",
+    "runtime": "idealised runtime: predicted and measured prompts, steps and queries",
     "merging": "MAELRE beside the same encoder without merging, over length",
     "recall": "associative recall against the size of the state",
     "needle": "recall beyond the trained length, with a memory and with a window",

@@ -71,7 +71,7 @@ def _show(found: Profile, depth: int) -> None:
         say("state: " + ", ".join(f"{size:,} bytes after {length} tokens" for length, size in found.state_bytes))
     phases = Table(title="phases", title_justify="left")
     for column in ("phase", "GFLOP", "MiB moved", "at least", "FLOP/byte", "MiB live", "measured", "bound ms",
-                   "waterline ms", "ms", f"{found.unit}s/s", "gap"):  # fmt: skip
+                   "waterline ms", "ms", f"{found.unit}s/s", "gap", "efficiency"):  # fmt: skip
         phases.add_column(column, justify="left" if column == "phase" else "right")
     for phase in found.phases:
         phases.add_row(
@@ -80,20 +80,36 @@ def _show(found: Profile, depth: int) -> None:
             _figure(phase.bound, 1e3), _figure(phase.waterline, 1e3),
             _figure(None if phase.seconds is None else phase.seconds.median, 1e3), _figure(phase.throughput),
             _figure(phase.gap),
+            _efficiency(found, phase.flops, None if phase.seconds is None else phase.seconds.median),
         )  # fmt: skip
     show(phases)
     layers = Table(title="layers, forward", title_justify="left")
-    for column in ("layer", "kind", "parameters", "MFLOP", "MiB moved", "FLOP/byte", "waterline ms", "ms"):
+    for column in (
+        "layer",
+        "kind",
+        "parameters",
+        "MFLOP",
+        "MiB moved",
+        "FLOP/byte",
+        "waterline ms",
+        "ms",
+        "efficiency",
+    ):
         layers.add_column(column, justify="left" if column in ("layer", "kind") else "right")
     for layer in found.layers:
         if layer.name and layer.name.count(".") < depth:
             layers.add_row(
                 layer.name, layer.kind, f"{layer.parameters:,}", f"{layer.flops / 1e6:,.3f}",
                 f"{layer.bytes / MIB:,.3f}", f"{layer.intensity:,.1f}", _figure(layer.waterline, 1e3),
-                _figure(layer.seconds, 1e3),
+                _figure(layer.seconds, 1e3), _efficiency(found, layer.flops, layer.seconds),
             )  # fmt: skip
     show(layers)
 
 
 def _figure(value: float | None, scale: float = 1.0) -> str:
     return "-" if value is None else f"{value * scale:,.4g}"
+
+
+def _efficiency(found: Profile, flops: int, seconds: float | None) -> str:
+    """Share of the peak that is reached: latency = operations / (peak x efficiency)."""
+    return "-" if found.peaks is None or not seconds else f"{flops / found.peaks.flops / seconds:.1%}"

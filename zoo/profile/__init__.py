@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,7 +43,8 @@ def profile(
     "meta", the model runs, and each time stands beside two bounds of the machine's measured peaks P and W:
     :math:`\max(F / P, B / W)` with the bytes B that must move however operations are fused (the roofline), and
     :math:`\sum_i \max(F_i / P, B_i / W)` over the operations as they are (the waterline). Where values decide how much
-    is computed (routed depth, skipped steps), the count is of the most that may be.
+    is computed (routed depth, skipped steps), the count is of the most that may be; where they decide shapes, as in
+    training by segments, of a run on these inputs.
 
     Args:
         model: a name, whose weights are then random, or a model, which stays where and as it is.
@@ -58,8 +61,8 @@ def profile(
 
     Raises:
         ValueError: for an unknown name, sizes below 1, a device that is not there, options of a named model beside a
-            model, a model whose count depends on values, or one that does not fit the free memory: the error holds the
-            predicted bytes.
+            model, a model that cannot be counted without running it on "meta", or one that does not fit the free
+            memory: the error holds the predicted bytes.
 
     Papers: Lavin, "On the Efficiency of Convolutional Neural Networks", arXiv 2404.03617 (waterline).
     """
@@ -70,12 +73,20 @@ def profile(
         raise ValueError(f"runs must be at most {ROOM // 4}, got {runs}")
     place, counted = _counted(model, image_size, device, dtype)
     inputs = sample(counted, batch, tokens)
-    traces = {name: _trace(counted, inputs, name, ready) for name, ready in _calls(counted, training).items()}
+    build = cache(lambda: model if isinstance(model, nn.Module) else _build(model, image_size, place, dtype))
+    traces = {}
+    for name, prepare in _calls(counted, training).items():
+        try:
+            traces[name] = _trace(counted, inputs, name, prepare)
+        except ValuesDecideError:
+            if place == META:
+                raise
+            with left_as_it_is(build()):
+                traces[name] = _trace(build(), sample(build(), batch, tokens), name, prepare)
     states = _state_bytes(counted, inputs)
     if place != META:
         _require_room(counted, traces, place, count_weights=isinstance(model, str))
-        ran = model if isinstance(model, nn.Module) else _build(model, image_size, place, dtype)
-        return _measured(model, counted, ran, inputs, traces, states, place, runs)
+        return _measured(model, counted, build(), inputs, traces, states, place, runs)
     phases = tuple(_phase(name, trace, counted, inputs, states, None) for name, trace in traces.items())
     return _profile(model, counted, inputs, states, phases, traces["forward"], META, None, {})
 
@@ -103,6 +114,24 @@ def _build(name: str, image_size: int | None, device: torch.device, dtype: torch
 
 
 Call = Callable[[], Any]
+
+
+class ValuesDecideError(ValueError):
+    """What is computed depends on values, which the meta device has none of."""
+
+
+@contextmanager
+def left_as_it_is(model: nn.Module) -> Iterator[None]:
+    """Modes and gradients are in the end what they were."""
+    modes = {module: module.training for module in model.modules()}
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
 
 
 def _forward(model: Any, x: Tensor) -> Call:
@@ -138,8 +167,9 @@ def _trace(model: Any, inputs: Tensor, name: str, prepare: Callable[[Any, Tensor
                 found = ready()
             del found
     except NotImplementedError as error:
-        raise ValueError(
-            f"what {type(model).__name__} computes depends on values, so it cannot be counted without them: {error}"
+        raise ValuesDecideError(
+            f"what {type(model).__name__} computes depends on values, so it cannot be counted without running it: "
+            f"{error}"
         ) from error
     finally:
         model.zero_grad()
@@ -172,12 +202,10 @@ def _measured(
     given: str | nn.Module, counted: Any, model: Any, shaped: Tensor, traces: dict[str, Trace],
     states: tuple[tuple[int, int], ...], device: torch.device, runs: int,
 ) -> Profile:  # fmt: skip
-    modes = {module: module.training for module in model.modules()}
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     inputs, dtype = sample(model, len(shaped), shaped.shape[1]), next(model.parameters()).dtype
     reached = peaks(device, dtype)
     phases, layers = [], {}
-    try:
+    with left_as_it_is(model):
         for name, trace in traces.items():
             train, prepare = name == "training", _calls(model, True)[name]
             model.train(train)
@@ -190,11 +218,6 @@ def _measured(
                 if name == "forward":
                     layers = measure.seconds_by_layer(model, ready, device, runs)
             phases.append(_phase(name, trace, counted, shaped, states, reached, taken, memory))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
     return _profile(given, counted, shaped, states, tuple(phases), traces["forward"], device, reached, layers)
 
 

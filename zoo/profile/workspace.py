@@ -17,7 +17,7 @@ from zoo.kernels.dispatch import Implementation, compute_dtype, find_operation
 from zoo.kernels.operator import COMPUTE
 
 CPU = torch.device("cpu")
-OUTSIDE = ("native", "triton", "mamba_ssm")  # implementations whose work is not done by torch's operations
+OUTSIDE = ("triton", "mamba_ssm")  # implementations whose work is not done by torch's operations
 BY_VALUE = ("grouped_matmul",)  # operators whose work depends on values, which the meta device has none of
 BLOCKED = 8  # channels from which on a convolution's input is laid out anew
 
@@ -71,7 +71,7 @@ def computed(func: Any, args: Sequence[Any]) -> Callable[..., Any] | None:
     chosen = find_operation(operation).resolve(impl, CPU)
     if chosen.name in OUTSIDE:
         return lambda *given: _prepared(func, chosen, given)
-    return lambda *given: COMPUTE[name](*given[:-1], chosen.name)
+    return lambda *given: COMPUTE[name](*given[:-1], chosen)
 
 
 def _prepared(func: Any, chosen: Implementation, given: Sequence[Any]) -> Any:
@@ -83,15 +83,16 @@ def _prepared(func: Any, chosen: Implementation, given: Sequence[Any]) -> Any:
     return found
 
 
-def convolution(func: Any, args: Sequence[Any], results: Sequence[Tensor]) -> int:
+def convolution(func: Any, args: Sequence[Any], results: Sequence[Tensor | None]) -> int:
     """Bytes that a convolution needs besides: tensors in the layout that oneDNN computes in, where it is asked."""
     name = func._overloadpacket.__name__
     if name == "convolution":
         x, weight, _, stride = args[:4]
-        moved = max(_blocked(x) + weight.nbytes, results[0].nbytes)
+        copies = max(1, weight.dim() - 3)  # in three dimensions the result is laid out twice
+        moved = max(_blocked(x) + weight.nbytes, copies * results[0].nbytes)  # type: ignore[union-attr]
     elif name == "convolution_backward":
         dy, x, weight, _, stride = args[:5]
-        moved = _blocked(x) + _blocked(dy)
+        moved = max(_blocked(x) + _blocked(dy), weight.nbytes)  # for the weight's gradient, which is then laid out anew
     else:
         return 0
     pointwise = max(weight.shape[2:]) == 1 and max(stride) == 1  # a plain product, for few images on one core
