@@ -149,11 +149,12 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary | None, size: int) -> No
 def _encoded(gguf: Any, name: str, tensor: Tensor, form: str | None) -> tuple[Any, np.ndarray]:
     types = gguf.GGMLQuantizationType
     tensor = tensor.detach().cpu().contiguous()
-    if tensor.dim() != 2 or name.endswith(_KEPT):
+    several = tensor.dim() == 3 and name.split(".")[-3] == "experts"
+    if (tensor.dim() != 2 and not several) or name.endswith(_KEPT):
         return types.F32, tensor.float().numpy()
     if form is None:
         form = {torch.bfloat16: "bf16", torch.float16: "f16"}.get(tensor.dtype, "f32")
-    if form.startswith("q") and tensor.shape[1] % gguf.GGML_QUANT_SIZES[types[form.upper()]][0]:
+    if form.startswith("q") and tensor.shape[-1] % gguf.GGML_QUANT_SIZES[types[form.upper()]][0]:
         form = "f16"
     stored = types[form.upper()]
     return stored, gguf.quants.quantize(tensor.float().numpy(), stored)

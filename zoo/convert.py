@@ -44,7 +44,7 @@ def convert(
             bamba, granite_hybrid, nemotron_h, zamba2, xlstm, deepseek, moe, gpt_oss, minimax, transformer; deltanet,
             gated_deltanet, gla, retnet, rwkv7 as flash-linear-attention registers them; smallthinker as its authors'
             code reads it), "timm" (vit, efficientvit, shvit, vovnet) or "gguf", llama.cpp's (mamba, mamba2, falcon_h1,
-            and transformer in the forms of Llama, Mistral, Qwen2 and Qwen3).
+            moe, and transformer in the forms of Llama, Mistral, Qwen2 and Qwen3).
         name: of the registered model whose weights ``source`` holds; of a folder with a ``config.json`` that is still
             what the configuration comes from.
         ema: True takes the averaged copy of a PyTorch file, False the trained weights; None, as ``create_model`` does,

@@ -6,6 +6,7 @@ are multiplied into: llama.cpp's own converter (github.com/ggml-org/llama.cpp, c
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -78,6 +79,26 @@ def _attention(config: Given) -> dict[str, Any]:
     } | _rope(config)
 
 
+def _experts(config: Given) -> dict[str, Any]:
+    """The width of an expert where its type has a word for it, which then is that of all feed-forward layers."""
+    count = config["num_local_experts" if "num_local_experts" in config else "num_experts"]
+    dim = {"head_dim": config["hidden_size"] // config["num_attention_heads"]} | config
+    found = {"expert_count": count, "expert_used_count": config["num_experts_per_tok"]}
+    if "moe_intermediate_size" in config:
+        found["expert_feed_forward_length"] = config["moe_intermediate_size"]
+        dim["intermediate_size"] = dim.get("intermediate_size") or config["moe_intermediate_size"]
+    return _attention(dim) | found
+
+
+def _olmoe(config: Given) -> dict[str, Any]:
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    if kv_heads != heads:
+        raise ValueError(
+            f"llama.cpp's olmoe has num_key_value_heads equal to num_attention_heads {heads}, got {kv_heads}"
+        )
+    return _experts(config)
+
+
 def _rope(config: Given) -> dict[str, Any]:
     rope = config["rope_parameters"]
     found = {"rope.freq_base": rope["rope_theta"], "rope.dimension_count": config["head_dim"]}
@@ -134,6 +155,26 @@ def _llama_tensors(config: Given, tensors: Tensors) -> Tensors:
     if config["rope_parameters"]["rope_type"] == "llama3":
         tensors["rope_freqs.weight"] = _slower(config)
     return tensors
+
+
+def _mixtral_tensors(config: Given, tensors: Tensors) -> Tensors:
+    return _llama_tensors(config, _stacked(config, tensors))
+
+
+def _stacked(config: Given, tensors: Tensors) -> Tensors:
+    """The matrices of a layer's experts as one tensor."""
+    found: Tensors = {}
+    for name, tensor in tensors.items():
+        match name.split("."):
+            case [*place, "experts", "0", kind, "weight"]:
+                every = (".".join([*place, "experts", str(index), kind, "weight"]) for index in itertools.count())
+                stack = [tensors[one] for one in itertools.takewhile(tensors.__contains__, every)]
+                found[".".join([*place, "experts", kind, "weight"])] = torch.stack(stack)
+            case [*_, "experts", _, _, "weight"]:
+                pass
+            case _:
+                found[name] = tensor
+    return found
 
 
 def _slower(config: Given) -> Tensor:
@@ -210,6 +251,20 @@ _KINDS = {
     "mistral": _Kind("llama", _attention, _llama_tensors, {"sliding_window": None}),
     "qwen2": _Kind("qwen2", _attention, _as_they_are, {"use_sliding_window": False}),
     "qwen3": _Kind("qwen3", _attention, _as_they_are, {"use_sliding_window": False, "attention_bias": False}),
+    "mixtral": _Kind("llama", _experts, _mixtral_tensors, {"sliding_window": None}),
+    "olmoe": _Kind("olmoe", _olmoe, _stacked, {"norm_topk_prob": False, "clip_qkv": None, "attention_bias": False}),
+    "qwen3_moe": _Kind(
+        "qwen3moe",
+        _experts,
+        _stacked,
+        {
+            "norm_topk_prob": True,
+            "use_sliding_window": False,
+            "attention_bias": False,
+            "mlp_only_layers": [],
+            "decoder_sparse_step": 1,
+        },
+    ),
     "mamba": _Kind("mamba", _mamba, _mamba_tensors, _MAMBA),
     "falcon_mamba": _Kind("mamba", _mamba, _mamba_tensors, _MAMBA),
     "mamba2": _Kind("mamba2", _mamba2, _mamba2_tensors, _MAMBA | _NO_LIMIT),

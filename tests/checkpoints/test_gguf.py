@@ -43,6 +43,15 @@ MODELS = {
     "mistral": lambda: transformers.MistralConfig(**SIZES, **HEADS, sliding_window=None),
     "qwen2": lambda: transformers.Qwen2Config(**SIZES, num_attention_heads=4, num_key_value_heads=2),
     "qwen3": lambda: transformers.Qwen3Config(**SIZES, **HEADS),
+    "mixtral": lambda: transformers.MixtralConfig(
+        **SIZES, **HEADS, rope_parameters=TURNS, num_local_experts=5, num_experts_per_tok=2
+    ),
+    "olmoe": lambda: transformers.OlmoeConfig(
+        **SIZES, num_attention_heads=4, num_key_value_heads=4, num_experts=6, num_experts_per_tok=3
+    ),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+        **SIZES, **HEADS, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=32, norm_topk_prob=True
+    ),
     "mamba": lambda: transformers.MambaConfig(**SIZES | {"intermediate_size": 128}, state_size=8, time_step_rank=5),
     "falcon_mamba": lambda: transformers.FalconMambaConfig(**SIZES | {"intermediate_size": 128}, state_size=8),
     "mamba2": lambda: transformers.Mamba2Config(
@@ -84,7 +93,7 @@ def test_llama_cpp_computes_what_transformers_does(name, tokenizer, tmp_path):
 
 
 @llama_cpp
-@pytest.mark.parametrize("name", ["transformer_nano", "mamba_nano", "mamba2_nano", "falcon_h1_nano"])
+@pytest.mark.parametrize("name", ["transformer_nano", "mamba_nano", "mamba2_nano", "falcon_h1_nano", "moe_nano"])
 def test_bundled_models_read_text_there(name, tmp_path):
     model: Any = zoo.create_model(name, pretrained=True).eval()
     zoo.save_model(model, tmp_path / "saved")
