@@ -149,10 +149,42 @@ class Operation:
             self.resolve(impl, torch.device("cpu") if device.type == "meta" else device)
         return impl
 
+    def direct(self, impl: str, rows: int, most: int, *tensors: Tensor | None) -> Implementation | None:
+        """The "native" implementation for a step of decoding, called without an operator; None elsewhere.
+
+        Args:
+            impl: ``choice(impl)``: only "auto" leaves the choice.
+            rows: of the product; 1 to ``most`` are few, with more another implementation takes less time.
+            tensors: see ``is_plain_step``.
+        """
+        chosen = self.implementations["native"]
+        if not 1 <= rows <= most or not is_plain_step(impl, *tensors):
+            return None
+        return chosen if chosen.obstacle(torch.device("cpu")) is None else None
+
     def plain(self, name: str, device: torch.device) -> Implementation | None:
         """The implementation ``name`` stands for, where autograd itself differentiates it, as often as wanted."""
         chosen = self.resolve(name, device)
         return chosen if chosen.backward is None else None
+
+
+def under_transforms() -> bool:
+    """Whether one of torch.func's transforms is at work."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def is_plain_step(impl: str, *tensors: Tensor | None) -> bool:
+    """Whether a call on the CPU needs no operator: of float32 and narrower, chosen automatically, and neither recorded
+    by autograd, transformed nor compiled. So one step of decoding may go straight to a C function."""
+    given = [t for t in tensors if t is not None]
+    return (
+        impl == "auto"
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
+        and all(t.device.type == "cpu" and type(t) in (Tensor, torch.nn.Parameter) for t in given)
+        and not any(t.dtype == torch.float64 for t in given)
+        and not torch.compiler.is_compiling()
+        and not under_transforms()
+    )
 
 
 def available_implementations(operation: str, device: str | torch.device = "cpu") -> list[str]:

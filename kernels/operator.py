@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.autograd import recomputed_gradients, recorded_gradients
-from zoo.kernels.dispatch import Implementation, Operation, compute_dtype
+from zoo.kernels.dispatch import Implementation, Operation, compute_dtype, under_transforms
 
 FORMULAS: dict[str, Callable[..., int]] = {}  # name of an operator -> its FLOPs, of the shapes of its arguments
 COMPUTE: dict[str, Callable[..., Any]] = {}  # name of an operator -> what computes it, below the operator
@@ -262,25 +262,6 @@ def register(
         return (Traced if torch.compiler.is_compiling() else Transformed).apply(*inputs)
 
     return call
-
-
-def under_transforms() -> bool:
-    """Whether one of torch.func's transforms is at work."""
-    return torch._C._are_functorch_transforms_active()
-
-
-def is_plain_step(impl: str, *tensors: Tensor | None) -> bool:
-    """Whether a call on the CPU needs no operator: of float32 and narrower, chosen automatically, and neither recorded
-    by autograd, transformed nor compiled. So one step of decoding may go straight to a C function."""
-    given = [t for t in tensors if t is not None]
-    return (
-        impl == "auto"
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
-        and all(t.device.type == "cpu" and type(t) in (Tensor, torch.nn.Parameter) for t in given)
-        and not any(t.dtype == torch.float64 for t in given)
-        and not torch.compiler.is_compiling()
-        and not under_transforms()
-    )
 
 
 def first_derivatives_only(operation: Operation) -> tuple[Callable, Callable]:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from zoo.kernels.dispatch import compute_dtype
-from zoo.kernels.operator import under_transforms
+from zoo.kernels.dispatch import compute_dtype, under_transforms
 from zoo.layers.precision import computes_in
 from zoo.layers.recompute import frozen_statistics
 

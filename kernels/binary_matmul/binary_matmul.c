@@ -99,7 +99,7 @@ void binary_rows_f32(int64_t N, int64_t C, int64_t P, int64_t G, int64_t threads
     const record r = {N, C / 8, P, G, planes, alpha, offset};
     for (int64_t m = 0; m < M; m++) {
         fill(tables, x + m * C, C);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(dynamic, 4) num_threads(threads)
         for (int64_t n = 0; n < N; n += ROWS) {
             float found[ROWS];
             tile(found, r, n, tables);

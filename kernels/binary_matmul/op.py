@@ -7,7 +7,6 @@ from torch import Tensor
 
 from zoo.kernels.binary_matmul import native, reference
 from zoo.kernels.dispatch import Implementation, Operation, as_given, check_shape
-from zoo.kernels.operator import is_plain_step
 
 
 def binary_matmul(
@@ -55,8 +54,7 @@ def binary_matmul(
             f"{x.shape[-1]} columns of {x.dtype} in {alpha.shape[1]} groups"
         )
     if chosen == "auto":
-        few = 0 < len(rows) <= native.FEW and fits and is_plain_step("auto", x, alpha)
-        chosen = "native" if few and native.obstacle(x.device) is None else "reference"
+        chosen = "native" if fits and operation.direct(chosen, len(rows), native.FEW, x, alpha) else "reference"
     y = operation.resolve(chosen, x.device).forward(rows, planes, alpha, offset)
     y = y if bias is None else y + bias.to(y.dtype)
     return y.view(*x.shape[:-1], len(planes))

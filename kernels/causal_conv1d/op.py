@@ -10,10 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels.causal_conv1d import native, native_step, reference, shifted
-from zoo.kernels.dispatch import Implementation, Operation, Sizes, check_shape, compute_dtype, sequence_starts
+from zoo.kernels.dispatch import (
+    Implementation,
+    Operation,
+    Sizes,
+    check_shape,
+    compute_dtype,
+    is_plain_step,
+    sequence_starts,
+)
 from zoo.kernels.mamba_ssm_support import causal_conv1d_implementation
 from zoo.kernels.native import in_rows
-from zoo.kernels.operator import Like, define, is_plain_step
+from zoo.kernels.operator import Like, define
 from zoo.kernels.triton_support import triton_implementation
 
 

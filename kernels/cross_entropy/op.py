@@ -10,8 +10,8 @@ from torch import Tensor
 
 from zoo.kernels.autograd import recomputed_gradients, recorded_gradients
 from zoo.kernels.cross_entropy import chunked, reference
-from zoo.kernels.dispatch import Implementation, Operation, Sizes, compute_dtype
-from zoo.kernels.operator import Like, first_derivatives_only, register, schema, under_transforms
+from zoo.kernels.dispatch import Implementation, Operation, Sizes, compute_dtype, under_transforms
+from zoo.kernels.operator import Like, first_derivatives_only, register, schema
 from zoo.kernels.triton_support import triton_implementation
 
 

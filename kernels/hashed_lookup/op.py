@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.kernels.dispatch import Implementation, Operation, check_shape
+from zoo.kernels.dispatch import Implementation, Operation, check_shape, is_plain_step
 from zoo.kernels.hashed_lookup import bag, native, reference
-from zoo.kernels.operator import Like, define, is_plain_step
+from zoo.kernels.operator import Like, define
 from zoo.kernels.triton_support import triton_implementation
 
 FEW = 16  # tokens

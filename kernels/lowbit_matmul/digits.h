@@ -30,26 +30,29 @@ static digit_row digits_at(void *memory, int64_t C, int64_t groups) {
     return (digit_row){memory, step, step + FULL(C) / UNIT};
 }
 
+INLINE void put_digits(int8_t *to, __m512i first, __m512i second) {
+    _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8(first));
+    _mm_storeu_si128((__m128i *)(to + LANES), _mm512_cvtepi32_epi8(second));
+}
+
+/* what is left above the lowest digit, which is in [-128, 127] */
+INLINE __m512i above(__m512i v) { return _mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(128)), 8); }
+
 static void make_digits(digit_row row, const float *x, int64_t C, int64_t groups) {
     const int64_t size = C / groups, stride = FULL(C);
-    memset(row.digits, 0, digit_bytes(C, groups));
-    int8_t *restrict lo = row.digits + 2 * stride, *restrict mid = row.digits + stride, *restrict hi = row.digits;
-    for (int64_t u = 0; u < C / UNIT; u++) {
-        float most = 0;
-#pragma omp simd reduction(max : most)
-        for (int64_t c = u * UNIT; c < (u + 1) * UNIT; c++) most = fabsf(x[c]) > most ? fabsf(x[c]) : most;
+    for (int k = 0; k < 3; k++) memset(row.digits + k * stride + C, 0, stride - C);
+    memset(row.step, 0, (stride / UNIT + WHOLE(groups)) * sizeof(float));
+    for (int64_t c = 0, u = 0; c < C; c += UNIT, u++) {
+        const __m512 x0 = _mm512_loadu_ps(x + c), x1 = _mm512_loadu_ps(x + c + LANES);
+        const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(x0), _mm512_abs_ps(x1)));
         const float step = most > 1e-30f ? most / 8e6f : 1, inverse = most > 1e-30f ? 8e6f / most : 0;
-        int32_t sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t c = u * UNIT; c < (u + 1) * UNIT; c++) {
-            const int32_t whole = (int32_t)rintf(x[c] * inverse), rest = (whole - (int8_t)whole) >> 8;
-            lo[c] = (int8_t)whole;
-            mid[c] = (int8_t)rest;
-            hi[c] = (int8_t)((rest - (int8_t)rest) >> 8);
-            sum += whole;
-        }
+        const __m512i v0 = _mm512_cvtps_epi32(_mm512_mul_ps(x0, _mm512_set1_ps(inverse)));
+        const __m512i v1 = _mm512_cvtps_epi32(_mm512_mul_ps(x1, _mm512_set1_ps(inverse)));
+        put_digits(row.digits + 2 * stride + c, v0, v1);
+        put_digits(row.digits + stride + c, above(v0), above(v1));
+        put_digits(row.digits + c, above(above(v0)), above(above(v1)));
         row.step[u] = step;
-        row.sums[u * UNIT / size] += step * (float)sum;
+        row.sums[c / size] += step * (float)_mm512_reduce_add_epi32(_mm512_add_epi32(v0, v1));
     }
 }
 

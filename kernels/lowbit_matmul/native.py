@@ -21,7 +21,8 @@ def forward(x, scale, codes, zero, bits, learns_scale) -> Tensor:
     """Same arguments and result as the reference, of any floating dtypes."""
     dtype = compute_dtype(x, scale)
     if x.shape[0] > FEW:
-        return tiled.forward(x, scale, codes, zero, bits, learns_scale, partial(dequantise, dtype=dtype))
+        factors = torch.bfloat16 if x.dtype == torch.bfloat16 and dtype == torch.float32 else dtype
+        return tiled.product(x.to(factors), scale, codes, zero, bits, partial(dequantise, dtype=dtype))
     x, scale = x.to(dtype).contiguous(), _readable(scale, dtype)
     y, sums = x.new_empty(x.shape[0], len(codes)), x.new_empty(-(-scale.shape[1] // LANES) * LANES)
     sizes = _sizes(x.shape[1], scale, bits)

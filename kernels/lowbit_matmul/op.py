@@ -8,7 +8,7 @@ from torch import Tensor
 from zoo.kernels.dispatch import Implementation, Operation, as_given, check_shape
 from zoo.kernels.lowbit_matmul import native, reference, tiled
 from zoo.kernels.lowbit_matmul.packing import check_bits, row_bytes
-from zoo.kernels.operator import Like, define, under_transforms
+from zoo.kernels.operator import Like, define
 from zoo.kernels.triton_support import triton_implementation
 
 
@@ -50,8 +50,8 @@ def lowbit_matmul(
     """
     impl = _check(x, codes, scale, zero, bits, bias, impl)
     rows = x.reshape(-1, x.shape[-1])
-    if _is_direct(rows, scale, impl):
-        y = operation.implementations["native"].forward(rows, scale, codes, zero, bits, False).to(x.dtype)
+    if direct := operation.direct(impl, len(rows), native.FEW, rows, scale):
+        y = direct.forward(rows, scale, codes, zero, bits, False).to(x.dtype)
     else:
         y = _lowbit_matmul(rows, scale, codes, zero, bits, scale.requires_grad, impl)
     y = y if bias is None else y + bias.to(y.dtype)
@@ -77,14 +77,6 @@ def _flops(x, scale, codes, *_) -> int:
 
 
 _lowbit_matmul = define(operation, "x scale", _shapes, flops=_flops)
-
-
-def _is_direct(x: Tensor, scale: Tensor, impl: str) -> bool:
-    """Whether nothing needs to see an operator: a decoding step spends more in its call than in the product."""
-    if impl != "auto" or torch.compiler.is_compiling() or x.device.type != "cpu" or not 1 <= len(x) <= native.FEW:
-        return False
-    recorded = torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)
-    return type(x) is Tensor and not recorded and not under_transforms() and native.obstacle(x.device) is None
 
 
 def _check(x, codes, scale, zero, bits, bias, impl) -> str:

@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels.dispatch import compute_dtype
 from zoo.kernels.lowbit_matmul import reference
 
-TILE = 1 << 20  # numbers of the matrix that exist at a time
+TILE, ROWS = 1 << 23, 64  # numbers of the matrix that exist at a time, of a multiple of so many rows
 
 
 def forward(x, scale, codes, zero, bits, _, dequantise: Callable[..., Tensor] = reference.dequantise) -> Tensor:
     """Same arguments and result as the reference, of any floating dtypes."""
-    x = x.to(compute_dtype(x, scale))
+    return product(x.to(compute_dtype(x, scale)), scale, codes, zero, bits, dequantise)
+
+
+def product(x, scale, codes, zero, bits, dequantise: Callable[..., Tensor]) -> Tensor:
+    """Sums of products of x with the matrix in the dtype of x, which is also that of the result."""
+    if len(codes) * x.shape[1] <= TILE:
+        return F.linear(x, dequantise(codes, scale, zero, bits=bits, columns=x.shape[1]).to(x.dtype))
     output = x.new_empty(x.shape[0], len(codes))
     for rows, matrix in _tiles(x, scale, codes, zero, bits, dequantise):
-        output[:, rows] = x @ matrix.mT
+        output[:, rows] = F.linear(x, matrix)
     return output
 
 
@@ -42,7 +49,7 @@ def backward(
 
 def _tiles(x, scale, codes, zero, bits, dequantise) -> Iterator[tuple[slice, Tensor]]:
     """Rows, and their part of the matrix in the dtype of x."""
-    size = max(1, TILE // x.shape[1])
+    size = max(ROWS, TILE // x.shape[1] // ROWS * ROWS)
     for start in range(0, len(codes), size):
         rows = slice(start, start + size)
         part = codes[rows], scale[rows], zero if zero is None else zero[rows]

@@ -66,7 +66,7 @@ void NAME(minifloat_rows)(int64_t N, int64_t C, int64_t E, int64_t mantissa, int
     {
         uint8_t *unpacked = malloc(padded);
         REAL *w = malloc(padded * sizeof(REAL));
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, 32)
         for (int64_t n = 0; n < N; n++) {
             NAME(row_values)(w, unpacked, packed + n * bytes, scale + n * groups, table, C, (int)E, (int)mantissa, groups);
             for (int64_t m = 0; m < M; m++) y[m * N + n] = NAME(dot)(w, x + m * C, C);

@@ -9,7 +9,6 @@ from zoo.kernels.common.minifloat import Minifloat
 from zoo.kernels.dispatch import Implementation, Operation, as_given, check_shape
 from zoo.kernels.lowbit_matmul import row_bytes
 from zoo.kernels.minifloat_matmul import native, reference
-from zoo.kernels.operator import is_plain_step
 
 
 def minifloat_matmul(
@@ -42,8 +41,7 @@ def minifloat_matmul(
     _check(x, codes, scale, kind, bias, impl)
     rows, chosen = x.reshape(-1, x.shape[-1]), operation.choice(impl)
     if chosen == "auto":
-        few = 0 < len(rows) <= native.FEW and is_plain_step("auto", x, scale) and native.obstacle(x.device) is None
-        chosen = "native" if few else "reference"
+        chosen = "native" if operation.direct(chosen, len(rows), native.FEW, x, scale) else "reference"
     y = operation.resolve(chosen, x.device).forward(rows, codes, scale, kind)
     y = y if bias is None else y + bias.to(y.dtype)
     return y.view(*x.shape[:-1], len(codes))

@@ -7,9 +7,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from zoo.kernels.dispatch import Implementation, Operation, check_shape, compute_dtype
+from zoo.kernels.dispatch import Implementation, Operation, check_shape, compute_dtype, is_plain_step
 from zoo.kernels.native import in_rows
-from zoo.kernels.operator import Like, define, is_plain_step
+from zoo.kernels.operator import Like, define
 from zoo.kernels.rms_norm import fused, native, reference
 from zoo.kernels.triton_support import triton_implementation
 

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels.dispatch import AUTOCAST_DEVICES, Implementation, Operation, as_given
-from zoo.kernels.operator import is_plain_step
 from zoo.kernels.row_linear import native
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -33,7 +32,7 @@ def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, impl: s
         RuntimeError: when the named implementation cannot run on the device of x.
     """
     chosen = operation.choice(impl)
-    if chosen != "native" and (chosen != "auto" or not _is_step(x, weight)):
+    if chosen != "native" and not _is_step(chosen, x, weight):
         return F.linear(x, weight, bias)
     found = operation.resolve("native", x.device).forward(x.reshape(-1, x.shape[-1]), weight, bias)
     return found.view(*x.shape[:-1], len(weight))
@@ -46,7 +45,7 @@ operation = Operation(
 )
 
 
-def _is_step(x: Tensor, weight: Tensor) -> bool:
-    few = 0 < x.numel() <= native.ROWS * x.shape[-1] and x.dtype == weight.dtype and x.dtype in DTYPES
-    low = "cpu" in AUTOCAST_DEVICES and torch.is_autocast_enabled("cpu")
-    return few and not low and is_plain_step("auto", x, weight) and native.obstacle(x.device) is None
+def _is_step(impl: str, x: Tensor, weight: Tensor) -> bool:
+    rows, low = x.numel() // max(1, x.shape[-1]), "cpu" in AUTOCAST_DEVICES and torch.is_autocast_enabled("cpu")
+    same = x.dtype == weight.dtype and x.dtype in DTYPES
+    return same and not low and operation.direct(impl, rows, native.ROWS, x, weight) is not None

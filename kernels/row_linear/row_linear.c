@@ -9,6 +9,7 @@
 #endif
 
 #define LANES 16
+#define CHUNK 16384 /* numbers that a thread takes at a time */
 #define SMALL 65536 /* numbers of a matrix: below, starting threads takes longer than reading it */
 #define INLINE static inline __attribute__((always_inline))
 
@@ -79,7 +80,7 @@ INLINE void column(int64_t C, int64_t n, const void *w, const float *x, int64_t 
 }
 
 #define ROWS(M, BRIEF)                                                                             \
-    _Pragma("omp parallel for schedule(static) num_threads(threads) if (N * C > SMALL)") for (int64_t n = 0; n < N; n++) { \
+    _Pragma("omp parallel for schedule(dynamic, some) num_threads(threads) if (N * C > SMALL)") for (int64_t n = 0; n < N; n++) { \
         float sums[4];                                                                             \
         column(C, n, w, x, C, sums, BRIEF, M);                                                     \
         for (int m = 0; m < M; m++) y[m * N + n] = sums[m] + (bias ? bias[n] : 0);                 \
@@ -88,6 +89,7 @@ INLINE void column(int64_t C, int64_t n, const void *w, const float *x, int64_t 
 
 void row_linear_f32(int64_t M, int64_t N, int64_t C, int64_t brief, int64_t threads, const void *w, const float *bias,
                     const float *x, float *y) {
+    const int64_t some = 1 + CHUNK / C; /* rows as they come: a thread may have no core at the moment */
     switch (2 * M + (brief != 0)) {
         case 2: ROWS(1, 0);
         case 3: ROWS(1, 1);

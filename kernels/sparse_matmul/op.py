@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.dispatch import Implementation, Operation, as_given, check_shape
-from zoo.kernels.operator import Like, define, is_plain_step
+from zoo.kernels.operator import Like, define
 from zoo.kernels.sparse_matmul import native, reference
 from zoo.kernels.triton_support import triton_implementation
 
@@ -50,8 +50,8 @@ def sparse_matmul(
     """
     impl = _check(x, values, mask, start, bias, impl)
     rows = x.reshape(-1, x.shape[-1])
-    if 1 <= len(rows) <= native.FEW and is_plain_step(impl, rows, values) and native.obstacle(x.device) is None:
-        y = operation.implementations["native"].forward(rows, values, mask, start).to(x.dtype)
+    if direct := operation.direct(impl, len(rows), native.FEW, rows, values):
+        y = direct.forward(rows, values, mask, start).to(x.dtype)
     else:
         y = _sparse_matmul(rows, values, mask, start, impl)
     y = y if bias is None else y + bias.to(y.dtype)

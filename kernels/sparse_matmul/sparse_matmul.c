@@ -170,7 +170,7 @@ INLINE int64_t NAME(begin)(int64_t N, int64_t n, int64_t K, int64_t bytes, const
 
 #undef SPARSE_ROWS
 #define SPARSE_ROWS(COUNT, BRIEF)                                                                                     \
-    _Pragma("omp parallel for schedule(static) num_threads(threads) if (K > SMALL)") for (int64_t n = 0; n < N; n++) { \
+    _Pragma("omp parallel for schedule(dynamic, 32) num_threads(threads) if (K > SMALL)") for (int64_t n = 0; n < N; n++) { \
         const int64_t k = NAME(begin)(N, n, K, bytes, mask + n * bytes, start);                                       \
         REAL sums[MOST];                                                                                              \
         if (k >= 0) NAME(sparse_row)(C, k, values, mask + n * bytes, x, C, sums, BRIEF, COUNT);                       \

@@ -9,10 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernels.dispatch import Implementation, Operation, Sizes, compute_dtype, initial, sequence_starts
+from zoo.kernels.dispatch import (
+    Implementation,
+    Operation,
+    Sizes,
+    compute_dtype,
+    initial,
+    is_plain_step,
+    sequence_starts,
+)
 from zoo.kernels.mamba_ssm_support import ssd_implementation
 from zoo.kernels.native import in_rows
-from zoo.kernels.operator import Like, define, is_plain_step
+from zoo.kernels.operator import Like, define
 from zoo.kernels.ssd import chunked, native, native_step, reference
 from zoo.kernels.triton_support import triton_implementation
 

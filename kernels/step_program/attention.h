@@ -37,30 +37,55 @@ static void turn_head(const int64_t *a, int64_t chunk) {
     }
 }
 
+/* of four keys at a time, as each addition waits for the last */
+INLINE void logits_of(float *logit, const float *q, const void *key, int64_t from, int64_t S, int64_t d, float scale,
+                      int brief) {
+    const int64_t whole = d / LANES * LANES;
+    for (int64_t s = 0; s < S; s += 4) {
+        const int64_t last = S - s < 4 ? S - s : 4;
+        vector sums[4] = {{0}};
+        int64_t place[4];
+        for (int64_t k = 0; k < 4; k++) place[k] = from + (s + (k < last ? k : 0)) * d;
+        for (int64_t i = 0; i < whole; i += LANES) {
+            const vector part = load(q + i);
+            for (int k = 0; k < 4; k++) sums[k] += part * numbers(key, place[k] + i, brief);
+        }
+        for (int64_t k = 0; k < last; k++) {
+            float rest = 0;
+            for (int64_t i = whole; i < d; i++) rest += q[i] * number(key, place[k] + i, brief);
+            logit[s + k] = scale * (rest + total(&sums[k]));
+        }
+    }
+}
+
+/* sums over the slots stay in registers for as many channels as there are */
+INLINE void mixed(float *y, const float *weight, const void *value, int64_t from, int64_t S, int64_t d, int brief) {
+    int64_t i = 0;
+    for (; i + 4 * LANES <= d; i += 4 * LANES) {
+        vector sums[4] = {{0}};
+        for (int64_t s = 0; s < S; s++)
+            for (int k = 0; k < 4; k++) sums[k] += weight[s] * numbers(value, from + s * d + i + k * LANES, brief);
+        memcpy(y + i, sums, sizeof sums);
+    }
+    memset(y + i, 0, (d - i) * sizeof(float));
+    for (int64_t s = 0; i < d && s < S; s++)
+#pragma omp simd
+        for (int64_t j = i; j < d; j++) y[j] += weight[s] * number(value, from + s * d + j, brief);
+}
+
 INLINE void attend_to(const int64_t *a, int64_t m, int64_t h, int brief) {
     const int64_t H = a[12], G = a[13], d = a[14], S = a[9], from = (m * G + h / (H / G)) * a[8] * d;
-    const float *q = F(0) + m * a[1] + h * d;
     const float cap = real(a[15]), sink = a[16] ? F(16)[h] : -INFINITY;
-    float *y = OUT(2) + m * a[3] + h * d, *weight = OUT(11) + (m * H + h) * a[8], most = sink, sum = 0;
-    const void *key = (const void *)a[4], *value = (const void *)a[5];
-    for (int64_t s = 0; s < S; s++) {
-        float dot = 0;
-#pragma omp simd reduction(+ : dot)
-        for (int64_t i = 0; i < d; i++) dot += q[i] * number(key, from + s * d + i, brief);
-        weight[s] = dot * real(a[10]);
-        if (cap > 0) weight[s] = cap * tanh_f32(weight[s] / cap);
-        most = weight[s] > most ? weight[s] : most;
-    }
-    for (int64_t s = 0; s < S; s++) weight[s] = exp_f32(weight[s] - most);
+    float *weight = OUT(11) + (m * H + h) * a[8], most = sink, sum = 0;
+    logits_of(weight, F(0) + m * a[1] + h * d, (const void *)a[4], from, S, d, real(a[10]), brief);
+    for (int64_t s = 0; cap > 0 && s < S; s++) weight[s] = cap * tanh_f32(weight[s] / cap);
+#pragma omp simd reduction(max : most)
+    for (int64_t s = 0; s < S; s++) most = weight[s] > most ? weight[s] : most;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t s = 0; s < S; s++) sum += weight[s];
-    sum += exp_f32(sink - most);
-    memset(y, 0, d * sizeof(float));
-    for (int64_t s = 0; s < S; s++) {
-        const float share = weight[s] / sum;
-#pragma omp simd
-        for (int64_t i = 0; i < d; i++) y[i] += share * number(value, from + s * d + i, brief);
-    }
+    for (int64_t s = 0; s < S; s++) sum += weight[s] = exp_f32(weight[s] - most);
+    sum = 1 / (sum + exp_f32(sink - most));
+    for (int64_t s = 0; s < S; s++) weight[s] *= sum;
+    mixed(OUT(2) + m * a[3] + h * d, weight, (const void *)a[5], from, S, d, brief);
 }
 
 /* chunk: a query head of a row. a: q q_row y y_row key value - brief capacity filled scale scratch H G d softcap (0 for

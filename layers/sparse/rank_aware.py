@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.kernels.operator import is_plain_step
+from zoo.kernels.dispatch import is_plain_step
 from zoo.layers.linear import HeldLinear
 from zoo.layers.report import Reports
 

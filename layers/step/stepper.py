@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from zoo.kernels import native
-from zoo.kernels.dispatch import AUTOCAST_DEVICES, is_automatic
-from zoo.kernels.operator import under_transforms
+from zoo.kernels.dispatch import AUTOCAST_DEVICES, is_automatic, under_transforms
 from zoo.kernels.step_program import SOURCE, Value
 from zoo.kernels.step_program.records import DTYPES, ROWS
 from zoo.layers.linear import decoding

@@ -65,7 +65,8 @@ class Writer(Program):
             raise Undescribed(type(module).__name__)
         self.hooks += [module._forward_pre_hooks, module._forward_hooks]
         for held in (module._modules, module._parameters):
-            self.places.append((held, tuple(held.values())))
+            if held:
+                self.places.append((held, tuple(held.values())))
             for one in held.values():
                 if isinstance(one, Tensor) and (type(one) not in (Tensor, nn.Parameter) or one.device.type != "cpu"):
                     raise Undescribed(f"{type(module).__name__} with {type(one).__name__}")

@@ -10,7 +10,14 @@ from zoo.kernels import available_implementations
 from zoo.kernels.binary_matmul import binary_matmul, pack_planes, unpack_planes
 from zoo.kernels.binary_matmul import dequantise as from_signs
 from zoo.kernels.common.minifloat import Minifloat
-from zoo.kernels.integer_matmul import bit_serial_sums, group_sums, product_cost, quantised_rows, scaled_sums
+from zoo.kernels.integer_matmul import (
+    bit_serial_sums,
+    group_sums,
+    integer_products,
+    product_cost,
+    quantised_rows,
+    scaled_sums,
+)
 from zoo.kernels.lowbit_matmul import pack
 from zoo.kernels.minifloat_matmul import dequantise, minifloat_matmul
 
@@ -104,6 +111,25 @@ def test_bit_by_bit_is_the_integer_product(x_bits, w_bits, columns, groups, mask
         held = pack_planes(mask) if masked else None
         found = bit_serial_sums(*planes, held, columns=columns, groups=groups, impl=impl)
         assert found.dtype == torch.int32 and torch.equal(found.long(), expected), impl
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+@pytest.mark.parametrize("bits", [1, 3, 4, 7, 8])
+@pytest.mark.parametrize(("rows", "outputs", "columns", "groups"), [
+    (1, 5, 64, 2), (3, 4, 96, 1), (2, 9, 192, 2), (7, 6, 40, 5), (2, 3, 288, 9),
+])  # fmt: skip
+def test_integer_products_are_exact(impl, bits, rows, outputs, columns, groups):
+    """With scales of powers of two every number is a float."""
+    v = torch.randint(-127, 128, (rows, columns), dtype=torch.int16)
+    q = torch.randint(0, 2**bits, (outputs, columns), dtype=torch.uint8)
+    zero = torch.randint(0, 2**bits, (outputs, groups), dtype=torch.uint8)
+    scale = 2.0 ** torch.randint(-2, 3, (outputs, groups))
+    step = 2.0 ** torch.randint(-3, 2, (rows, 1))
+    for given, centre in ((zero, zero.double()), (None, torch.full((outputs, groups), 2.0 ** (bits - 1)).double())):
+        w = (q.unflatten(-1, (groups, -1)).double() - centre[..., None]) * scale[..., None].double()
+        wanted = v.double() @ w.flatten(1).mT * step
+        found = integer_products(v, step, pack(q, bits), scale.bfloat16(), given, bits=bits, impl=impl)
+        assert torch.equal(found.double(), wanted)
 
 
 @pytest.mark.parametrize(("columns", "groups"), [(64, 4), (2000, 1), (12, 4)])

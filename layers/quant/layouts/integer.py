@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from zoo.kernels.integer_matmul import group_sums, quantised_rows, scaled_sums
-from zoo.kernels.lowbit_matmul import dequantise, lowbit_matmul, pack, row_bytes, unpack
+from zoo.kernels.integer_matmul import integer_products, quantised_rows
+from zoo.kernels.lowbit_matmul import dequantise, lowbit_matmul, pack, row_bytes
 from zoo.layers.quant.layouts.layout import SCALES, Layout, Sizes, Tensors, in_groups, largest, stored
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ class Integer(Layout):
     r""":math:`w = s (q - z), \; 0 \le q < 2^b`; :math:`z = 2^{b-1}` of symmetric ones, which store none."""
 
     activation_widths = range(2, 9)
+    in_parts = False
     options = (*Layout.options, "symmetric")
 
     def tensors(self, form: Format, rows: int, columns: int) -> Sizes:
@@ -48,9 +49,7 @@ class Integer(Layout):
     def integer_product(self, x: Tensor, tensors: Tensors, form: Format) -> Tensor:
         """Groups are dequantised after the product (MixPE)."""
         v, s = quantised_rows(x, form.activation_bits or 8)
-        q, scale, zero = unpack(tensors["codes"], form.bits, x.shape[-1]), tensors["scale"], tensors["zero"]
-        zero = torch.full_like(scale, 2 ** (form.bits - 1), dtype=torch.uint8) if zero is None else zero
-        return scaled_sums(group_sums(v, q, scale.shape[-1]), v, s, scale, zero)
+        return integer_products(v, s, **tensors, bits=form.bits)
 
 
 def grid(matrix: Tensor, form: Format) -> tuple[Tensor, Tensor | None]:

@@ -33,6 +33,7 @@ class Layout(ABC):
         has_zero: the number 0 has a code in every group, so that outliers may lie beside the codes.
         activation_widths: bits that activations may be rounded to.
         odd: they are rounded to odd integers.
+        in_parts: ``integer_product`` is given some rows of the matrix after another, as it makes a number a group.
         options: fields of ``Format`` that it knows besides bits, group_size, scale_dtype and activation_bits.
     """
 
@@ -41,6 +42,7 @@ class Layout(ABC):
     has_zero: bool = True
     activation_widths: range = range(0)
     odd: bool = False
+    in_parts: bool = True
     options: tuple[str, ...] = ("group_rows", "outliers")
 
     def check(self, form: Format) -> None:
@@ -75,10 +77,15 @@ class Layout(ABC):
         if form.activation_bits is None:
             return self.product(x, tensors, form, bias)
         rows = x.reshape(-1, x.shape[-1])
+        if not self.in_parts:
+            return self._with_bias(self.integer_product(rows, tensors, form), x, bias)
         size = max(1, SUMS // max(1, len(rows) * form.groups(x.shape[-1])))
         parts = zip(*(_split(t, size) for t in tensors.values()), strict=False)
         found = [self.integer_product(rows, dict(zip(tensors, part, strict=True)), form) for part in parts]
-        y = torch.cat(found, -1).to(x.dtype)
+        return self._with_bias(torch.cat(found, -1), x, bias)
+
+    def _with_bias(self, y: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+        y = y.to(x.dtype)
         return (y if bias is None else y + bias.to(y.dtype)).view(*x.shape[:-1], y.shape[-1])
 
     def product(self, x: Tensor, tensors: Tensors, form: Format, bias: Tensor | None) -> Tensor:
