@@ -49,6 +49,13 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in output for name in zoo.list_models())
 
 
+def test_list_says_which_steps_are_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "m[ao]*_nano", "--steps", "--json"]) == 0
+    found = {row["name"]: row["step"] for row in json.loads(capsys.readouterr().out)}
+    assert found["moe_nano"].startswith(("program", "layer by layer: no C compiler"))
+    assert found["mod_nano"].startswith("layer by layer: ") and "maelre_nano" not in found
+
+
 @pytest.mark.parametrize("columns", ["80", "20", None])
 def test_list_never_cuts_names(columns, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if columns is None:

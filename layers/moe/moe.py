@@ -33,7 +33,8 @@ class MoE(RoutedExperts):
         auxiliary_losses: in training mode, already weighted: "load_balance" and "router_z" where the weight is not 0.
         activity: of the latest forward pass: "tokens_per_expert" (E,) int64, what was really computed; "utilisation"
             (), the exponential of the entropy of the router's choices over E: 1 when even, 1/E when one expert gets
-            all; "dropped" () int64, assignments beyond the capacity. Not kept while a program is exported.
+            all; "dropped" () int64, assignments beyond the capacity. Not kept while a program is exported,
+            and emptied by a step of decoding that runs as a program of C.
         routing: of the latest forward pass in training mode, for a loss over several layers; else None.
 
     Args:

@@ -19,6 +19,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--family", help="only this family")
     parser.add_argument("--pretrained", action="store_true", help="only models with published or bundled weights")
     parser.add_argument("--params", action="store_true", help="also count parameters")
+    parser.add_argument(
+        "--steps", action="store_true",
+        help="language models alone, each is built: whether decoding on the CPU runs as programs of C, or why not",
+    )  # fmt: skip
     parser.add_argument("--caches", action="store_true", help="cache policies of `zoo generate --cache` instead")
     add_json(parser)
     add_import(parser)
@@ -31,21 +35,28 @@ def run(known: Namespace) -> int:
 
     if known.caches:
         return _caches(known.json)
-    filters = {"task": known.task, "family": known.family, "pretrained": known.pretrained or None}
+    filters = {
+        "task": "language" if known.steps else known.task,
+        "family": known.family,
+        "pretrained": known.pretrained or None,
+    }
     names = checked(zoo.list_models, known.pattern, **filters)
     if not names:
         raise UsageError(f"no model fits {known.pattern!r} with these filters; `zoo list` shows all")
-    rows = [_row(name, known.params, known.pretrained) for name in names]
+    rows = [_row(name, known.params, known.pretrained, known.steps) for name in names]
     if known.json:
         show_json(rows)
         return 0
     table = Table("model", "family", "task", box=None, pad_edge=False)
     if known.params:
         table.add_column("parameters", justify="right")
+    if known.steps:
+        table.add_column("decoding step")
     for column in ("weights", "licence", "tokenizer") if known.pretrained else ():
         table.add_column(column)
     for row in rows:
         count = [f"{row['num_parameters']:,}"] if known.params else []
+        count += [row["step"]] if known.steps else []
         for tag, found in row.get("weights", {"": {}}).items():
             more = [tag, found["licence"], found["tokenizer"] or "-"] if known.pretrained else []
             table.add_row(row["name"], row["family"], row["task"], *count, *more)
@@ -77,7 +88,7 @@ def _caches(as_json: bool) -> int:
     return 0
 
 
-def _row(name: str, params: bool, weights: bool) -> dict:
+def _row(name: str, params: bool, weights: bool, steps: bool) -> dict:
     import zoo
     from zoo.registry import lookup
 
@@ -85,6 +96,11 @@ def _row(name: str, params: bool, weights: bool) -> dict:
     row = {"name": name, "family": entry.family, "task": entry.task, "tags": entry.tags}
     if params:
         row["num_parameters"] = zoo.model_info(name).num_parameters
+    if steps:
+        from zoo.layers.step import obstacle
+
+        reason = obstacle(zoo.create_model(name).eval())
+        row["step"] = "program" if reason is None else f"layer by layer: {reason}"
     if weights:
         row["weights"] = {tag: asdict(found) for tag, found in entry.weights.items()}
     return row
