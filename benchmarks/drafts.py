@@ -11,7 +11,8 @@ Expected, before it was measured: the greedy texts are equal, whatever drafts. L
 to 4.5 tokens a pass, greedy, by trees of 68 nodes on models of 8 to 33 billion parameters) says more than 2 tokens a
 pass by a tree of 28, more than by a chain of the same depth, and fewer sampled than greedy. In time nothing is won by
 drafts as large as their target; the draft layer, a third of this target's work, and DeepSeek's one module may win a
-fifth, and early exits, which nothing here was trained for, lose.
+fifth, and early exits, which nothing here was trained for, lose. Trees say more a pass than chains of as many levels,
+for a target with a recurrence too, whose states are read level by level: in time they win nothing there.
 """
 
 from __future__ import annotations
@@ -47,8 +48,10 @@ def drafts(target: Any) -> Iterator[tuple[str, Draft]]:
         return
     if name == "deepseek_mtp_nano":
         yield "mtp", MultiToken()
+        yield "mtp, tree 3 4", MultiToken(widths=(3, 4))
         return
     yield "mamba2_nano", ModelDraft(nano("mamba2_nano"))
+    yield "mamba2_nano, tree 4 8 8 8", ModelDraft(nano("mamba2_nano"), widths=(4, 8, 8, 8))
     if name != "transformer_nano":
         return
     moe = nano("moe_nano")

@@ -175,7 +175,8 @@ class CacheState(Slots):
             ids = self.text[:, None].expand(-1, held.shape[1], -1)
             self.data["token"] = written(held, ids, self.filled - call.length, 2)
         self.text = None
-        y = self.policy.attend(self, call)  # pyright: ignore[reportArgumentType]
+        empty = not call.length  # all tokens of the call pass by
+        y = v[:, :1, :0].expand(*q.shape[:2], -1, -1) if empty else self.policy.attend(self, call)  # pyright: ignore
         self.exact = None
         if self.committed is None:
             hook = self.policy.after_step if call.length == 1 else self.policy.after_prefill

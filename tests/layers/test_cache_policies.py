@@ -180,6 +180,16 @@ def test_copies_go_their_own_way_and_rows_are_reordered(case, layer):
 
 
 @torch.no_grad()
+def test_a_call_without_tokens_changes_nothing(case, layer):
+    """As of a layer that all tokens of a step pass by."""
+    state, x = begun(layer, case.small), tokens(2, PROMPT)
+    layer(x, state)
+    before = values(state)
+    assert layer(x[:, :0], state).shape == (2, 0, DIM)
+    assert all(torch.equal(a, b) for a, b in zip(values(state), before, strict=True))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("store", [Host(), Disk(), Quantized(8, group=3), Quantized(4, group=3)], ids=str)
 def test_keys_and_values_may_be_kept_elsewhere_and_in_few_bits(case, layer, store):
     """Elsewhere the outputs are the same bits; codes are of what is seen to half a step, and roll back bit for bit."""
@@ -205,11 +215,11 @@ def test_keys_and_values_may_be_kept_elsewhere_and_in_few_bits(case, layer, stor
     close(layer(draft[index], other)[index], layer(draft, state))
 
 
-@pytest.mark.parametrize("name", ["transformer_nano", "falcon_h1_nano", "deepseek_nano", "mor_nano"])
+@pytest.mark.parametrize("name", ["transformer_nano", "falcon_h1_nano", "deepseek_nano", "mor_nano", "mod_nano"])
 @torch.no_grad()
 def test_models_decode_under_it_or_say_why_not(case, name):
     torch.manual_seed(0)
-    model: Any = zoo.create_model(name, depth=3 if name == "mor_nano" else 1).eval()
+    model: Any = zoo.create_model(name, depth={"mor_nano": 3, "mod_nano": 2}.get(name, 1)).eval()
     prompt = torch.randint(0, model.config.vocab_size, (2, PROMPT))
     if name == "deepseek_nano" and case.small.channels:
         with pytest.raises(ValueError, match=r"latent attention keeps one vector for all"):
