@@ -129,9 +129,19 @@ class Record(Packed):
         w = self._layout.dequantise(self._read(rows), self.format, self.shape[-1])
         return add_outliers(w, self.shape, *self._outliers, rows) if self.format.outliers else w
 
-    def matmul(self, x: Tensor, bias: Tensor | None = None, index: int | None = None) -> Tensor:
-        """x (..., C) times the transpose of the matrix, of matrix ``index`` where there are several -> (..., N)."""
-        y = self._layout.matmul(x, self._read(index), self.format, bias)
+    def matmul(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        index: int | None = None,
+        changed: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """x (..., C) times the transpose of the matrix, of matrix ``index`` where there are several -> (..., N).
+
+        Args:
+            changed: tensors in place of some of the record's, which may have gradients where the layout's product has.
+        """
+        y = self._layout.matmul(x, {**self._read(index), **(changed or {})}, self.format, bias)
         if not self.format.outliers:
             return y
         place, value = (t if index is None else t[index] for t in self._outliers)

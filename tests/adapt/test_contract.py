@@ -58,7 +58,7 @@ def plain(model: nn.Module) -> dict[str, Tensor]:
 
 
 def test_every_method_is_tested():
-    assert set(CASES) == set(ADAPTERS)
+    assert set(CASES) | {"peqa", "sketchtune", "l4q"} == set(ADAPTERS)  # the last three in test_records.py
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_a_call_that_broke_off_goes_on_to_the_same_bytes(method, tmp_path):
     ("omniquant", "moe_nano"), ("omniquant", "falcon_h1_nano"), ("omniquant", "vovnet_nano"), ("easyquant", "moe_nano"),
     ("baq", "vovnet_nano"), ("lowbit_fp", "moe_nano"), ("lowbit_fp", "vovnet_nano"), ("smoothquant_plus", "moe_nano"),
     ("dgq", "moe_nano"), ("dgq", "vovnet_nano"), ("db_llm", "falcon_h1_nano"), ("db_llm", "vovnet_nano"),
-    ("topkld", "moe_nano"), ("topkld", "vovnet_nano"),
+    ("topkld", "moe_nano"), ("topkld", "vovnet_nano"), ("sketch", "moe_nano"),
 ])  # fmt: skip
 def test_experts_recurrences_and_convolutions(method, name, tmp_path):
     """Are compressed, keep their float parameters, and reload bit-equal."""
@@ -101,6 +101,7 @@ def test_experts_recurrences_and_convolutions(method, name, tmp_path):
     ("omniquant", {"bits": 2, "epochs": 4}), ("easyquant", {"bits": 3, "group_size": 4096}), ("baq", {"bits": 3}),
     ("lowbit_fp", {"bits": 3, "steps": 60}), ("lowbit_fp", {"layout": "e2m1", "steps": 0}), ("dgq", {"bits": 3}),
     ("db_llm", {"bits": 2, "epochs": 3}), ("topkld", {"bits": 2, "epochs": 3, "lr": 1e-3}),
+    ("sketch", {"bits": 3, "group_size": 4096}),
 ])  # fmt: skip
 def test_it_predicts_an_unseen_text_better_than_plain_rounding(method, options, trained):
     plain = {key: value for key, value in options.items() if key in ("bits", "layout", "group_size")}

@@ -6,10 +6,13 @@ from zoo.adapt.lora import DoRA, LoRA
 from zoo.adapt.method import ADAPTERS, Adapter, adapt, adapters_of, as_adapter, merge_adapter
 from zoo.adapt.mobiletl import MobileTL
 from zoo.adapt.paca import PaCA
+from zoo.adapt.records import L4Q, PEQA, SketchTune
 from zoo.adapt.sink_lora import SinkLoRA
 
 __all__ = [
     "ADAPTERS",
+    "L4Q",
+    "PEQA",
     "Adapter",
     "DoRA",
     "Ladder",
@@ -17,6 +20,7 @@ __all__ = [
     "MobileTL",
     "PaCA",
     "SinkLoRA",
+    "SketchTune",
     "adapt",
     "adapters_of",
     "as_adapter",

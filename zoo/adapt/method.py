@@ -13,6 +13,7 @@ from torch import nn
 from zoo.changes import Change, apply, as_change, changes_of
 from zoo.layers.adapt import Mark, before, mark_of, placed, put
 from zoo.layers.batch_norm import TraceableNorm
+from zoo.layers.precision import Packed
 from zoo.registry import nearest
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -201,8 +202,10 @@ def merge_adapter(model: Model) -> Model:
         made[name] = there[str(_kind(module))].merged(module).train(module.training)
     put(model, made)
     model.changes = tuple(change for change in changes_of(model) if not isinstance(change, Adapter))  # type: ignore[assignment]
+    packed = {id(p) for module in model.modules() if isinstance(module, Packed) for p in module.parameters()}
     for parameter in model.parameters():
-        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+        learns = parameter.is_floating_point() or parameter.is_complex()
+        parameter.requires_grad_(learns and id(parameter) not in packed)
     for module in model.modules():
         if isinstance(module, TraceableNorm):
             module.frozen = False

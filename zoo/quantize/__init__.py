@@ -27,6 +27,7 @@ from zoo.quantize.lowbit_fp import LowBitFP
 from zoo.quantize.method import METHODS, Method, method_of
 from zoo.quantize.omniquant import OmniQuant
 from zoo.quantize.rounding import RTN
+from zoo.quantize.sketch import Sketch
 from zoo.quantize.smoothquant_plus import SmoothQuantPlus
 from zoo.quantize.store import Store, digest
 from zoo.quantize.topkld import TopKLD
@@ -46,6 +47,7 @@ __all__ = [
     "LowBitFP",
     "Method",
     "OmniQuant",
+    "Sketch",
     "SmoothQuantPlus",
     "TopKLD",
     "quantize",

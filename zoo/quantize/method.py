@@ -37,7 +37,7 @@ class Method:
     bits: int = dataclasses.field(default=None)  # type: ignore[assignment]
     """Of a code, 1 to 8; None: as the layout has them, 4 of integers."""
     group_size: int | None = None
-    """Columns that share a scale; None: the largest divisor of a row's columns up to 32."""
+    """Columns that share a scale; None: the largest divisor of a row's columns up to 32, of tables all of them."""
     symmetric: bool = False
     """No zeros are stored: the code of the number 0 is 2^(bits-1)."""
     scale_dtype: str = "bfloat16"
@@ -75,7 +75,8 @@ class Method:
         """How rows of so many columns are kept."""
         size = self.group_size
         if size is None:
-            size = next(n for n in range(min(GROUP, columns), 0, -1) if columns % n == 0)
+            most = (LAYOUTS[self.layout].group if self.layout in LAYOUTS else GROUP) or columns
+            size = next(n for n in range(min(most, columns), 0, -1) if columns % n == 0)
         return Format(
             bits=self.bits, group_size=size, symmetric=self.symmetric, scale_dtype=self.scale_dtype,
             layout=self.layout, group_rows=self.group_rows, masked=self.masked, activation_bits=self.activation_bits,

@@ -7,6 +7,7 @@ from zoo.layers.quant.layouts.integer import Integer, grid, nearest
 from zoo.layers.quant.layouts.layout import SCALES, Layout
 from zoo.layers.quant.layouts.minifloat import MINIFLOATS, MinifloatLayout
 from zoo.layers.quant.layouts.nested import Nested
+from zoo.layers.quant.layouts.table import Table
 
 LAYOUTS: dict[str, Layout] = {
     "int": Integer(),
@@ -15,6 +16,7 @@ LAYOUTS: dict[str, Layout] = {
     "dual_binary": DualBinary(),
     "dual_grained": DualGrained(),
     "nested": Nested(),
+    "table": Table(),
     **MINIFLOATS,
 }
 
@@ -30,6 +32,7 @@ __all__ = [
     "Layout",
     "MinifloatLayout",
     "Nested",
+    "Table",
     "grid",
     "nearest",
 ]

@@ -34,6 +34,7 @@ class Layout(ABC):
         activation_widths: bits that activations may be rounded to.
         odd: they are rounded to odd integers.
         in_parts: ``integer_product`` is given some rows of the matrix after another, as it makes a number a group.
+        group: most columns of a group where no size is asked for; None for all of a row.
         options: fields of ``Format`` that it knows besides bits, group_size, scale_dtype and activation_bits.
     """
 
@@ -43,6 +44,7 @@ class Layout(ABC):
     activation_widths: range = range(0)
     odd: bool = False
     in_parts: bool = True
+    group: int | None = 32
     options: tuple[str, ...] = ("group_rows", "outliers")
 
     def check(self, form: Format) -> None:
@@ -107,7 +109,8 @@ class Layout(ABC):
             w = self.dequantise(tensors, form, x.shape[-1])
             return F.linear(x, w.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
-        return checkpoint(product, x, use_reentrant=False) if learns(x) else product(x)
+        learning = learns(x) or any(t is not None and learns(t) for t in tensors.values())
+        return checkpoint(product, x, use_reentrant=False) if learning else product(x)
 
 
 def _split(tensor: Tensor | None, size: int) -> Iterable[Tensor | None]:
