@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.layers.cache.budget import Budget
+from zoo.layers.cache.budget import Budget, require_budget
 from zoo.layers.cache.call import Call
 from zoo.layers.cache.duo_attention import DuoAttention, StreamingHeads
 from zoo.layers.cache.heads import HeadsState
@@ -23,17 +24,19 @@ from zoo.layers.state import State
 class PagedHeads(Policy):
     """Heads that keep everything, and see of it the pages with the best scores while they decode; see ``LServe``."""
 
-    budget: int = 4096
+    budget: Budget = 4096
     page: int = 64
     logical: int = 16
     reuse: int = 4
 
     def attend(self, state: CacheState, call: Call) -> Tensor:
         """A step to the chosen pages and to what is newer."""
-        if call.length > 1 or state.filled <= self.budget:
+        budget = torch.as_tensor(state.slots(self.budget, 2 * self.page), device=call.q.device)
+        if call.length > 1 or state.filled <= int(budget.min()):
             return state.attend_all(call)
         tokens = InTime(state, call)
-        chosen, start = self._chosen(state, call, tokens)  # (B, G, k) pages, (B,) the place where newer ones begin
+        # (B, G, k) pages, (B,) the place where newer ones begin
+        chosen, start = self._chosen(state, call, tokens, budget)
         within = torch.arange(self.page, device=start.device)
         old = (chosen[..., None] * self.page + within).flatten(2)
         old = old.masked_fill((chosen < 0).repeat_interleave(self.page, 2), -1)
@@ -46,11 +49,12 @@ class PagedHeads(Policy):
         of any of the n query heads."""
         return (q.clamp(min=0) @ high.mT + q.clamp(max=0) @ low.mT).amax(2)
 
-    def _chosen(self, state: CacheState, call: Call, tokens: InTime) -> tuple[Tensor, Tensor]:
+    def _chosen(self, state: CacheState, call: Call, tokens: InTime, budget: Tensor) -> tuple[Tensor, Tensor]:
         total = tokens.total
         at = state.notes.get("at", torch.full_like(total, -self.reuse))
-        stale = (total - at >= self.reuse) | (at <= self.budget)
-        count = self.budget // self.page
+        stale = (total - at >= self.reuse) | (at <= budget)
+        count = budget // self.page  # (), or (B,)
+        others = int(count.max()) - 1
         if not bool(stale.any()):
             return state.notes["pages"], (at - 1) // self.page * self.page
         low, high = (
@@ -62,11 +66,13 @@ class PagedHeads(Policy):
         pages = bound.shape[2] // each
         score = bound[..., : pages * each].unflatten(2, (pages, each)).amax(-1)
         score = score.masked_fill(torch.arange(pages, device=old.device) >= old[:, None, None], -torch.inf)
-        best = score.topk(min(count - 1, pages), dim=-1)
-        chosen = best.indices.masked_fill(best.values == -torch.inf, -1)
-        chosen = torch.nn.functional.pad(chosen, (0, count - 1 - chosen.shape[2]), value=-1)
+        best = score.topk(min(others, pages), dim=-1)
+        beyond = torch.arange(best.values.shape[2], device=old.device) >= count.view(-1, 1, 1) - 1
+        chosen = best.indices.masked_fill((best.values == -torch.inf) | beyond, -1)
+        chosen = F.pad(chosen, (0, others - chosen.shape[2]), value=-1)
         if "pages" in state.notes:
-            chosen = torch.where(stale[:, None, None], chosen, state.notes["pages"])
+            known = F.pad(state.notes["pages"], (0, others - state.notes["pages"].shape[2]), value=-1)
+            chosen = torch.where(stale[:, None, None], chosen, known)
         at = torch.where(stale, total, at)
         state.notes["pages"], state.notes["at"] = chosen, at
         return chosen, (at - 1) // self.page * self.page
@@ -101,7 +107,7 @@ class LServe(DuoAttention):
 
     sink: int = 128
     recent: Budget = 256
-    budget: int = 4096
+    budget: Budget = 4096
     page: int = 64
     logical: int = 16
     reuse: int = 4
@@ -109,7 +115,8 @@ class LServe(DuoAttention):
     def __post_init__(self):
         super().__post_init__()
         require_at_least(1, page=self.page, logical=self.logical, reuse=self.reuse)
-        if self.page % self.logical or self.budget < 2 * self.page:
+        require_budget(budget=self.budget)
+        if self.page % self.logical or (isinstance(self.budget, int) and self.budget < 2 * self.page):
             raise ValueError(
                 "logical pages must divide a page, and the budget hold two of them: got "
                 f"logical {self.logical}, page {self.page}, budget {self.budget}"

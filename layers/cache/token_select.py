@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.layers.cache.budget import Budget, require_budget
 from zoo.layers.cache.call import Call
 from zoo.layers.cache.in_time import InTime
 from zoo.layers.cache.policy import Policy
@@ -44,28 +45,33 @@ class TokenSelect(Policy):
 
     init: int = 128
     local: int = 512
-    top_k: int = 2048
+    top_k: Budget = 2048
     chunk: int = 512
     reuse: float | None = 0.9
 
     def __post_init__(self):
         require_at_least(0, init=self.init, local=self.local)
-        require_at_least(1, top_k=self.top_k, chunk=self.chunk)
+        require_budget(top_k=self.top_k)
+        require_at_least(1, chunk=self.chunk)
         require_at_least(-1, reuse=self.reuse)
 
     def attend(self, state: CacheState, call: Call) -> Tensor:
         """To what is selected."""
-        if state.filled <= self.init + self.local + self.top_k:
+        if self._fits(state):
             return state.attend_all(call)
         y, state.scratch = self._run(state, call)
         return y
 
     def after_prefill(self, state: CacheState, call: Call) -> None:
         """Note the last selection, and what asked for it."""
-        if state.filled > self.init + self.local + self.top_k:
+        if not self._fits(state):
             state.notes |= self._run(state, call)[1] if state.scratch is None else state.scratch
 
     after_step = after_prefill
+
+    def _fits(self, state: CacheState) -> bool:
+        """Whether all that is held is seen."""
+        return state.filled <= self.init + self.local + int(torch.as_tensor(state.slots(self.top_k)).min())
 
     def _run(self, state: CacheState, call: Call) -> tuple[Tensor, dict[str, Tensor]]:
         """The outputs (B, H, T, d), and the selection."""
@@ -103,11 +109,11 @@ class TokenSelect(Policy):
         real, length = call.real[:, None, :, None], state.filled
         raw = call.attention.turned(call.q, -call.positions.masked_fill(~call.real, 0)[:, None])
         query = (raw * real).sum(2) / real.sum(2).clamp(min=1)  # (B, H, d)
-        known = notes.get("chosen")
+        known, count = notes.get("chosen"), torch.as_tensor(state.slots(self.top_k), device=edge.device)
         stale = torch.ones_like(edge, dtype=torch.bool)
         if known is not None and self.reuse is not None:
             near = F.cosine_similarity(query.flatten(1), notes["query"], dim=1)
-            stale = (near <= self.reuse) | (known < 0).any(1)
+            stale = (near <= self.reuse) | ((known >= 0).sum(1) < count)
             if not bool(stale.any()):
                 return notes
         slots = tokens.order[:, None]
@@ -119,10 +125,13 @@ class TokenSelect(Policy):
             ~candidate[:, None, None, None], -torch.inf
         )
         votes = call.attention.weights(logits).nan_to_num(0.0).sum((1, 2, 3)).masked_fill(~candidate, -1.0)
-        best = votes.topk(min(self.top_k, length), dim=1)
-        chosen = best.indices.masked_fill(best.values < 0, -1).sort(1).values
-        chosen = F.pad(chosen, (self.top_k - chosen.shape[1], 0), value=-1)
+        most = int(count.max())
+        best = votes.topk(min(most, length), dim=1)
+        beyond = torch.arange(best.values.shape[1], device=edge.device) >= count.view(-1, 1)
+        chosen = best.indices.masked_fill((best.values < 0) | beyond, -1).sort(1).values
+        chosen = F.pad(chosen, (most - chosen.shape[1], 0), value=-1)
         if known is not None:
+            known = F.pad(known, (most - known.shape[1], 0), value=-1)
             chosen = torch.where(stale[:, None], chosen, known)
             query = torch.where(stale[:, None, None], query, notes["query"].view_as(query))
         return {"chosen": chosen, "query": query.flatten(1)}

@@ -32,6 +32,7 @@ from zoo.cache import (
     SpecKV,
     StreamingLLM,
     ThinK,
+    TokenSelect,
 )
 from zoo.cli import main
 from zoo.layers.cache.budget import parsed
@@ -70,6 +71,8 @@ def test_budgets_are_tokens_a_share_or_memory():
         lambda n: PrefixKV(budget=n, first=2), lambda n: LookM(images=(0,), heavy=n, recent=n),
         lambda n: SentenceKV(budget=n, first=2, recent=3, window=4), lambda n: RecycledAttention(top_k=n),
         lambda n: LoopServe(budget=n, window=4, every=4), lambda n: LServe(sink=2, recent=n),
+        lambda n: LServe(sink=2, recent=90, budget=n, page=4, logical=2),
+        lambda n: TokenSelect(init=2, local=3, top_k=n, chunk=7),
     ],
     ids=lambda make: type(make(20)).__name__,
 )  # fmt: skip
