@@ -126,8 +126,10 @@ def run_steps(
                     if worker.alive:
                         idle.append(worker)
     finally:
-        for worker in (*idle, *busy):
+        for worker in busy:
             worker.stop()
+        for worker in idle:
+            worker.stop(patience=10.0)
     for step in waiting:
         results.write(step, NOT_REACHED, 0.0, results.read(step).get("found", {}))
     return [results.read(step) for step in steps]
@@ -182,9 +184,12 @@ class _Worker:
         say(f"{self.step.name}: {status}, {taken:.1f} s" + (f": {error.splitlines()[-1]}" if error else ""))
         return True
 
-    def stop(self) -> None:
+    def stop(self, patience: float = 0.0) -> None:
+        """At the end of its connection an idle process ends by itself; one that does not within so many seconds is
+        killed."""
         self.alive = False
         self.connection.close()
+        self.process.join(patience)
         self.process.kill()
         self.process.join()
 
