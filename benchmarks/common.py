@@ -33,6 +33,7 @@ CODE = ("--", ".", ":!benchmarks/results")  # what a change of makes results tho
 MIB = 2**20
 # glibc returns what is freed at once, so that a peak is of what lives, not of what the allocator kept from before
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+Shown = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, columns and rows of a table
 PACKAGES = ("torch", "transformers", "timm", "lightning", "mamba-ssm", "triton", "xllamacpp")
 
 
@@ -229,6 +230,32 @@ def save(name: str, record: Mapping[str, Any], text: str, folder: Path = RESULTS
     write_result(folder / f"{name}.json", record)
     write_whole(folder / f"{name}.md", text)
     Console().print(f"written: {folder / name}.json, .md", highlight=False)
+
+
+def publish(
+    name: str,
+    options: argparse.Namespace,
+    record: Mapping[str, Any],
+    *tables: Shown,
+    before: str = "",
+    after: str = "",
+    folder: Path = RESULTS,
+) -> None:
+    """Print tables and what follows them, and, without --no-save, write the result file and the same as markdown.
+
+    Args:
+        options: of ``command_line``.
+        record: what was measured, with the ``machine()`` before it started, or as it is now.
+        before: markdown that is written only.
+    """
+    console = Console(width=max(160, Console().width))
+    for title, columns, rows in tables:
+        console.print(table(title, columns, rows))
+    if after:
+        console.print(after.strip(), highlight=False)
+    if not options.no_save:
+        text = before + "\n".join(markdown(*shown) for shown in tables) + (f"\n{after}" if after else "")
+        save(name, {"machine": machine()} | dict(record), text, folder)
 
 
 def write_result(path: Path, record: Mapping[str, Any]) -> None:

@@ -108,8 +108,6 @@ def _sides(name: str, plan: Plan, size: int | None, folder: Path) -> Iterator[tu
     for _, side in found:
         if isinstance(side, Side):
             side.model.to(plan.device, getattr(torch, plan.dtype)).eval()
-    if "timm" in plan.against:
-        found[0] = ("zoo", peers.Images(model))
     yield from found
 
 
@@ -171,7 +169,7 @@ def _difference(ours: Side | LlamaCpp, held: Side | LlamaCpp, x: Tensor, kind: s
     if held is ours or not isinstance(ours, Side):
         return 0.0
     if isinstance(held, LlamaCpp):
-        mine, theirs = peers.top(ours, x), held.top(x)
+        mine, theirs = (peers.top(side, x) for side in (ours, held))
         return max(
             (abs(mine[t] - theirs[t]) / abs(theirs[t]) for t in mine.keys() & theirs.keys()), default=float("nan")
         )

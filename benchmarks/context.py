@@ -25,7 +25,7 @@ from rich.progress import track
 from torch import Tensor
 
 import zoo
-from zoo.benchmarks.common import command_line, machine, markdown, save, table
+from zoo.benchmarks.common import command_line, machine, publish
 from zoo.train.data import DocumentationDataModule
 
 MODELS = ("mamba_nano", "mamba2_nano")
@@ -89,18 +89,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clamp", type=float, default=0.0, help="see zoo.extend_context")
     options = parser.parse_args(arguments)
     here, records = machine(), [record for name in options.models for record in measure(name, options)]
-    console, parts = Console(width=max(120, Console().width)), []
+    shown = []
     for name in options.models:
         own = [r for r in records if r["model"] == name]
-        title = (
-            f"{name}, trained on {TRAINED} bytes; {100 * own[0]['global_channels']:.0f} % of the channels are global"
-        )
-        console.print(table(title, *show(own)))
-        parts.append(markdown(title, *show(own)))
-    if not options.no_save:
-        text = "Expectation" + str(__doc__).partition("Expectation")[2] + "\n" + "\n".join(parts)
-        text += f"\nBits per byte of about {options.bytes:,} bytes of test documents. "
-        save("context", {"machine": here, "settings": vars(options), "records": records}, text)
+        share = f"{100 * own[0]['global_channels']:.0f} % of the channels are global"
+        shown.append((f"{name}, trained on {TRAINED} bytes; {share}", *show(own)))
+    text = "Expectation" + str(__doc__).partition("Expectation")[2] + "\n"
+    found = {"machine": here, "settings": vars(options), "records": records}
+    after = f"Bits per byte of about {options.bytes:,} bytes of test documents. "
+    publish("context", options, found, *shown, before=text, after=after)
 
 
 if __name__ == "__main__":

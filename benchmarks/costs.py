@@ -27,6 +27,7 @@ from zoo.benchmarks.common import RESULTS, command_line, fitted_exponent, machin
 from zoo.benchmarks.report.figures import count, scaled, size
 from zoo.benchmarks.report.results import Results
 from zoo.kernels.flops import flop_counter
+from zoo.kernels.native import cache_folder
 from zoo.language import LanguageModel
 from zoo.layers.quant import count_parameters
 from zoo.profile.sample import items, sample, unit
@@ -92,6 +93,20 @@ def kept(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Records of models that are still what they were, by name."""
     known = set(zoo.list_models())
     return {r["name"]: r for r in records if r["name"] in known and r["digest"] == digest(r["name"])}
+
+
+def remembered(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The same, counted now where ``costs.json`` in the cache folder has not kept it; who is stopped goes on."""
+    path = cache_folder() / "costs.json"
+    try:
+        known = kept(json.loads(path.read_text(encoding="utf-8"))["records"])
+    except (OSError, ValueError, LookupError, TypeError):  # not there, or not ours
+        known = {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for name in [name for name in names if name not in known]:
+        known[name] = counted(name)
+        write_result(path, {"records": list(known.values())})
+    return {name: known[name] for name in names}
 
 
 def show(records: Iterable[dict[str, Any]]) -> list[list[str]]:

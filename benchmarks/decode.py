@@ -19,7 +19,6 @@ llama.cpp's, and a step at most 1.25 times the bound in float32 and 1.4 in the o
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import statistics
 import subprocess
@@ -37,99 +36,45 @@ from rich.console import Console
 from rich.progress import Progress
 
 import zoo
-from zoo.benchmarks.common import RESULTS, command_line, interleaved, machine, markdown, save, table
+from zoo.benchmarks.common import command_line, interleaved, publish
+from zoo.benchmarks.peers import LlamaCpp, Side, Text, quiet_transformers, top, with_tokenizer_of_bytes
 
 MODELS = ("mamba2_130m", "mamba_130m", "transformer_130m", "falcon_h1_tiny_90m", "moe_8x130m")
 FORMS = {"float32": "f32", "bfloat16": "bf16", "8 bits": "q8_0", "4 bits": "q4_0"}  # ours -> that of a GGUF file
-PROMPT, STEPS, LIKELIEST = 512, 64, 10
+PROMPT, STEPS = 512, 64
 PEERS = ("transformers", "llama.cpp")
 COLUMNS = (
     "model, form, side", "MB", "prefill ms", "step ms", "bound ms", "step / bound", "llama.cpp / step", "difference",
 )  # fmt: skip
 
 
-class Side(NamedTuple):
-    """What continues the prompt by so many tokens; bytes of its weights; token -> log-probability after the prompt; the
-    part of the weights that a step reads, where it is known."""
+class Subject(NamedTuple):
+    """A side of a comparison, and token -> log-probability of the likeliest after the prompt."""
 
-    run: Callable[[int], Any]
-    weights: int
+    side: Side | LlamaCpp
     top: dict[int, float]
-    share: float = 1.0
 
 
-def prompt(vocabulary: int) -> list[int]:
-    return torch.randint(1, min(vocabulary, 256), (PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
+def prompts(vocabulary: int, batch: int) -> torch.Tensor:
+    tokens = torch.randint(1, min(vocabulary, 256), (PROMPT,), generator=torch.Generator().manual_seed(0))
+    return tokens.repeat(batch, 1)
 
 
-def likeliest(log_probs: torch.Tensor) -> dict[int, float]:
-    values, tokens = log_probs.float().topk(LIKELIEST)
-    return dict(zip(tokens.tolist(), values.tolist(), strict=True))
-
-
-def ours(folder: Path, form: str, batch: int) -> Side:
+def ours(folder: Path, form: str) -> Side:
     """Loaded in a dtype, or loaded and rounded to a few bits."""
-    dtype = getattr(torch, form, torch.float32)
-    model: Any = zoo.create_model(f"local-dir:{folder}", dtype=dtype).eval()
+    model: Any = zoo.create_model(f"local-dir:{folder}", dtype=getattr(torch, form, torch.float32)).eval()
     if form.endswith("bits"):
         zoo.quantize(model, bits=int(form[0]))
-    tokens = torch.tensor([prompt(model.config.vocab_size)] * batch)
-
-    def run(count: int) -> torch.Tensor:
-        return zoo.generate(model, tokens, count, temperature=0.0)
-
-    with torch.no_grad():
-        top = likeliest(model(tokens)[0, -1].float().log_softmax(-1))
-    return Side(run, stored(model), top, share_read(model))
+    return Side(model)
 
 
-def stored(model: torch.nn.Module) -> int:
-    """Bytes of parameters and records, tied ones once."""
-    return sum({id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}.values())
-
-
-def share_read(model: Any) -> float:
+def share_read(side: Any) -> float:
     """Part of the stored bytes that a step reads: a token does not visit all experts."""
     idle = 0.0
-    for layer in model.experts:
+    for layer in side.model.experts:
         held = [t for name, t in layer.named_parameters() if name.split(".")[0] in ("w1", "w2", "w3")]
         idle += sum(t.nbytes for t in held) * (1 - layer.top_k / layer.num_experts)
-    return 1 - idle / stored(model)
-
-
-def transformers_side(folder: Path, form: str, batch: int) -> Side:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, form)).eval()
-    tokens = torch.tensor([prompt(model.config.vocab_size)] * batch)
-
-    def run(count: int) -> torch.Tensor:
-        return model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=count, min_new_tokens=count,
-            do_sample=False, pad_token_id=0, eos_token_id=None,
-        )  # fmt: skip
-
-    with torch.no_grad():
-        top = likeliest(model(tokens).logits[0, -1].float().log_softmax(-1))
-    return Side(run, stored(model), top)
-
-
-def llama_cpp_side(file: Path, threads: int, vocabulary: int) -> Side:
-    xllamacpp: Any = importlib.import_module("xllamacpp")
-    options = xllamacpp.CommonParams()
-    options.model.path = str(file)
-    options.n_ctx, options.n_parallel, options.verbosity = PROMPT + 2 * STEPS, 1, -1
-    options.cpuparams.n_threads = options.cpuparams_batch.n_threads = threads
-    server = xllamacpp.Server(options)
-
-    def ask(count: int, **more: Any) -> Any:
-        asked = {"prompt": prompt(vocabulary), "n_predict": count, "temperature": 0.0, "cache_prompt": False}
-        return server.handle_completions(asked | {"ignore_eos": True} | more)
-
-    listed = ask(1, n_probs=LIKELIEST)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    return Side(ask, file.stat().st_size, {one["id"]: one["logprob"] for one in listed})
+    return 1 - idle / side.bytes
 
 
 @contextmanager
@@ -157,46 +102,45 @@ def bandwidth(threads: int) -> float:
 
 def written(name: str, folder: Path) -> tuple[Path, Path, int]:
     """The same random weights for us, with a tokenizer of bytes, and for transformers; and the number of tokens."""
-    import tokenizers
-
     torch.manual_seed(0)
     model: Any = zoo.create_model(name)
-    zoo.save_model(model, folder / "zoo")
-    zoo.convert(folder / "zoo", folder / "transformers", to="transformers")
-    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    merged = tokenizers.ByteLevelBPETokenizer({letter: index for index, letter in enumerate(letters)}, [])
-    merged.save(str(folder / "zoo" / "tokenizer.json"))
-    return folder / "zoo", folder / "transformers", model.config.vocab_size
+    mine = with_tokenizer_of_bytes(model, folder / "zoo")
+    return mine, zoo.convert(mine, folder / "transformers", to="transformers"), model.config.vocab_size
 
 
-def sides(folders: tuple[Path, Path, int], form: str, options: argparse.Namespace) -> Iterator[tuple[str, Side]]:
-    mine, theirs, vocabulary = folders
-    yield "zoo", ours(mine, form, options.batch)
+def sides(mine: Path, theirs: Path, form: str, options: argparse.Namespace) -> Iterator[tuple[str, Side | LlamaCpp]]:
+    yield "zoo", ours(mine, form)
     if "transformers" in options.against and not form.endswith("bits"):
-        yield "transformers", transformers_side(theirs, form, options.batch)
+        auto = quiet_transformers().AutoModelForCausalLM
+        yield "transformers", Text(auto.from_pretrained(theirs, dtype=getattr(torch, form)).eval())
     if "llama.cpp" in options.against and options.batch == 1:
         file = zoo.convert(mine, mine.parent / "model.gguf", to="gguf", form=FORMS[form])
-        yield "llama.cpp", llama_cpp_side(file, options.threads, vocabulary)
+        yield "llama.cpp", LlamaCpp(file, options.threads, PROMPT + 2 * STEPS)
 
 
 def measure(name: str, options: argparse.Namespace, advance: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """A record a form and side."""
     exact: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        folders = written(name, Path(folder))
+        mine, theirs, vocabulary = written(name, Path(folder))
+        tokens = prompts(vocabulary, options.batch)
         for form in options.forms:
             advance(form)
-            found = dict(sides(folders, form, options))
+            found = {side: Subject(held, top(held, tokens)) for side, held in sides(mine, theirs, form, options)}
             exact = exact or found["zoo"].top
-            calls = {f"{side} {n}": partial(held.run, n) for side, held in found.items() for n in (1, 1 + STEPS)}
+            calls = {
+                f"{side} {n}": partial(held.side.generate, tokens, n)
+                for side, held in found.items()
+                for n in (1, 1 + STEPS)
+            }
             runs, _ = interleaved(calls, budget=options.budget)
             for side, held in found.items():
                 first, both = (runs[f"{side} {count}"] for count in (1, 1 + STEPS))
                 shared = held.top.keys() & exact.keys()
                 yield {
-                    "model": name, "form": form, "side": side, "threads": options.threads, "bytes": held.weights,
+                    "model": name, "form": form, "side": side, "threads": options.threads, "bytes": held.side.bytes,
                     "prefill": first, "steps": [(b - a) / STEPS for a, b in zip(first, both, strict=False)],
-                    "read": held.weights * found["zoo"].share,
+                    "read": held.side.bytes * share_read(found["zoo"].side),
                     "difference": max((abs(held.top[t] - exact[t]) for t in shared), default=float("nan")),
                 }  # fmt: skip
 
@@ -239,16 +183,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     title = f"{PROMPT} tokens of prompt, {STEPS} steps, batch {options.batch}, {options.threads} threads"
     title += f", {read / 1e9:.1f} GB/s"
     title += f", beside {options.busy} busy processes" if options.busy else ""
-    rows = show(records, read)
-    console = Console(width=max(120, Console().width))
-    console.print(table(title, COLUMNS, rows))
-    if not options.no_save:
-        here = machine()
-        text = markdown(title, COLUMNS, rows)
-        kind = (f"_batch{options.batch}" if options.batch > 1 else "") + (
-            f"_busy{options.busy}" if options.busy else ""
-        )
-        save(f"decode{kind}", {"machine": here, "bandwidth": read, "records": records}, text, RESULTS)
+    kind = f"_batch{options.batch}" * (options.batch > 1) + f"_busy{options.busy}" * (options.busy > 0)
+    shown = title, COLUMNS, show(records, read)
+    publish(f"decode{kind}", options, {"bandwidth": read, "records": records}, shown)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
 
 import zoo
-from zoo.benchmarks.common import command_line, interleaved, machine, markdown, save, table
+from zoo.benchmarks.common import command_line, interleaved, machine, publish
 from zoo.decoding import Draft, DynamicExit, EarlyExit, LongSpec, MicroSteps, ModelDraft, MultiToken, Rapid
 from zoo.train.data import DocumentationDataModule
 
@@ -144,10 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             zoo.decoding.add_draft_layer(target, pretrained=True)
         records += measured(target, texts, options.budget)
     title = f"{options.prompts} prompts of {PROMPT} bytes, {NEW} more each, {torch.get_num_threads()} threads"
-    Console(width=max(140, Console().width)).print(table(title, COLUMNS, rows(records)))
-    if not options.no_save:
-        text = f"# Drafts\n\n{(__doc__ or '').split(chr(10) * 2)[-1].strip()}\n\n"
-        save("drafts", {"machine": here, "records": records}, text + markdown(title, COLUMNS, rows(records)))
+    text = f"# Drafts\n\n{(__doc__ or '').split(chr(10) * 2)[-1].strip()}\n\n"
+    publish("drafts", options, {"machine": here, "records": records}, (title, COLUMNS, rows(records)), before=text)
 
 
 if __name__ == "__main__":

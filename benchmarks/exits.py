@@ -22,11 +22,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor
 
 import zoo
-from zoo.benchmarks.common import command_line, machine, markdown, save, table
+from zoo.benchmarks.common import command_line, publish
 from zoo.cli import recipe_path
 from zoo.exits import counted
 from zoo.layers.depth.exits import CLOSED, OPEN
@@ -145,18 +144,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=list(MINIATURES), default=list(MINIATURES))
     parser.add_argument("--runs", type=Path, help="folder of trained runs, each named after its recipe")
     options = parser.parse_args(arguments)
-    records, shown = [], f"# Early exits\n\n{(__doc__ or '').split(chr(10) * 2)[-1].strip()}\n\n"
+    records, shown, text = [], [], f"# Early exits\n\n{(__doc__ or '').split(chr(10) * 2)[-1].strip()}\n\n"
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.only:
             mini = MINIATURES[name]
             found = measured(name, (options.runs or Path(scratch)) / mini.recipe)
             columns = ["setting", mini.metric, "FLOPs an item", "of all", "left at each exit and the end, %"]
-            title = f"{mini.recipe}, test split"
-            Console().print(table(title, columns, rows(found)))
-            shown += markdown(title, columns, rows(found)) + "\n"
+            shown.append((f"{mini.recipe}, test split", columns, rows(found)))
             records += found
-    if not options.no_save:
-        save("exits", {"machine": machine(), "records": records}, shown)
+    publish("exits", options, {"records": records}, *shown, before=text)
 
 
 def rows(records: list[dict[str, Any]]) -> list[list[str]]:

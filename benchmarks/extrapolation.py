@@ -26,7 +26,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import zoo
-from zoo.benchmarks.common import RESULTS, command_line, machine, markdown, save, table
+from zoo.benchmarks.common import command_line, machine, publish
 from zoo.sequence.positional import ATTENTIONS
 from zoo.train.data import ArraysDataModule
 from zoo.train.data.arrays import ALGORITHMS
@@ -112,12 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{options.updates} updates of {options.batch_size} arrays, learning rate {options.lr:g}, seed {options.seed}"
     )
     title = f"{options.model}, mean squared errors after {given}"
-    console = Console(width=max(120, Console().width))
-    console.print(table(title, COLUMNS, show(records)))
-    console.print(verdict(records))
-    if not options.no_save:
-        text = markdown(title, COLUMNS, show(records)) + f"\n{verdict(records)}\n"
-        save("extrapolation", {"machine": here, "settings": vars(options), "records": records}, text, RESULTS)
+    found = {"machine": here, "settings": vars(options), "records": records}
+    publish("extrapolation", options, found, (title, COLUMNS, show(records)), after=f"{verdict(records)}\n")
 
 
 if __name__ == "__main__":

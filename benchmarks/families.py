@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.benchmarks import readme
-from zoo.benchmarks.common import RESULTS, command_line, fitted_exponent, interleaved, machine, markdown, save, table
+from zoo.benchmarks.common import RESULTS, command_line, fitted_exponent, interleaved, machine, publish
+from zoo.benchmarks.peers import Side, Text, apart, quiet_transformers
 
 OURS, PEER = "zoo", "transformers"
 VOCABULARY, LENGTH, DECODED = 1024, 512, 20
@@ -53,160 +54,52 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("MambaConfig", SIZES | {"state_size": 16}),
     "falcon_mamba": ("FalconMambaConfig", SIZES | {"state_size": 16}),
     "mamba2": ("Mamba2Config", SIZES | {"state_size": 128, "num_heads": 24, "head_dim": 64, "n_groups": 1}),
-    "falcon_h1": (
-        "FalconH1Config",
-        SIZES | HEADS | {"intermediate_size": 2048, "mamba_d_ssm": 1536, "mamba_n_heads": 24, "mamba_d_state": 128},
-    ),
-    "recurrent_gemma": (
-        "RecurrentGemmaConfig",
-        SIZES
-        | HEADS
-        | {"num_key_value_heads": 1, "intermediate_size": 4096, "block_types": ["recurrent", "attention"]},
-    ),
-    "lfm2": (
-        "Lfm2Config",
-        SIZES
-        | HEADS
-        | {"intermediate_size": 2048, "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"]},
-    ),
-    "qwen3_next": (
-        "Qwen3NextConfig",
-        SIZES
-        | HEADS
-        | {
-            "head_dim": 64,
-            "linear_num_key_heads": 6,
-            "linear_num_value_heads": 12,
-            "num_experts": 8,
-            "num_experts_per_tok": 2,
-            "layer_types": ["linear_attention", "full_attention"],
-        },
-    ),
-    "kimi_linear": (
-        "KimiLinearConfig",
-        SIZES
-        | HEADS
-        | {
-            "kv_lora_rank": 256,
-            "qk_nope_head_dim": 64,
-            "qk_rope_head_dim": 32,
-            "v_head_dim": 64,
-            "linear_num_heads": 12,
-            "linear_head_dim": 64,
-            "intermediate_size": 2048,
-            "moe_intermediate_size": 512,
-            "num_local_experts": 8,
-            "num_experts_per_tok": 2,
-            "layer_types": ["linear_attention", "full_attention"],
-            "pad_token_id": None,
-        },
-    ),
-    "jamba": (
-        "JambaConfig",
-        SIZES | HEADS | {"intermediate_size": 1024, "num_experts": 8, "attn_layer_period": 2, "attn_layer_offset": 1},
-    ),
+    "falcon_h1": ("FalconH1Config", SIZES | HEADS | {"intermediate_size": 2048, "mamba_d_ssm": 1536,
+        "mamba_n_heads": 24, "mamba_d_state": 128}),
+    "recurrent_gemma": ("RecurrentGemmaConfig", SIZES | HEADS | {"num_key_value_heads": 1, "intermediate_size": 4096,
+        "block_types": ["recurrent", "attention"]}),
+    "lfm2": ("Lfm2Config", SIZES | HEADS | {"intermediate_size": 2048, "block_auto_adjust_ff_dim": False,
+        "layer_types": ["conv", "full_attention"]}),
+    "qwen3_next": ("Qwen3NextConfig", SIZES | HEADS | {"head_dim": 64, "linear_num_key_heads": 6,
+        "linear_num_value_heads": 12, "num_experts": 8, "num_experts_per_tok": 2,
+        "layer_types": ["linear_attention", "full_attention"]}),
+    "kimi_linear": ("KimiLinearConfig", SIZES | HEADS | {"kv_lora_rank": 256, "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 32, "v_head_dim": 64, "linear_num_heads": 12, "linear_head_dim": 64,
+        "intermediate_size": 2048, "moe_intermediate_size": 512, "num_local_experts": 8, "num_experts_per_tok": 2,
+        "layer_types": ["linear_attention", "full_attention"], "pad_token_id": None}),
+    "jamba": ("JambaConfig", SIZES | HEADS | {"intermediate_size": 1024, "num_experts": 8, "attn_layer_period": 2,
+        "attn_layer_offset": 1}),
     "bamba": ("BambaConfig", SIZES | HEADS | MAMBA2 | {"intermediate_size": 2048, "attn_layer_indices": [1]}),
-    "granite_hybrid": (
-        "GraniteMoeHybridConfig",
-        SIZES | HEADS | MAMBA2 | {"intermediate_size": 512, "layer_types": ["linear_attention", "full_attention"]},
-    ),
-    "nemotron_h": (
-        "NemotronHConfig",
-        SIZES
-        | HEADS
-        | {
-            "head_dim": 64,
-            "intermediate_size": 3072,
-            "mamba_num_heads": 24,
-            "n_groups": 1,
-            "time_step_min": 1e-30,
-            "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"],
-        },
-    ),
-    "zamba2": (
-        "Zamba2Config",
-        SIZES
-        | HEADS
-        | {
-            "n_mamba_heads": 24,
-            "mamba_d_state": 128,
-            "time_step_min": 1e-30,
-            "layers_block_type": ["linear_attention", "hybrid"],
-        },
-    ),
+    "granite_hybrid": ("GraniteMoeHybridConfig", SIZES | HEADS | MAMBA2 | {"intermediate_size": 512,
+        "layer_types": ["linear_attention", "full_attention"]}),
+    "nemotron_h": ("NemotronHConfig", SIZES | HEADS | {"head_dim": 64, "intermediate_size": 3072, "mamba_num_heads": 24,
+        "n_groups": 1, "time_step_min": 1e-30,
+        "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"]}),
+    "zamba2": ("Zamba2Config", SIZES | HEADS | {"n_mamba_heads": 24, "mamba_d_state": 128, "time_step_min": 1e-30,
+        "layers_block_type": ["linear_attention", "hybrid"]}),
     "xlstm": ("xLSTMConfig", SIZES | {"num_heads": 4, "use_cache": False}),
     "deepseek_v2": ("DeepseekV2Config", LATENT | {"topk_method": "group_limited_greedy"}),
     "deepseek_v3": ("DeepseekV3Config", LATENT),
-    "minimax": (
-        "MiniMaxConfig",
-        SIZES
-        | HEADS
-        | {
-            "intermediate_size": 512,
-            "num_local_experts": 8,
-            "num_experts_per_tok": 2,
-            "layer_types": ["full_attention", "linear_attention"],
-        },
-    ),
-    "gpt_oss": (
-        "GptOssConfig",
-        SIZES
-        | HEADS
-        | {
-            "num_key_value_heads": 4,
-            "head_dim": 64,
-            "intermediate_size": 512,
-            "num_local_experts": 8,
-            "num_experts_per_tok": 2,
-        },
-    ),
-    "mixtral": (
-        "MixtralConfig",
-        SIZES | HEADS | {"intermediate_size": 1024, "num_local_experts": 8, "num_experts_per_tok": 2},
-    ),
+    "minimax": ("MiniMaxConfig", SIZES | HEADS | {"intermediate_size": 512, "num_local_experts": 8,
+        "num_experts_per_tok": 2, "layer_types": ["full_attention", "linear_attention"]}),
+    "gpt_oss": ("GptOssConfig", SIZES | HEADS | {"num_key_value_heads": 4, "head_dim": 64, "intermediate_size": 512,
+        "num_local_experts": 8, "num_experts_per_tok": 2}),
+    "mixtral": ("MixtralConfig", SIZES | HEADS | {"intermediate_size": 1024, "num_local_experts": 8,
+        "num_experts_per_tok": 2}),
     "olmoe": ("OlmoeConfig", SIZES | HEADS | {"intermediate_size": 512, "num_experts": 8, "num_experts_per_tok": 2}),
-    "qwen3_moe": (
-        "Qwen3MoeConfig",
-        SIZES
-        | HEADS
-        | {
-            "num_key_value_heads": 4,
-            "head_dim": 64,
-            "moe_intermediate_size": 512,
-            "num_experts": 8,
-            "num_experts_per_tok": 2,
-        },
-    ),
-}
+    "qwen3_moe": ("Qwen3MoeConfig", SIZES | HEADS | {"num_key_value_heads": 4, "head_dim": 64,
+        "moe_intermediate_size": 512, "num_experts": 8, "num_experts_per_tok": 2}),
+}  # fmt: skip
 
 
 def pair(name: str) -> dict[str, nn.Module]:
     """transformers' model with random weights, and ours from the folder it writes."""
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()  # it warns at every forward that its CUDA kernels are not installed
-    config_class, options = PEERS[name]
+    transformers, (config_class, options) = quiet_transformers(), PEERS[name]
     torch.manual_seed(0)
     theirs = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config_class)(**options)).eval()
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         return {PEER: theirs, OURS: zoo.create_model(f"local-dir:{folder}").eval()}
-
-
-def forward(model: Any, tokens: Tensor) -> Tensor:
-    with torch.no_grad():
-        found = model(tokens)
-    return found if isinstance(found, Tensor) else found.logits
-
-
-def training_step(model: Any, tokens: Tensor) -> Tensor:
-    """Loss and gradients; returns the loss."""
-    model.zero_grad(set_to_none=True)
-    found = model(tokens, labels=tokens)
-    loss = found if isinstance(found, Tensor) else found.loss
-    loss.backward()
-    return loss.detach()
 
 
 def our_decoding(model: Any, prefix: Tensor, tokens: Tensor) -> Callable[[], Tensor]:
@@ -244,11 +137,12 @@ def their_decoding(model: Any, prefix: Tensor, tokens: Tensor) -> Callable[[], T
 def compare(name: str, budget: float) -> list[dict]:
     """One record a measure: the seconds of both sides, and how far their results are apart."""
     models = pair(name)
+    held = {PEER: Text(models[PEER]), OURS: Side(models[OURS])}
     tokens = torch.randint(VOCABULARY, (1, LENGTH))
     records = []
     calls: dict[str, dict[str, Callable[[], Tensor]]] = {
-        f"forward, T {LENGTH}": {side: partial(forward, model, tokens) for side, model in models.items()},
-        f"training step, T {LENGTH}": {side: partial(training_step, model, tokens) for side, model in models.items()},
+        f"forward, T {LENGTH}": {side: partial(one.forward, tokens) for side, one in held.items()},
+        f"training step, T {LENGTH}": {side: partial(one.training, tokens) for side, one in held.items()},
         f"prefill of 16 and {DECODED} decode steps": {
             side: decoding(models[side], tokens[:, :16], tokens[:, 16 : 16 + DECODED])
             for side, decoding in ((OURS, our_decoding), (PEER, their_decoding))
@@ -256,18 +150,18 @@ def compare(name: str, budget: float) -> list[dict]:
     }
     for measure, sides in calls.items():
         runs, results = interleaved(sides, budget=budget)
-        apart = ((results[OURS] - results[PEER]).abs().max() / results[PEER].abs().max()).item()
-        records.append({"name": name, "measure": measure, "runs": runs, "apart": apart})
+        distance = apart(results[OURS], results[PEER])
+        records.append({"name": name, "measure": measure, "runs": runs, "apart": distance})
     return records
 
 
 def sweep(family: str, budget: float) -> dict:
     """Seconds of our forward pass over length, and the exponent."""
     seconds = []
-    model = zoo.create_model(f"{family}_nano", **LINEAR[family]).eval()
+    model: Any = zoo.create_model(f"{family}_nano", **LINEAR[family]).eval()
     for length in SWEEP:
-        tokens = torch.randint(model.config.vocab_size, (1, length))  # pyright: ignore
-        runs, _ = interleaved({OURS: partial(forward, model, tokens)}, budget=budget)
+        tokens = torch.randint(model.config.vocab_size, (1, length))
+        runs, _ = interleaved({OURS: partial(Side(model).forward, tokens)}, budget=budget)
         seconds.append(statistics.median(runs[OURS]))
     return {"family": family, "seconds": seconds, "p": fitted_exponent(SWEEP, seconds)}
 
@@ -337,14 +231,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ],
         ),
     ]
-    console = Console(width=max(120, Console().width))
-    for title, columns, rows in tables:
-        console.print(table(title, columns, rows))
-    if not options.no_save:
-        text = "\n".join(markdown(*t) for t in tables)
-        save("families", {"machine": here, "comparison": compared, "over_length": swept}, text)
-        if readme.README.exists():
-            readme.refresh()
+    publish("families", options, {"machine": here, "comparison": compared, "over_length": swept}, *tables)
+    if not options.no_save and readme.README.exists():
+        readme.refresh()
 
 
 if __name__ == "__main__":

@@ -32,10 +32,8 @@ from zoo.benchmarks.common import (
     in_fresh_process,
     interleaved,
     machine,
-    markdown,
     peak_memory,
-    save,
-    table,
+    publish,
 )
 from zoo.benchmarks.measures import MEASURES, cost, forward, on_device, training
 from zoo.benchmarks.subjects import SUBJECTS, Subject
@@ -239,15 +237,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ("Decode step", *show_decode(records)),
         (f"Peak memory of forward and backward at T {COMPARED}", *show_memory(peak)),
     ]  # fmt: skip
-    console = Console(width=max(160, Console().width))
-    for title, columns, rows in tables:
-        console.print(table(title, columns, rows))
-    measured = f"Peaks of this run: {roof['bytes/s'] / 1e9:.1f} GB/s, {roof['FLOP/s'] / 1e9:.0f} GFLOP/s."
-    console.print(measured)
+    name = "kernels" if options.device == "cpu" else f"kernels_{options.device}"
+    found = {"machine": here, "peaks": roof, "records": records, "memory": peak}
+    after = f"Peaks of this run: {roof['bytes/s'] / 1e9:.1f} GB/s, {roof['FLOP/s'] / 1e9:.0f} GFLOP/s.\n"
+    publish(name, options, found, *tables, after=after)
     if not options.no_save:
-        name = "kernels" if options.device == "cpu" else f"kernels_{options.device}"
-        text = "\n".join(markdown(*t) for t in tables) + f"\n{measured}\n"
-        save(name, {"machine": here, "peaks": roof, "records": records, "memory": peak}, text)
         plot(records, RESULTS / f"{name}.png")
 
 

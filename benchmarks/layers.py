@@ -31,11 +31,10 @@ from zoo.benchmarks.common import (
     in_fresh_process,
     interleaved,
     machine,
-    markdown,
     peak_memory,
-    save,
-    table,
+    publish,
 )
+from zoo.benchmarks.peers import apart
 
 DIM = 768
 SWEEP = (512, 1024, 2048, 4096, 8192)
@@ -197,7 +196,7 @@ def repeat(call: Callable[[], Tensor], times: int) -> Tensor:
 def difference(results: dict[str, Tensor]) -> float:
     """Largest difference between the sides, as a share of the peer's largest value."""
     peer = results.get(PEER, next(iter(results.values())))
-    return max(((other - peer).abs().max() / peer.abs().max()).item() for other in results.values())
+    return max(apart(other, peer) for other in results.values())
 
 
 def sweep(layer: str, sides: list[str], budget: float, tick: Callable[[str], None]) -> list[dict]:
@@ -295,9 +294,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ],
         ),
     ]
-    console = Console(width=max(120, Console().width))
-    for title, columns, rows in tables:
-        console.print(table(title, columns, rows))
-    if not options.no_save:
-        text = "\n".join(markdown(*t) for t in tables)
-        save("layers", {"machine": here, "comparison": compared, "first_call": first, "over_length": swept}, text)
+    found = {"machine": here, "comparison": compared, "first_call": first, "over_length": swept}
+    publish("layers", options, found, *tables)

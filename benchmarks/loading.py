@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from rich.console import Console
 from torch import nn
 
 import zoo
@@ -29,11 +28,8 @@ from zoo.benchmarks.common import (
     command_line,
     in_fresh_process,
     interleaved,
-    machine,
-    markdown,
     peak_memory,
-    save,
-    table,
+    publish,
 )
 from zoo.checkpoints import read_state_dict
 
@@ -130,13 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             loads,
         ),
     ]
-    console = Console(width=max(120, Console().width))
-    for title, columns, lines in tables:
-        console.print(table(title, columns, lines))
-    if not options.no_save:
-        here = machine()
-        text = "\n".join(markdown(*t) for t in tables)
-        save("loading", {"machine": here, "imports": imports, "first_load": first, "records": records}, text)
+    publish("loading", options, {"imports": imports, "first_load": first, "records": records}, *tables)
 
 
 if __name__ == "__main__":

@@ -28,17 +28,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo
 from zoo.benchmarks.common import (
     MIB,
-    RESULTS,
     RETURNING,
     command_line,
     fitted_exponent,
     in_fresh_process,
     interleaved,
-    machine,
-    markdown,
     peak_memory,
-    save,
-    table,
+    publish,
 )
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
@@ -114,11 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     records = [measure(n, options.budget) for n in track(options.lengths, "measuring", console=Console(stderr=True))]
     title = "One row through maelre_nano, float32: FLOPs and time of a pass, memory of a training step"
-    Console(width=max(120, Console().width)).print(table(title, *show(records)))
-    if not options.no_save:
-        here = machine()
-        text = markdown(title, *show(records))
-        save("merging", {"machine": here, "records": records}, text, RESULTS)
+    publish("merging", options, {"records": records}, (title, *show(records)))
 
 
 if __name__ == "__main__":

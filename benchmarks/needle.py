@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
 
-from zoo.benchmarks.common import RESULTS, command_line, machine, markdown, save, table
+from zoo.benchmarks.common import RESULTS, command_line, machine, publish
 from zoo.benchmarks.recall import SIZES, TEST, Subject, accuracy, state_bytes, train
 from zoo.train.data import MQAR
 
@@ -77,13 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     title = f"Recall beyond the trained length of {TRAINED}, width {SIZES['dim']}, depth {SIZES['depth']}"
     said = f"Expected: MAC at least {EXPECTED:.0%} at {TIMES[-1]} times the trained length, the window less. "
     said += f"{verdict(records).capitalize()}."
-    console = Console(width=max(120, Console().width))
-    console.print(table(title, columns, rows))
-    console.print(said)
-    if not options.no_save:
-        text = f"{markdown(title, columns, rows)}\n{said} {TASKS[1]!r} and longer; learning rate {LEARNING_RATE:g}, "
-        text += f"at most {options.updates} updates of {options.batch_size} sequences, seed {options.seed}. "
-        save("needle", {"machine": here, "records": records, "verdict": verdict(records)}, text, RESULTS)
+    said += f" {TASKS[1]!r} and longer; learning rate {LEARNING_RATE:g}, at most {options.updates} updates of "
+    said += f"{options.batch_size} sequences, seed {options.seed}. "
+    found = {"machine": here, "records": records, "verdict": verdict(records)}
+    publish("needle", options, found, (title, columns, rows), after=said, folder=RESULTS)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from zoo.profile.sample import loss
 
 LIKELIEST = 10
 # peer -> the package that it is
@@ -36,8 +35,11 @@ class Side:
         return self.model(x)
 
     def loss(self, x: Tensor) -> Tensor:
-        """What training minimises."""
-        return loss(self.model, x)
+        """That of the next tokens, without side losses, which peers leave out; of other models a mean square, which
+        costs as much as a loss of labels."""
+        if x.is_floating_point() or hasattr(self.model.config, "num_classes"):
+            return self.model(x).float().square().mean()
+        return self.model(x, labels=x)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -45,11 +47,10 @@ class Side:
         return self(x)
 
     def training(self, x: Tensor) -> Tensor:
-        """Loss and gradients; returns the loss."""
-        self.model.train().zero_grad(set_to_none=True)
+        """Loss and gradients, in eval mode: without dropout and the statistics of a batch; returns the loss."""
+        self.model.zero_grad(set_to_none=True)
         found = self.loss(x)
         found.backward()
-        self.model.eval()
         return found.detach()
 
     def generate(self, x: Tensor, count: int) -> Any:
@@ -63,7 +64,7 @@ class Side:
 
 
 class Images(Side):
-    """timm's; both sides minimise the mean square of what they answer, which costs as much as a loss of labels."""
+    """timm's, which have no configuration."""
 
     def loss(self, x: Tensor) -> Tensor:
         return self.model(x).float().square().mean()
@@ -112,13 +113,15 @@ class LlamaCpp:
         return self.server.handle_completions(asked | {"ignore_eos": True} | more)
 
     def top(self, x: Tensor) -> dict[int, float]:
-        """Log-probabilities of the likeliest next tokens."""
+        """Next token -> log-probability, of the likeliest."""
         listed = self.generate(x, 1, n_probs=LIKELIEST)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         return {one["id"]: one["logprob"] for one in listed}
 
 
-def top(side: Side, x: Tensor) -> dict[int, float]:
-    """The same of a side in torch."""
+def top(side: Side | LlamaCpp, x: Tensor) -> dict[int, float]:
+    """Next token -> log-probability after the first prompt, of the likeliest."""
+    if isinstance(side, LlamaCpp):
+        return side.top(x)
     values, tokens = side.forward(x)[0, -1].float().log_softmax(-1).topk(LIKELIEST)
     return dict(zip(tokens.tolist(), values.tolist(), strict=True))
 

@@ -18,11 +18,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 import zoo
-from zoo.benchmarks.common import MIB, command_line, interleaved, machine, markdown, save, table
+from zoo.benchmarks.common import MIB, command_line, interleaved, publish
 from zoo.layers import ModelState
 from zoo.layers.attention.shared_prefix import fan_out
 
@@ -79,11 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = zoo.create_model("transformer_nano", **SIZES).eval()
     records = [measured(model, p, n, options.budget) for p in options.prompts for n in options.samples]
     columns = ["one prompt", "copied, ms a step", "shared", "times as fast", "copied, MiB", "shared"]
-    Console().print(table("N continuations of one prompt", columns, rows(records)))
-    if not options.no_save:
-        text = f"# Shared prompts\n\n{(__doc__ or '').split(chr(10) * 2)[-1].strip()}\n\n"
-        text += markdown("N continuations of one prompt", columns, rows(records))
-        save("prefix", {"machine": machine(), "sizes": SIZES, "records": records}, text)
+    text = f"# Shared prompts\n\n{(__doc__ or '').split(chr(10) * 2)[-1].strip()}\n\n"
+    shown = "N continuations of one prompt", columns, rows(records)
+    publish("prefix", options, {"sizes": SIZES, "records": records}, shown, before=text)
 
 
 if __name__ == "__main__":

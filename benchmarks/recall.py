@@ -31,7 +31,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import zoo
-from zoo.benchmarks.common import RESULTS, command_line, machine, markdown, save, table
+from zoo.benchmarks.common import RESULTS, command_line, machine, publish, write_result
 from zoo.train.data import MQAR, SelectiveCopying
 from zoo.train.data.synthetic import SyntheticTask
 from zoo.train.optim import build_optimizer, warmup_cosine
@@ -223,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             records = [r for r in saved(path, settings) if point(r) != point(record)] + [record]
             RESULTS.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"machine": here, "settings": settings, "records": records}, indent=1) + "\n")
+            write_result(path, {"machine": here, "settings": settings, "records": records})
 
     chosen = best(records)
     tables = [
@@ -231,16 +231,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for task in TASKS
         if (found := [r for r in chosen if r["task"] == task])
     ]
-    console = Console(width=max(120, Console().width))
-    for title, columns, rows in tables:
-        console.print(table(title, columns, rows))
+    after = (
+        f"{', '.join(map(repr, TASKS.values()))}; learning rates {LEARNING_RATES}, at most {options.updates} updates "
+    )
+    after += f"of {options.batch_size} sequences, seed {options.seed}, weights of standard deviation {INITIAL}. "
+    found = {"machine": here, "settings": settings, "records": records}
+    publish("recall", options, found, *tables, after=after, folder=RESULTS)
     if not options.no_save:
-        text = "\n".join(markdown(*t) for t in tables)
-        text += f"\n{', '.join(map(repr, TASKS.values()))}; learning rates {LEARNING_RATES}, at most {options.updates} "
-        text += (
-            f"updates of {options.batch_size} sequences, seed {options.seed}, weights of standard deviation {INITIAL}. "
-        )
-        save("recall", {"machine": here, "settings": settings, "records": records}, text, RESULTS)
         plot(chosen, RESULTS / "recall.png")
 
 

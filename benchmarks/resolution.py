@@ -31,11 +31,8 @@ from zoo.benchmarks.common import (
     fitted_exponent,
     in_fresh_process,
     interleaved,
-    machine,
-    markdown,
     peak_memory,
-    save,
-    table,
+    publish,
 )
 
 WIDTHS = ("tiny", "small")
@@ -153,13 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tables = [("Features of one image, float32", *show(records))]
     if len(options.pixels) > 1:
         tables.append(("Growth over the number of pixels", *show_growth(records)))
-    console = Console(width=max(200, Console().width))
-    for title, columns, rows in tables:
-        console.print(table(title, columns, rows))
+    publish("resolution", options, {"records": records}, *tables)
     if not options.no_save:
-        here = machine()
-        text = "\n".join(markdown(*t) for t in tables)
-        save("resolution", {"machine": here, "records": records}, text)
         plot(records, RESULTS / "resolution.png")
 
 

@@ -18,20 +18,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
 
 import zoo
 from zoo.benchmarks.common import (
     MIB,
-    RESULTS,
     RETURNING,
     command_line,
     in_fresh_process,
     machine,
-    markdown,
     peak_memory,
-    save,
-    table,
+    publish,
 )
 from zoo.sltrain import SLTrain
 
@@ -99,12 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size, *shape = given
     records = [in_fresh_process(measure, size, sparse, *shape, environment=RETURNING) for sparse in (False, True)]
     title = f"LLaMA {size} of {WORDS:,} words, {shape[0]} sequences of {shape[1]} tokens, float32, AdamW"
-    console = Console(width=max(120, Console().width))
-    console.print(table(title, COLUMNS, show(records)))
-    console.print(verdict(records))
-    if not options.no_save:
-        text = markdown(title, COLUMNS, show(records)) + f"\n{verdict(records)}\n"
-        save("sltrain", {"machine": here, "settings": vars(options), "records": records}, text, RESULTS)
+    found = {"machine": here, "settings": vars(options), "records": records}
+    publish("sltrain", options, found, (title, COLUMNS, show(records)), after=f"{verdict(records)}\n")
 
 
 if __name__ == "__main__":

@@ -30,11 +30,8 @@ from zoo.benchmarks.common import (
     command_line,
     in_fresh_process,
     interleaved,
-    machine,
-    markdown,
     peak_memory,
-    save,
-    table,
+    publish,
 )
 from zoo.layers import CausalAttention
 from zoo.layers.attention.keys import masked
@@ -132,7 +129,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with console.status("") as status:
         records = measure(options.lengths, options.budget, status.update)
     columns, rows = rows_of(records)
-    console.print(table("Fine-tuning", columns, rows))
     console.print(f"{time.perf_counter() - started:.0f} s", highlight=False)
-    if not options.no_save:
-        save("sparse_tuning", {"machine": machine(), "records": records}, markdown("Fine-tuning", columns, rows))
+    publish("sparse_tuning", options, {"records": records}, ("Fine-tuning", columns, rows))

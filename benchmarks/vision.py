@@ -34,11 +34,10 @@ from zoo.benchmarks.common import (
     in_fresh_process,
     interleaved,
     machine,
-    markdown,
     peak_memory,
-    save,
-    table,
+    publish,
 )
+from zoo.benchmarks.peers import apart, random_statistics
 
 SIZE = 224  # pixels
 PASSES = 8  # images of a timed run, at least
@@ -64,7 +63,7 @@ def build(name: str, side: str) -> nn.Module:
 
     torch.manual_seed(0)
     shared = PEER in sides(name)
-    model = settle(timm.create_model(name) if shared else zoo.create_model(name, img_size=SIZE))
+    model = random_statistics(timm.create_model(name) if shared else zoo.create_model(name, img_size=SIZE))
     if shared and not side.startswith(PEER):
         peer, model = model, zoo.create_model(name, img_size=SIZE)
         zoo.load_weights(model, peer.state_dict(), "timm's model")
@@ -73,17 +72,6 @@ def build(name: str, side: str) -> nn.Module:
     if side == DEPLOYED or side.endswith(LAST):
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return model.eval()
-
-
-def settle(model: nn.Module) -> nn.Module:
-    """Random statistics for the batch norms, and open branches, so that the sides can only agree by computing alike."""
-    for module in model.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            assert module.running_mean is not None and module.running_var is not None
-            nn.init.uniform_(module.running_mean, -0.3, 0.3)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-    return model
 
 
 def images(batch: int, side: str = PEER) -> Tensor:
@@ -139,7 +127,7 @@ def measure(name: str, batches: Sequence[int], budget: float, peaks: bool, tick:
 def difference(logits: dict[str, Tensor]) -> float:
     """Largest difference from the first side's logits, timm's where it has the model, as a share of the largest."""
     first, *others = logits.values()
-    return max(((other - first).abs().max() / first.abs().max()).item() for other in others)
+    return max(apart(other, first) for other in others)
 
 
 def medians(record: dict) -> dict[str, float]:
@@ -222,12 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (f"Forward pass at {SIZE} pixels, float32", *show_speed(records)),
         ("Peak memory of a forward pass, above weights and images", *show_memory(records)),
     ]
-    console = Console(width=max(200, Console().width))
-    for title, columns, rows in tables:
-        console.print(table(title, columns, rows))
+    publish("vision", options, {"machine": here, "records": records}, *tables)
     if not options.no_save:
-        text = "\n".join(markdown(*t) for t in tables)
-        save("vision", {"machine": here, "records": records}, text)
         plot(records, RESULTS / "vision.png")
 
 

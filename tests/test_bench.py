@@ -123,7 +123,7 @@ def test_a_file_is_its_old_self_or_the_new_one(tmp_path: Path, monkeypatch) -> N
     assert file.read_text() == before and sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.md"]
 
 
-def test_costs_are_those_of_the_profile() -> None:
+def test_costs_are_those_of_the_profile_and_counted_once(tmp_path, monkeypatch) -> None:
     record = costs.counted("moe_nano")
     profile = zoo.profile("moe_nano", tokens=1024, device="meta", training=False)
     assert record["flops"] == profile.phase("forward").flops and record["active_parameters"] < record["parameters"]
@@ -131,4 +131,8 @@ def test_costs_are_those_of_the_profile() -> None:
     assert (
         grown is not None and grown["state"][1] == 4 * grown["state"][0] and grown["flops"][1] > 4 * grown["flops"][0]
     )
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    assert costs.remembered(["vit_nano"])["vit_nano"]["parameters"] == zoo.model_info("vit_nano").num_parameters
+    monkeypatch.setattr(costs, "counted", pytest.fail)
+    assert costs.remembered(["vit_nano"])["vit_nano"]["items"] == 1  # not counted again
     assert costs.kept([record, record | {"name": "gone"}, grown | {"digest": "other"}]) == {"moe_nano": record}

@@ -36,7 +36,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }  # fmt: skip
     for name, content in (("models", {"records": [times]}), ("claims", {"claims": [CLAIM]})):
         (folder / "results" / f"{name}.json").write_text(json.dumps({"schema": 1, "machine": MACHINE} | content))
-    return build(folder, folder / "results", "mamba*_nano")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOO_CACHE", str(folder / "cache"))
+        return build(folder, folder / "results", "mamba*_nano")
 
 
 class Reader(HTMLParser):

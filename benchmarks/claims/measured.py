@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 import zoo
-from zoo.benchmarks import families, resolution
+from zoo.benchmarks import resolution
 from zoo.benchmarks.claims.declare import Found, claim
 from zoo.benchmarks.common import MIB, fitted_exponent, interleaved
+from zoo.benchmarks.peers import Side
 from zoo.registry import lookup
 from zoo.vision.patches import plan
 from zoo.vision.pcdarts_search import Supernet, SupernetConfig
@@ -134,7 +135,7 @@ def linear_time(family: str, paper: str) -> None:
 
     def run() -> Found:
         model = zoo.create_model(f"{family}_nano").eval()
-        calls = {str(n): partial(families.forward, model, torch.randint(0, 256, (1, n))) for n in READ}
+        calls = {str(n): partial(Side(model).forward, torch.randint(0, 256, (1, n))) for n in READ}
         seconds = [statistics.median(runs) for runs in interleaved(calls, budget=4.0)[0].values()]
         return Found(fitted_exponent(READ, seconds), {"seconds over length": dict(zip(READ, seconds, strict=True))})
 

@@ -9,6 +9,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from rich.console import Console
+from rich.progress import track
+
 import zoo
 from zoo.benchmarks.report import drawing, formula
 from zoo.benchmarks.report.documents import FamilyRow
@@ -73,7 +76,8 @@ def families(
     for row in rows:
         by.setdefault(row.entry.family, []).append(row)
     growth = {r["name"]: r for r in results.records("costs", "over_length", "name", "lengths", "flops", "state")}
-    found = [_family(key, members, readme.get(key), claims, growth) for key, members in by.items()]
+    pages = track(by.items(), "drawing", total=len(by), console=Console(stderr=True), transient=True)
+    found = [_family(key, members, readme.get(key), claims, growth) for key, members in pages]
     return sorted(found, key=lambda family: family.title.lower())
 
 

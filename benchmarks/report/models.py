@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console
+from rich.progress import track
+
 import zoo
-from zoo.benchmarks.costs import counted, kept
+from zoo.benchmarks.costs import kept, remembered
 from zoo.benchmarks.report.results import Results
 from zoo.checkpoints import bundled
 from zoo.registry import ModelEntry, entries
@@ -89,8 +92,12 @@ def rows(results: Results, pattern: str = "*", *, count: bool = True) -> list[Ro
         raise ValueError(f"no model fits {pattern!r}; `zoo list` shows all")
     costs = kept(results.records("costs", "records", "name", "digest", "parameters"))
     times = measured(results)
-    names = [name for name in names if count or name in costs]
-    return [_row(entries()[name], costs.get(name) or counted(name), times.get(name, {})) for name in names]
+    missing = [name for name in names if name not in costs] if count else []
+    if missing:
+        Console(stderr=True).print(f"{len(missing)} models are in no result file: counting them", highlight=False)
+    for name in track(missing, "counting", console=Console(stderr=True), transient=True):
+        costs |= remembered([name])
+    return [_row(entries()[name], costs[name], times.get(name, {})) for name in names if name in costs]
 
 
 def measured(results: Results) -> dict[str, dict[str, Any]]:
