@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import zoo
 from zoo.checkpoints import bundled, read_state_dict
 from zoo.cli import recipe_names, recipe_path
+from zoo.generative import DiffusionModel
 from zoo.train.data import (
     ArraysDataModule,
     DataModule,
@@ -39,6 +40,8 @@ from zoo.train.data import (
     SpikeSums,
     SyntheticDataModule,
 )
+from zoo.train.data.digits import STD
+from zoo.train.tasks.diffusion import velocity_errors
 from zoo.train.tasks.segmentation import dice
 
 WINDOWS, LENGTH = 32, 256  # of the test documents that score a language model
@@ -98,6 +101,18 @@ def _bits_per_dim(model: nn.Module) -> Score:
     return "bits_per_dim", model(images, labels=images).item() / math.log(2), _digits(labels), images
 
 
+def _velocity_error(model: nn.Module) -> Score:
+    assert isinstance(model, DiffusionModel)
+    images, labels = _test_samples(DigitsDataModule())
+    return "velocity_error", velocity_errors(model, images, labels).mean().item(), _digits(labels), images
+
+
+def _psnr(model: nn.Module) -> Score:
+    images, labels = _test_samples(DigitsDataModule())
+    squares = ((model(images) - images) * STD).square().flatten(1).mean(1)
+    return "psnr", (-10 * squares.log10()).mean().item(), _digits(labels), images
+
+
 def _dice(model: nn.Module) -> Score:
     inputs, masks = _test_samples(EllipsoidsDataModule(test_samples=VOLUMES))
     value = dice((model(inputs) > 0).float(), masks).mean().item()
@@ -127,6 +142,8 @@ SCORES: dict[str, Callable[[nn.Module], Score]] = {
     "language": _bits_per_byte,
     "text-classification": _text_accuracy,
     "image-generation": _bits_per_dim,
+    "image-tokenization": _psnr,
+    "image-diffusion": _velocity_error,
     "segmentation": _dice,
     "sequence-classification": _series_accuracy,
     "sequence-regression": _squared_error,

@@ -177,7 +177,7 @@ _RANGES = {
     "must be in [0, 1)": (r"(.+_)?drop_rate", lambda value: 0 <= value < 1),
     "must be finite and above 0": (r"(.+_)?mlp_ratio|rope_base|crop_pct|std", lambda value: 0 < value < math.inf),
     "must not be negative": (
-        r".+_(eps|std)|(balance|z|mtp|commitment|predictor)_weight|initializer_range|embedding_scale",
+        r".+_(eps|std)|(balance|z|mtp|commitment|entropy|predictor)_weight|initializer_range|embedding_scale",
         lambda value: 0 <= value < math.inf,
     ),
     "must be finite": (r".+_multipliers?|(.+_)?scale|mean", math.isfinite),

@@ -18,7 +18,7 @@ from zoo.checkpoints.index import tags as published_tags
 
 TASKS = (
     "language", "text-classification", "image-classification", "image-generation", "segmentation", "multi-task",
-    "sequence-classification", "sequence-regression",
+    "sequence-classification", "sequence-regression", "image-tokenization", "image-diffusion",
 )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def register_model(
 
 def entries() -> dict[str, ModelEntry]:
     """All registered models, the library's own families included."""
-    for module in ("zoo.language", "zoo.vision", "zoo.sequence"):
+    for module in ("zoo.language", "zoo.vision", "zoo.sequence", "zoo.generative"):
         importlib.import_module(module)
     return _entries
 

@@ -39,6 +39,7 @@ from zoo.checkpoints.convert import (
     timm_models,
     vmamba,
     vovnet,
+    wetok,
     xlstm,
     xlstm1,
     zamba2,
@@ -60,7 +61,19 @@ CONVERTERS = (
     bamba, kimi_linear, deepseek, dense, *fla.LAYOUTS, falcon_h1, gpt_oss, granite_hybrid, jamba, lfm2, mamba,
     mambavision, minimax, mixtral, nemotron_h, qwen3_next, recurrent_gemma, rwkv7, smallthinker, xlstm, zamba2,
 )  # fmt: skip
-_AUTHORS = based, efficientvit, elm, m3vit, mcunet, pcdarts, simplenet, vmamba, vovnet, xlstm1  # of weights alone
+_AUTHORS = (
+    based,
+    efficientvit,
+    elm,
+    m3vit,
+    mcunet,
+    pcdarts,
+    simplenet,
+    vmamba,
+    vovnet,
+    wetok,
+    xlstm1,
+)  # of weights alone
 LAYOUTS = ("zoo", "transformers", "timm", "gguf")
 _TRANSFORMERS: dict[str, Any] = {  # family -> converter
     "mamba": mamba, "mamba2": mamba, "falcon_h1": falcon_h1, "deepseek": deepseek, "moe": mixtral,

@@ -19,7 +19,9 @@ SEGMENTATION = zoo.list_models("*_nano", task="segmentation")
 REGRESSION = zoo.list_models("*_nano", task="sequence-regression")
 WITHOUT_BRANCHES = ("simplenet_nano", "lightcnn_nano")  # that drop_path_rate could drop
 SEQUENCES = zoo.list_models("*_nano", task="sequence-classification")
-NANO = LANGUAGE + TEXT + VISION + GENERATION + SEGMENTATION + REGRESSION + SEQUENCES
+CODES = zoo.list_models("*_nano", task="image-tokenization")
+DIFFUSION = zoo.list_models("*_nano", task="image-diffusion")
+NANO = LANGUAGE + TEXT + VISION + GENERATION + SEGMENTATION + REGRESSION + SEQUENCES + CODES + DIFFUSION
 
 
 def inputs(model: Any, batch: int = 2, length: int = 20) -> Tensor:

@@ -69,6 +69,8 @@ PUBLISHED = {
     "vanilla_vmamba_base": 76_254_056, "vmamba_tiny_s2l5": 30_705_832, "vmamba_small_s2l15": 50_147_752,
     "vmamba_base_s2l15": 88_557_800, "vmamba_tiny_s1l8": 30_249_064, "vmamba_small_s1l20": 49_012_840,
     "vmamba_base_s1l20": 86_614_504,
+    "wetok_24": 448_405_827, "wetok_48": 447_881_507, "wetok_192": 460_294_179, "wetok_768": 1_673_089_059,
+    "sdxl_unet": 2_567_463_684, "koala_1b": 1_161_184_324, "koala_700m": 782_822_724,
     **{f"elm_{d}": n for d, n in zip(
         (1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 75, 100),
         (4601, 4708, 4823, 5077, 5363, 5852, 6827, 8002, 9377, 10952, 14702, 19252, 34127, 54002), strict=True,
@@ -77,7 +79,7 @@ PUBLISHED = {
 # Printed in millions: (value, last digit). MoR's are without the embedding.
 ROUNDED = {
     "mcunet_in0": (0.75, 0.01), "mcunet_in1": (0.64, 0.01), "mcunet_in4": (1.73, 0.01), "mbv2_w035": (0.75, 0.01),
-    "mor_360m": (118, 1),
+    "mor_360m": (118, 1), "dit_s_2": (33, 1), "dit_b_2": (130, 1), "dit_l_2": (458, 1), "dit_xl_2": (675, 1),
 }  # fmt: skip
 
 

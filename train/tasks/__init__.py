@@ -2,6 +2,7 @@
 
 from zoo.train.tasks.base import Task
 from zoo.train.tasks.classification import ImageClassification, SequenceClassification, TextClassification
+from zoo.train.tasks.diffusion import ImageDiffusion
 from zoo.train.tasks.draft_layer import DraftLayerTraining
 from zoo.train.tasks.dual_input import DualInputClassification
 from zoo.train.tasks.generation import ImageGeneration
@@ -11,13 +12,16 @@ from zoo.train.tasks.multi_task import MultiTask
 from zoo.train.tasks.regression import SequenceRegression
 from zoo.train.tasks.search import ArchitectureSearch
 from zoo.train.tasks.segmentation import Segmentation
+from zoo.train.tasks.tokenization import ImageTokenization
 
 __all__ = [
     "ArchitectureSearch",
     "DraftLayerTraining",
     "DualInputClassification",
     "ImageClassification",
+    "ImageDiffusion",
     "ImageGeneration",
+    "ImageTokenization",
     "LanguageModeling",
     "Linearization",
     "MultiTask",

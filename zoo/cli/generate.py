@@ -7,12 +7,13 @@ from collections.abc import Generator
 from typing import Any
 
 from zoo.cli.decoding import Decoding, add_decoding, grouped
+from zoo.cli.draw import add_drawing, drawn
 from zoo.cli.errors import UsageError, checked
 from zoo.cli.options import add_import, add_model, saved
 from zoo.cli.output import say
 from zoo.cli.text import INTERRUPTED, add_sampling, model_and_tokenizer, put, sampling, write
 
-HELP = "continue a text with a language model"
+HELP = "continue a text with a language model, or draw images with a generator of them"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -24,12 +25,15 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--offload", metavar="MEMORY", help="weights take no more than this, such as 2GB; others are read when used"
     )
     parser.add_argument("--offload-policy", metavar="NAME", help="tpi_llm, se_moe, edge_moe or llm_in_a_flash")
+    add_drawing(parser)
     add_import(parser)
 
 
 def run(known: Namespace) -> int:
     import zoo
 
+    if known.output is not None:
+        return drawn(known)
     grouped(known)  # what is no option is said before a model is read
     model, tokenizer = model_and_tokenizer(known.model)
     model = _offloaded(known, model)
