@@ -22,6 +22,7 @@ from zoo.kernels.dispatch import AUTOCAST_DEVICES, compute_dtype, full_precision
 from zoo.layers.precision import autocast_dtype
 
 ROWS = 512  # whose logits exist at a time where the head has to be called
+LEAST = 2**18  # numbers of a matrix of float32 that takes longer to read than ``row_linear`` to be called
 
 
 class WideLinear(nn.Linear):
@@ -121,8 +122,10 @@ def read_matrix(linear: nn.Module, like: Tensor) -> Tensor:
 @contextmanager
 def decoding(model: nn.Module) -> Iterator[None]:
     """Within it plain linear layers compute few rows by ``row_linear``, which reads a matrix as fast as there is
-    memory; whatever else replaces, wraps or watches one is in effect as before."""
-    linears = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
+    memory, unless that is less than what the call costs; whatever else replaces, wraps or watches one is in effect as
+    before."""
+    plain = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
+    linears = [m for m in plain if m.weight.numel() >= LEAST or m.weight.dtype != torch.float32]
     for linear in linears:
         linear.forward = MethodType(_few_rows, linear)
     try:

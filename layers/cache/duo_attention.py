@@ -33,8 +33,8 @@ class StreamingHeads(StreamingLLM):
         recent = torch.as_tensor(state.slots(self.recent), device=call.q.device).view(-1, 1, 1, 1)
         if state.filled <= self.sink + int(recent.min()):
             return state.attend_all(call)
-        if state.seen == state.filled == call.length and state.whole and isinstance(recent, int):
-            return self.attend_prompt(state, call, recent)
+        if state.seen == state.filled == call.length and state.whole and recent.numel() == 1:
+            return self.attend_prompt(state, call, int(recent))
         position, query = state.position, call.positions[:, None, :, None]
         near = (position[:, :, None] < self.sink) | (query - position[:, :, None] < recent) | (query == EMPTY)
         return call.attention.attend(call.q, state.key, state.value, visible(call, position) & near)

@@ -111,6 +111,10 @@ def test_snapkv_keeps_what_the_window_looks_at():
 def test_duo_attention_is_a_mask_a_head(gates, chunk, monkeypatch):
     """Retrieval heads see all, streaming heads the sinks and a window: in the prompt and after it."""
     monkeypatch.setattr(duo_attention, "CHUNK", chunk)
+    read, calls = duo_attention.StreamingHeads.attend_prompt, []
+    monkeypatch.setattr(
+        duo_attention.StreamingHeads, "attend_prompt", lambda *given: (calls.append(given), read(*given))[1]
+    )
     layer, x = attention(), torch.randn(1, LENGTH, DIM, dtype=torch.float64)
     state = begun(layer, DuoAttention(gates, sparsity=0.5, sink=2, recent=4))
     found = torch.cat([layer(x[:, :PROMPT], state)] + [layer(x[:, t : t + 1], state) for t in range(PROMPT, LENGTH)], 1)
@@ -123,7 +127,7 @@ def test_duo_attention_is_a_mask_a_head(gates, chunk, monkeypatch):
         logits = turned(layer, q[head], t) @ turned(layer, k[head], t).T / 6**0.5
         mixed.append(logits.masked_fill(~mask, -torch.inf).softmax(-1) @ v[head])
     close(found[0], layer.out_proj(torch.stack(mixed, 1).flatten(1)))
-    assert sorted(part.filled for part in state.parts) == [6, LENGTH]
+    assert sorted(part.filled for part in state.parts) == [6, LENGTH] and len(calls) == 1
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ BENCHMARKS = {
     "extrapolation": "positional beside standard attention on larger numbers than trained on",
     "sltrain": "memory of training with sparse plus low-rank matrices",
     "context": "Mamba beyond the length it was trained on, with LongMamba and without",
+    "cache": "every cache policy: answers, memory and time beside the dense cache",
     "kvpress": "cache policies beside kvpress, in an environment that has it",
     "prefix": "N continuations of one prompt: its keys kept once and copied",
     "sparse_tuning": "fine-tuning by SPT beside LoRA: memory and time of a training step",
