@@ -13,7 +13,7 @@ from zoo.train.data.sessions import KeyValues, Mixture, Passkeys, Session, Varia
 from zoo.train.data.shapes import ShapesDataModule
 from zoo.train.data.spikes import SpikeSums
 from zoo.train.data.synthetic import MQAR, InductionHeads, SelectiveCopying, SyntheticDataModule, SyntheticTask
-from zoo.train.data.text import DocumentationDataModule, TextDataModule, TextFilesDataModule
+from zoo.train.data.text import DocumentationDataModule, SourceCodeDataModule, TextDataModule, TextFilesDataModule
 from zoo.train.data.volumes import EllipsoidsDataModule
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "Session",
     "ShapesDataModule",
     "Source",
+    "SourceCodeDataModule",
     "SpikeSums",
     "SyntheticDataModule",
     "SyntheticTask",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
+import sysconfig
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -184,6 +185,45 @@ class DocumentationDataModule(TextDataModule):
         from pydoc_data.topics import topics
 
         return list(dict.fromkeys(topics[name] for name in sorted(topics)))
+
+
+class SourceCodeDataModule(TextDataModule):
+    """The source of Python's standard library as it is installed, a module a document, no download: what a model of
+    other text may be tuned to.
+
+    The text, and with it the split, differs between versions of Python. Other arguments as `TextDataModule`.
+
+    Args:
+        most: modules, the first by name in the folder of the library; packages and what names begin with "_" left out.
+    """
+
+    def __init__(
+        self,
+        *,
+        most: int = 60,
+        seq_len: int = 256,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        split_seed: int = 0,
+        windows: Literal["strided", "random"] = "strided",
+        context: int = 1,
+    ) -> None:
+        super().__init__(
+            seq_len=seq_len, batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed,
+            val_fraction=val_fraction, test_fraction=test_fraction, split_seed=split_seed, windows=windows,
+            context=context,
+        )  # fmt: skip
+        if most < 3:
+            raise ValueError(f"most must be at least 3, a module a split, got {most}")
+        self.most = most
+
+    def read(self) -> list[str]:
+        modules = sorted(Path(sysconfig.get_path("stdlib")).glob("[a-z]*.py"))
+        return [path.read_text(encoding="utf-8") for path in modules[: self.most]]
 
 
 class TextFilesDataModule(TextDataModule):

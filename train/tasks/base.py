@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -85,6 +86,7 @@ class Task(LightningModule):
         self.average: nn.Module | None = None
         self.rounded: list[nn.Module] = []  # the average in the model's dtypes, during an evaluation; in no checkpoint
         self.keep_average = False  # the EMA callback sets it before configure_model
+        self.asking = False  # the loss is wanted, and nothing is logged
 
     def change(self, **fields: Any) -> None:
         """Give a named model further options, before it is built.
@@ -181,6 +183,8 @@ class Task(LightningModule):
 
     def log_training(self, loss: Tensor, **metrics: Tensor) -> Tensor:
         """Log the loss, add the weighted side losses and return the sum, which is what backward gets."""
+        if self.asking:
+            return loss
         values = {"train/loss": loss, **{f"train/{name}": value for name, value in metrics.items()}}
         self.log_dict({name: value.detach() for name, value in values.items()}, prog_bar=True, sync_dist=True)
         auxiliary = zoo.auxiliary_losses(self.trained)
@@ -191,6 +195,15 @@ class Task(LightningModule):
             if value.dim() == 0:
                 self.log(f"activity/{name}", value.detach().float(), sync_dist=True)
         return loss
+
+    @torch.no_grad()
+    def loss_of(self, batch: Any) -> Tensor:
+        """What would be minimised of a batch, without side losses; nothing is logged."""
+        self.asking = True
+        try:
+            return self.training_step(batch, 0)  # type: ignore[return-value]
+        finally:
+            self.asking = False
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,6 +47,16 @@ class LoRA(Adapter, kind="lora"):
         )
         peft.inject_adapter_in_model(config, held)
         return dict(zip(layers, held.values(), strict=True))
+
+    @contextmanager
+    def damped(self, module: Any, factor: float) -> Iterator[None]:
+        """By peft's scaling; of DoRA the direction alone."""
+        before = dict(module.scaling)
+        module.scaling.update({name: factor * scale for name, scale in before.items()})
+        try:
+            yield
+        finally:
+            module.scaling.update(before)
 
     def options(self) -> dict[str, Any]:
         """Further ones of peft's ``LoraConfig``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, TypeVar
 
@@ -62,6 +63,16 @@ class Adapter(Change):
     def merged(self, module: Any) -> nn.Module:
         """What goes in the place of one of its modules in a plain model of the same outputs."""
         raise NotImplementedError
+
+    @contextmanager
+    def damped(self, module: Any, factor: float) -> Iterator[None]:
+        """Within it what one of its modules adds to its layer is multiplied; afterwards all is as it was, bit for bit.
+
+        Raises:
+            ValueError: for a method that adds nothing that could be.
+        """
+        raise ValueError(f"what {self.kind} adds cannot be damped: take lora, dora or paca")
+        yield
 
     def fits(self, module: nn.Module) -> bool:
         """Whether it can be put on a module."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,6 +47,16 @@ class PaCA(Adapter, kind="paca"):
             index = torch.randperm(layer.in_features, generator=draw, device="cpu")[: self.rank]
             made[name] = PartialLinear(layer, index.sort().values)
         return made
+
+    @contextmanager
+    def damped(self, module: Any, factor: float) -> Iterator[None]:
+        """The columns on their way from what they were."""
+        before = module.columns.data
+        module.columns.data = torch.lerp(module.weight[:, module.index], before, factor)
+        try:
+            yield
+        finally:
+            module.columns.data = before
 
     def merged(self, module: Any) -> nn.Module:
         """The layer with these columns in its matrix."""

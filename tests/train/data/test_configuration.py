@@ -18,6 +18,7 @@ MODULES = {
     "EllipsoidsDataModule": "{batch_size: 2}",
     "ShapesDataModule": "{batch_size: 2}",
     "DocumentationDataModule": "{seq_len: 32, windows: random}",
+    "SourceCodeDataModule": "{most: 10, seq_len: 32}",
     "TextFilesDataModule": "{paths: [FILE], seq_len: 16, val_fraction: 0.2}",
     "ImageDataModule": (
         "{dataset: FakeData, dataset_kwargs: {size: 40, image_size: [3, 16, 16]}, mean: [0.5, 0.5, 0.5], "
