@@ -1,0 +1,77 @@
+"""ConPET: what a task costs, what earlier tasks keep, and which experts are asked."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import zoo
+from zoo.adapt import PaCA
+from zoo.train.adapt import DynamicConPET, StaticConPET
+from zoo.train.adapt.continual import HIDDEN
+
+SMALL = {"dim": 16, "depth": 2, "num_heads": 2, "num_kv_heads": 1, "mlp_dim": 16}
+
+
+def task(number: int, count: int = 24) -> tuple[Tensor, Tensor]:
+    """Classes 2 n and 2 n + 1, told by the bytes that a text is made of."""
+    generator = torch.Generator().manual_seed(number)
+    y = torch.arange(count) % 2 + 2 * number
+    return 20 * y[:, None] + torch.randint(10, (count, 6), generator=generator), y
+
+
+def made(kind: Any, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return kind(zoo.create_model("transformer_nano", **SMALL), PaCA(rank=4), steps=40, batch_size=8, lr=1e-2, **options)
+
+
+@pytest.mark.parametrize("kind", [StaticConPET, DynamicConPET])
+def test_a_stream_is_learnt_at_a_constant_cost(kind, monkeypatch):
+    model, steps = made(kind), []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *args: steps.append(1) or step(self, *args))
+    before = {key: tensor.clone() for key, tensor in model.features.state_dict().items()}
+    for number in range(3):
+        model.learn(*task(number))
+        assert len(steps) == 40 * (number + 1) and [len(x) for x, _ in model.remembered] == [24] * (number + 1)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.features.state_dict().items())
+    x, y = (torch.cat(part) for part in zip(*(task(number) for number in range(3)), strict=True))
+    assert model(x).shape == (72, 6) and (model(x).argmax(1) == y).float().mean() > 0.9
+
+
+def test_what_was_learnt_stays_when_another_task_follows():
+    model = made(DynamicConPET, top_k=9)
+    model.learn(*task(0))
+    x = task(0)[0]
+    first, rows = model(x), model.selector.head.weight.detach().clone()
+    copied = copy.deepcopy(model.selector)
+    copied.grow(1)
+    assert torch.equal(copied.head.weight[:1], rows) and copied.head.out_features == 2
+    model.learn(*task(1))
+    assert torch.equal(model(x)[:, :2], first), "to the bit, where all are asked"
+    assert (model(x) > HIDDEN).all()
+    model.top_k = 1
+    found = model(x)
+    assert ((found == HIDDEN).sum(1) == 2).all()
+    asked = model.asked(torch.zeros(4, 2), torch.tensor([0, 1, 1, 0]))
+    assert asked.nonzero()[:, 1].tolist() == [0, 1, 1, 0]
+
+
+def test_experts_answer_all_their_items_at_once_as_alone():
+    model = made(DynamicConPET)
+    for number in range(2):
+        model.learn(*task(number))
+    x = torch.cat([task(0)[0][:3], task(1)[0][:3]])
+    torch.testing.assert_close(model(x), torch.cat([model(part[None]) for part in x]))
+
+
+def test_images_and_wrong_classes():
+    model = StaticConPET(zoo.create_model("vit_nano"), PaCA(rank=2), steps=1, batch_size=2)
+    model.learn(torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 1]))
+    assert model(torch.randn(2, 1, 8, 8)).shape == (2, 3) and isinstance(model.expert, nn.Module)
+    with pytest.raises(ValueError, match="the classes of this task begin at 3, got 2"):
+        model.learn(torch.randn(2, 1, 8, 8), torch.tensor([2, 3]))
