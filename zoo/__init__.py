@@ -31,6 +31,7 @@ from zoo.profile import profile
 from zoo.quantize import quantize
 from zoo.registry import Paper, list_families, list_models, register_model
 from zoo.saving import save_model
+from zoo.sharing import SharedModels
 from zoo.sltrain import merge_sltrain, sltrain
 from zoo.sparse_tuning import sparse_tuning
 from zoo.sparsify import sparsify
@@ -45,6 +46,7 @@ __all__ = [
     "Chat",
     "ModelInfo",
     "Paper",
+    "SharedModels",
     "TextScore",
     "__version__",
     "activity",
