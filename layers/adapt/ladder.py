@@ -52,7 +52,7 @@ class Rung(nn.Module):
         self.enter = nn.Linear(dim, width, dtype=dtype) if first else None
         self.down = nn.Linear(dim, width, dtype=dtype) if side is not None else None
         self.gate = nn.Parameter(torch.zeros((), dtype=dtype)) if side is not None else None
-        self.norm, self.up = norm, None if norm is None else nn.Linear(width, dim, dtype=dtype)
+        self.close, self.up = norm, None if norm is None else nn.Linear(width, dim, dtype=dtype)
         self.register_buffer("compute", torch.empty(0, dtype=dtype), persistent=False)
         if self.up is not None:
             nn.init.zeros_(self.up.weight)
@@ -67,7 +67,7 @@ class Rung(nn.Module):
         if self.side is not None and self.gate is not None:
             g = torch.sigmoid(self.gate / TEMPERATURE)
             s = self.side(g * s + (1 - g) * self._narrow(self.down, h), beside, seq_idx)
-        return torch.cat([h, s], -1) if self.up is None else h + self.up(self.norm(s).to(self.compute.dtype))
+        return torch.cat([h, s], -1) if self.up is None else h + self.up(self.close(s).to(self.compute.dtype))
 
     def _narrow(self, layer: Any, h: Tensor) -> Tensor:
         """D h in the dtype of the stream."""

@@ -27,7 +27,7 @@ class Ladder(Adapter, kind="ladder"):
     Paper: see ``zoo.layers.adapt.ladder.Rung``.
     """
 
-    adds = ("enter", "down", "gate", "side", "norm", "up")
+    adds = ("enter", "down", "gate", "side", "close", "up")
     inner = "block"
     alone = True
     mergeable = False
