@@ -43,11 +43,8 @@ from zoo.benchmarks.common import (
     command_line,
     in_fresh_process,
     interleaved,
-    machine,
-    markdown,
     peak_memory,
-    save,
-    table,
+    publish,
 )
 from zoo.train.adapt import DynamicConPET, ImportanceSampling, StaticConPET
 from zoo.train.data import DigitsDataModule, SourceCodeDataModule
@@ -359,9 +356,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console, started = Console(), time.perf_counter()
     with console.status("") as status:
         found = measure(options.steps, options.budget, status.update)
-    shown = tables(found)
-    for part in shown:
-        console.print(table(*part))
     console.print(f"{time.perf_counter() - started:.0f} s", highlight=False)
-    if not options.no_save:
-        save("adapters", {"machine": machine(), **found}, "\n".join(markdown(*part) for part in shown))
+    publish("adapters", options, found, *tables(found))
