@@ -55,6 +55,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "3 bits, TopKLD": ("topkld", {"bits": 3, "epochs": 5}),
     "2 bits, TopKLD": ("topkld", {"bits": 2, "epochs": 10, "lr": 1e-3}),
     "4 bits, D2MoE": ("d2moe", {"bits": 4}),
+    "3 bits a row": ("rtn", {"bits": 3, "group_size": ROW}),
+    "3 bits a row, sketch": ("sketch", {"bits": 3, "group_size": ROW}),
 }
 ONLY = {"4 bits, D2MoE": ("moe_nano",)}  # others have no experts
 SLOW = ("4 bits, SmoothQuant+", "3 bits, OmniQuant", "2 bits, OmniQuant", "3 bits, BAQ")  # of images: not measured
@@ -106,6 +108,10 @@ CLAIMS = [
     Claim(
         "4 bits, D2MoE", "at most 0.02 more lost than with 4 bits", "perplexity 4.09, INT8 4.04: arXiv 2504.15299",
         lambda lost: lost["4 bits, D2MoE"] <= lost["4 bits"] + 0.02,
+    ),
+    Claim(
+        "3 bits a row, sketch", "less lost than by rounding", "this project",
+        less("3 bits a row, sketch", "3 bits a row"),
     ),
 ]  # fmt: skip
 
@@ -226,7 +232,7 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     kinds = list(METHODS)
-    marks = dict(zip(kinds, "oosspPvXD^d<>*h"[: len(kinds)], strict=False))
+    marks = dict(zip(kinds, "oosspPvXD^d<>*hHx8"[: len(kinds)], strict=False))
     figure, axes = pyplot.subplots(1, 2, figsize=(14, 5), layout="constrained")
     losses = lost(records)
     for axis, names in zip(axes, (TEXT, IMAGES), strict=True):
@@ -256,7 +262,7 @@ def forms_of(name: str, wanted: Sequence[str]) -> list[str]:
     """Those of a model among the wanted, in order, and to nearest what a wanted one is compared with."""
     beside = {
         "4 bits a row, EasyQuant": "4 bits a row", "FP4, LowBitFP": "4 bits", "3 bits, TopKLD": "4 bits",
-        "2 bits, TopKLD": "3 bits",
+        "2 bits, TopKLD": "3 bits", "3 bits a row, sketch": "3 bits a row",
     }  # fmt: skip
     compared = {beside.get(form, form.partition(",")[0]) for form in wanted}
     able = [form for form in METHODS if name in ONLY.get(form, (name,)) and (name in TEXT or form not in SLOW)]

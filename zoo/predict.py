@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.images import ImageError, open_image
 from zoo.layers.precision import computes_in
@@ -42,22 +42,16 @@ def predict(
         ValueError: for a model without a classifier, a top_k below 1, or a file that is not a whole image, by name.
         FileNotFoundError: for a file that is not there.
     """
-    from timm.data.config import resolve_data_config
-    from timm.data.transforms_factory import create_transform
-
     classes = getattr(model, "num_classes", 0)
     if not classes or not hasattr(model, "pretrained_cfg"):
         raise ValueError(f"predicting needs an image classifier, got {type(model).__name__} with {classes} classes")
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
-    pretrained_cfg: Any = model.pretrained_cfg
-    transform: Any = create_transform(**resolve_data_config(pretrained_cfg=pretrained_cfg))
-    mode = "L" if pretrained_cfg["input_size"][0] == 1 else "RGB"
-    like = computes_in(model.eval())
+    read, like = image_reader(model, exif_orientation), computes_in(model.eval())
     found = []
     for path in [images] if isinstance(images, (str, Path)) else images:
         try:
-            pixels = transform(open_image(path, mode, exif_orientation=exif_orientation))
+            pixels = read(path)
         except ImageError as error:
             if not skip_bad_images:
                 raise
@@ -69,6 +63,17 @@ def predict(
         best = probabilities.topk(min(top_k, classes))
         found.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
     return found
+
+
+def image_reader(model: nn.Module, exif_orientation: bool = False) -> Callable[[str | Path], Tensor]:
+    """From a file to the pixels (C, H, W) that a vision model takes, by timm's evaluation transform."""
+    from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
+
+    pretrained_cfg: Any = model.pretrained_cfg
+    transform: Any = create_transform(**resolve_data_config(pretrained_cfg=pretrained_cfg))
+    mode = "L" if pretrained_cfg["input_size"][0] == 1 else "RGB"
+    return lambda path: transform(open_image(path, mode, exif_orientation=exif_orientation))
 
 
 def read_labels(path: str | Path, num_classes: int) -> list[str]:

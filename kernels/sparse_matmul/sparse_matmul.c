@@ -3,7 +3,7 @@
 
    Layouts: values (K) REAL, or bfloat16 where brief, mask (N, ceil(C/8)), column 8 i + k of a row in bit k of byte i, start
    (N + 1), or NULL for K / N values a row, x (M, C), y (M, N), contiguous. A row whose bits are more than its values is NaN.
-   The file includes itself to define each function for float and double. */
+   The file includes itself to define each function for float and double; with A_ROW_ALONE it defines sparse_row and what that needs. */
 
 #ifndef REAL
 
@@ -45,6 +45,8 @@ INLINE float from_brief(uint16_t brief) {
     return value;
 }
 
+#ifndef A_ROW_ALONE
+
 #define FILL(TYPE)                                                                                  \
     for (int64_t i = 0; i < bytes; i++)                                                             \
         for (uint32_t bits = row[i]; bits; bits &= bits - 1)                                        \
@@ -75,16 +77,20 @@ static void fill(int64_t N, int64_t C, int64_t K, int64_t size, int64_t threads,
     }
 }
 
+#endif
+
 #define REAL float
 #define NAME(x) x##_f32
 #include __FILE__
 #undef REAL
 #undef NAME
+#ifndef A_ROW_ALONE
 #define REAL double
 #define NAME(x) x##_f64
 #include __FILE__
 #undef REAL
 #undef NAME
+#endif
 
 #else
 
@@ -168,6 +174,8 @@ INLINE int64_t NAME(begin)(int64_t N, int64_t n, int64_t K, int64_t bytes, const
     return k < 0 || end > K || count_bits(row, bytes) != end - k ? -1 : k;
 }
 
+#ifndef A_ROW_ALONE
+
 #undef SPARSE_ROWS
 #define SPARSE_ROWS(COUNT, BRIEF)                                                                                     \
     _Pragma("omp parallel for schedule(dynamic, 32) num_threads(threads) if (K > SMALL)") for (int64_t n = 0; n < N; n++) { \
@@ -198,5 +206,7 @@ void NAME(sparse_dense)(int64_t N, int64_t C, int64_t K, int64_t size, int64_t t
                         const uint8_t *mask, void *w) {
     fill(N, C, K, size, threads, values, mask, w);
 }
+
+#endif
 
 #endif

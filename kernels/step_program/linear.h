@@ -3,6 +3,7 @@
 #include "common.h"
 #include "../lowbit_matmul/lowbit_matmul.c"
 #include "../minifloat_matmul/minifloat_matmul.c"
+#define A_ROW_ALONE
 #include "../sparse_matmul/sparse_matmul.c"
 
 #define SEGMENT 512 /* most outputs of a chunk of a matrix whose rows are inputs */

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import zoo
+from zoo.cli import main
 from zoo.layers.quant import records
 from zoo.layers.step import programmed
 from zoo.quantize import METHODS, Calibration
@@ -153,3 +154,29 @@ def test_what_is_refused(method, options, message, trained):
     with pytest.raises(ValueError, match=message):
         zoo.quantize(trained, method, calibration=calibration(trained), **options)
     assert not records(trained)
+
+
+def test_a_folder_of_images_calibrates_the_command(tmp_path, capsys):
+    """Prepared as the model has it, and the same as in memory."""
+    from PIL import Image
+
+    pixels = torch.randint(0, 256, (5, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    (tmp_path / "images" / "more").mkdir(parents=True)
+    for index, image in enumerate(pixels):
+        Image.fromarray(image.numpy()).save(tmp_path / "images" / ("more" if index > 2 else ".") / f"{index}.png")
+    call = ["quantize", "vit_nano", str(tmp_path / "out"), "--method", "lowbit_fp", "--option", "steps=2"]
+    assert main([*call, "--calibration", str(tmp_path / "images")]) == 0
+    found: Any = zoo.create_model(f"local-dir:{tmp_path / 'out'}").eval()
+    model: Any = zoo.create_model("vit_nano", pretrained=True).eval()
+    seen = Calibration.of_images(model, tmp_path / "images", batch_size=3)
+    assert [len(batch) for batch in seen.batches] == [3, 2] and len(
+        Calibration.of_images(model, tmp_path, count=2).batches[0]
+    ) == 2
+    zoo.quantize(model, "lowbit_fp", steps=2, calibration=Calibration.of_images(model, tmp_path / "images"))
+    with torch.no_grad():
+        assert torch.equal(found(seen.batches[0]), model(seen.batches[0]))
+    (tmp_path / "empty").mkdir()
+    assert main([*call, "--calibration", str(tmp_path / "empty")]) == 2
+    assert "holds no image" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="takes no images: calibrate it with a text"):
+        Calibration.of_images(zoo.create_model("transformer_nano"), tmp_path)

@@ -86,9 +86,11 @@ def model_with_weights(model: str, checkpoint: Path | None) -> Any:
 
 
 def add_method_options(parser: ArgumentParser) -> None:
-    """--option NAME=VALUE and --calibration FILE, of a method of compression."""
+    """--option NAME=VALUE and --calibration PATH, of a method of compression."""
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the method; repeatable")
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help="a text in UTF-8, not the one to score on")
+    parser.add_argument(
+        "--calibration", type=Path, metavar="PATH", help="a text in UTF-8, or a folder of images, not those to score on"
+    )
 
 
 def method_options(known: Namespace) -> dict[str, Any]:
@@ -96,13 +98,15 @@ def method_options(known: Namespace) -> dict[str, Any]:
     return dict(map(_option, known.option))
 
 
-def calibration(source: str, path: Path | None) -> Any:
-    """Of a text and the tokenizer of a model; None without a file."""
+def calibration(source: str, model: Any, path: Path | None) -> Any:
+    """Of a text and the tokenizer of a model, or of a folder of images; None without a path."""
     import zoo
     from zoo.quantize import Calibration
 
     if path is None:
         return None
+    if path.is_dir():
+        return Calibration.of_images(model, path)
     return Calibration.of_text(zoo.load_tokenizer(saved(source)), path.read_text(encoding="utf-8"))
 
 

@@ -38,7 +38,7 @@ def run(known: Namespace) -> int:
     options = {"bits": known.bits, "layout": known.layout, "group_size": known.group_size, "symmetric": known.symmetric}
     options |= method_options(known)
     model = zoo.settle(checked(model_with_weights, known.source, None))
-    seen = checked(calibration, known.source, known.calibration)
+    seen = checked(calibration, known.source, model, known.calibration)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(known.method, total=None)
         checked(

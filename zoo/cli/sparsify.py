@@ -29,7 +29,7 @@ def run(known: Namespace) -> int:
     from zoo.layers.quant import stored_bytes
 
     model = checked(model_with_weights, known.source, None)
-    before, seen = stored_bytes(model), checked(calibration, known.source, known.calibration)
+    before, seen = stored_bytes(model), checked(calibration, known.source, model, known.calibration)
     checked(
         zoo.sparsify, model, known.method, sparsity=known.sparsity, pattern=known.pattern, calibration=seen,
         skip=tuple(known.skip), head=known.head, **method_options(known),

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 COMPARED = 1 << 24  # outputs that are kept of a model
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 if TYPE_CHECKING:
     from zoo.text import Tokenizer
@@ -45,6 +47,23 @@ class Calibration:
         if not len(pieces):
             raise ValueError(f"the calibration text has {len(ids)} tokens, fewer than one piece of {length}")
         return cls(pieces.split(batch_size))
+
+    @classmethod
+    def of_images(cls, model: nn.Module, folder: str | Path, *, count: int = 64, batch_size: int = 8):
+        """``count`` of the images below a folder, evenly chosen of all by name, prepared as the model has it.
+
+        Raises:
+            ValueError: for a model that takes no images, or a folder without any.
+        """
+        from zoo.predict import image_reader
+
+        if not hasattr(model, "pretrained_cfg"):
+            raise ValueError(f"{type(model).__name__} takes no images: calibrate it with a text")
+        every = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGES)
+        if not every:
+            raise ValueError(f"{folder} holds no image ({', '.join(IMAGES)})")
+        chosen = every[:: -(-len(every) // count)]
+        return cls(torch.stack(list(map(image_reader(model), chosen))).split(batch_size))
 
     def check(self, model: nn.Module) -> None:
         """Raise a ValueError for tokens that the model does not have."""
