@@ -105,5 +105,5 @@ def test_errors_of_inputs():
         model(torch.zeros(1, 21, 2, dtype=torch.long))
     with pytest.raises(ValueError, match=r"classes must have shape \(2,\)"):
         model(tokens(), classes=torch.zeros(3, dtype=torch.long))
-    with pytest.raises(ValueError, match="batch_size and top_k must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1 and guidance at least 0, got 0"):
         model.sample(0)

@@ -1,5 +1,6 @@
 """Models that make images: one file a family."""
 
+from zoo.generative.collaborative import Collaboration
 from zoo.generative.diffusion import DiffusionConfig, DiffusionModel
 from zoo.generative.dit import DiT, DiTConfig
 from zoo.generative.lookup_free import GroupedLookupFree
@@ -9,6 +10,7 @@ from zoo.generative.unet import UNet, UNetConfig
 from zoo.generative.wetok import Scales, WeTok, WeTokConfig, generative
 
 __all__ = [
+    "Collaboration",
     "DiT",
     "DiTConfig",
     "DiffusionConfig",

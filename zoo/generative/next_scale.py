@@ -185,22 +185,9 @@ class NextScale(nn.Module):
         Raises:
             ValueError: for sizes below 1, a negative temperature or guidance, or classes of another number.
         """
-        if batch_size < 1 or temperature < 0 or guidance < 0 or (top_k is not None and top_k < 1):
-            raise ValueError(
-                f"batch_size and top_k must be at least 1, temperature and guidance at least 0, got {batch_size}, "
-                f"{top_k}, {temperature}, {guidance}"
-            )
-
-        def draw(logits: Tensor) -> Tensor:
-            if temperature == 0:
-                return logits.argmax(-1)
-            logits = logits.to(compute_dtype(logits)) / temperature
-            if top_k is not None and top_k < logits.shape[-1]:
-                least = logits.topk(top_k).values[..., -1:]
-                logits = logits.masked_fill(logits < least, -torch.inf)
-            flat = logits.softmax(-1).flatten(0, -2)
-            return torch.multinomial(flat, 1, generator=generator).view(logits.shape[:-1])
-
+        if batch_size < 1 or guidance < 0:
+            raise ValueError(f"batch_size must be at least 1 and guidance at least 0, got {batch_size}, {guidance}")
+        draw = drawing(temperature, top_k, generator)
         training = self.training
         self.eval()
         try:
@@ -286,6 +273,30 @@ class NextScale(nn.Module):
                 f"tokens must be int64 of shape (batch, {wanted[0]}, {wanted[1]}), as WeTok.encode(images).mT gives "
                 f"them, got {tokens.dtype} {tuple(tokens.shape)}"
             )
+
+
+def drawing(
+    temperature: float = 1.0, top_k: int | None = None, generator: torch.Generator | None = None
+) -> Callable[[Tensor], Tensor]:
+    """What chooses tokens (...) int64 of logits (..., levels); arguments as of ``NextScale.sample``.
+
+    Raises:
+        ValueError: for a negative temperature or a top_k below 1.
+    """
+    if temperature < 0 or (top_k is not None and top_k < 1):
+        raise ValueError(f"temperature must be at least 0 and top_k at least 1, got {temperature}, {top_k}")
+
+    def draw(logits: Tensor) -> Tensor:
+        if temperature == 0:
+            return logits.argmax(-1)
+        logits = logits.to(compute_dtype(logits)) / temperature
+        if top_k is not None and top_k < logits.shape[-1]:
+            least = logits.topk(top_k).values[..., -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        flat = logits.softmax(-1).flatten(0, -2)
+        return torch.multinomial(flat, 1, generator=generator).view(logits.shape[:-1])
+
+    return draw
 
 
 _register = partial(
