@@ -82,7 +82,7 @@ def _attention(config: Given) -> dict[str, Any]:
 def _experts(config: Given) -> dict[str, Any]:
     """The width of an expert where its type has a word for it, which then is that of all feed-forward layers."""
     count = config["num_local_experts" if "num_local_experts" in config else "num_experts"]
-    dim = {"head_dim": config["hidden_size"] // config["num_attention_heads"]} | config
+    dim = {"head_dim": config["hidden_size"] // config["num_attention_heads"], **config}
     found = {"expert_count": count, "expert_used_count": config["num_experts_per_tok"]}
     if "moe_intermediate_size" in config:
         found["expert_feed_forward_length"] = config["moe_intermediate_size"]

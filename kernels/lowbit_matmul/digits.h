@@ -11,6 +11,7 @@
 #define HAS_DIGITS 1
 
 #define UNIT 32 /* neighbours that share a step of x */
+#define AHEAD 4 /* rows of the matrix that are asked of memory before they are read */
 #define FULL(n) (((n) + BLOCK - 1) / BLOCK * BLOCK)
 
 typedef struct {
@@ -121,52 +122,47 @@ INLINE __m512 steps_of(float *step, record_f32 r, int64_t n, digit_row x) {
     return below;
 }
 
-/* sums of rows n and after of the matrix with one row of x; step: rows times as many numbers as x has steps, filled up to
-   128 columns, zeros behind the last */
-INLINE void digit_products(record_f32 r, int64_t n, digit_row x, float *step, float *sums, int bits, int rows) {
-    const int64_t stride = FULL(r.C), units = stride / UNIT, size = (r.C + 7) / 8 * bits;
+/* sum of row n of the matrix with one row of x: a row after the other, as memory is read fastest; step: place for as many
+   numbers as x has steps, filled up to 128 columns, zeros behind the last */
+INLINE float digit_product(record_f32 r, int64_t n, digit_row x, float *step, int bits) {
+    const int64_t stride = FULL(r.C), size = (r.C + 7) / 8 * bits;
     const uint8_t *packed = r.packed + n * size;
-    __m512 sum[2];
-    for (int k = 0; k < rows; k++) sum[k] = _mm512_sub_ps(_mm512_setzero_ps(), steps_of(step + k * units, r, n + k, x));
+    __m512 sum = _mm512_sub_ps(_mm512_setzero_ps(), steps_of(step, r, n, x));
     int64_t c = 0;
     for (; c + BLOCK <= r.C; c += BLOCK, packed += BLOCK / 8 * bits)
         for (int half = 0; half < 2; half++) {
-            const digits64 digits = digits64_at(x.digits + c + 64 * half, stride);
-            const float *s = step + c / UNIT + 2 * half;
-            for (int k = 0; k < rows; k++)
-                sum[k] = _mm512_fmadd_ps(digit_sums(codes_at(packed + k * size, bits, half), digits, bits),
-                                         two_steps(s + k * units), sum[k]);
+            if (64 * half < BLOCK / 8 * bits) _mm_prefetch((const char *)packed + AHEAD * size + 64 * half, _MM_HINT_T0);
+            const __m512 sums = digit_sums(codes_at(packed, bits, half), digits64_at(x.digits + c + 64 * half, stride), bits);
+            sum = _mm512_fmadd_ps(sums, two_steps(step + c / UNIT + 2 * half), sum);
         }
-    for (int k = 0; c < r.C && k < rows; k++) {
+    if (c < r.C) {
         uint8_t rest[BLOCK] = {0};
-        unpack_rest((int8_t *)rest, packed + k * size, r.C - c, bits);
+        unpack_rest((int8_t *)rest, packed, r.C - c, bits);
         for (int64_t i = 0; i < r.C - c; i++) rest[i] += (uint8_t)(1 << (bits - 1));
-        for (int half = 0; half < 2; half++)
-            sum[k] = _mm512_fmadd_ps(
-                digit_sums(_mm512_loadu_si512(rest + 64 * half), digits64_at(x.digits + c + 64 * half, stride), bits),
-                two_steps(step + k * units + c / UNIT + 2 * half), sum[k]);
+        for (int half = 0; half < 2; half++) {
+            const digits64 digits = digits64_at(x.digits + c + 64 * half, stride);
+            const __m512 sums = digit_sums(_mm512_loadu_si512(rest + 64 * half), digits, bits);
+            sum = _mm512_fmadd_ps(sums, two_steps(step + c / UNIT + 2 * half), sum);
+        }
     }
-    for (int k = 0; k < rows; k++) sums[k] = _mm512_reduce_add_ps(sum[k]);
+    return _mm512_reduce_add_ps(sum);
 }
 
-INLINE void some_digit_products(record_f32 r, int64_t first, int64_t last, digit_row x, float *step, float *sums, int bits) {
-    int64_t n = first;
-    for (; n + 2 <= last; n += 2) digit_products(r, n, x, step, sums + n - first, bits, 2);
-    if (n < last) digit_products(r, n, x, step, sums + n - first, bits, 1);
-}
+#define DIGIT_ROWS(BITS)                                                                             \
+    for (int64_t n = first; n < last; n++) sums[n - first] = digit_product(r, n, x, step, BITS); \
+    return
 
-/* sums (last - first) of rows of the matrix with one row of x; step: place for two numbers for each unit, zeros behind the
-   last */
+/* sums (last - first) of rows of the matrix with one row of x; step: as of ``digit_product`` */
 static void digit_rows(record_f32 r, int64_t first, int64_t last, digit_row x, float *step, float *sums) {
     switch (r.bits) {
-        case 1: some_digit_products(r, first, last, x, step, sums, 1); return;
-        case 2: some_digit_products(r, first, last, x, step, sums, 2); return;
-        case 3: some_digit_products(r, first, last, x, step, sums, 3); return;
-        case 4: some_digit_products(r, first, last, x, step, sums, 4); return;
-        case 5: some_digit_products(r, first, last, x, step, sums, 5); return;
-        case 6: some_digit_products(r, first, last, x, step, sums, 6); return;
-        case 7: some_digit_products(r, first, last, x, step, sums, 7); return;
-        default: some_digit_products(r, first, last, x, step, sums, 8);
+        case 1: DIGIT_ROWS(1);
+        case 2: DIGIT_ROWS(2);
+        case 3: DIGIT_ROWS(3);
+        case 4: DIGIT_ROWS(4);
+        case 5: DIGIT_ROWS(5);
+        case 6: DIGIT_ROWS(6);
+        case 7: DIGIT_ROWS(7);
+        default: DIGIT_ROWS(8);
     }
 }
 

@@ -133,7 +133,7 @@ static void rows_as_digits(record_f32 r, int64_t threads, int64_t M, const float
     for (int64_t m = 0; m < M; m++) make_digits(digits_at(digits + m * apart, r.C, r.groups), x + m * r.C, r.C, r.groups);
 #pragma omp parallel num_threads(threads)
     {
-        float *step = calloc(2 * FULL(r.C) / UNIT, sizeof(float));
+        float *step = calloc(FULL(r.C) / UNIT, sizeof(float));
 #pragma omp for schedule(dynamic)
         for (int64_t chunk = 0; chunk < (r.N + AT_A_TIME - 1) / AT_A_TIME; chunk++) {
             const int64_t first = chunk * AT_A_TIME, last = first + AT_A_TIME < r.N ? first + AT_A_TIME : r.N;

@@ -58,7 +58,7 @@ static void integer_rows(const int64_t *a, int64_t first, int64_t last) {
 static void integer_rows_by_digits(const int64_t *a, int64_t first, int64_t last) {
     const int64_t M = a[8], count = last - first;
     const record_f32 r = record_of(a);
-    float *step = calloc(2 * FULL(r.C) / UNIT + M * count, sizeof(float)), *found = step + 2 * FULL(r.C) / UNIT, sums[4];
+    float *step = calloc(FULL(r.C) / UNIT + M * count, sizeof(float)), *found = step + FULL(r.C) / UNIT, sums[4];
     for (int64_t m = 0; m < M; m++)
         digit_rows(r, first, last, digits_at((char *)a[27] + m * a[28], r.C, r.groups), step, found + m * count);
     for (int64_t n = first; n < last; n++) {
