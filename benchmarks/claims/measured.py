@@ -109,7 +109,7 @@ def _high_resolution() -> dict[str, Any]:
 @claim(
     "vim", "2401.09417", says="On images of 1248 pixels Vim is 2.8 times as fast as DeiT.",
     source="abstract: 2.8 times, in batches on a GPU", evidence="measured", value="times as fast", at_least=2.8,
-    quick=False,
+    quick=False, limit=1200,
 )  # fmt: skip
 def vim_time_at_high_resolution() -> Found:
     """Features of one image of 1248 pixels by vim_tiny and by timm's DeiT-Ti, its scores written out; fused beside
@@ -121,7 +121,7 @@ def vim_time_at_high_resolution() -> Found:
 @claim(
     "vim", "2401.09417", says="On images of 1248 pixels Vim takes 86.8 % less memory than DeiT.",
     source="abstract: 86.8 % less, in batches on a GPU", evidence="measured", value="share saved", at_least=0.868,
-    quick=False,
+    quick=False, limit=1200,
 )  # fmt: skip
 def vim_memory_at_high_resolution() -> Found:
     """Peak memory of the same pass, above weights and image, in a process of its own."""
