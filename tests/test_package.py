@@ -20,7 +20,7 @@ DATA = {
     "kernels": {".c", ".cpp", ".h", ".json"},
     "checkpoints": {".json", ".safetensors"},
     "zoo": {".typed"},
-    "benchmarks": {".html", ".css", ".js"},
+    "benchmarks": {".html", ".css", ".js", ".safetensors"},
 }
 
 
