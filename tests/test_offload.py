@@ -12,6 +12,7 @@ import torch
 import zoo
 from zoo.cli import main
 from zoo.offload import TPILLM, EdgeMoE, LLMInAFlash, SEMoE
+from zoo.offload.files import File
 from zoo.offload.offload import stays
 from zoo.offload.policy import Offload
 
@@ -82,6 +83,26 @@ def test_a_ring_reads_every_part_once_a_pass_and_ahead_of_its_use(tmp_path):
         assert traffic.late == (traffic.uses - 1 if slots == 1 else 0)
         if not keep:
             assert traffic.bytes - first == (NEW * sum(each) if turning else 0)
+
+
+def test_a_pass_that_was_broken_off_leaves_no_slot_taken(monkeypatch):
+    model = nano("transformer_nano")
+    small: Any = zoo.offload(copy.deepcopy(model), memory=memory_for(model, TPILLM(), 1) + 1, policy=TPILLM())
+
+    def broken(*_):
+        raise KeyboardInterrupt
+
+    for place in (small.blocks[1].mlp.w1, small.blocks[0].mixer.k_proj):
+        hook = place.register_forward_pre_hook(broken)
+        with pytest.raises(KeyboardInterrupt):
+            text(small)
+        hook.remove()
+    small.offloaded.wait()
+    monkeypatch.setattr(File, "read", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+    with pytest.raises(OSError, match="gone"):
+        text(small)
+    monkeypatch.undo()
+    assert all(torch.equal(*rows) for rows in zip(text(small), text(model), strict=True))
 
 
 def test_a_model_in_memory_is_written_to_a_file_without_a_name(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels import native
-from zoo.kernels.dispatch import Implementation, Operation, as_given, check_shape
+from zoo.kernels.dispatch import Implementation, Operation, as_given, check_shape, is_plain_step
 from zoo.kernels.integer_matmul.groups import group_sums, scaled_sums
 from zoo.kernels.lowbit_matmul import row_bytes, unpack
 
@@ -37,7 +37,7 @@ def integer_products(
         (M, N), of the dtype of ``step``; not differentiable.
 
     Raises:
-        ValueError: for tensors whose shapes do not fit together.
+        ValueError: for tensors whose shapes or dtypes do not fit together.
         RuntimeError: when the named implementation cannot run on the device of v.
 
     Paper: "MixPE: Quantization and Hardware Co-design for Efficient LLM Inference", arXiv 2411.16158.
@@ -46,9 +46,13 @@ def integer_products(
     check_shape("integer_products", "step", step, "(M, 1)", len(v), 1)
     check_shape("integer_products", "scale", scale, "(N, G)", len(codes), None)
     check_shape("integer_products", "zero", zero, "(N, G)", *scale.shape)
+    if codes.dtype != torch.uint8 or (zero is not None and zero.dtype != torch.uint8):
+        found = [t.dtype for t in (codes, zero) if t is not None]
+        raise ValueError(f"integer_products: codes and zero must be uint8, got {found}")
     if scale.shape[1] == 0 or v.shape[1] % scale.shape[1]:
         raise ValueError(f"integer_products: {scale.shape[1]} groups must divide {v.shape[1]} columns")
-    if operation.choice(impl) == "auto" and torch.float64 in (step.dtype, scale.dtype):
+    chosen = operation.choice(impl)
+    if chosen == "auto" and not is_plain_step(chosen, v, step, scale):
         impl = "reference"
     return operation.resolve(impl, v.device).forward(v, step, codes, scale, zero, bits)
 

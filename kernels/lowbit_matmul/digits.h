@@ -1,7 +1,8 @@
 /* Codes times rows of x whose numbers are integers of three digits, by instructions that multiply bytes.
 
    A number of 32 neighbours, of which the largest is 8 million, is hi 2^16 + mid 2^8 + lo with digits in [-128, 127]: as
-   exact as a float beside the largest of its neighbours. Sums of codes times digits are exact integers:
+   exact as a float beside the largest of its neighbours. Sums of codes times digits are exact integers, and NaN among the
+   32 is NaN of their step:
 
      sum_c q_c x_c = s (2^16 sum q hi + 2^8 sum q mid + sum q lo)
 
@@ -46,7 +47,8 @@ static void make_digits(digit_row row, const float *x, int64_t C, int64_t groups
     for (int64_t c = 0, u = 0; c < C; c += UNIT, u++) {
         const __m512 x0 = _mm512_loadu_ps(x + c), x1 = _mm512_loadu_ps(x + c + LANES);
         const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(x0), _mm512_abs_ps(x1)));
-        const float step = most > 1e-30f ? most / 8e6f : 1, inverse = most > 1e-30f ? 8e6f / most : 0;
+        const float inverse = most > 1e-30f ? 8e6f / most : 0, known = most > 1e-30f ? most / 8e6f : 1;
+        const float step = _mm512_cmp_ps_mask(x0, x1, _CMP_UNORD_Q) ? NAN : known; /* a maximum may be blind to it */
         const __m512i v0 = _mm512_cvtps_epi32(_mm512_mul_ps(x0, _mm512_set1_ps(inverse)));
         const __m512i v1 = _mm512_cvtps_epi32(_mm512_mul_ps(x1, _mm512_set1_ps(inverse)));
         put_digits(row.digits + 2 * stride + c, v0, v1);

@@ -13,6 +13,7 @@
 
 #ifndef REAL
 
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

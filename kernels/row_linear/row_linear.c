@@ -89,7 +89,7 @@ INLINE void column(int64_t C, int64_t n, const void *w, const float *x, int64_t 
 
 void row_linear_f32(int64_t M, int64_t N, int64_t C, int64_t brief, int64_t threads, const void *w, const float *bias,
                     const float *x, float *y) {
-    const int64_t some = 1 + CHUNK / C; /* rows as they come: a thread may have no core at the moment */
+    const int64_t some = 1 + CHUNK / (C + 1); /* rows as they come: a thread may have no core at the moment */
     switch (2 * M + (brief != 0)) {
         case 2: ROWS(1, 0);
         case 3: ROWS(1, 1);

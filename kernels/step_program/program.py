@@ -101,7 +101,7 @@ class Program(Records):
         columns = matrix.inputs
         if matrix.layout != INTEGERS or columns // matrix.places[2] % UNIT or not has_digits():
             return 0, 0
-        key = x, columns, matrix.places[2]
+        key = x, apart, rows, columns, matrix.places[2]
         if key not in self.digits:
             size = -(-_digit_bytes(columns, matrix.places[2]) // 64) * 64
             place = self.pointer(torch.empty(rows, size, dtype=torch.uint8))

@@ -181,6 +181,14 @@ class Windowed(Cached):
 
     of = SlidingWindowState
 
+    def ready(self, state: State) -> bool:
+        """As above; where there are fewer slots than the window has, and all are taken, the layer makes room."""
+        if not super().ready(state) or self.is_called(state):
+            return super().ready(state)
+        cache = cast(SlidingWindowState, state)
+        capacity = cache.key.shape[2]
+        return cache.filled < capacity or cache.window in (None, capacity)
+
     def advance(self, state: State) -> None:
         """The last slot is written, and all are read."""
         cache, window = cast(SlidingWindowState, state), cast(SlidingWindowState, state).key.shape[2]

@@ -132,6 +132,25 @@ def test_integer_products_are_exact(impl, bits, rows, outputs, columns, groups):
         assert torch.equal(found.double(), wanted)
 
 
+def test_integer_products_are_traced():
+    """Exported, and under transforms: by torch, which reads no memory of tensors that have none."""
+
+    class Product(torch.nn.Module):
+        def forward(self, v, step, codes, scale):
+            return integer_products(v, step, codes, scale, bits=4)
+
+    given = (
+        torch.randint(-127, 128, (2, 32)),
+        torch.ones(2, 1),
+        pack(torch.randint(0, 16, (3, 32)), 4),
+        torch.ones(3, 2),
+    )
+    wanted = Product()(*given)
+    assert torch.equal(torch.export.export(Product(), given).module()(*given), wanted)
+    mapped = torch.func.vmap(Product(), (0, 0, None, None))(given[0][:, None], given[1][:, None], *given[2:])
+    assert torch.equal(mapped[:, 0], wanted)
+
+
 @pytest.mark.parametrize(("columns", "groups"), [(64, 4), (2000, 1), (12, 4)])
 def test_groups_are_summed_in_integers(columns, groups):
     """Extreme codes as well: a float32 holds no sum of 2,000 of them."""
@@ -180,6 +199,7 @@ def test_the_cost_of_a_product_by_hand():
         (lambda x, c: binary_matmul(x, c.view(4, 4, 2), torch.ones(4, 3, 4)), "the 3 groups of a row must divide"),
         (lambda x, c: binary_matmul(x, c.view(4, 4, 2), torch.ones(4, 2, 3)), "alpha must have shape"),
         (lambda x, c: binary_matmul(x.double(), c.view(4, 4, 2), torch.ones(4, 2, 4), impl="native"), "takes float32"),
+        (lambda x, c: integer_products(x, x[:, :1], c, torch.ones(4, 2), c[:, :2].float(), bits=4), "must be uint8"),
         (lambda x, c: bit_serial_sums(c.view(4, 4, 2), c.view(4, 4, 2), columns=12, groups=2), "must be whole bytes"),
     ],
 )

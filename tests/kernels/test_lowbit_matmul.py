@@ -22,6 +22,18 @@ def test_packed_codes_come_back(bits, columns):
     assert columns % 8 or packed.nbytes * 8 == codes.numel() * bits
 
 
+@pytest.mark.parametrize(("columns", "groups"), [(256, 8), (96, 1), (40, 5)])
+def test_what_is_no_number_is_told(columns, groups):
+    """Wherever it stands in its group, and in no other row."""
+    codes, scale = pack(torch.randint(0, 16, (3, columns)), 4), torch.rand(3, groups)
+    for place in (0, 15, 16, 31, columns - 1):
+        x = torch.randn(2, columns)
+        x[1, place] = torch.nan
+        for impl in IMPLS:
+            found = lowbit_matmul(x, codes, scale, bits=4, impl=impl)
+            assert found[0].isfinite().all() and found[1].isnan().all(), (impl, place)
+
+
 def test_the_layout_of_three_bits():
     """A part of two bits, whose byte i holds columns i, i + 2, ..., then one of the third bits."""
     (packed,) = pack(torch.tensor([[1, 2, 3, 4, 5, 6, 7, 0]]), 3).tolist()

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+import zoo
 from zoo.layers import CausalAttention, SlidingWindowAttention
 from zoo.layers.attention import causal
+from zoo.layers.step import programmed
 
 DIM = 16
 
@@ -88,3 +90,14 @@ def test_a_window_reserves_no_more_than_the_text_needs():
     for part, given in zip(x.split([4, 1, 1, 15, 1, 8], 1), (ids, *[None] * 5), strict=True):
         torch.testing.assert_close(attention(part, short, seq_idx=given), attention(part, plain, seq_idx=given))
         assert short.filled == plain.filled <= short.key.shape[2] <= 8
+
+
+def test_a_window_with_fewer_slots_grows_in_steps_by_a_program():
+    torch.manual_seed(0)
+    model: Any = zoo.create_model("transformer_nano", window=8).eval()
+    tokens = torch.randint(0, 256, (1, 14))
+    with torch.no_grad(), programmed(model):
+        whole, state = model(tokens), model.init_state(1, 4)
+        found = torch.cat([model(tokens[:, t : t + 1], state) for t in range(14)], 1)
+        assert model.stepper.made[1] is not None and state[0].key.shape[2] == 8
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)

@@ -142,16 +142,21 @@ def use_in_turn(parts: Sequence[Part], slots: Slots, kept: int = 0) -> None:
         return [turning[(later + step) % len(turning)] for step in range(ahead)]
 
     def before(number: int, *_: Any) -> None:
+        for other in slots.in_use - {number}:  # of a pass that was broken off
+            put_back(other)
         for name, tensor in zip(parts[number].names, slots.take(number), strict=True):
             parameter = parts[number].module.get_parameter(name)
             parameter.data = tensor.to(parameter.device)
         slots.announce(soon(number))
 
-    def after(number: int, *_: Any) -> None:
+    def put_back(number: int) -> None:
         for name in parts[number].names:
             parameter = parts[number].module.get_parameter(name)
             parameter.data = absent(parameter)
         slots.release(number)
+
+    def after(number: int, *_: Any) -> None:
+        put_back(number)
         slots.announce(soon(number))
 
     for number, part in enumerate(parts):

@@ -86,6 +86,11 @@ class Slots:
         """Memory of all slots."""
         return sum(slot.nbytes for slot in self.memory)
 
+    @property
+    def in_use(self) -> frozenset[int]:
+        """Units that were taken and not released."""
+        return frozenset(self._used)
+
     def announce(self, numbers: Sequence[int]) -> None:
         """Load units that will be used soon, in this order, as far as there is room beside them and those in use."""
         for number in numbers:
@@ -112,7 +117,12 @@ class Slots:
                 )
         self._used.add(number)
         if number in self._loading:
-            self._views[number] = self._loading.pop(number).result()
+            try:
+                self._views[number] = self._loading.pop(number).result()
+            except BaseException:
+                self._used.discard(number)
+                self._free.append(self.held.pop(number))
+                raise
         return self._views[number]
 
     def wait(self) -> None:
