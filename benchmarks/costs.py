@@ -56,7 +56,7 @@ def counted(name: str) -> dict[str, Any]:
         if isinstance(model, LanguageModel):
             record["active_parameters"] = model.num_active_parameters()
             record["state"] = [[length, state_bytes(model, length)] for length in (tokens // 4, tokens)]
-    except (NotImplementedError, ValueError) as error:  # values decide, or the model does not read so many tokens
+    except (NotImplementedError, TypeError, ValueError) as error:  # values decide, or it reads something else
         return record | {"error": " ".join(str(error).split())[:200]}
     return record
 
