@@ -66,6 +66,8 @@ class ShiftedAttention(CausalAttention):
         k, v = (heads.repeat_interleave(q.shape[1] // heads.shape[1], 1) for heads in (k, v))
         size, plain = -(-q.shape[2] // self.groups), self.num_heads - self.shifted_heads
         y = self.in_groups(q[:, :plain], k[:, :plain], v[:, :plain], place, size, 0)
+        if not self.shifted_heads:
+            return y
         late = self.in_groups(q[:, plain:], k[:, plain:], v[:, plain:], place, size, size // 2)
         return torch.cat([y, late], 1)
 
