@@ -91,9 +91,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def sources(*rooms: str) -> str:
-    """A digest of the Python files in these folders: results of other code are found anew."""
+    """A digest of the Python and C files in these folders: results of other code are found anew."""
     digest = hashlib.sha256()
-    for file in sorted(file for room in rooms for file in (ROOT / room).rglob("*.py")):
+    for file in sorted(f for room in rooms for f in (ROOT / room).rglob("*") if f.suffix in (".py", ".c", ".h")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -76,6 +76,17 @@ def test_ends_are_the_dense_matrix_and_the_best_low_rank():
     assert rank_of((12, 20), 0.5, 1.0) == 0 and rank_of((12, 20), 0.5, 0.0) == int(120 / 32)
 
 
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_what_is_no_number_is_told(tokens):
+    """Of no rank, too, where nothing else reads what is not kept."""
+    layer, _ = filled(0, 3.0)
+    x = torch.randn(tokens, 20)
+    x[-1, 4] = torch.nan
+    with torch.no_grad():
+        found = layer.matmul(x)
+    assert found[-1].isnan().all() and found[:-1].isfinite().all()
+
+
 def test_gradients_are_those_of_what_is_computed():
     layer, w = filled(4, 3.0)
     x = torch.randn(2, 20, requires_grad=True)

@@ -157,7 +157,7 @@ static void kept_rows(const int64_t *a, int64_t first, int64_t last) {
         int64_t count = 0;
         memset(latent, 0, rank * sizeof(float));
         for (int64_t c = 0; c < C; c++)
-            if (fabsf(x[c]) * F(15)[c] > real(a[16])) {
+            if (!(fabsf(x[c]) * F(15)[c] <= real(a[16]))) { /* NaN is kept, too */
                 rows[count] = c;
                 numbers[count++] = x[c];
             } else {

@@ -64,7 +64,7 @@ class RankAware(Reports):
 
     def matmul(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (..., C) -> (..., N), in the dtype of x."""
-        kept = x.abs() * self.norm.to(x.dtype) > self.threshold
+        kept = ~(x.abs() * self.norm.to(x.dtype) <= self.threshold)  # and what is no number, so that it is told
         self.report({}, {"kept": kept.float().mean()})
         rows = x.reshape(-1, x.shape[-1])
         if 1 <= len(rows) <= FEW and is_plain_step("auto", rows, self.columns) and x.dtype == self.columns.dtype:
