@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import zoo
-from zoo.adapt import ADAPTERS, Adapter, PaCA, adapters_of, own_names
+from zoo.adapt import ADAPTERS, Adapter, PaCA, adapters_of, load_adapter, own_names
 from zoo.layers.adapt import before, placed
 
 CASES = {
@@ -215,6 +216,18 @@ def test_a_file_of_something_else(tmp_path):
     assert low.blocks[0].mixer.q_proj.columns.dtype == torch.bfloat16
     empty: Any = zoo.create_model("transformer_nano", device="meta", adapter=tmp_path / "adapter")
     assert empty.blocks[0].mixer.q_proj.columns.is_meta
+
+
+def test_a_damaged_file_leaves_the_model_as_it_was(tmp_path):
+    folder = zoo.save_adapter(zoo.adapt(built("transformer_nano"), "paca", rank=2), tmp_path / "adapter")
+    config = json.loads((folder / "config.json").read_text())
+    config["changes"][0]["rank"] = 3
+    (folder / "config.json").write_text(json.dumps(config))
+    model = built("transformer_nano")
+    with pytest.raises(ValueError, match="mismatched"):
+        load_adapter(model, folder)
+    assert not adapters_of(model) and all(p.requires_grad for p in model.parameters())
+    assert model.state_dict().keys() == built("transformer_nano").state_dict().keys()
 
 
 def test_methods_are_dataclasses_of_documented_fields():

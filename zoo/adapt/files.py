@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from zoo.adapt.method import Adapter, adapters_of
-from zoo.changes import KEY, apply, read_changes
+from zoo.changes import KEY, apply, described_changes, read_changes, rebuilding
 from zoo.checkpoints import fit_state_dict, read_config, read_state_dict, write_folder
 from zoo.config import FREE, from_json
 from zoo.layers.adapt import before
+from zoo.quantize.files import described_records
 from zoo.recognition import ADAPTER
 from zoo.registry import lookup
 
@@ -61,7 +62,8 @@ def load_adapter(model: nn.Module, folder: str | Path) -> None:
 
     Raises:
         FileNotFoundError: where there is none.
-        ValueError: for a folder of something else, or an adapter of another model or other weights.
+        ValueError: for a folder of something else, a damaged one, or an adapter of another model or other weights; the
+            model is as it was then.
     """
     known: Any = model
     content, tensors = read_config(folder), read_state_dict(folder)
@@ -69,12 +71,19 @@ def load_adapter(model: nn.Module, folder: str | Path) -> None:
         raise ValueError(f"{folder} holds no adapter: give a folder of zoo.save_adapter")
     _check_model(known, content, folder)
     _check_weights(known, content.get(BASE, {}), folder)
-    for adapter in read_changes(content):
-        if not isinstance(adapter, Adapter):
-            raise ValueError(f"{folder} asks for {adapter.kind}, which is no adapter")
+    adapters = read_changes(content)
+    if other := next((change.kind for change in adapters if not isinstance(change, Adapter)), None):
+        raise ValueError(f"{folder} asks for {other}, which is no adapter")
+    with torch.device("meta"):  # where what does not fit leaves no trace
+        done = described_changes(model) | described_records(model)
+        sketch = rebuilding(lookup(known.config_name).model_class, done)(known.config)
+        for adapter in adapters:
+            apply(sketch, adapter)
+    state = sketch.state_dict()
+    fitted = fit_state_dict(tensors, {name: state[name] for name in own_names(sketch)}, {}, str(folder))
+    for adapter in adapters:
         apply(model, adapter)
     state = model.state_dict()
-    fitted = fit_state_dict(tensors, {name: state[name] for name in own_names(model)}, {}, str(folder))
     with torch.no_grad():
         for name, tensor in fitted.items():
             state[name].copy_(tensor)
