@@ -6,7 +6,8 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ class BlockStore:
     block are the same tensors for all of them. So give no two models of a store to an optimiser.
 
     ``models/NAME.json`` lists a model's blocks, ``blocks/HASH.safetensors`` has their tensors. A file is written under
-    another name first, blocks before the list, so that a list never names what is not there.
+    another name first, blocks before the list, and one process writes or removes at a time (``lock``), so that a list
+    never names what is not there.
 
     Args:
         folder: of the store; made where it does not exist.
@@ -83,17 +85,18 @@ class BlockStore:
             raise ValueError(f"similar is a cosine in (0, 1], got {similar}")
         for part in ("models", "blocks"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
-        known = self._kept() if similar is not None else set()
-        blocks = {}
-        for block, tensors in cut(state_dict, apart).items():
-            key = digest(tensors)
-            if similar is not None and key not in known:
-                key = next((other for other in sorted(known) if self._cosine(other, tensors) >= similar), key)
-            if not self._file(key).exists():
-                self._write(key, tensors)
-            blocks[block] = key
-        _replace(self._list(name), lambda path: write_json(path, {"config": dict(config), "blocks": blocks}))
-        self._sweep()
+        with self._alone():
+            known = self._kept() if similar is not None else set()
+            blocks = {}
+            for block, tensors in cut(state_dict, apart).items():
+                key = digest(tensors)
+                if similar is not None and key not in known:
+                    key = next((other for other in sorted(known) if self._cosine(other, tensors) >= similar), key)
+                if not self._file(key).exists():
+                    self._write(key, tensors)
+                blocks[block] = key
+            _replace(self._list(name), lambda path: write_json(path, {"config": dict(config), "blocks": blocks}))
+            self._sweep()
         return blocks
 
     def read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -119,8 +122,9 @@ class BlockStore:
             FileNotFoundError: for a name that it has not.
         """
         self._content(name)
-        self._list(name).unlink()
-        self._sweep()
+        with self._alone():
+            self._list(name).unlink()
+            self._sweep()
 
     def shared(self, one: str, other: str) -> float:
         """The share of the bytes of one model that another has as well."""
@@ -142,6 +146,14 @@ class BlockStore:
 
     def _kept(self) -> set[str]:
         return {key for name in self.names for key in self._keys(name)}
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process at a time: what is not listed yet is nobody else's."""
+        from filelock import FileLock
+
+        with FileLock(self.folder / "lock"):
+            yield
 
     def _sweep(self) -> None:
         kept = self._kept()

@@ -81,3 +81,14 @@ def test_the_head_is_the_teachers_and_no_gradient_goes_there():
 def test_what_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         TopK(**options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_teacher_rules_out_adds_what_the_student_says(kind):
+    """Whatever the student's logits are, -inf as well."""
+    q, p = torch.tensor([0.5, 0.25, 0.25, 0.0]), torch.tensor([0.75, 0.25, 0.0, 0.0])
+    student, divergence = q.log().requires_grad_(), TopK(top_k=1, head=kind, tail=kind)
+    found = divergence(student, p.log())
+    terms = {"forward": p * (p / q).log() - p + q, "reverse": q * (q / p).log() - q + p}[kind]
+    torch.testing.assert_close(found, terms[:2].sum() + 0.25)
+    assert torch.autograd.grad(found, student)[0].isfinite().all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 import zoo
 from zoo.cli import main
-from zoo.offload import TPILLM, EdgeMoE, LLMInAFlash, SEMoE
+from zoo.offload import TPILLM, EdgeMoE, LLMInAFlash, SEMoE, edge_moe
 from zoo.offload.files import File
 from zoo.offload.offload import stays
 from zoo.offload.policy import Offload
@@ -235,3 +236,21 @@ def test_an_offloaded_model_is_neither_saved_nor_offloaded_again(tmp_path):
         zoo.offload(tmp_path / "nothing", memory="1GB")
     with pytest.raises(ValueError, match="slots must be at least 1, got 0"):
         TPILLM(slots=0)
+
+
+def test_an_offloaded_model_is_not_copied():
+    small = zoo.offload(nano("transformer_nano", depth=1), memory="1GB")
+    for call in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="copy it before zoo"):
+            call(small)
+
+
+def test_what_was_asked_for_is_remembered_of_late(monkeypatch):
+    monkeypatch.setattr(edge_moe, "KNOWN", 3)
+    small = zoo.offload(nano("moe_nano"), memory="1GB", policy=EdgeMoE())
+    buffer: Any = small.offloaded.leaves.__self__  # type: ignore[attr-defined]
+    keys = [(frozenset([e]),) for e in range(4)]
+    for e in (0, 1, 2, 0, 3):
+        buffer.asked = list(keys[e])
+        buffer.ask(0, [e])
+    assert list(buffer.followed) == [keys[2], keys[0], keys[3]] and buffer.followed[keys[0]] == {0: 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -112,3 +113,24 @@ def test_wrong_names_and_damaged_lists(base, tmp_path):
     (tmp_path / "models" / "base.json").write_text('{"blocks": {"a": "../../x"}, "config": {}}')
     with pytest.raises(ValueError, match="lists no blocks"):
         BlockStore(tmp_path).read("base")
+
+
+def test_what_is_written_and_not_yet_listed_stays(tmp_path, monkeypatch):
+    """Another writer's sweep waits until the list is there."""
+    one, other = BlockStore(tmp_path), BlockStore(tmp_path)
+    written, go = threading.Event(), threading.Event()
+    write = one._write
+
+    def slow(key, tensors):
+        write(key, tensors)
+        written.set()
+        go.wait(0.2)
+
+    monkeypatch.setattr(one, "_write", slow)
+    first = threading.Thread(target=one.add, args=("one", {"a.weight": torch.ones(2)}, {}))
+    first.start()
+    written.wait(5)
+    other.add("other", {"a.weight": torch.zeros(2)}, {})
+    go.set()
+    first.join()
+    assert torch.equal(other.read("one")[0]["a.weight"], torch.ones(2))

@@ -21,7 +21,8 @@ class TopK:
 
     Every term is at least 0, and 0 only where both agree: nothing is normalised anew within the K or outside. With K
     the number of classes the sum is a Kullback-Leibler divergence, and so it is with both kinds alike and a weight of
-    1. No gradient goes to the teacher.
+    1. No gradient goes to the teacher. Of a class that the teacher rules out, of log-probability -inf, d is q of either
+    kind: what "forward" tends to, in place of the infinity of the other.
 
     Raises:
         ValueError: for an unknown kind, a negative K or a negative weight.
@@ -52,10 +53,11 @@ class TopK:
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Log-probabilities (..., V) of both -> (...)."""
         teacher = teacher.detach()
-        p, q = teacher.exp(), student.exp()
+        p, q, out = teacher.exp(), student.exp(), teacher.isneginf()
+        ratio = (teacher - student).masked_fill(out, 0.0)
         terms = {
-            "forward": lambda: p * (teacher - student) - p + q,
-            "reverse": lambda: q * (student - teacher) - q + p,
+            "forward": lambda: p * ratio - p + q,
+            "reverse": lambda: torch.where(out, q, q * -ratio - q + p),
         }
         found = {kind: terms[kind]() for kind in {self.head, self.tail}}
         best = teacher.topk(min(self.top_k, teacher.shape[-1]), dim=-1).indices

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zoo.kernels import native
 from zoo.kernels.binary_matmul import unpack_planes
-from zoo.kernels.dispatch import Implementation, Operation, as_given, check_shape
+from zoo.kernels.dispatch import Implementation, Operation, as_given, check_shape, is_plain_step
 from zoo.kernels.integer_matmul.groups import group_sums
 
 SOURCE = Path(__file__).with_name("bit_serial.c")
@@ -50,6 +50,9 @@ def bit_serial_sums(
         raise ValueError(f"bit_serial_sums: groups must be whole bytes, got {groups} groups of {columns} columns")
     if wrong := [t.dtype for t in (x, w, mask) if t is not None and t.dtype != torch.uint8]:
         raise ValueError(f"bit_serial_sums: planes must be uint8, got {wrong[0]}")
+    chosen = operation.choice(impl)
+    if chosen == "auto" and not is_plain_step(chosen, x, w, mask):
+        impl = "reference"
     return operation.resolve(impl, x.device).forward(x, w, mask, columns, groups)
 
 
@@ -66,7 +69,7 @@ def odd_integers(planes: Tensor, columns: int) -> Tensor:
 
 
 def _native(x: Tensor, w: Tensor, mask: Tensor | None, columns: int, groups: int) -> Tensor:
-    found = torch.empty(len(x), len(w), groups, dtype=torch.int32)
+    found = torch.empty(len(x), len(w), groups, dtype=torch.int32, device=x.device)
     native.call(
         SOURCE, "bit_serial", len(w), columns, x.shape[1], w.shape[1], groups, torch.get_num_threads(), len(x),
         x.contiguous(), w.contiguous(), mask if mask is None else mask.contiguous(), found,

@@ -29,10 +29,18 @@ def row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, impl: s
         (..., N).
 
     Raises:
+        ValueError: when "native" is asked for by ``impl`` and x and weight are not of one of its dtypes, or x of one to
+            four rows; where a block or a program chooses it, such a product is torch's.
         RuntimeError: when the named implementation cannot run on the device of x.
     """
-    chosen = operation.choice(impl)
-    if chosen != "native" and not _is_step(chosen, x, weight):
+    chosen, rows = operation.choice(impl), x.numel() // max(1, x.shape[-1])
+    fits = x.dtype == weight.dtype and x.dtype in DTYPES and 1 <= rows <= native.ROWS
+    if impl == "native" and not fits:
+        raise ValueError(
+            f"row_linear: native takes 1 to {native.ROWS} rows, x and weight float32 or both bfloat16, got {rows} rows "
+            f"of {x.dtype} and {weight.dtype}: take impl='auto'"
+        )
+    if not fits or (chosen != "native" and not _is_step(chosen, rows, x, weight)):
         return F.linear(x, weight, bias)
     found = operation.resolve("native", x.device).forward(x.reshape(-1, x.shape[-1]), weight, bias)
     return found.view(*x.shape[:-1], len(weight))
@@ -45,7 +53,6 @@ operation = Operation(
 )
 
 
-def _is_step(impl: str, x: Tensor, weight: Tensor) -> bool:
-    rows, low = x.numel() // max(1, x.shape[-1]), "cpu" in AUTOCAST_DEVICES and torch.is_autocast_enabled("cpu")
-    same = x.dtype == weight.dtype and x.dtype in DTYPES
-    return same and not low and operation.direct(impl, rows, native.ROWS, x, weight) is not None
+def _is_step(impl: str, rows: int, x: Tensor, weight: Tensor) -> bool:
+    low = "cpu" in AUTOCAST_DEVICES and torch.is_autocast_enabled("cpu")
+    return not low and operation.direct(impl, rows, native.ROWS, x, weight) is not None

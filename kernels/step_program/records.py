@@ -106,7 +106,9 @@ class Records:
         return *map(_VERSION, self.versioned), *map(Tensor.data_ptr, self.sources.values())
 
     def add(self, code: int, chunks: int, *arguments: int) -> int:
-        """A record; returns its number."""
+        """A record of at least one chunk; returns its number."""
+        if chunks < 1:
+            raise ValueError(f"an operation has at least one chunk, got {chunks}")
         self.records.append([code, chunks, *arguments, *[0] * (ARGUMENTS - len(arguments))])
         return len(self.records) - 1
 

@@ -55,17 +55,16 @@ class Steps(Writer):
 
     def __call__(self, x: Tensor, states: Sequence[State], head: bool) -> Value | None:
         """x (B, 1, dim) past the blocks, whose states advance, or what the head makes of it; None where these states
-        are not for it."""
+        are not for it. A state advances when all is computed that is before its layer."""
         pairs = [(b, b.path(s)) for bs, s in zip(self.binders, states, strict=True) for b in bs]
         if not all(binder.ready(state) for binder, state in pairs):
             return None
-        for binder, state in pairs:
-            binder.advance(state)
         for layer in self.reporting:
             layer.report({}, {})
         self.x.tensor.copy_(x[:, 0])
         done = 0
         for binder, state in pairs:
+            binder.advance(state)
             if binder.is_called(state):
                 self.run(done, binder.called[0])
                 binder.call(state)

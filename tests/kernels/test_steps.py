@@ -31,6 +31,15 @@ def test_rows_times_a_matrix(rows, outputs, inputs, dtype):
             assert torch.equal(row_linear(x[:, None], weight, given), found[:, None])
 
 
+@pytest.mark.parametrize(("rows", "dtype"), [(0, torch.float32), (5, torch.float32), (2, torch.float64)], ids=str)
+def test_what_the_native_product_cannot_take(rows, dtype):
+    x, weight = torch.randn(rows, 8, dtype=dtype), torch.randn(3, 8, dtype=dtype)
+    with pytest.raises(ValueError, match="native takes 1 to 4 rows"):
+        row_linear(x, weight, impl="native")
+    with implementation(row_linear="native"):
+        assert torch.equal(row_linear(x, weight), F.linear(x, weight))
+
+
 def test_rows_are_left_to_torch_where_it_has_to_see_them():
     x, weight = torch.randn(2, 8), torch.randn(3, 8, requires_grad=True)
     assert row_linear(x, weight).requires_grad

@@ -130,3 +130,21 @@ def test_rounded_activations(form, monkeypatch):
 def test_what_a_layout_does_not_have(options, message):
     with pytest.raises(ValueError, match=message):
         Format(**options)
+
+
+def test_sums_of_bits_are_traced():
+    """Exported, and under transforms, by a record whose activations are rounded."""
+    form = Format(layout="bipolar", bits=2, group_size=16, activation_bits=4)
+    record, x = Record.nearest(torch.randn(3, 32), form), torch.randn(2, 32)
+
+    class Product(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.record = record
+
+        def forward(self, x):
+            return self.record.matmul(x)
+
+    wanted = Product()(x)
+    assert torch.equal(torch.export.export(Product(), (x,)).module()(x), wanted)
+    assert torch.equal(torch.func.vmap(record.matmul)(x[:, None])[:, 0], wanted)

@@ -15,6 +15,7 @@ from cases.caches import POLICIES
 from zoo.cache import Dense, Quantized, SnapKV
 from zoo.kernels import native
 from zoo.kernels.step_program import SOURCE
+from zoo.layers.cache.state import CacheState
 from zoo.layers.step import programmed
 from zoo.layers.step.stepper import Steps
 
@@ -79,3 +80,16 @@ def test_padding_and_other_precisions_are_left_to_the_layers(runs):
     narrow = zoo.create_model("transformer_nano", dtype=torch.bfloat16).eval()
     zoo.generate(narrow, prompts[:1], 4, temperature=0, cache=policy)
     assert not runs
+
+
+@torch.no_grad()
+def test_a_policy_that_fails_has_let_no_later_layer_count_the_token(monkeypatch):
+    own, token = model("falcon_h1_nano"), torch.ones(1, 1, dtype=torch.int64)
+    with programmed(own):
+        state = own.init_state(1, cache=SnapKV(20, 4, 3))
+        for _ in range(3):
+            own(token, state)
+        monkeypatch.setattr(CacheState, "attend", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            own(token, state)
+    assert [part.seen for part in state[-1].parts] == [3, 3]

@@ -255,3 +255,9 @@ def test_more_threads_than_cores_compute_the_same():
 def test_records_say_what_they_cannot_hold():
     with pytest.raises(ValueError, match="finite"):
         Program(1).norm(Program(1).empty(4), None, float("inf"))
+
+
+def test_an_operation_of_nothing_is_refused():
+    """Those behind it would wait for it for ever."""
+    with pytest.raises(ValueError, match="at least one chunk, got 0"):
+        Program(1).add(0, 0)

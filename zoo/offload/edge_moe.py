@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from types import MethodType
@@ -19,14 +19,16 @@ from zoo.offload.policy import Part, Slotted, watched
 from zoo.offload.ring import banks
 from zoo.offload.slots import Slots
 
+KNOWN = 1 << 12  # keys that are remembered with what followed
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EdgeMoE(Slotted, name="edge_moe"):
     r"""EdgeMoE's buffer of experts: those that tokens choose are loaded, and those that will probably be are before.
 
     What a layer will want is looked up by the experts that the ``memory`` layers before it were asked for, among what
-    followed these so far; the ``ahead`` most frequent are loaded. A wrong guess costs time, nothing else. For room the
-    expert e of layer i goes that has the least
+    followed these so far (4096 such are remembered, those met last); the ``ahead`` most frequent are loaded. A wrong
+    guess costs time, nothing else. For room the expert e of layer i goes that has the least
 
     .. math:: f_{i, e} / d_i, \quad d_i = (i - I) \bmod L, \text{ or } L \text{ for } 0
 
@@ -77,7 +79,7 @@ class _Buffer:
                 self.layer_of[number] = index
         self.names = [part.names for part in parts]
         self.uses: Counter[int] = Counter()
-        self.followed: dict[tuple[frozenset[int], ...], Counter[int]] = defaultdict(Counter)
+        self.followed: dict[tuple[frozenset[int], ...], Counter[int]] = {}  # the last met is last
         self.asked: list[frozenset[int]] = []
         slots.leaves = self.leaves
         for index, layer in enumerate(self.layers):
@@ -96,7 +98,11 @@ class _Buffer:
     def ask(self, index: int, wanted: Sequence[int]) -> None:
         """A layer's router has chosen experts: load them, and learn."""
         self.now = index
-        self.followed[self.key()].update(wanted)
+        key = self.key()
+        self.followed[key] = known = self.followed.pop(key, Counter())
+        known.update(wanted)
+        if len(self.followed) > KNOWN:
+            del self.followed[next(iter(self.followed))]
         self.uses.update(wanted)
         self.asked = [*self.asked, frozenset(wanted)][-self.policy.memory :]
         self.slots.traffic.late += sum(number not in self.slots.held for number in wanted)
@@ -104,7 +110,7 @@ class _Buffer:
 
     def guess(self, wanted: Sequence[int]) -> None:
         """While a layer computes with the last of the experts, those of the next one are loaded."""
-        probable = [number for number, _ in self.followed[self.key()].most_common(self.policy.ahead)]
+        probable = [number for number, _ in self.followed.get(self.key(), Counter()).most_common(self.policy.ahead)]
         self.slots.announce([*wanted, *probable])
 
     def key(self) -> tuple[frozenset[int], ...]:

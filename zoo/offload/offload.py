@@ -34,7 +34,7 @@ def offload(
     Args:
         model: a folder of ``zoo.save_model``, whose files are read where they are; one of another library, or a model,
             whose offloaded weights are first written to a file without a name. A model is changed in place, and can
-            neither be trained nor saved from then on.
+            neither be trained nor saved, copied or pickled from then on.
         memory: bytes, such as 2_000_000_000 or "2GB".
         policy: one of ``zoo.offload``: "tpi_llm", "se_moe", "edge_moe" or "llm_in_a_flash", or an object of their
             classes.
@@ -72,6 +72,7 @@ def offload(
     _release(model, parts)
     model.offloaded = how.install(parts, lie, limit - rest)  # type: ignore[assignment]
     model.register_state_dict_pre_hook(_refuse)
+    model.__reduce_ex__ = _refuse_copies  # type: ignore[assignment]  # which both copy.deepcopy and pickle ask for
     return model.eval().requires_grad_(False)
 
 
@@ -137,6 +138,10 @@ def _policy(policy: Offload | str) -> Offload:
             f"{', '.join(Offload.named)}"
         )
     return Offload.named[policy]()
+
+
+def _refuse_copies(*_: Any) -> None:
+    raise TypeError("an offloaded model is not copied or pickled, its weights are in files: copy it before zoo.offload")
 
 
 def _refuse(*_: Any) -> None:
