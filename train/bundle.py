@@ -27,12 +27,13 @@ from torch import Tensor, nn
 import zoo
 from zoo.checkpoints import bundled, read_state_dict
 from zoo.cli import recipe_names, recipe_path
-from zoo.generative import DiffusionModel
+from zoo.generative import DiffusionModel, NextScale
 from zoo.train.data import (
     ArraysDataModule,
     DataModule,
     DigitLevelsDataModule,
     DigitsDataModule,
+    DigitTokensDataModule,
     DocumentationDataModule,
     EllipsoidsDataModule,
     ListOps,
@@ -97,8 +98,11 @@ def _bits_per_byte(model: nn.Module) -> Score:
 
 
 def _bits_per_dim(model: nn.Module) -> Score:
-    images, labels = _test_samples(DigitLevelsDataModule())
-    return "bits_per_dim", model(images, labels=images).item() / math.log(2), _digits(labels), images
+    tokens = isinstance(model, NextScale)
+    images, labels = _test_samples(DigitTokensDataModule() if tokens else DigitLevelsDataModule())
+    loss = model(images, labels=images, **({"classes": labels} if tokens else {}))
+    read = _test_samples(DigitsDataModule())[0] if tokens else images  # codes may differ between processors
+    return "bits_per_dim", loss.item() / math.log(2), _digits(labels), read
 
 
 def _velocity_error(model: nn.Module) -> Score:

@@ -11,7 +11,7 @@ from PIL import Image
 
 import zoo
 from zoo.cli import main
-from zoo.generative import picture, psnr
+from zoo.generative import draw, picture, psnr
 from zoo.images import open_image
 
 
@@ -49,6 +49,11 @@ def test_generators_draw(name, options, folder, capsys):
     assert open_image(path, "L").size == (2 * 64 + 1, 64)
 
 
+def test_next_scale_draws_by_its_tokenizer():
+    made = draw(zoo.create_model("next_scale_nano"), 2, classes=torch.tensor([1, 2]))
+    assert made.shape == (2, 1, 8, 8) and 0 <= made.min() <= made.max() <= 1
+
+
 def test_what_cannot_be_drawn(folder, capsys):
     output = ["--output", str(folder / "made.png")]
     for arguments, message in (
@@ -68,6 +73,7 @@ def test_files_through_a_tokenizer(tmp_path, capsys):
     assert main(arguments) == 0
     assert re.search(r"a\.png\s*.\s*16\s*.\s*128\s*.\s*-?\d+\.\d\d", capsys.readouterr().out)
     assert open_image(tmp_path / "made.png", "L").size == (64, 129)
-    zoo.save_model(zoo.create_model("lightcnn_nano"), tmp_path / "other")
-    assert main(["predict", str(tmp_path / "other"), *arguments[2:]]) == 2
-    assert "output is of an image tokenizer, got LightCNN" in capsys.readouterr().err
+    for other, kind in (("lightcnn_nano", "LightCNN"), ("next_scale_nano", "NextScale")):
+        zoo.save_model(zoo.create_model(other), tmp_path / other)
+        assert main(["predict", str(tmp_path / other), *arguments[2:]]) == 2
+        assert f"output is of an image tokenizer, got {kind}" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from zoo.train.data.arrays import ArraysDataModule
 from zoo.train.data.base import DataModule
 from zoo.train.data.bigram import bigram_bits_per_byte
-from zoo.train.data.digits import DigitLevelsDataModule, DigitsDataModule
+from zoo.train.data.digits import DigitLevelsDataModule, DigitsDataModule, DigitTokensDataModule
 from zoo.train.data.histogram import histogram_bits_per_dim
 from zoo.train.data.images import ImageDataModule
 from zoo.train.data.listops import ListOps
@@ -23,6 +23,7 @@ __all__ = [
     "BatchLoader",
     "DataModule",
     "DigitLevelsDataModule",
+    "DigitTokensDataModule",
     "DigitsDataModule",
     "DocumentationDataModule",
     "EllipsoidsDataModule",

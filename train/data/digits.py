@@ -109,6 +109,64 @@ class DigitLevelsDataModule(DigitsDataModule):
         return {split: DigitLevels(source) for split, source in super().build().items()}
 
 
+class DigitTokensDataModule(DigitsDataModule):
+    """Handwritten digits as the codes of a tokenizer, `(B, groups, tokens)` int64 indices, and `(B,)` int64 labels:
+    what models of tokens learn from. Splits and arguments are those of `DigitsDataModule`; images are augmented before
+    they are encoded.
+
+    Args:
+        tokenizer: name of a `WeTok` with bundled weights, or "local-dir:FOLDER".
+    """
+
+    def __init__(
+        self,
+        tokenizer: str = "wetok_scales_nano",
+        *,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        val_fraction: float = 0.1,
+        augment: bool = True,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            val_fraction=val_fraction,
+            augment=augment,
+        )
+        self.tokenizer = tokenizer
+
+    preparation: dict[str, Any] = {}  # noqa: RUF012  (tokens are what the images are)
+
+    @property
+    def demands(self) -> dict[str, Any]:
+        return {"num_classes": self.num_classes}
+
+    def build(self) -> dict[str, Source]:
+        import zoo
+
+        named = not self.tokenizer.startswith("local-dir:")
+        model = zoo.create_model(self.tokenizer, pretrained=named).eval()
+        return {split: Tokens(source, model) for split, source in super().build().items()}
+
+
+class Tokens:
+    """The images of a source as what a tokenizer makes of them."""
+
+    def __init__(self, source: Source, tokenizer: Any) -> None:
+        self.source, self.tokenizer = source, tokenizer
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def fetch(self, indices: Tensor, epoch: int) -> Batch:
+        images, labels = self.source.fetch(indices, epoch)
+        return self.tokenizer.encode(images).mT.contiguous(), labels
+
+
 class DigitImages:
     """Images in [0, 1] and their labels, normalised and, where a seed is given, augmented by (seed, epoch, index)."""
 

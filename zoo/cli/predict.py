@@ -35,9 +35,10 @@ def run(known: Namespace) -> int:
     from rich.table import Table
 
     import zoo
+    from zoo.generative import WeTok
 
     model = checked(model_with_weights, known.model, known.checkpoint)
-    if hasattr(model, "quantizer"):
+    if isinstance(model, WeTok):
         return _reconstruct(model, known)
     if known.output is not None:
         raise UsageError(f"--output is of an image tokenizer, got {type(model).__name__}")

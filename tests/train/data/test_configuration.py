@@ -13,6 +13,7 @@ from zoo.train.data import DataModule
 MODULES = {
     "DigitsDataModule": "{batch_size: 32, augment: false}",
     "DigitLevelsDataModule": "{batch_size: 32}",
+    "DigitTokensDataModule": "{batch_size: 8, augment: false}",
     "ArraysDataModule": "{batch_size: 8}",
     "ScenesDataModule": "{batch_size: 8}",
     "EllipsoidsDataModule": "{batch_size: 2}",
