@@ -11,7 +11,7 @@ is an error and no time. A figure is the median of the runs after a warm-up, wit
 take more than one, over 32. Peak memory is what torch's allocator sees, beside weights and inputs.
 
 Every group runs in a process that its failure does not take others with, and is written as soon as it is done: a run
-that was broken off goes on where it ended, of the same commit. Without --output, nothing is written.
+that was broken off goes on where it ended, of the same code. Without --output, nothing is written.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from zoo.benchmarks.common import interleaved, machine, markdown, save, table, w
 from zoo.benchmarks.peers import LlamaCpp, Side
 from zoo.benchmarks.report import figures
 from zoo.benchmarks.report.results import Results
-from zoo.benchmarks.runner import DONE, Step, run_steps
+from zoo.benchmarks.runner import DONE, Step, run_steps, sources
 from zoo.profile import measure
 from zoo.profile.peaks import wait
 from zoo.profile.sample import items, sample
@@ -45,6 +45,7 @@ from zoo.registry import lookup, natural_key, nearest
 
 MEASURES = ("forward", "training", "decode")
 PICTURES = ("image-classification", "image-generation", "segmentation", "multi-task")  # tasks that read them
+ROOMS = ("kernels", "layers", "zoo", "checkpoints", "benchmarks")  # whose code makes the figures
 STEPS = 32  # decoded tokens
 COLUMNS = ("model, measure, batch, input", "side", "median", "quartiles", "items / s", "memory", "difference", "runs")
 
@@ -194,13 +195,14 @@ class Kept:
 
     def __init__(self, path: Path | None):
         self.path, self.machine, self.failed = path, machine(), dict[str, str]()
+        self.code = sources(*ROOMS) if path is not None else ""
         results = Results(path.parent) if path is not None and path.exists() else None
         self.records = results.records(path.stem, "records", *PLACE) if results and path else []
         self.plans: dict[str, Any] = results.files[path.stem].get("plans", {}) if results and path else {}
 
     def read(self, step: Step) -> dict[str, Any]:
-        """Done, where the same commit has finished the same plan."""
-        done = self.plans.get(step.arguments[0].digest) == self.machine["commit"]
+        """Done, where the same code has finished the same plan."""
+        done = self.plans.get(step.arguments[0].digest) == self.code
         return {"status": DONE, "found": {}} if done else {}
 
     def write(self, step: Step, status: str, seconds: float, found: dict[str, Any], error: str | None = None) -> None:
@@ -212,7 +214,7 @@ class Kept:
         if error:
             self.failed[step.name] = error.splitlines()[-1]
         if status == DONE:
-            self.plans[step.arguments[0].digest] = self.machine["commit"]
+            self.plans[step.arguments[0].digest] = self.code
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_result(self.path, self.content())

@@ -72,7 +72,7 @@ def test_what_was_done_is_kept_and_not_done_again(short, tmp_path: Path) -> None
     kept.write(step, "ok", 1.0, found)
     again = Kept(file)
     assert again.read(step)["status"] == "ok" and again.records == kept.records
-    again.machine["commit"] = "another"
+    again.code = "another"
     assert again.read(step) == {}
     again.write(step, "failed", 1.0, {}, "Traceback\nValueError: no")
     assert again.failed == {"vit_nano": "ValueError: no"} and len(again.records) == 1  # older figures stay

@@ -247,3 +247,10 @@ CONTRAST = """(() => {
     .map((e) => light(getComputedStyle(e).color))
     .map((l) => (Math.max(l, ground) + 0.05) / (Math.min(l, ground) + 0.05)));
 })()"""
+
+
+def test_what_is_not_the_repositorys_is_not_on_the_page(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "secret.md").write_text("# Mine")
+    (tmp_path / "README.md").write_text((root / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    assert not documents(tmp_path) and not family_rows(tmp_path / "README.md")

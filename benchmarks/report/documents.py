@@ -21,12 +21,18 @@ class Document:
 
 
 def documents(root: Path) -> list[Document]:
-    """Pages of docs/ and the tables of benchmarks/results, as far as they are there."""
-    files = [("docs", path) for path in sorted((root / "docs").glob("*.md"))]
+    """Pages of docs/, in the repository alone, and the tables of benchmarks/results, as far as they are there."""
+    files = [("docs", path) for path in sorted((root / "docs").glob("*.md"))] if is_ours(root) else []
     files += [("results", path) for path in sorted((root / "benchmarks" / "results").glob("*.md"))]
     places = {path.relative_to(root).as_posix(): f"{kind}-{path.stem}" for kind, path in files}
     places["README.md"] = "models"
     return [_document(path, path.relative_to(root), places) for _, path in files]
+
+
+def is_ours(root: Path) -> bool:
+    """Whether a folder is the repository: of an installed package it is where somebody works."""
+    project = root / "pyproject.toml"
+    return project.is_file() and 'name = "efficient-zoo"' in project.read_text(encoding="utf-8")
 
 
 def _document(path: Path, name: Path, places: dict[str, str]) -> Document:
@@ -76,8 +82,8 @@ class FamilyRow:
 
 
 def family_rows(readme: Path) -> dict[str, FamilyRow]:
-    """Family of the registry -> its row in README's table; empty without a README."""
-    if not readme.exists():
+    """Family of the registry -> its row in README's table; empty without one."""
+    if not readme.exists() or not is_ours(readme.parent):
         return {}
     known, rows = entries(), {}
     table = readme.read_text(encoding="utf-8").partition("## Families")[2].partition("\n## ")[0]

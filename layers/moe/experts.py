@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo.kernels.dispatch import full_precision
 from zoo.kernels.moe import MoEOutput, Routing, expert_utilisation, moe
 from zoo.layers.moe.latent import LatentMatrix
-from zoo.layers.moe.widths import ExpertWidths, at_width
+from zoo.layers.moe.widths import ExpertWidths
 from zoo.layers.precision import KeepsFloat32, autocast_dtype
 from zoo.layers.report import Reports
 from zoo.layers.sparse.matrix import SparseMatrix
@@ -153,22 +153,20 @@ class RoutedExperts(Reports, KeepsFloat32):
         """
         if kept is not None:
             routing = routing._replace(experts=routing.experts.masked_fill(~kept[:, None], self.num_experts))
-        held = [w for w in (self.w1, self.w3, self.w2) if getattr(w, "has_widths", False)]
-        if self.precision is None or not held:
+        if self.precision is None or not any(map(_has_widths, self._matrices)):
             return self._visit(tokens, routing, capacity)
-        parts = [self._visit_at(width, held, tokens, part, capacity) for width, part in self.precision.routings(
+        parts = [self._visit(tokens, part, capacity, width) for width, part in self.precision.routings(
             tokens, routing)] or [self._visit(tokens, routing, capacity)]  # fmt: skip
         return MoEOutput(sum(part.output for part in parts), sum(part.dropped for part in parts))  # type: ignore[arg-type]
 
-    def _visit_at(
-        self, width: int, held: list[Any], tokens: Tensor, routing: Routing, capacity: int | None
-    ) -> MoEOutput:
-        with at_width(held, width):
-            return self._visit(tokens, routing, capacity)
+    @property
+    def _matrices(self) -> tuple[Any, Any, Any]:
+        return self.w1, self.w3, self.w2
 
-    def _visit(self, tokens: Tensor, routing: Routing, capacity: int | None) -> MoEOutput:
+    def _visit(self, tokens: Tensor, routing: Routing, capacity: int | None, width: int | None = None) -> MoEOutput:
         low = autocast_dtype(tokens.device.type)
-        operands = (tokens, self.w1, self.b1, self.w3, self.b3, self.w2, self.b2)
+        w1, w3, w2 = (w.at(width) if width and _has_widths(w) else w for w in self._matrices)
+        operands = (tokens, w1, self.b1, w3, self.b3, w2, self.b2)
         x, w1, b1, w3, b3, w2, b2 = (operand(t, low) for t in operands)
         options = {"activation": self.act, "glu": self.glu, "down_bias": b2, "capacity": capacity}
         with full_precision(tokens.device):
@@ -188,6 +186,10 @@ class RoutedExperts(Reports, KeepsFloat32):
         1 when even, 1/E when one expert gets all."""
         _, entropy, counts = expert_utilisation(routing.experts, self.num_experts, mask=kept)
         return {"tokens_per_expert": counts, "utilisation": entropy.exp() / self.num_experts}
+
+
+def _has_widths(weight: Any) -> bool:
+    return getattr(weight, "has_widths", False)
 
 
 def operand(weight: object, low: torch.dtype | None) -> Any:

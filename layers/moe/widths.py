@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,15 +61,3 @@ class ExpertWidths(Reports):
                 yield width, routing._replace(weights=routing.weights * p[..., place])
             elif bool((taken := (chosen == place) & visited).any()):
                 yield width, routing._replace(experts=routing.experts.masked_fill(~taken, none))
-
-
-@contextmanager
-def at_width(weights: Sequence[Any], width: int) -> Iterator[None]:
-    """Within it records are read at a width."""
-    try:
-        for weight in weights:
-            weight.width = width
-        yield
-    finally:
-        for weight in weights:
-            weight.width = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -108,6 +109,16 @@ class Record(Packed):
             if not form.base_bits <= bits <= form.bits:
                 raise ValueError(f"width must lie in [{form.base_bits}, {form.bits}], got {bits}")
         self._width = bits
+
+    def at(self, width: int) -> Record:
+        """The same matrices, of the same tensors, read in so many bits; this record stays as it is.
+
+        Raises:
+            ValueError: as ``width`` has it.
+        """
+        found = copy.copy(self)
+        found.width = width
+        return found
 
     @property
     def has_widths(self) -> bool:

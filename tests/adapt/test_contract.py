@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import zoo
-from zoo.adapt import ADAPTERS, Adapter, PaCA, adapters_of, load_adapter, own_names
-from zoo.layers.adapt import before, placed
+from zoo.adapt import ADAPTERS, Adapter, PaCA, adapters_of, load_adapter, own_names, paca
+from zoo.layers.adapt import PartialLinear, before, placed
 
 CASES = {
     "paca": ("transformer_nano", {"rank": 3}, True),
@@ -234,3 +234,14 @@ def test_methods_are_dataclasses_of_documented_fields():
     for kind, method in ADAPTERS.items():
         assert method.kind == kind and issubclass(method, Adapter)
         assert zoo.config.describe_fields(method).keys() == {field.name for field in dataclasses.fields(method)}
+
+
+def test_a_layer_that_fails_leaves_what_learnt_before_it(monkeypatch):
+    made = iter([PartialLinear])
+    monkeypatch.setattr(paca, "PartialLinear", lambda *args: next(made)(*args))
+    model = built("transformer_nano")
+    model.norm.requires_grad_(False)
+    before = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
+    with pytest.raises(StopIteration):
+        zoo.adapt(model, "paca", rank=2)
+    assert {key: parameter.requires_grad for key, parameter in model.named_parameters()} == before

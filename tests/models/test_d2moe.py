@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 from pydoc_data.topics import topics
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 import zoo
 from zoo.kernels.moe import Routing
-from zoo.layers.moe.widths import ExpertWidths, at_width
+from zoo.layers.moe.widths import ExpertWidths
 from zoo.layers.quant import Format, Record, records
 from zoo.quantize import METHODS, Calibration
 from zoo.quantize.d2moe import routers
@@ -49,16 +50,17 @@ def test_each_width_is_a_part_of_the_next_and_takes_its_share_of_the_error():
     plain = Record.nearest(w, Format(bits=2, group_size=16, scale_dtype="float32"))
     errors = []
     for width in (2, 3, 4):
-        with at_width([record], width):
-            found = record.dequantise()
-            torch.testing.assert_close(record.matmul(matrix(3, 32)), matrix(3, 32) @ found.mT, rtol=1e-4, atol=1e-4)
+        narrow = record.at(width)
+        found = narrow.dequantise()
+        torch.testing.assert_close(narrow.matmul(matrix(3, 32)), matrix(3, 32) @ found.mT, rtol=1e-4, atol=1e-4)
+        assert narrow.codes is record.codes and record.width == 4, "nobody else reads fewer bits"
         errors.append((found - w).unflatten(1, (2, 16)).square().mean(-1))
         if width == 2:
             assert torch.equal(found, plain.dequantise())
     for level, (before, after) in enumerate(itertools.pairwise(errors), 1):
         step: Any = getattr(record, f"step{level}")
         torch.testing.assert_close(before - after, step.square(), rtol=1e-4, atol=1e-5)
-    assert torch.equal(record.dequantise(), found) and record.width == 4
+    assert torch.equal(record.dequantise(), found)
 
 
 def test_bytes_by_hand_and_what_a_width_reads():
@@ -91,8 +93,7 @@ def test_experts_compute_each_token_in_its_width(small, count):
     for m in range(count):
         for j in range(2):
             held = [layer.w1, layer.w3, layer.w2]
-            with at_width(held, int(widths[m, j])):
-                w1, w3, w2 = (w.dequantise(int(experts[m, j])) for w in held)
+            w1, w3, w2 = (w.at(int(widths[m, j])).dequantise(int(experts[m, j])) for w in held)
             hidden = torch.nn.functional.silu(x[m] @ w1.mT) * (x[m] @ w3.mT)
             expected[m] += routing.weights[m, j] * (hidden @ w2.mT)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -109,9 +110,10 @@ def test_a_mixture_of_widths_is_their_mean_and_routers_learn_through_it(small):
     found = layer.visit(x, Routing(weights, experts, None)).output
     p, parts = router(x, experts), []
     layer.precision = None
+    held = {name: getattr(layer, name) for name in ("w1", "w3", "w2")}
     for width in router.widths:
-        with at_width([layer.w1, layer.w3, layer.w2], width):
-            parts.append(layer.visit(x, Routing(weights, experts, None)).output)
+        layer.replace_matrices({name: record.at(width) for name, record in held.items()})
+        parts.append(layer.visit(x, Routing(weights, experts, None)).output)
     expected = sum(p[:, 0, place, None] * part for place, part in enumerate(parts))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(router.spent, (p[:, 0] @ torch.tensor([2.0, 3.0, 4.0])).mean())
@@ -151,6 +153,18 @@ def test_fewer_bits_where_they_are_dearer_and_never_a_worse_loss(trained):
     assert bits[0.0] == 4.0 and 2 <= bits[0.05] < 3.8
 
 
+def test_a_weight_that_fails_leaves_no_routers(trained, monkeypatch):
+    def broken(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    model = copy.deepcopy(trained).train()
+    monkeypatch.setattr(importlib.import_module("zoo.quantize"), "_record", broken)
+    with pytest.raises(KeyboardInterrupt):
+        zoo.quantize(model, "d2moe", calibration=SEEN, epochs=0)
+    assert model.state_dict().keys() == trained.state_dict().keys() and model.training
+    assert not routers(model) and not zoo.changes.changes_of(model)
+
+
 def _of(model: Any, method: Any, name: str) -> tuple[Tensor, Format]:
     found = zoo.layers.quant.matrices(model, name)
     return found.float(), method.format(found.shape[-1])
@@ -171,7 +185,7 @@ def test_routers_without_records_change_nothing(trained):
         (lambda: Format(layout="nested", bits=4, base_bits=4), r"base_bits must lie in \[1, 3\] for bits 4"),
         (lambda: Format(base_bits=3), "layout 'int' has no base_bits, got 3"),
         (lambda: setattr(Record((4, 32), NESTED), "width", 5), r"width must lie in \[2, 4\], got 5"),
-        (lambda: setattr(Record((4, 32), Format()), "width", 3), "layout 'int' has one width, that of its 4 bits"),
+        (lambda: Record((4, 32), Format()).at(3), "layout 'int' has one width, that of its 4 bits"),
         (lambda: zoo.expert_widths(zoo.create_model("transformer_nano")), "takes a mixture of experts"),
         (
             lambda: zoo.expert_widths(zoo.create_model("moe_nano"), (3, 2)),

@@ -75,3 +75,20 @@ def test_images_and_wrong_classes():
     assert model(torch.randn(2, 1, 8, 8)).shape == (2, 3) and isinstance(model.expert, nn.Module)
     with pytest.raises(ValueError, match="the classes of this task begin at 3, got 2"):
         model.learn(torch.randn(2, 1, 8, 8), torch.tensor([2, 3]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [StaticConPET, DynamicConPET])
+def test_texts_that_are_filled_behind_are_read_at_their_ends(kind):
+    """As they are alone; in the precision of the model."""
+    model = kind(zoo.create_model("mamba2_nano", dtype=torch.float64), PaCA(rank=2), steps=1, batch_size=2, pad=0)
+    with torch.enable_grad():
+        for number in range(2):
+            model.learn(*task(number, 4))
+    x = 1 + torch.randint(200, (3, 9))
+    filled = x.clone()
+    filled[0, 4:], filled[1, 1:] = 0, 0
+    expected = torch.cat([model(x[:1, :4]), model(x[1:2, :1]), model(x[2:])])
+    torch.testing.assert_close(model(filled), expected)
+    assert expected.dtype == torch.float64
+    assert model.task_of(torch.empty(3, dtype=torch.int64, device="meta")).is_meta

@@ -21,17 +21,23 @@ HIDDEN = -100.0  # the logit of a class whose expert was not asked
 
 
 class Features(nn.Module):
-    """What a model makes of an input before it is read out, (B, D): of a language model at the last token."""
+    """What a model makes of an input before it is read out, (B, D): of a language model at the last token that is not
+    ``pad``, behind the others."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, pad: int | None = None):
         super().__init__()
-        self.model = model
+        self.model, self.pad = model, pad
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, T) or images -> (B, D)."""
         model: Any = self.model
         if isinstance(model, LanguageModel):
-            return model.forward_norm(model.forward_residual(x))[:, -1]
+            y = model.forward_norm(model.forward_residual(x))
+            if self.pad is None:
+                return y[:, -1]
+            place = torch.arange(x.shape[1], device=x.device)
+            last = (place * (x != self.pad)).amax(1)
+            return y[torch.arange(len(y), device=y.device), last]
         return model.forward_head(model.forward_features(x), pre_logits=True)
 
 
@@ -50,7 +56,8 @@ class Expert(nn.Module):
         held = {f"model.{name}": p for name, p in features.model.named_parameters() if name in names}
         self.names = list(held)
         self.tensors = nn.ParameterList(nn.Parameter(p.detach().clone()) for p in held.values())
-        self.head = nn.Linear(dim, classes)
+        like = next(features.parameters())
+        self.head = nn.Linear(dim, classes, device=like.device, dtype=like.dtype)
 
     def read(self, features: Features, x: Tensor) -> Tensor:
         """Logits (B, classes)."""
@@ -58,7 +65,8 @@ class Expert(nn.Module):
 
     def grow(self, classes: int) -> None:
         """So many rows more; those that there are stay."""
-        old, self.head = self.head, nn.Linear(self.head.in_features, self.head.out_features + classes)
+        old, like = self.head, self.head.weight
+        self.head = nn.Linear(old.in_features, old.out_features + classes, device=like.device, dtype=like.dtype)
         with torch.no_grad():
             self.head.weight[: old.out_features], self.head.bias[: old.out_features] = old.weight, old.bias
 
@@ -77,6 +85,7 @@ class ContinualClassifier(nn.Module, ABC):
         steps, batch_size, lr: of a task's training, by AdamW without weight decay.
         keep: items of a task.
         seed: of what is drawn.
+        pad: id that fills shorter texts behind their ends; None: all are of one length, or filled before.
 
     Paper: Song et al., "ConPET: Continual Parameter-Efficient Tuning for Large Language Models", arXiv 2309.14763.
     """
@@ -91,11 +100,12 @@ class ContinualClassifier(nn.Module, ABC):
         lr: float = 5e-3,
         keep: int = 64,
         seed: int = 0,
+        pad: int | None = None,
     ):
         super().__init__()
         require_at_least(1, steps=steps, keep=keep)
         require_at_least(2, batch_size=batch_size)
-        self.features = Features(zoo.adapt(copy.deepcopy(model), adapter).requires_grad_(False).eval())
+        self.features = Features(zoo.adapt(copy.deepcopy(model), adapter).requires_grad_(False).eval(), pad)
         self.steps, self.batch_size, self.lr, self.keep = steps, batch_size, lr, keep
         self.draws = torch.Generator().manual_seed(seed)
         self.remembered: list[tuple[Tensor, Tensor]] = []
@@ -135,7 +145,7 @@ class ContinualClassifier(nn.Module, ABC):
 
     def task_of(self, classes: Tensor) -> Tensor:
         """The number of the task that each class is of."""
-        return torch.bucketize(classes, torch.tensor(self.sizes).cumsum(0), right=True)
+        return torch.bucketize(classes, torch.tensor(self.sizes, device=classes.device).cumsum(0), right=True)
 
     def _batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         new = self.batch_size // 2 if self.remembered else self.batch_size

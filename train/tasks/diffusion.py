@@ -18,8 +18,8 @@ class ImageDiffusion(Task):
     """Mean square error of the velocity; batches are `(images (B, C, H, W), classes (B,))`.
 
     A training step draws the times, uniformly or more often in the middle, and the noise anew; an evaluation takes
-    `TIMES` times spread evenly over (0, 1) and noise that is a function of the image's number alone, so that models and
-    epochs compare. Logs `{train,val,test}/loss`: the mean over all images of the split.
+    `TIMES` times spread evenly over (0, 1) and noise that is a function of the batch's number and size alone, so that
+    models and epochs compare where batches do. Logs `{train,val,test}/loss`: the mean over all images of the split.
 
     Args:
         model: see `Task`, which also has the other arguments; a `DiffusionModel`.

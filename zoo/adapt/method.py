@@ -87,7 +87,13 @@ class Adapter(Change):
         for pattern in self.also:
             if not any(fnmatchcase(before(model, name), pattern) for name in found):
                 raise ValueError(f"also: {pattern!r} is no parameter's name{nearest(pattern, found)}")
-        made = self.modules(model)
+        learning = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        try:
+            made = self.modules(model)
+        except BaseException:  # layers that were made before have frozen what is in them
+            for parameter, learns in learning.items():
+                parameter.requires_grad_(learns)
+            raise
         if not there:
             model.requires_grad_(False)
         for name, module in made.items():

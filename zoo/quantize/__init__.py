@@ -117,11 +117,16 @@ def quantize(
     training = model.training
     known = chosen.prepare(model.eval(), list(weights), calibration, store)
     made: dict[int, Record] = {}
-    for name in weights:
-        weight = compressible(model)[name]
-        if id(weight) not in made:
-            made[id(weight)] = _record(chosen, model, name, known.get(name), store)
-        weights[name] = made[id(weight)]
+    try:
+        for name in weights:
+            weight = compressible(model)[name]
+            if id(weight) not in made:
+                made[id(weight)] = _record(chosen, model, name, known.get(name), store)
+            weights[name] = made[id(weight)]
+    except BaseException:
+        chosen.undo(model)
+        model.train(training)
+        raise
     install(model, weights)
     model.quantization = {"method": method, **chosen.fields()}  # type: ignore[assignment]
     return model.train(training)

@@ -99,6 +99,9 @@ class Method:
         """
         return {}
 
+    def undo(self, model: nn.Module) -> None:
+        """Take back what ``prepare`` has added, as a weight's record could not be made."""
+
     def record(self, matrix: Tensor, form: Format, known: Any) -> Record:
         """The record of one weight: float32 matrices (..., N, C) in a format, and what ``prepare`` found of it."""
         raise NotImplementedError
