@@ -20,8 +20,8 @@ typedef struct {
 
 static panel make_panel(int64_t C, int64_t G) {
     panel p = {C, G, (C + 63) / 64 * 64, WHOLE(G), 0, 0, 0};
-    p.q = calloc(NEXT * p.stride + BLOCK, 1);
-    p.scale = calloc(2 * NEXT * p.groups, sizeof(float));
+    p.q = there(calloc(NEXT * p.stride + BLOCK, 1));
+    p.scale = there(calloc(2 * NEXT * p.groups, sizeof(float)));
     p.below = p.scale + NEXT * p.groups;
     return p;
 }
@@ -88,8 +88,8 @@ void integer_products_f32(int64_t N, int64_t C, int64_t bits, int64_t G, int64_t
                           float *y) {
     const record_f32 r = {N, C, bits, G, brief, packed, scale, zero};
     const int64_t stride = (C + 63) / 64 * 64, groups = WHOLE(G), size = C / G;
-    int8_t *x = calloc((M + 1) * stride, 1); /* zeros behind each row */
-    float *sums = calloc((M + 1) * groups, sizeof(float));
+    int8_t *x = there(calloc((M + 1) * stride, 1)); /* zeros behind each row */
+    float *sums = there(calloc((M + 1) * groups, sizeof(float)));
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t m = 0; m < M; m++) {
         memcpy(x + m * stride, v + m * C, C);

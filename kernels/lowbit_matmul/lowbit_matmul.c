@@ -15,8 +15,9 @@
 
 #include <math.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
+
+#include "../memory.h"
 
 #define BLOCK 128
 #define LANES 16
@@ -130,11 +131,11 @@ static void unpack(int8_t *restrict q, const uint8_t *restrict packed, int64_t n
 #if HAS_DIGITS
 static void rows_as_digits(record_f32 r, int64_t threads, int64_t M, const float *x, float *y) {
     const int64_t apart = digit_bytes(r.C, r.groups);
-    char *digits = malloc(M * apart);
+    char *digits = there(malloc(M * apart));
     for (int64_t m = 0; m < M; m++) make_digits(digits_at(digits + m * apart, r.C, r.groups), x + m * r.C, r.C, r.groups);
 #pragma omp parallel num_threads(threads)
     {
-        float *step = calloc(FULL(r.C) / UNIT, sizeof(float));
+        float *step = there(calloc(FULL(r.C) / UNIT, sizeof(float)));
 #pragma omp for schedule(dynamic)
         for (int64_t chunk = 0; chunk < (r.N + AT_A_TIME - 1) / AT_A_TIME; chunk++) {
             const int64_t first = chunk * AT_A_TIME, last = first + AT_A_TIME < r.N ? first + AT_A_TIME : r.N;
@@ -201,7 +202,7 @@ INLINE REAL NAME(total)(const NAME(vector) *v) {
 
 static NAME(row) NAME(make_row)(NAME(record) r) {
     const int64_t groups = WHOLE(r.groups); /* zeros behind the last */
-    return (NAME(row)){malloc((r.C + 7) / 8 * 8), calloc(groups, sizeof(REAL)), calloc(groups, sizeof(REAL))};
+    return (NAME(row)){there(malloc((r.C + 7) / 8 * 8)), there(calloc(groups, sizeof(REAL))), there(calloc(groups, sizeof(REAL)))};
 }
 
 static void NAME(free_row)(NAME(row) row) {
@@ -314,7 +315,7 @@ static void NAME(rows_as_numbers)(NAME(record) r, int64_t threads, int64_t M, co
 #pragma omp parallel num_threads(threads)
     {
         const NAME(row) row = NAME(make_row)(r);
-        REAL *w = M > 1 ? malloc(r.C * sizeof(REAL)) : NULL;
+        REAL *w = M > 1 ? there(malloc(r.C * sizeof(REAL))) : NULL;
 #pragma omp for schedule(dynamic, AT_A_TIME)
         for (int64_t n = 0; n < r.N; n++) {
             NAME(read_row)(row, r, n);

@@ -6,6 +6,7 @@
 
 #ifndef REAL
 
+#include "../memory.h"
 #include "../packed.h"
 
 #ifdef __F16C__
@@ -64,8 +65,8 @@ void NAME(minifloat_rows)(int64_t N, int64_t C, int64_t E, int64_t mantissa, int
     const int64_t padded = (C + 7) / 8 * 8, bytes = padded / 8 * (1 + E + mantissa);
 #pragma omp parallel num_threads(threads)
     {
-        uint8_t *unpacked = malloc(padded);
-        REAL *w = malloc(padded * sizeof(REAL));
+        uint8_t *unpacked = there(malloc(padded));
+        REAL *w = there(malloc(padded * sizeof(REAL)));
 #pragma omp for schedule(dynamic, 32)
         for (int64_t n = 0; n < N; n++) {
             NAME(row_values)(w, unpacked, packed + n * bytes, scale + n * groups, table, C, (int)E, (int)mantissa, groups);

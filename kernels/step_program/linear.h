@@ -1,5 +1,6 @@
 /* Products of rows with a matrix, in any layout that matrix.py knows, or with the matrix that each row has chosen. */
 
+#include "../memory.h"
 #include "common.h"
 #include "../lowbit_matmul/lowbit_matmul.c"
 #include "../minifloat_matmul/minifloat_matmul.c"
@@ -38,7 +39,7 @@ static void integer_rows(const int64_t *a, int64_t first, int64_t last) {
     const int64_t C = a[7], M = a[8], groups = a[16], size = C / groups;
     const record_f32 r = record_of(a);
     const row_f32 row = make_row_f32(r);
-    float *w = malloc((C > WHOLE(groups) ? C : WHOLE(groups)) * sizeof(float)), sums[4];
+    float *w = there(malloc((C > WHOLE(groups) ? C : WHOLE(groups)) * sizeof(float))), sums[4];
     if (M == 1) sum_columns_f32(w, F(0), groups, size);
     for (int64_t n = first; n < last; n++) {
         read_row_f32(row, r, n);
@@ -58,7 +59,7 @@ static void integer_rows(const int64_t *a, int64_t first, int64_t last) {
 static void integer_rows_by_digits(const int64_t *a, int64_t first, int64_t last) {
     const int64_t M = a[8], count = last - first;
     const record_f32 r = record_of(a);
-    float *step = calloc(FULL(r.C) / UNIT + M * count, sizeof(float)), *found = step + FULL(r.C) / UNIT, sums[4];
+    float *step = there(calloc(FULL(r.C) / UNIT + M * count, sizeof(float))), *found = step + FULL(r.C) / UNIT, sums[4];
     for (int64_t m = 0; m < M; m++)
         digit_rows(r, first, last, digits_at((char *)a[27] + m * a[28], r.C, r.groups), step, found + m * count);
     for (int64_t n = first; n < last; n++) {
@@ -80,8 +81,8 @@ static void digits_of_row(const int64_t *a, int64_t m) {
 
 static void minifloat_chunk(const int64_t *a, int64_t first, int64_t last) {
     const int64_t C = a[7], M = a[8], groups = a[16], padded = (C + 7) / 8 * 8;
-    float *w = malloc((padded + groups) * sizeof(float)), *scale = w + padded;
-    uint8_t *unpacked = malloc(padded);
+    float *w = there(malloc((padded + groups) * sizeof(float))), *scale = w + padded;
+    uint8_t *unpacked = there(malloc(padded));
     for (int64_t n = first; n < last; n++) {
         float sums[4];
         const uint8_t *q = (const uint8_t *)a[13] + n * (padded / 8 * a[15]);
@@ -150,8 +151,8 @@ INLINE void add_rows(float *sums, int64_t width, const float *w, int64_t N, int6
 /* of a matrix (C, N) the rows that x keeps, of the others a product of low rank */
 static void kept_rows(const int64_t *a, int64_t first, int64_t last) {
     const int64_t N = a[6], C = a[7], M = a[8], rank = a[17];
-    int64_t *rows = malloc(C * sizeof(int64_t));
-    float *numbers = malloc((C + rank) * sizeof(float)), *latent = numbers + C, sums[4][SEGMENT] = {{0}};
+    int64_t *rows = there(malloc(C * sizeof(int64_t)));
+    float *numbers = there(malloc((C + rank) * sizeof(float))), *latent = numbers + C, sums[4][SEGMENT] = {{0}};
     for (int64_t m = 0; m < M; m++) {
         const float *x = F(0) + m * a[1];
         int64_t count = 0;
