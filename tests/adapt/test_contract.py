@@ -245,3 +245,20 @@ def test_a_layer_that_fails_leaves_what_learnt_before_it(monkeypatch):
     with pytest.raises(StopIteration):
         zoo.adapt(model, "paca", rank=2)
     assert {key: parameter.requires_grad for key, parameter in model.named_parameters()} == before
+
+
+def test_a_merge_that_was_broken_off_is_done_by_another(monkeypatch):
+    model = zoo.adapt(built("transformer_nano"), "lora", rank=2)
+    trained(model)
+    x = inputs(model)
+    expected, last = model(x), list(placed(model).values())[-1]
+
+    def broken() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(last, "merge", broken)
+    with pytest.raises(KeyboardInterrupt):
+        zoo.merge_adapter(model)
+    torch.testing.assert_close(model(x), expected)
+    monkeypatch.undo()
+    torch.testing.assert_close(zoo.merge_adapter(model)(x), expected)

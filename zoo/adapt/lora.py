@@ -66,8 +66,10 @@ class LoRA(Adapter, kind="lora"):
         """Raise a ValueError for layers that it cannot be put on."""
 
     def merged(self, module: Any) -> nn.Module:
-        """The layer with the product added to its matrix."""
-        module.merge()
+        """The layer with the product added to its matrix, in place: one that a broken call has merged stays so, and
+        its outputs are the same."""
+        if not module.merged:
+            module.merge()
         return module.get_base_layer()
 
 
