@@ -70,9 +70,10 @@ def score(model: nn.Module) -> dict[str, Any]:
 
     Image classifiers: accuracy on all test digits. Language models: bits per byte on ``WINDOWS`` windows spread over
     the test documents of Python's documentation, which differ between Python versions: so the digest. Image generators:
-    bits per dimension of all test digits. Segmentation: Dice coefficient of ``VOLUMES`` generated volumes. Text
-    classifiers: accuracy on ``EXPRESSIONS`` generated expressions of ListOps. Models of vectors: mean squared error on
-    the family's generated data, or accuracy on ``SERIES`` sums of spoken digits where they classify.
+    bits per dimension of all test digits, or of the tokenizer's codes of them; by diffusion, the mean squared error of
+    the velocity. Image tokenizers: PSNR of all test digits. Segmentation: Dice coefficient of ``VOLUMES`` generated
+    volumes. Text classifiers: accuracy on ``EXPRESSIONS`` generated expressions of ListOps. Models of vectors: mean
+    squared error on the family's generated data, or accuracy on ``SERIES`` sums of spoken digits where they classify.
     """
     task = zoo.model_info(str(model.config_name)).task
     metric, value, data, inputs = SCORES[task](model.eval())

@@ -1,8 +1,8 @@
 """Weights that come with the package: nano models, trained by the recipes of this repository, under 1 MB each.
 
 ``index.json`` names for each its file, sha256, metric, recipe and seed; ``zoo.train.bundle`` makes them. Weights are
-stored in 16 bits, or, where that is too large, matrices as 8-bit integers with a scale a row (the last dimension):
-``KEY`` and ``KEY.row_scale``.
+stored in 16 bits, or, where that is too large, matrices as 8-bit integers with a scale a row (the last dimension; of
+the kernels of 2-D and 3-D convolutions an output channel): ``KEY`` and ``KEY.row_scale``.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def pack(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     packed = {}
     for key, tensor in state_dict.items():
         if tensor.is_floating_point() and tensor.dim() > 1 and tensor.numel() >= _LEAST:
-            scale = tensor.float().abs().amax(-1, keepdim=True) / 127
+            row = tuple(range(1, tensor.dim())) if tensor.dim() > 3 else -1
+            scale = tensor.float().abs().amax(row, keepdim=True) / 127
             scale[scale == 0] = 1.0
             packed[key] = (tensor / scale).round().to(torch.int8)
             packed[key + _SCALE] = scale

@@ -63,6 +63,14 @@ def test_packing_in_8_bits_keeps_rows():
     assert ((again["w"] - rows).abs() <= 0.50001 * step).all()
 
 
+def test_packing_in_8_bits_keeps_output_channels_of_kernels():
+    kernels = torch.randn(64, 1000, 3, 3) * torch.logspace(-4, 2, 64)[:, None, None, None]
+    packed = bundled.pack({"k": kernels})
+    assert packed["k"].dtype == torch.int8 and packed["k.row_scale"].shape == (64, 1, 1, 1)
+    step = kernels.abs().amax((1, 2, 3), keepdim=True) / 127
+    assert ((bundled.unpack(packed)["k"] - kernels).abs() <= 0.50001 * step).all()
+
+
 def test_json_of_the_index_is_sorted_and_complete():
     content = json.loads(bundled.INDEX.read_text())
     assert list(content) == NAMES
