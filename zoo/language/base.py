@@ -161,14 +161,16 @@ class LanguageModel(nn.Module, ABC):
                 raise ValueError("the loss of a batch is a mean over its rows: within batch_invariant leave out labels")
             return by_rows(self, tokens, state, seq_idx, logits_to_keep)
         self._check(tokens, state, labels, seq_idx, logits_to_keep, num_scored)
-        if labels is None and (stepped := self._stepped(tokens, state, seq_idx)) is not None:
-            return stepped
-        order = None
+        entered = order = None
+        if labels is None and self.stepper is not None and self._is_step(tokens, state, seq_idx):
+            entered = self.enter(tokens)
+            if (stepped := self.stepper.logits(entered, state, computes_in(self).dtype)) is not None:
+                return stepped
         if seq_idx is not None:  # padding to the beginning of each row
             order = (seq_idx >= 0).to(torch.uint8).argsort(dim=1, stable=True)
             tokens, seq_idx = tokens.gather(1, order), seq_idx.gather(1, order)
             labels = None if labels is None else labels.gather(1, order)
-        x = self.forward_residual(tokens, state, seq_idx)
+        x = self.forward_residual(tokens, state, seq_idx, entered)
         if labels is not None:
             return self.loss(self.forward_norm(x), tokens, labels, seq_idx, num_scored)
         if order is not None:
@@ -188,12 +190,17 @@ class LanguageModel(nn.Module, ABC):
         return self.cross_entropy(hidden, labels, seq_idx, num_scored)
 
     def forward_residual(
-        self, tokens: Tensor, state: ModelState | None = None, seq_idx: Tensor | None = None
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        seq_idx: Tensor | None = None,
+        entered: Tensor | None = None,
     ) -> Tensor:
-        """tokens (B, T), padding first -> the residual stream (B, T, dim) past all blocks."""
+        """tokens (B, T), padding first -> the residual stream (B, T, dim) past all blocks; ``entered`` is what
+        ``enter`` makes of the tokens, where that is known."""
         if state is not None and state.governed:
             tell(state, tokens)
-        x = self.forward_blocks(self.enter(tokens), state, seq_idx)
+        x = self.forward_blocks(self.enter(tokens) if entered is None else entered, state, seq_idx)
         if state is not None and state.governed:
             finish(state, tokens, x, self.read_out)
         return x
@@ -235,13 +242,9 @@ class LanguageModel(nn.Module, ABC):
             leaving.end()
         return x if pruning is None else pruning.whole(x)
 
-    def _stepped(self, tokens: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor | None:
-        """Logits (B, 1, vocab_size) by a program, where there is one from the embedding to the head."""
-        if self.stepper is None or state is None or tokens.shape[1] != 1 or not self._steps_plainly(seq_idx):
-            return None
-        if state.governed:
-            return None  # what policies are told of the residual stream is not in the program
-        return self.stepper.logits(self.enter(tokens), state, computes_in(self).dtype)
+    def _is_step(self, tokens: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> bool:
+        """Whether a program from the embedding to the head may do; what policies are told of is not in one."""
+        return state is not None and tokens.shape[1] == 1 and not state.governed and self._steps_plainly(seq_idx)
 
     def read_step(self, p: Writer, x: Value) -> Value:
         """What ``read_out`` adds to a program of steps."""
