@@ -271,8 +271,7 @@ def mole_parameters() -> Found:
 )  # fmt: skip
 def m3vit_operations() -> Found:
     """Operations of m3vit_small without its heads for one task, over those with every expert for every patch; the
-    paper's
-    comparison is with other networks."""
+    paper's comparison is with other networks."""
     model = on_meta("m3vit_small")
     every = on_meta("m3vit_small", top_k=model.config.num_experts)
     one, whole = (flops(m.forward_features, images(m), m.config.tasks[0]) for m in (model, every))

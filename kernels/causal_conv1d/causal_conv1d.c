@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../memory.h"
 #include "../native_math.h"
 
 #define SLICE 128
@@ -45,7 +46,7 @@ static int64_t count_lags(const uint8_t *starts, int64_t t, int64_t T, int64_t W
 
 /* w (W, SLICE), newest tap first */
 static REAL *NAME(taps)(const REAL *weight, int64_t width, int64_t W) {
-    REAL *w = calloc(W * SLICE, sizeof(REAL));
+    REAL *w = there(calloc(W * SLICE, sizeof(REAL)));
     for (int64_t i = 0; i < width; i++)
         for (int64_t l = 0; l < W; l++) w[l * SLICE + i] = weight[i * W + W - 1 - l];
     return w;
@@ -88,7 +89,7 @@ void NAME(causal_conv1d_forward)(int64_t batch, int64_t T, int64_t D, int64_t W,
             const int64_t width = D - d < SLICE ? D - d : SLICE;
             const uint8_t *start = starts ? starts + b * T : NULL;
             const REAL *before = state + b * (W - 1) * D + d, *input = x + b * T * x_row + d;
-            const REAL **h = malloc(W * sizeof(*h));
+            const REAL **h = there(malloc(W * sizeof(*h)));
             REAL *w = NAME(taps)(weight + d * W, width, W), offset[SLICE] = {0};
             if (bias) memcpy(offset, bias + d, width * sizeof(REAL));
             for (int64_t t = 0; t < T; t++) {
@@ -136,10 +137,10 @@ void NAME(causal_conv1d_backward)(int64_t batch, int64_t T, int64_t D, int64_t W
             const int64_t width = D - d < SLICE ? D - d : SLICE, sums = (W + 1) * SLICE; /* of dw and of dbias */
             const uint8_t *start = starts ? starts + b * T : NULL;
             const REAL *before = state + b * (W - 1) * D + d, *input = x + b * T * x_row + d;
-            REAL *w = NAME(taps)(weight + d * W, width, W), *whole = calloc(2 * sums, sizeof(REAL)), *dw = whole + sums;
-            REAL *da = malloc(T * SLICE * sizeof(REAL)); /* dy through the activation */
+            REAL *w = NAME(taps)(weight + d * W, width, W), *whole = there(calloc(2 * sums, sizeof(REAL))), *dw = whole + sums;
+            REAL *da = there(malloc(T * SLICE * sizeof(REAL))); /* dy through the activation */
             if (silu) {
-                const REAL **h = malloc(W * sizeof(*h));
+                const REAL **h = there(malloc(W * sizeof(*h)));
                 REAL offset[SLICE] = {0};
                 if (bias) memcpy(offset, bias + d, width * sizeof(REAL));
                 for (int64_t t = 0; t < T; t++) {

@@ -45,6 +45,7 @@
 #else
 
 #include "../ssd/product.h"
+#include "../memory.h"
 #include "triangle.h"
 
 /* One chunk of q steps of a head; rows of keys are k_ wide, rows of values v_, rows of pairs q_. */
@@ -343,7 +344,7 @@ void NAME(delta_rule_backward)(int64_t batch, int64_t T, int64_t H, int64_t K, i
             REAL *U = Rt + states, *Ut = U + values, *dY = Ut + values, *W = dY + values, *dV = W + values;
             REAL *dQ = dV + values, *dP = dQ + 5 * q_ * k_, *dA = dP + pairs; /* tiles at their edges end behind dA */
             NAME(gradients) d = {dQ, dQ + q_ * k_, dQ + 2 * q_ * k_, dQ + 3 * q_ * k_, dQ + 4 * q_ * k_, NULL};
-            d.pairs = calloc(2 * q_, sizeof(double));
+            d.pairs = there(calloc(2 * q_, sizeof(double)));
             NAME(gather)(R, v_, dfinal + state, V, K, V, NULL);
             NAME(gather)(memory, v_, initial + state, V, K, V, NULL);
             for (int64_t chunk = 0; chunk < chunks; chunk++) {

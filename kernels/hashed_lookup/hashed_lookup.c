@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#include "../memory.h"
 #include "../native_math.h"
 
 #define TOKENS 512
@@ -67,7 +68,7 @@ void NAME(hashed_lookup_forward)(int64_t M, int64_t K, int64_t bits, int64_t D, 
         const int64_t first = task / slices * TOKENS, column = task % slices * COLUMNS;
         const int64_t tokens = M - first < TOKENS ? M - first : TOKENS;
         const int64_t width = D - column < COLUMNS ? D - column : COLUMNS;
-        REAL *sums = calloc(tokens * COLUMNS, sizeof(REAL));
+        REAL *sums = there(calloc(tokens * COLUMNS, sizeof(REAL)));
         for (int64_t k = 0; k < K; k++) {
             const REAL *table = tables + (k << bits) * D + column, *weight = weights + k * M + first;
             const int32_t *code = codes + k * M + first;
@@ -113,7 +114,7 @@ void NAME(hashed_lookup_backward)(int64_t M, int64_t K, int64_t bits, int64_t D,
     for (int64_t k = 0; k < K; k++) {
         const REAL *weight = weights + k * M;
         const int32_t *code = codes + k * M;
-        REAL *dweights = calloc(M, sizeof(REAL));
+        REAL *dweights = there(calloc(M, sizeof(REAL)));
         for (int64_t column = 0; column < D; column += COLUMNS) {
             const int64_t width = D - column < COLUMNS ? D - column : COLUMNS;
             const REAL *table = tables + (k << bits) * D + column;

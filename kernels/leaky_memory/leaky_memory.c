@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../memory.h"
 #include "../native_math.h"
 
 #define ROWS 4
@@ -41,7 +42,7 @@ typedef REAL NAME(Vector) __attribute__((vector_size(BYTES), aligned(sizeof(REAL
 
 /* (K, J) -> (K, WHOLE(J)) */
 static REAL *NAME(padded)(const REAL *weights, int64_t K, int64_t J) {
-    REAL *copy = calloc(K * WHOLE(J) + 1, sizeof(REAL));
+    REAL *copy = there(calloc(K * WHOLE(J) + 1, sizeof(REAL)));
     for (int64_t k = 0; k < K; k++) memcpy(copy + k * WHOLE(J), weights + k * J, J * sizeof(REAL));
     return copy;
 }
@@ -71,7 +72,7 @@ void NAME(leaky_memory_forward)(int64_t batch, int64_t T, int64_t D, int64_t H, 
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t first = 0; first < batch; first += ROWS) {
         const int64_t rows = batch - first < ROWS ? batch - first : ROWS;
-        REAL *state = calloc(ROWS * (3 * memory + units), sizeof(REAL)), *kept = state + ROWS * memory;
+        REAL *state = there(calloc(ROWS * (3 * memory + units), sizeof(REAL))), *kept = state + ROWS * memory;
         REAL *drive = kept + ROWS * memory, *hidden = drive + ROWS * memory;
         for (int64_t r = 0; r < rows; r++) memcpy(state + r * memory, initial + (first + r) * D, D * sizeof(REAL));
         for (int64_t t = 0; t < T; t++) {
@@ -123,7 +124,7 @@ void NAME(leaky_memory_chain)(int64_t batch, int64_t T, int64_t D, int64_t H, in
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t first = 0; first < batch; first += ROWS) {
         const int64_t rows = batch - first < ROWS ? batch - first : ROWS;
-        REAL *carried = calloc(ROWS * (3 * memory + units), sizeof(REAL)), *drive = carried + ROWS * memory;
+        REAL *carried = there(calloc(ROWS * (3 * memory + units), sizeof(REAL))), *drive = carried + ROWS * memory;
         REAL *kept = drive + ROWS * memory, *hidden = kept + ROWS * memory;
         for (int64_t r = 0; r < rows; r++) memcpy(carried + r * memory, dfinal + (first + r) * D, D * sizeof(REAL));
         for (int64_t t = T - 1; t >= 0; t--) {

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../memory.h"
 #include "../native_math.h"
 
 #define LANES 64
@@ -66,7 +67,7 @@ void NAME(linear_recurrence_backward)(int64_t batch, int64_t T, int64_t D, int64
         for (int64_t d = 0; d < D; d += LANES) {
             const int64_t width = D - d < LANES ? D - d : LANES;
             /* decays, and the state before each step */
-            REAL *decays = malloc(2 * T * LANES * sizeof(REAL)), *states = decays + T * LANES;
+            REAL *decays = there(malloc(2 * T * LANES * sizeof(REAL))), *states = decays + T * LANES;
             memcpy(states, state + b * D + d, width * sizeof(REAL));
             for (int64_t t = 0; t < T; t++) {
                 const REAL *input = x + (b * T + t) * x_row + d;

@@ -52,6 +52,7 @@ enum { ERROR, READ, WRITTEN }; /* shares of M and S */
 
 #include "../ssd/product.h"
 #include "../delta_rule/triangle.h"
+#include "../memory.h"
 
 /* One chunk of q steps of a head; rows of keys are k_ wide, rows of values v_, rows of pairs q_, of shares q_ + 2. */
 typedef struct {
@@ -80,7 +81,7 @@ static NAME(chunk) NAME(new_chunk)(int64_t Q, int64_t K, int64_t V) {
     c.rate = next, c.ones = next + c.q_;
     for (int64_t i = 0; i < longest; i++) c.ones[i] = 1;
     c.columns = c.q_ + 2;
-    c.A = calloc(2 * (c.q_ + 1) * c.columns + 2 * c.q_, sizeof(double));
+    c.A = there(calloc(2 * (c.q_ + 1) * c.columns + 2 * c.q_, sizeof(double)));
     c.C = c.A + (c.q_ + 1) * c.columns, c.a = c.C + (c.q_ + 1) * c.columns, c.m = c.a + c.q_;
     c.A[c.q_] = c.C[c.q_ + 1] = 1;
     return c;
@@ -268,7 +269,7 @@ void NAME(momentum_delta_rule_backward)(int64_t batch, int64_t T, int64_t H, int
             REAL *R = memory + (chunks + 1) * kept, *Zt = R + states, *Rt = Zt + states;
             REAL *W = Rt + states, *Wt = W + values, *dY = Wt + values, *X = dY + values, *dV = X + values;
             REAL *dQ = dV + values, *dK = dQ + keys, *part = dK + keys, *dP = part + 2 * keys, *dN = dP + q_ * q_;
-            double *dA = calloc(2 * shares, sizeof(double)), *dC = dA + shares;
+            double *dA = there(calloc(2 * shares, sizeof(double))), *dC = dA + shares;
             NAME(gather)(R, v_, dstate + place, V, K, V, NULL);
             NAME(gather)(R + half, v_, dmomentum + place, V, K, V, NULL);
             NAME(gather)(memory, v_, state + place, V, K, V, NULL);

@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#include "../memory.h"
 #include "../native_math.h"
 
 #define REAL float
@@ -115,7 +116,7 @@ void NAME(rms_norm_backward)(int64_t M, int64_t D, int64_t groups, int64_t x_row
     const int64_t n = D / groups;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t first = 0; first < M; first += block) {
-        REAL *work = malloc(5 * n * sizeof(REAL)), *dw = dweight_parts + first / block * D;
+        REAL *work = there(malloc(5 * n * sizeof(REAL))), *dw = dweight_parts + first / block * D;
         for (int64_t d = 0; d < D; d++) dw[d] = 0;
         for (int64_t m = first; m < M && m < first + block; m++)
             for (int64_t d = 0; d < D; d += n)

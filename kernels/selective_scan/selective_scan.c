@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../memory.h"
 #include "../native_math.h"
 
 #define LANES 64
@@ -88,7 +89,7 @@ void NAME(selective_scan_forward)(int64_t batch, int64_t T, int64_t D, int64_t N
             for (int64_t block = 0; block < blocks; block++) {
                 const int64_t d = g * per_group + block * LANES;
                 const int64_t left = per_group - block * LANES, width = left < LANES ? left : LANES;
-                REAL *a = malloc(2 * N * LANES * sizeof(REAL)), *h = a + N * LANES;
+                REAL *a = there(malloc(2 * N * LANES * sizeof(REAL))), *h = a + N * LANES;
                 REAL extra[LANES], shift[LANES];
                 NAME(load)(extra, skip ? skip + d : NULL, width);
                 NAME(load)(shift, bias ? bias + d : NULL, width);
@@ -139,7 +140,7 @@ void NAME(selective_scan_backward)(int64_t batch, int64_t T, int64_t D, int64_t 
                 const int64_t d = g * per_group + block * LANES;
                 const int64_t left = per_group - block * LANES, width = left < LANES ? left : LANES;
                 /* a, da, dh, boundary states (chunks), states (CHUNK + 1) and decays (CHUNK) of one chunk */
-                REAL *a = malloc((3 + chunks + 2 * CHUNK + 1) * size * sizeof(REAL));
+                REAL *a = there(malloc((3 + chunks + 2 * CHUNK + 1) * size * sizeof(REAL)));
                 REAL *da = a + size, *dh = da + size, *boundary = dh + size;
                 REAL *states = boundary + chunks * size, *decays = states + (CHUNK + 1) * size;
                 NAME(gather)(a, A + d * N, width, N);

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../memory.h"
 #include "../native_math.h"
 
 #define REAL float
@@ -96,7 +97,7 @@ void NAME(slstm_forward)(int64_t batch, int64_t T, int64_t H, int64_t D, int64_t
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads)
     for (int64_t b = 0; b < batch; b++)
         for (int64_t head = 0; head < H; head++) {
-            REAL *state = malloc(16 * D * sizeof(REAL)), *logits = state + 4 * D;
+            REAL *state = there(malloc(16 * D * sizeof(REAL))), *logits = state + 4 * D;
             const NAME(Step) scratch = NAME(step_at)(logits + 4 * D, D);
             NAME(copy_head)(state, D, initial + (b * 4 * H + head) * D, H * D, D);
             for (int64_t t = 0; t < T; t++) {
@@ -119,7 +120,7 @@ void NAME(slstm_backward)(int64_t batch, int64_t T, int64_t H, int64_t D, int64_
     for (int64_t b = 0; b < batch; b++)
         for (int64_t head = 0; head < H; head++) {
             const REAL *weights = R + head * D * 4 * D, *first = initial + (b * 4 * H + head) * D;
-            REAL *state = malloc((12 * D + T * 8 * D) * sizeof(REAL)), *logits = state + 4 * D;
+            REAL *state = there(malloc((12 * D + T * 8 * D) * sizeof(REAL))), *logits = state + 4 * D;
             REAL *gradient = logits + 4 * D, *steps = gradient + 4 * D;
             NAME(copy_head)(state, D, first, H * D, D);
             for (int64_t t = 0; t < T; t++) {

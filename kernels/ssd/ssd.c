@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../memory.h"
 #include "../native_math.h"
 
 #define LOWEST (-1500.0) /* exp of a log decay below it is 0, also beside growth up to the largest double */
@@ -185,7 +186,7 @@ void NAME(ssd_backward)(int64_t batch, int64_t T, int64_t H, int64_t P, int64_t 
                 REAL *Xt = scaled + q_ * p_, *dXt = Xt + p_ * q_, *ones = dXt + p_ * q_;
                 REAL *R = ones + q_, *states = R + heads * size;
                 for (int64_t i = 0; i < q_; i++) ones[i] = 1;
-                double *dlog = calloc(4 * q_ + heads, sizeof(double)), *from_start = dlog + q_, *to_end = dlog + 2 * q_;
+                double *dlog = there(calloc(4 * q_ + heads, sizeof(double))), *from_start = dlog + q_, *to_end = dlog + 2 * q_;
                 double *columns = dlog + 3 * q_, *dA = dlog + 4 * q_;
                 for (int64_t h = 0; h < heads; h++) {
                     NAME(gather)(R + h * size, n_, dfinal + (b * H + first + h) * P * N, N, P, N, NULL);

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.config import require_positive, require_ranges
+from zoo.generative.classes import wanted
 from zoo.kernels.dispatch import compute_dtype
 from zoo.layers import recompute
 
@@ -134,13 +135,9 @@ class DiffusionModel(nn.Module, ABC):
                 f"got {x.dtype} {tuple(x.shape)}"
             )
         t = x.new_zeros(len(x)) if t is None else t
-        classes = torch.full((len(x),), c.num_classes, device=x.device) if classes is None else classes
-        for name, given in (("t", t), ("classes", classes)):
-            if given.shape != (len(x),):
-                raise ValueError(f"{name} must have shape ({len(x)},), one an image, got {tuple(given.shape)}")
-        if self.training and c.class_drop_rate:
-            hidden = torch.rand(classes.shape, device=x.device) < c.class_drop_rate
-            classes = classes.masked_fill(hidden, c.num_classes)
+        if t.shape != (len(x),):
+            raise ValueError(f"t must have shape ({len(x)},), one an image, got {tuple(t.shape)}")
+        classes = wanted(classes, x, c.num_classes, c.class_drop_rate if self.training else 0.0)
         return self.velocity(x, t.to(x.dtype), classes)
 
     def errors(self, images: Tensor, noise: Tensor, t: Tensor, classes: Tensor | None = None) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from zoo.config import require_positive, require_ranges
 from zoo.generative.adaptive import AdaptiveBlock, AdaptiveHead, Past
+from zoo.generative.classes import wanted
 from zoo.generative.lookup_free import GroupedLookupFree
 from zoo.generative.wetok import Scales, resized
 from zoo.kernels.dispatch import compute_dtype
@@ -214,13 +215,13 @@ class NextScale(nn.Module):
             stop: scales that are made at most; all where None.
         """
         config, pasts = self.config, [Past() for _ in self.blocks]
-        tokens = given if given is not None else self.classes.weight.new_empty(batch_size, config.groups, 0).long()
-        wanted = self._classes(classes, tokens)
-        both = torch.cat([wanted, self._classes(None, tokens)]) if guidance else wanted
+        tokens = given if given is not None else self.positions.new_empty(batch_size, config.groups, 0).long()
+        asked = self._classes(classes, tokens)
+        both = torch.cat([asked, self._classes(None, tokens)]) if guidance else asked
         last = len(config.sizes) - 1
         read = 0  # tokens whose keys are held
         for index in range(self._known(tokens), len(config.sizes) if stop is None else stop):
-            inputs = torch.cat([self.begin(wanted), *map(self.embed, self.maps(tokens))][: index + 1], 1)
+            inputs = torch.cat([self.begin(asked), *map(self.embed, self.maps(tokens))][: index + 1], 1)
             x = (inputs + self.positions[: inputs.shape[1]])[:, read:]
             mask = self.mask[read : inputs.shape[1], : inputs.shape[1]]
             x = torch.cat([x, self._unconditional(x, index, read)]) if guidance else x
@@ -230,7 +231,7 @@ class NextScale(nn.Module):
             logits = self.logits(x[:, -config.sizes[index] :], both)
             if guidance:
                 weight = guidance * index / max(1, last)
-                logits = (1 + weight) * logits[: len(wanted)] - weight * logits[len(wanted) :]
+                logits = (1 + weight) * logits[: len(asked)] - weight * logits[len(asked) :]
             tokens = torch.cat([tokens, choose(logits)], 2)
         return tokens
 
@@ -244,15 +245,8 @@ class NextScale(nn.Module):
 
     def _classes(self, classes: Tensor | None, like: Tensor) -> Tensor:
         """Vectors (B, dim) of the classes, some hidden in training."""
-        none = self.config.num_classes
-        if classes is None:
-            classes = torch.full((len(like),), none, device=like.device)
-        if classes.shape != (len(like),):
-            raise ValueError(f"classes must have shape ({len(like)},), one an image, got {tuple(classes.shape)}")
-        if self.training and self.config.class_drop_rate:
-            hidden = torch.rand(classes.shape, device=classes.device) < self.config.class_drop_rate
-            classes = classes.masked_fill(hidden, none)
-        return self.classes(classes)
+        c = self.config
+        return self.classes(wanted(classes, like, c.num_classes, c.class_drop_rate if self.training else 0.0))
 
     def no_weight_decay(self) -> set[str]:
         """The embeddings of classes and positions."""
@@ -267,10 +261,10 @@ class NextScale(nn.Module):
 
     def _check(self, tokens: Tensor) -> None:
         c = self.config
-        wanted = (c.groups, *c.image_shape)
-        if tokens.dim() != 3 or tuple(tokens.shape[1:]) != wanted or tokens.dtype != torch.int64:
+        shape = (c.groups, *c.image_shape)
+        if tokens.dim() != 3 or tuple(tokens.shape[1:]) != shape or tokens.dtype != torch.int64:
             raise ValueError(
-                f"tokens must be int64 of shape (batch, {wanted[0]}, {wanted[1]}), as WeTok.encode(images).mT gives "
+                f"tokens must be int64 of shape (batch, {shape[0]}, {shape[1]}), as WeTok.encode(images).mT gives "
                 f"them, got {tokens.dtype} {tuple(tokens.shape)}"
             )
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.kernels.dispatch import compute_dtype
 from zoo.language.block import Block, LanguageConfig
-from zoo.language.ids import check_ids
+from zoo.language.ids import check_call
 from zoo.language.rows import RowStates, by_rows
 from zoo.layers import Mixer, ModelState, RMSNorm
 from zoo.layers.cache.build import Cache, assigned, finish, governed, tell
@@ -366,24 +366,7 @@ class LanguageModel(nn.Module, ABC):
         return mean if num_scored is None else mean * (shifted != -100).sum() / num_scored
 
     def _check(self, tokens, state, labels, seq_idx, logits_to_keep, num_scored) -> None:
-        if tokens.dim() != 2 or tokens.shape[1] == 0:
-            raise ValueError(f"tokens must have shape (batch, length >= 1), got {tuple(tokens.shape)}")
-        check_ids("tokens", tokens, 0, self.config.vocab_size)
-        for name, tensor in (("labels", labels), ("seq_idx", seq_idx)):
-            if tensor is not None and tensor.shape != tokens.shape:
-                raise ValueError(
-                    f"{name} must have the shape of tokens {tuple(tokens.shape)}, got {tuple(tensor.shape)}"
-                )
-        if labels is not None:
-            check_ids("labels", labels, 0, self.config.vocab_size, ignore=-100)
-        if seq_idx is not None and (seq_idx.is_floating_point() or seq_idx.dtype == torch.bool):
-            raise ValueError(f"seq_idx must be an integer tensor of sequence ids, got {seq_idx.dtype}")
-        if not 0 <= logits_to_keep <= tokens.shape[1]:
-            raise ValueError(f"logits_to_keep must be in [0, {tokens.shape[1]}], got {logits_to_keep}")
-        if isinstance(num_scored, int) and num_scored < 1:
-            raise ValueError(
-                f"num_scored, the tokens that the loss is divided by, must be at least 1, got {num_scored}"
-            )
+        check_call(self.config.vocab_size, tokens, labels, seq_idx, logits_to_keep, num_scored)
         if state is not None:
             if len(state) != len(self.mixers):
                 raise ValueError(
