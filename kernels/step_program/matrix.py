@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,10 @@ class Matrix(NamedTuple):
         nbytes: of one matrix.
         layout: how it lies.
         places: of its numbers, codes or bits, as the records have them.
-        strides: from one matrix of several to the next, in bytes: of numbers or codes, scales and zeros.
+        strides: from one matrix of several, or from one row of a single one, to the next, in bytes: of numbers or
+            codes, scales and zeros.
         kind: bits of exponent and of mantissa.
+        rounded: bits of the integers that a row is rounded to before; 0 for none.
     """
 
     outputs: int
@@ -35,17 +37,19 @@ class Matrix(NamedTuple):
     places: tuple[int, ...]
     strides: tuple[int, int, int] = (0, 0, 0)
     kind: tuple[int, int] = (0, 0)
+    rounded: int = 0
 
 
 def dense(p: Records, weight: Tensor) -> Matrix:
-    """Of numbers (N, C), or of several (E, C, N), whose rows are the inputs."""
-    _require(p, weight, dtypes=DTYPES)
-    brief, stride = int(weight.dtype == torch.bfloat16), weight[0].nbytes
-    if weight.dim() == 2:
-        return Matrix(len(weight), weight.shape[1], weight.nbytes, ROWS + brief, (weight.data_ptr(),))
-    return Matrix(
-        weight.shape[2], weight.shape[1], stride, COLUMNS + brief, (weight.data_ptr(),), (stride, 0, 0)
-    )  # fmt: skip
+    """Of numbers (N, C), or of several (E, C, N), whose rows are the inputs and which may lie apart."""
+    several = weight.dim() == 3
+    _require(p, weight, weight[0] if several else weight, dtypes=DTYPES)
+    brief, strides = int(weight.dtype == torch.bfloat16), (weight.stride(0) * weight.element_size(), 0, 0)
+    if several:
+        return Matrix(
+            weight.shape[2], weight.shape[1], weight[0].nbytes, COLUMNS + brief, (weight.data_ptr(),), strides
+        )
+    return Matrix(len(weight), weight.shape[1], weight.nbytes, ROWS + brief, (weight.data_ptr(),), strides)
 
 
 def integers(p: Records, shape: tuple[int, ...], codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int):
@@ -91,6 +95,23 @@ def kept(p: Records, columns: Tensor, norm: Tensor, threshold: float, right: Ten
     return Matrix(columns.shape[1], columns.shape[0], columns.nbytes, KEPT, (columns.data_ptr(), *places))
 
 
+def parts(matrix: Matrix, count: int, first: int, rows: int) -> Matrix:
+    """So many rows from ``first`` on of each of ``count`` equal parts of a single matrix, as that many matrices.
+
+    Raises:
+        ValueError: for a layout whose rows do not all take the same memory.
+    """
+    if matrix.layout in (COLUMNS, COLUMNS + 1, KEPT) or SPARSE <= matrix.layout < KEPT:
+        raise ValueError(f"a matrix of layout {matrix.layout} has no parts")
+    places = list(matrix.places)
+    for place, stride in zip((0, 4, 5), matrix.strides, strict=True):
+        if stride:
+            places[place] += first * stride
+    each = matrix.outputs // count
+    strides = cast(tuple[int, int, int], tuple(each * stride for stride in matrix.strides))
+    return matrix._replace(outputs=rows, nbytes=rows * matrix.strides[0], places=tuple(places), strides=strides)
+
+
 def _scales(scale: Tensor) -> tuple[int, int, int]:
     return scale.shape[-1], int(scale.dtype == torch.bfloat16), scale.data_ptr()
 
@@ -99,7 +120,9 @@ def _each(codes: Tensor) -> int:
     return codes.shape[-2] * codes.shape[-1]
 
 
-def _require(p: Records, tensor: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.uint8,)) -> None:
+def _require(
+    p: Records, tensor: Tensor, part: Tensor | None = None, *, dtypes: tuple[torch.dtype, ...] = (torch.uint8,)
+) -> None:
     p.watch(tensor)
-    if not tensor.is_contiguous() or tensor.dtype not in dtypes:
+    if not (tensor if part is None else part).is_contiguous() or tensor.dtype not in dtypes:
         raise ValueError(f"a matrix must be contiguous, of {dtypes}, got {tensor.dtype}")

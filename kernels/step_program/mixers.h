@@ -1,5 +1,6 @@
 /* Steps of recurrent mixers. */
 
+#include "../memory.h"
 #include "common.h"
 #include "../ssd/step.c"
 
@@ -63,4 +64,56 @@ static void scan_channels(const int64_t *a, int64_t chunk) {
         }
         OUT(14)[m * a[15] + d] = (sum + D[d] * x) * silu(F(10)[m * a[11] + d]);
     }
+}
+
+/* y_j = x + (the x before - x) mu_j for several mu; chunk: a row. a: x x_row y y_row mu state next brief D count. next may
+   be state */
+static void shift_row(const int64_t *a, int64_t m) {
+    const int64_t D = a[8], brief = a[7];
+    const float *x = F(0) + m * a[1];
+    for (int64_t j = 0; j < a[9]; j++) {
+        const float *mu = F(4) + j * D;
+        float *y = OUT(2) + m * a[3] + j * D;
+        for (int64_t d = 0; d < D; d++) y[d] = x[d] + (read_one((const void *)a[5], m * D + d, brief) - x[d]) * mu[d];
+    }
+    for (int64_t d = 0; d < D; d++) write_one((void *)a[6], m * D + d, x[d], brief);
+}
+
+/* a step of the gated recurrence of Griffin, h' = e^l h + sqrt(1 - e^(2 l)) sigmoid(i) x with l = rate sigmoid(r), where
+   1 - e^(-2 u) = 2 t / (1 + t) for t = tanh u; the first input is not multiplied by the root. chunk: a row. a: x x_row r
+   r_row i i_row y y_row rate state next begun begun' D */
+static void leak_row(const int64_t *a, int64_t m) {
+    const int64_t D = a[13], begun = ((const int64_t *)a[11])[m];
+    const float *x = F(0) + m * a[1], *r = F(2) + m * a[3], *in = F(4) + m * a[5], *rate = F(8), *h = F(9) + m * D;
+    float *y = OUT(6) + m * a[7], *next = OUT(10) + m * D;
+#pragma omp simd
+    for (int64_t d = 0; d < D; d++) {
+        const float open = sigmoid(r[d]), t = tanh_f32(-rate[d] * open), gain = begun ? sqrtf(2 * t / (1 + t)) : 1;
+        y[d] = next[d] = exp_product_f32(rate[d], open) * h[d] + gain * sigmoid(in[d]) * x[d];
+    }
+    ((int64_t *)a[12])[m] = 1;
+}
+
+/* a step of an sLSTM: gates' logits x (4, H, D) and of what the head gave before, h R; then h, c, n and the stabilizer m,
+   a cell (4, H, D). chunk: a head of a row. a: x x_row y y_row R cell cell' H D. cell' may be cell */
+static void slstm_head(const int64_t *a, int64_t chunk) {
+    const int64_t H = a[7], D = a[8], m = chunk / H, h = chunk % H, part = H * D, own = m * 4 * part + h * D;
+    const float *before = F(5) + own;
+    float *cell = OUT(6) + own, *z = there(malloc(4 * D * sizeof(float)));
+    for (int64_t g = 0; g < 4; g++) memcpy(z + g * D, F(0) + m * a[1] + g * part + h * D, D * sizeof(float));
+    for (int64_t d = 0; d < D; d++) {
+        const float out = before[d], *R = F(4) + (h * D + d) * 4 * D;
+#pragma omp simd
+        for (int64_t j = 0; j < 4 * D; j++) z[j] += out * R[j];
+    }
+    for (int64_t d = 0; d < D; d++) {
+        const float c = before[part + d], n = before[2 * part + d], i = z[d];
+        const float kept = n == 0 ? -INFINITY : before[3 * part + d] - softplus_f32(-z[D + d]), most = kept > i ? kept : i;
+        const float keep = exp_f32(kept - most), enter = exp_f32(i - most);
+        cell[part + d] = keep * c + enter * tanh_f32(z[2 * D + d]);
+        cell[2 * part + d] = keep * n + enter;
+        cell[3 * part + d] = most;
+        cell[d] = OUT(2)[m * a[3] + h * D + d] = sigmoid(z[3 * D + d]) * cell[part + d] / cell[2 * part + d];
+    }
+    free(z);
 }

@@ -18,7 +18,8 @@ from zoo.kernels import native
 from zoo.kernels.step_program.matrix import COLUMNS, INTEGERS, KEPT, Matrix
 from zoo.kernels.step_program.records import BASE, FACTOR, SOURCE, Records, Value, bits_of
 
-NORM, LINEAR, CONV, SSD, SCAN, TURN, ATTEND, GLU, SCALE, ROUTE, COMBINE, DIGITS = range(12)
+NORM, LINEAR, CONV, SSD, SCAN, TURN, ATTEND, GLU, SCALE, ROUTE, COMBINE, DIGITS, PICK, BLEND = range(14)
+ROUND = 24
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu", "sigmoid", "squared_relu", "clamped", "capped", "none")
 CHUNK = 1 << 16  # bytes of a matrix that a thread takes at a time
 SEGMENT = 1 << 10  # bytes of a row of a matrix whose rows are inputs
@@ -41,11 +42,17 @@ class Program(Records):
     def __init__(self, rows: int):
         super().__init__(rows)
         self.digits: dict[tuple, tuple[int, int]] = {}  # of values, until their memory is written to
+        self.integers: dict[tuple, Value] = {}
 
     def again(self) -> None:
         """From here on the memory of earlier values may be used again."""
         super().again()
+        self._written()
+
+    def _written(self) -> None:
+        """Of no value is known what it is in digits or integers."""
         self.digits.clear()
+        self.integers.clear()
 
     def norm(
         self,
@@ -56,23 +63,32 @@ class Program(Records):
         groups: int = 1,
         heads: int = 1,
         change: Callable[[Tensor], Tensor] = lambda t: t,
+        factor: float = 1.0,
+        bias: Tensor | None = None,
+        centred: bool = False,
     ) -> Value:
-        """Root mean square over each of ``groups`` parts, or of as many ``heads`` as there are with the same weight."""
+        """x over its root mean square, of what is left without the mean where ``centred``, in each of ``groups`` parts,
+        or in as many ``heads`` as there are with the same weight; times a ``factor`` and plus a bias."""
         x, y, width = self.whole(x), self.empty(x.width), x.width // heads
         rows = [(value.place[0], value.place[1] if heads == 1 else width) for value in (x, y)]
         if heads > 1 and x.place[1] != x.width:
             raise ValueError("heads lie one behind the other")
         gate = (0, 0) if z is None else z.place
         made = self.add(
-            NORM, self.rows * heads, *rows[0], *rows[1], 0, 0, self.floats(weight, change), *gate, width, bits_of(1.0),
-            groups, bits_of(eps),
+            NORM, self.rows * heads, *rows[0], *rows[1], 0, 0, self.floats(weight, change), *gate, width,
+            bits_of(factor), groups, bits_of(eps), self.floats(bias), int(centred),
         )  # fmt: skip
-        return y._replace(made=made if heads == 1 and z is None else None)
+        return y._replace(made=made if heads == 1 and z is None and factor == 1 else None)
+
+    def unit(self, x: Value, width: int, eps: float) -> Value:
+        """Each part of so many columns over its length, with eps added to the sum of squares."""
+        return self.norm(x, None, eps / width, heads=x.width // width, factor=width**-0.5)
 
     def linear(self, x: Value, matrix: Matrix, bias: Tensor | None = None) -> Value:
         """x W^T + b."""
         if matrix.inputs != x.width:
             raise ValueError(f"the matrix is for {matrix.inputs} columns, got {x.width}")
+        x = self._rounded(x, matrix, 1)
         y, rows, digits = self.empty(matrix.outputs), _rows_at_a_time(matrix), self._digits(*x.place, self.rows, matrix)
         made = self._matrix(x.place, y.place, x.factor, matrix, bias, -(-matrix.outputs // rows), rows, self.rows)
         self.records[made][29:31] = digits
@@ -81,20 +97,40 @@ class Program(Records):
     def linear_of(self, x: Value, matrix: Matrix, bias: Tensor | None, chosen: Chosen) -> Value:
         """x W_e^T + b_e of the matrices e that each row has chosen, beside each other: (rows, count N).
 
-        x is one row for all of them, or (rows, count C).
+        x is one row for all of them, or (rows, count) parts, whose first C columns go through a matrix.
         """
-        apart = x.width != matrix.inputs
-        if x.width not in (matrix.inputs, chosen.count * matrix.inputs):
+        apart, each = x.width != matrix.inputs, x.width // chosen.count
+        if apart and (x.width % chosen.count or each < matrix.inputs):
             raise ValueError(f"the matrices are for {matrix.inputs} columns, got {x.width}")
         if apart and x.place[1] != x.width:
             raise ValueError("what goes through several matrices lies one behind the other")
+        x = self._rounded(x, matrix, chosen.count if apart else 1)
         y, rows, slots = self.empty(chosen.count * matrix.outputs), _rows_at_a_time(matrix), self.rows * chosen.count
-        given, chunks = (x.place[0], matrix.inputs if apart else x.place[1]), slots * -(-matrix.outputs // rows)
+        given, chunks = (x.place[0], each if apart else x.place[1]), slots * -(-matrix.outputs // rows)
         digits = self._digits(*given, slots if apart else self.rows, matrix)
         made = self._matrix(given, (y.place[0], matrix.outputs), x.factor, matrix, bias, chunks, rows, 1)
         self.records[made][22:24] = chosen.index.data_ptr(), 1 if apart else chosen.count
         self.records[made][29:31] = digits
         return y
+
+    def every(self, count: int) -> Chosen:
+        """Each of so many matrices, for each row."""
+        index = torch.arange(count).repeat(self.rows, 1)
+        self.kept.append(index)
+        return Chosen(count, index, torch.empty(0))
+
+    def _rounded(self, x: Value, matrix: Matrix, parts: int) -> Value:
+        """x, where the matrix wants that with each part as integers times a number, those of ``quantised_rows``."""
+        if not matrix.rounded:
+            return x
+        key = *x.place, x.width, matrix.rounded, parts
+        if key not in self.integers:
+            width = x.width // parts
+            y, apart = self.empty(x.width), x.place[1] if parts == 1 else width
+            places = x.place[0], apart, y.place[0], width
+            self.add(ROUND, self.rows * parts, *places, width, 2 ** (matrix.rounded - 1) - 1)
+            self.integers[key] = y
+        return self.integers[key]._replace(factor=x.factor)
 
     def _digits(self, x: int, apart: int, rows: int, matrix: Matrix) -> tuple[int, int]:
         """Pointer and distance in bytes of the rows of x, so many numbers apart, as digits; 0 where there are none."""
@@ -163,25 +199,45 @@ class Program(Records):
         chunks = self.rows * -(-x.width // CHANNELS)
         return y, self.add(SCAN, chunks, *places, 0, 0, *y.place, x.width, B.width)
 
-    def turn(self, q: Value, k: Value, v: Value, head_dim: int, rotary: tuple[Tensor, float, bool] | None) -> int:
-        """Queries and keys turned where they are, keys and values kept in a cache; rotary: frequencies (P,), a scale
-        and whether pairs are interleaved. Key, value, brief, capacity, slot and place are arguments 6 to 11; 19 says
-        that all slots are taken, and the oldest is given up."""
+    def turn(
+        self, q: Value, k: Value, v: Value, head_dim: int, rotary: tuple[Tensor, float, bool] | None,
+        heads: int | None = None,
+    ) -> int:  # fmt: skip
+        """Queries and keys turned where they are, keys and values kept in a cache.
+
+        Key, value, brief, capacity, slot and place are arguments 6 to 11; 19 says that all slots are taken, and the
+        oldest is given up.
+
+        Args:
+            rotary: frequencies (P,), a scale and whether pairs are interleaved.
+            heads: of queries that lie apart: parts of a whole row, of which ``q`` is where the first one turns.
+        """
+        count, keys = heads or q.width // head_dim, k.width // head_dim
+        apart = q.place[1] // heads if heads else head_dim
+        places, sizes = (*q.place, *k.place, *v.place), (count, keys, head_dim, 0, apart, v.width // keys)
+        return self.add(TURN, self.rows * (count + keys), *places, *[0] * 6, *self.angles(rotary), *sizes)
+
+    def angles(self, rotary: tuple[Tensor, float, bool] | None) -> tuple[int, int, int, int]:
+        """How a record has them."""
         frequency, scale, interleaved = (None, 1.0, False) if rotary is None else rotary
-        angles = self.floats(frequency), 0 if frequency is None else len(frequency), bits_of(scale), int(interleaved)
-        heads = q.width // head_dim, k.width // head_dim
-        places = *q.place, *k.place, *v.place
-        return self.add(TURN, self.rows * sum(heads), *places, *[0] * 6, *angles, *heads, head_dim)
+        return self.floats(frequency), 0 if frequency is None else len(frequency), bits_of(scale), int(interleaved)
 
     def attend(
         self, q: Value, kv_heads: int, head_dim: int, scale: float, softcap: float | None = None,
-        sinks: Tensor | None = None,
+        sinks: Tensor | None = None, latent: Value | None = None, heads: int | None = None,
     ) -> tuple[Value, int]:  # fmt: skip
         """Of queries over the slots of a cache; key and value are arguments 4 and 5, brief, capacity and filled 7 to 9,
-        memory for (rows, H, capacity) numbers 11."""
-        y, heads = self.empty(q.width), q.width // head_dim
-        sizes = heads, kv_heads, head_dim, bits_of(softcap or 0.0), self.floats(sinks)
-        return y, self.add(ATTEND, self.rows * heads, *q.place, *y.place, *[0] * 6, bits_of(scale), 0, *sizes)
+        memory for (rows, H, capacity) numbers 11.
+
+        Args:
+            latent: queries for the values, which are keys too; the output is as wide.
+            heads: as in ``turn``.
+        """
+        y, count = self.empty((q if latent is None else latent).width), heads or q.width // head_dim
+        sizes = count, kv_heads, head_dim, bits_of(softcap or 0.0), self.floats(sinks), y.width // count
+        further = q.place[1] // heads if heads else head_dim, *((0, 0) if latent is None else latent.place)
+        places = *q.place, *y.place, *[0] * 6, bits_of(scale), 0
+        return y, self.add(ATTEND, self.rows * count, *places, *sizes, *further)
 
     def glu(
         self, gate: Value, up: Value | None, activation: str = "silu", alpha: float = 1.0, limit: float = 0.0
@@ -198,11 +254,31 @@ class Program(Records):
         """c tanh(x / c)."""
         return self.glu(x, None, "capped", cap)
 
-    def scaled(self, x: Value, weight: Tensor | None = None) -> Value:
-        """x times its factor, and times a number a column."""
-        y = self.empty(x.width)
-        self.add(SCALE, self.rows, *x.place, *y.place, self.floats(weight), 0, 0, bits_of(x.factor), x.width)
+    def scaled(self, x: Value, weight: Tensor | None = None, by: Value | None = None) -> Value:
+        """x times its factor, and times a number a column, and one a row, ``by`` (rows, 1)."""
+        y, own = self.empty(x.width), (0, 0) if by is None else by.place
+        self.add(SCALE, self.rows, *x.place, *y.place, self.floats(weight), 0, 0, bits_of(x.factor), x.width, *own)
         return y
+
+    def pick(self, x: Value, *columns: Tensor) -> list[Value]:
+        """Some columns of x by their numbers, others behind them, and so on."""
+        index = torch.cat([part.flatten() for part in columns])
+        y = self.empty(len(index))
+        self.add(PICK, self.rows, *self.whole(x).place, *y.place, self.pointer(index), len(index))
+        return y.split(*(part.numel() for part in columns))
+
+    def blend(self, x: Value, z: Value, share: Value) -> Value:
+        """x + share (z - x)."""
+        y = self.empty(x.width)
+        self.add(BLEND, self.rows, *x.place, *z.place, *share.place, *y.place, x.width)
+        return y
+
+    def parameter(self, tensor: Tensor) -> Value:
+        """Its numbers, the same in each row."""
+        self.watch(tensor)
+        numbers = tensor.detach().float().flatten().expand(self.rows, -1)
+        self.kept.append(numbers)
+        return Value(numbers)
 
     def times(self, x: Value, factor: float) -> Value:
         """x times a number, of a value that nothing else reads."""
@@ -215,10 +291,17 @@ class Program(Records):
         """x without a factor."""
         return x if x.factor == 1 else self.scaled(x)
 
+    def lasting(self, x: Value) -> Value:
+        """A copy, whose memory nothing else uses."""
+        y = Value(torch.zeros(self.rows, x.width))
+        self.kept.append(y.tensor)
+        self.accumulate(y, x._replace(made=None), first=True)
+        return y
+
     def accumulate(self, total: Value, x: Value, first: bool = False) -> None:
         """total becomes total + x, or x where it is the ``first``: by the record that made x just now, if any."""
         base = (0, 0) if first else total.place
-        self.digits.clear()
+        self._written()
         if x.made is not None and x.made == len(self.records) - 1:
             record = self.records[-1]
             record[BASE] = *total.place, *base

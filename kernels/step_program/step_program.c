@@ -8,9 +8,11 @@
 #include <sched.h>
 
 #include "attention.h"
+#include "elementwise.h"
 #include "experts.h"
 #include "linear.h"
 #include "mixers.h"
+#include "recall.h"
 
 #define PATIENCE 4096 /* turns of waiting before a thread gives its core away */
 
@@ -22,82 +24,32 @@ typedef struct {
     int64_t taken, done, apart[6];
 } progress;
 
-/* y = base + factor w n(x), or w n(x silu(z)), over groups of a row; chunk: a row. a: x x_row y y_row base base_row w z
-   z_row width factor groups eps */
+/* y = base + factor (w n(x) + b), or w n(x silu(z)), over groups of a row; n: over the root mean square, or of what is
+   left without the mean; chunk: a row. a: x x_row y y_row base base_row w z z_row width factor groups eps b centred */
 static void norm_row(const int64_t *a, int64_t m) {
     const float *x = F(0) + m * a[1], *base = a[4] ? F(4) + m * a[5] : 0, *w = F(6), *z = a[7] ? F(7) + m * a[8] : 0;
+    const float *b = F(13), factor = real(a[10]);
     float *y = OUT(2) + m * a[3];
     const int64_t size = a[9] / a[11];
     for (int64_t g = 0; g < a[11]; g++, x += size, y += size) {
-        float sum = 0;
+        float mean = 0, sum = 0;
         if (z)
             for (int64_t i = 0; i < size; i++) y[i] = x[i] * silu(z[g * size + i]);
         const float *from = z ? y : x;
+        if (a[14]) {
+#pragma omp simd reduction(+ : mean)
+            for (int64_t i = 0; i < size; i++) mean += from[i];
+            mean /= (float)size;
+        }
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < size; i++) sum += from[i] * from[i];
-        const float scale = real(a[10]) / sqrtf(sum / (float)size + real(a[12]));
+        for (int64_t i = 0; i < size; i++) sum += (from[i] - mean) * (from[i] - mean);
+        const float scale = factor / sqrtf(sum / (float)size + real(a[12]));
         for (int64_t i = 0; i < size; i++) {
-            const float value = from[i] * scale * (w ? w[g * size + i] : 1);
+            float value = (from[i] - mean) * scale * (w ? w[g * size + i] : 1);
+            if (b) value += factor * b[g * size + i];
             y[i] = base ? base[g * size + i] + value : value;
         }
     }
-}
-
-INLINE float activated(float x, int64_t kind) {
-    switch (kind) {
-        case 0: return silu(x);
-        case 1: return 0.5f * x * (1 + tanh_f32(0.797884561f * (x + 0.044715f * x * x * x)));
-        case 2: return 0.5f * x * (1 + erff(x * 0.707106781f));
-        case 3: return x > 0 ? x : 0;
-        case 4: return sigmoid(x);
-        case 5: return x > 0 ? x * x : 0;
-        default: return x;
-    }
-}
-
-INLINE void glu_of(const float *gate, const float *up, float *y, int64_t width, int64_t kind) {
-#pragma omp simd
-    for (int64_t i = 0; i < width; i++) y[i] = activated(gate[i], kind) * (up ? up[i] : 1);
-}
-
-/* alpha tanh(x / alpha) */
-INLINE void capped(const float *x, float *y, int64_t width, float alpha) {
-#pragma omp simd
-    for (int64_t i = 0; i < width; i++) y[i] = alpha * tanh_f32(x[i] / alpha);
-}
-
-/* (u + 1) g sigmoid(alpha g), both bounded */
-INLINE void clamped_glu(const float *gate, const float *up, float *y, int64_t width, float alpha, float limit) {
-#pragma omp simd
-    for (int64_t i = 0; i < width; i++) {
-        const float g = gate[i] > limit ? limit : gate[i], u = up[i] > limit ? limit : up[i] < -limit ? -limit : up[i];
-        y[i] = (u + 1) * g * sigmoid(alpha * g);
-    }
-}
-
-/* y = an activation of the gate, times up where there is one; chunk: some columns of a row. a: gate gate_row up up_row y
-   y_row width kind alpha limit columns */
-static void glu_columns(const int64_t *a, int64_t chunk) {
-    const int64_t chunks = (a[6] + a[10] - 1) / a[10], m = chunk / chunks, first = chunk % chunks * a[10];
-    const int64_t width = a[6] - first < a[10] ? a[6] - first : a[10];
-    const float *gate = F(0) + m * a[1] + first, *up = a[2] ? F(2) + m * a[3] + first : 0;
-    float *y = OUT(4) + m * a[5] + first;
-    switch (a[7]) {
-        case 0: glu_of(gate, up, y, width, 0); return;
-        case 1: glu_of(gate, up, y, width, 1); return;
-        case 3: glu_of(gate, up, y, width, 3); return;
-        case 4: glu_of(gate, up, y, width, 4); return;
-        case 6: clamped_glu(gate, up, y, width, real(a[8]), real(a[9])); return;
-        case 7: capped(gate, y, width, real(a[8])); return;
-        default: glu_of(gate, up, y, width, a[7]);
-    }
-}
-
-/* y = x w, or with base y = base + factor x; chunk: a row. a: x x_row y y_row w base base_row factor width */
-static void scale_row(const int64_t *a, int64_t m) {
-    const float *x = F(0) + m * a[1], *w = F(4), *base = a[5] ? F(5) + m * a[6] : 0, factor = real(a[7]);
-    float *y = OUT(2) + m * a[3];
-    for (int64_t i = 0; i < a[8]; i++) y[i] = (base ? base[i] : 0) + factor * (w ? w[i] * x[i] : x[i]);
 }
 
 static void work(const record *r, int64_t chunk) {
@@ -114,6 +66,19 @@ static void work(const record *r, int64_t chunk) {
         case 9: route_row(r->a, chunk); return;
         case 10: combine_row(r->a, chunk); return;
         case 11: digits_of_row(r->a, chunk); return;
+        case 12: pick_row(r->a, chunk); return;
+        case 13: blend_row(r->a, chunk); return;
+        case 14: decay_columns(r->a, chunk); return;
+        case 15: shift_row(r->a, chunk); return;
+        case 16: leak_row(r->a, chunk); return;
+        case 17: rotate_row(r->a, chunk); return;
+        case 18: recall_columns(r->a, chunk); return;
+        case 19: gate_head(r->a, chunk); return;
+        case 20: bonus_head(r->a, chunk); return;
+        case 21: features_head(r->a, chunk); return;
+        case 22: quotient_head(r->a, chunk); return;
+        case 23: slstm_head(r->a, chunk); return;
+        case 24: round_row(r->a, chunk); return;
     }
 }
 

@@ -92,7 +92,7 @@ class RWKV7Block(Mixer):
         inner = self.ffn_norm(x)
         y = x + self.ffn(inner, shifted(inner, channel, seq_idx))
         if state is not None:
-            state.time, state.channel, state.memory = normal[:, -1], inner[:, -1], memory
+            state.time, state.channel, state.memory = normal[:, -1].contiguous(), inner[:, -1].contiguous(), memory
         return torch.cat([y, values.to(y.dtype)], dim=-1)
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> RWKV7State:

@@ -5,8 +5,17 @@ a layer's place is unknown, and its model then steps as always, which is also th
 first step and anew where a tensor was written to or a module replaced.
 """
 
-from zoo.layers.step import attention, linears, recurrent  # noqa: F401  (what they describe)
+from zoo.layers.step import (  # noqa: F401  (what they describe)
+    attention,
+    delta_rules,
+    latent,
+    linear_attention,
+    linears,
+    recurrent,
+)
+from zoo.layers.step.attention import attend_step
 from zoo.layers.step.feed_forward import moe_step, swiglu_step
+from zoo.layers.step.linears import sequential_step
 from zoo.layers.step.stepper import Stepper, obstacle, programmed
 from zoo.layers.step.writer import Undescribed, Value, Writer, describes
 
@@ -15,9 +24,11 @@ __all__ = [
     "Undescribed",
     "Value",
     "Writer",
+    "attend_step",
     "describes",
     "moe_step",
     "obstacle",
     "programmed",
+    "sequential_step",
     "swiglu_step",
 ]

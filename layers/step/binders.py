@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from zoo.kernels.step_program import Value
 from zoo.kernels.step_program.records import DTYPES
-from zoo.layers.attention.causal import CausalAttention
+from zoo.layers.attention.latent import LatentAttention
 from zoo.layers.attention.sliding_window import SlidingWindowState
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.cache.heads import HeadsState
@@ -51,32 +51,41 @@ class Binder(ABC):
         raise NotImplementedError(f"{type(self).__name__} leaves nothing to be called")
 
 
+class Held(NamedTuple):
+    """A tensor of a recurrent state: its name, the record that reads it and the argument of the old one, next to which
+    is the new one; where it may be bfloat16, the argument behind says whether it is."""
+
+    name: str
+    record: int
+    argument: int
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+
+
 class Recurrent(Binder):
-    """Tensors of a recurrent state: (name, number of the record, argument of the old tensor, next to which is the new).
+    """Tensors of a recurrent state.
 
     A tensor is replaced, as another may hold it; one that a step has made and nobody else holds is written to.
     """
 
-    def __init__(self, writer: Writer, kind: type[State], *names: tuple[str, int, int]):
+    def __init__(self, writer: Writer, kind: type[State], *held: Held):
         super().__init__(writer, kind)
-        self.names = names
+        self.held = held
 
     def ready(self, state: State) -> bool:
         """Contiguous tensors of a batch."""
-        tensors = [getattr(state, name) for name, *_ in self.names] if super().ready(state) else []
-        return bool(tensors) and all(
-            len(t) == self.writer.rows and t.is_contiguous() and t.dtype in (DTYPES if i == 0 else DTYPES[:1])
-            for i, t in enumerate(tensors)
-        )
+        return super().ready(state) and all(self._fits(getattr(state, one.name), one.dtypes) for one in self.held)
+
+    def _fits(self, tensor: Tensor, dtypes: tuple[torch.dtype, ...]) -> bool:
+        return len(tensor) == self.writer.rows and tensor.is_contiguous() and tensor.dtype in dtypes
 
     def advance(self, state: State) -> None:
         """The operations read the old tensors and write the new ones, which may be the same."""
-        for name, number, argument in self.names:
+        for name, number, argument, dtypes in self.held:
             row = self.writer.arguments[number]
             row[argument] = getattr(state, name).data_ptr()
             new = own(self.writer, state, name, torch.empty_like)
             row[argument + 1] = new.data_ptr()
-            if name == "conv":
+            if dtypes == DTYPES:
                 row[argument + 2] = new.dtype == torch.bfloat16
         state.seen += 1
 
@@ -118,8 +127,9 @@ class Cached(Binder):
     """
 
     of: type[KeyValueState] = KeyValueState
+    latent = False
 
-    def __init__(self, writer: Writer, turn: int, attend: int, layer: CausalAttention, q: Value, y: Value):
+    def __init__(self, writer: Writer, turn: int, attend: int, layer: Any, q: Value, y: Value):
         super().__init__(writer, self.of)
         self.turn, self.attend, self.layer, self.q, self.y = turn, attend, layer, q.tensor, y.tensor
         self.called = attend, attend + 1
@@ -142,7 +152,7 @@ class Cached(Binder):
         if not super().ready(state):
             return False
         cache = cast(KeyValueState, state)
-        plain = cache.position is None and cache.ids is None and cache.padding is None and not cache.latent
+        plain = cache.position is None and cache.ids is None and cache.padding is None and cache.latent == self.latent
         held = cache.key, cache.value
         fits = all(t.is_contiguous() and t.dtype in DTYPES and len(t) == self.writer.rows for t in held)
         return plain and fits and cache.key.dtype == cache.value.dtype and (cache.room is None or cache.room > 0)
@@ -150,8 +160,7 @@ class Cached(Binder):
     def advance(self, state: State) -> None:
         """The next slot is written, and all are read; under a policy the key and the value are put aside."""
         if self.is_called(state):
-            sizes = self.writer.rows, self.layer.num_kv_heads, 1, self.layer.head_dim
-            self.key, self.value = torch.empty(sizes), torch.empty(sizes)
+            self.key, self.value = (torch.empty(self.writer.rows, *sizes) for sizes in self.sizes)
             position = cast(CacheState, state).place(1).position
             places = self.key.data_ptr(), self.value.data_ptr(), False, 1, 0, int(position)
             self.writer.arguments[self.turn][6:12] = places
@@ -162,6 +171,11 @@ class Cached(Binder):
         cache.filled += 1
         cache.seen += 1
         self.read(cache)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int, int], ...]:
+        """Of a key and of a value of one step, without the batch."""
+        return ((self.layer.num_kv_heads, 1, self.layer.head_dim),) * 2
 
     def point(self, cache: KeyValueState, slot: int) -> None:
         """Where the new key and value go."""
@@ -174,6 +188,22 @@ class Cached(Binder):
         attend[4:6] = cache.key.data_ptr(), cache.value.data_ptr()
         attend[7:10] = cache.key.dtype == torch.bfloat16, capacity, cache.filled
         attend[11] = self.writer.memory_for(int(attend[12]) * capacity * self.writer.rows)
+
+
+class Latent(Cached):
+    """A cache of what all heads share, their key and the vector that keys and values are made of; a policy is called
+    for all that is made of it."""
+
+    latent = True
+
+    def __init__(self, writer: Writer, turn: int, attend: int, layer: LatentAttention, q: Value, y: Value):
+        super().__init__(writer, turn, attend, layer, q, y)
+        self.called = turn + 1, len(writer.records)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int, int], ...]:
+        """The shared key's, and the vector's."""
+        return (1, 1, self.layer.qk_rope_head_dim), (1, 1, self.layer.kv_lora_rank)
 
 
 class Windowed(Cached):

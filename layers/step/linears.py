@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.kernels.step_program import Matrix, Value, dense, integers, kept, minifloats, sparse
-from zoo.layers.linear import WideBias, WideLinear
-from zoo.layers.norm import JointRMSNorm, OffsetRMSNorm, PlainRMSNorm, RMSNorm
+from zoo.layers.linear import BlockLinear, WideBias, WideLinear
+from zoo.layers.norm import HeadNorm, JointRMSNorm, LayerNorm, OffsetRMSNorm, PlainRMSNorm, RMSNorm
 from zoo.layers.quant.layers import Linear
 from zoo.layers.quant.layouts.minifloat import MINIFLOATS
 from zoo.layers.quant.record import Record
@@ -38,12 +38,37 @@ def matrix(p: Writer, weight: object) -> Matrix:
         raise Undescribed(f"a matrix in a {type(weight).__name__}")
     p.visit(weight)
     form, shape = weight.format, tuple(weight.shape)
-    plain = not form.outliers and form.group_rows == 1 and form.activation_bits is None
+    plain, rounded = not form.outliers and form.group_rows == 1, form.activation_bits or 0
     if plain and form.layout == "int":
-        return integers(p, shape, weight.codes, weight.scale, weight.zero, form.bits)
-    if plain and form.layout in MINIFLOATS:
+        found = integers(p, shape, weight.codes, weight.scale, weight.zero, form.bits)
+        return found._replace(rounded=rounded)
+    if plain and not rounded and form.layout in MINIFLOATS:
         return minifloats(p, shape, weight.codes, weight.scale, MINIFLOATS[form.layout].kind)
     raise Undescribed(f"a record of {form}")
+
+
+@describes(BlockLinear)
+def _block_linear(p: Writer, module: BlockLinear, x: Value) -> Value:
+    x = p.whole(x) if x.place[1] == x.width else p.scaled(x)
+    return p.linear_of(x, dense(p, module.weight), module.bias, p.every(len(module.weight)))
+
+
+@describes(nn.Sequential)
+def sequential_step(p: Writer, module: nn.Sequential, x: Value) -> Value:
+    """One after another."""
+    for part in module:
+        x = p.call(part, x)
+    return x
+
+
+@describes(nn.Sigmoid)
+def _sigmoid(p: Writer, module: nn.Sigmoid, x: Value) -> Value:
+    return p.glu(x, None, "sigmoid")
+
+
+@describes(nn.Tanh)
+def _tanh(p: Writer, module: nn.Tanh, x: Value) -> Value:
+    return p.capped(x, 1.0)
 
 
 @describes(RankAwareLinear)
@@ -70,3 +95,13 @@ def _offset_norm(p: Writer, module: OffsetRMSNorm, x: Value) -> Value:
 @describes(PlainRMSNorm)
 def _plain_norm(p: Writer, module: PlainRMSNorm, x: Value) -> Value:
     return p.norm(x, None, module.eps)
+
+
+@describes(LayerNorm)
+def _layer_norm(p: Writer, module: LayerNorm, x: Value) -> Value:
+    return p.norm(x, module.weight, module.eps, bias=module.bias, centred=True)
+
+
+@describes(HeadNorm)
+def _head_norm(p: Writer, module: HeadNorm, x: Value) -> Value:
+    return p.norm(x, module.weight, module.eps, groups=module.num_groups, bias=module.bias, centred=True)

@@ -25,6 +25,10 @@ class Stepped(Protocol):
 
     blocks: Any
 
+    def write_blocks(self, p: Writer, x: Value) -> None:
+        """What is computed between."""
+        ...
+
     def read_step(self, p: Writer, x: Value) -> Value:
         """What the head makes of x (rows, dim) past all blocks: logits."""
         ...
@@ -41,10 +45,7 @@ class Steps(Writer):
         super().__init__(rows)
         self.x, self.unread = Value(torch.zeros(rows, dim)), None
         self.visit(model.blocks)
-        for block in model.blocks:
-            self.again()
-            self.binders.append([])
-            self.call(block, self.x)
+        model.write_blocks(self, self.x)
         self.past_blocks = len(self.records)
         self.again()
         try:
@@ -118,12 +119,12 @@ def obstacle(model: Any) -> str | None:
     Args:
         model: in evaluation mode.
     """
-    if not model.straight:
+    if not model.writes_steps:
         return "its blocks are not run one after the other"
     if reason := native.obstacle(SOURCE, torch.device("cpu")):
         return reason
     try:
-        return Steps(model, 1, model.embedding.embedding_dim).unread
+        return Steps(model, 1, model.stream_dim).unread
     except (Undescribed, ValueError) as error:
         return str(error)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from zoo.kernels.step_program import Program, Value
+from zoo.kernels.step_program import Recurrences, Value
 from zoo.layers.linear import is_row_linear, is_watched
 from zoo.layers.report import Reports
 from zoo.layers.state import State
@@ -38,7 +38,7 @@ def describes(*kinds: type[nn.Module]) -> Callable[[Described], Described]:
     return register
 
 
-class Writer(Program):
+class Writer(Recurrences):
     """A program in the making, of modules, and what ties it to the states of a model."""
 
     def __init__(self, rows: int):
@@ -71,9 +71,19 @@ class Writer(Program):
                 if isinstance(one, Tensor) and (type(one) not in (Tensor, nn.Parameter) or one.device.type != "cpu"):
                     raise Undescribed(f"{type(module).__name__} with {type(one).__name__}")
 
+    def expect(self, module: nn.Module, *kinds: type[nn.Module]) -> None:
+        """Note it, and that it is of exactly one of these types."""
+        if type(module) not in kinds:
+            raise Undescribed(type(module).__name__)
+        self.visit(module)
+
     def place(self, module: nn.Module) -> None:
         """The program is out of date where ``module`` has other parts."""
         self.places.append((module._modules, tuple(module._modules.values())))
+
+    def next_state(self) -> None:
+        """What is tied to a state from here on is tied to the next one of the model."""
+        self.binders.append([])
 
     def bind(self, binder: Binder) -> None:
         """Before each run the state of this layer is looked at."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import zoo
 from cases.caches import POLICIES
-from zoo.cache import Dense, Quantized, SnapKV
+from zoo.cache import H2O, Dense, Quantized, SnapKV, StreamingLLM
 from zoo.kernels import native
 from zoo.kernels.step_program import SOURCE
 from zoo.layers.cache.state import CacheState
@@ -23,12 +23,14 @@ pytestmark = pytest.mark.skipif(
     native.obstacle(SOURCE, torch.device("cpu")) is not None, reason="there is no C compiler"
 )
 PROMPT, STEPS = 26, 6
+LATENT = [case for case in POLICIES if isinstance(case.small, Dense | H2O | SnapKV | StreamingLLM)]
 
 
 @lru_cache(None)
 def model(name: str) -> Any:
     torch.manual_seed(0)
-    made = zoo.create_model(name, depth=2, num_heads=4, num_kv_heads=2).eval()
+    sizes = {} if name == "deepseek_nano" else {"num_kv_heads": 2}
+    made = zoo.create_model(name, depth=2, num_heads=4, **sizes).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -58,6 +60,13 @@ def test_a_program_calls_every_policy(case, name, runs):
     if not case.small.prunes:  # what ends tokens between layers is run layer by layer
         assert len(runs) == STEPS * 3  # up to the attention of each layer, and to the end
     torch.testing.assert_close(found, logits(name, case.small, one_by_one=True), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("case", LATENT, ids=str)
+def test_latent_attention_calls_its_policy(case, runs):
+    found = logits("deepseek_nano", case.small)
+    assert len(runs) == STEPS * 3
+    torch.testing.assert_close(found, logits("deepseek_nano", case.small, one_by_one=True), atol=2e-5, rtol=2e-5)
 
 
 def test_policies_of_some_layers_and_stores(runs):

@@ -62,6 +62,11 @@ class LanguageModel(nn.Module, ABC):
         return RMSNorm(self.config.dim, self.config.norm_eps)
 
     @property
+    def stream_dim(self) -> int:
+        """Width of the residual stream."""
+        return self.embedding.embedding_dim
+
+    @property
     def norm_factor(self) -> float:
         """What the norm before the head is multiplied by."""
         return 1.0
@@ -221,10 +226,8 @@ class LanguageModel(nn.Module, ABC):
     def forward_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor:
         """The residual stream (B, T, dim) through all blocks."""
         pruning = Pruning.of(state, x, seq_idx) if state is not None and state.governed else None
-        if self.stepper is not None and state is not None and pruning is None and self._steps_plainly(seq_idx):
-            stepped = self.stepper(x, state)
-            if stepped is not None:
-                return stepped
+        if pruning is None and (stepped := self.step_blocks(x, state, seq_idx)) is not None:
+            return stepped
         leaving = None if self.exits is None else self.exits.leaving(x, self.read, seq_idx)
         for index, block in enumerate(self.blocks):
             if leaving is not None and leaving.over:
@@ -242,20 +245,42 @@ class LanguageModel(nn.Module, ABC):
             leaving.end()
         return x if pruning is None else pruning.whole(x)
 
+    def step_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor | None:
+        """x (B, 1, dim) through all blocks by a program, where there is one for it."""
+        if self.stepper is None or state is None or not self._steps_plainly(seq_idx):
+            return None
+        return self.stepper(x, state)
+
     def _is_step(self, tokens: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> bool:
         """Whether a program from the embedding to the head may do; what policies are told of is not in one."""
         return state is not None and tokens.shape[1] == 1 and not state.governed and self._steps_plainly(seq_idx)
+
+    @property
+    def writes_steps(self) -> bool:
+        """Whether a program can be made of a step."""
+        return self.straight or type(self).write_blocks is not LanguageModel.write_blocks
+
+    def write_blocks(self, p: Writer, x: Value) -> None:
+        """What the blocks, which change x (rows, dim), add to a program of steps; each mixer's state is announced."""
+        for block in self.blocks:
+            p.again()
+            p.next_state()
+            p.call(block, x)
 
     def read_step(self, p: Writer, x: Value) -> Value:
         """What ``read_out`` adds to a program of steps."""
         if type(self).forward_norm is not LanguageModel.forward_norm:
             raise Undescribed(f"the norm before the head of {type(self).__name__}")
+        return self.read_stream(p, x)
+
+    def read_stream(self, p: Writer, x: Value) -> Value:
+        """The same of x (rows, dim), of which the norm before the head is all that ``forward_norm`` computes."""
         p.place(self)
         logits = p.call(self.head, p.times(p.call(self.norm, x), self.norm_factor))
         return logits if self.softcap is None else p.capped(logits, self.softcap)
 
     def _steps_plainly(self, seq_idx: Tensor | None) -> bool:
-        return seq_idx is None and self.exits is None and self.straight
+        return seq_idx is None and self.exits is None and self.writes_steps
 
     def read(self, x: Tensor) -> Tensor:
         """The residual stream (B, T, dim) after any block -> probabilities (B, T, vocab_size) of the next token."""

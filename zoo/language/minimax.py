@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from zoo.layers import CausalAttention, LightningAttention, Mixer, State
 from zoo.layers.attention import Rotary
 from zoo.layers.moe import MoE
 from zoo.layers.options import require_above
+from zoo.layers.step import Value, Writer, describes
 from zoo.registry import Paper, register_model
 
 
@@ -86,6 +88,20 @@ class NormedStreamBlock(Block):
         x = self.norm(x)
         x = self.mlp_norm(a * x + b * self.mixer(x, state, seq_idx=seq_idx))  # type: ignore[misc]
         return c * x + d * self.feed_forward(x, seq_idx)
+
+
+@describes(NormedStreamBlock)
+def _normed_stream_block(p: Writer, block: Any, x: Value) -> Value:
+    (a, b), (c, d) = block.mixer_multipliers, block.mlp_multipliers
+    normal = p.call(block.norm, x)
+    total = p.whole(normal._replace(factor=a))
+    y = p.call(block.mixer, normal)
+    p.accumulate(total, y._replace(factor=b * y.factor))
+    normal = p.call(block.mlp_norm, total)
+    p.accumulate(x, normal._replace(factor=c, made=None), first=True)
+    y = p.call(block.mlp, normal)
+    p.accumulate(x, y._replace(factor=d * y.factor))
+    return x
 
 
 class MiniMaxLanguageModel(JointlyBalanced):

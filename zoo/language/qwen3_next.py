@@ -19,6 +19,7 @@ from zoo.layers import FusedGatedDeltaNet, GatedAttention, GatedDeltaNet, Mixer,
 from zoo.layers.attention import Rotary
 from zoo.layers.moe.deepseek import DeepSeekMoE
 from zoo.layers.options import require_above
+from zoo.layers.step import Value, Writer, describes, swiglu_step
 from zoo.registry import Paper, register_model
 
 
@@ -95,6 +96,11 @@ class SharedExpert(SwiGLU):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., dim) -> (..., dim)."""
         return self.gate(x).sigmoid() * super().forward(x)
+
+
+@describes(SharedExpert)
+def _shared_expert(p: Writer, module: SharedExpert, x: Value) -> Value:
+    return p.scaled(swiglu_step(p, module, x), by=p.glu(p.call(module.gate, x), None, "sigmoid"))
 
 
 class Qwen3NextLanguageModel(LanguageModel):

@@ -16,6 +16,7 @@ from zoo.config import require_positive
 from zoo.language.base import LanguageModel
 from zoo.language.block import Block, LanguageConfig
 from zoo.layers import LayerNorm, Mixer, RWKV7Block, State
+from zoo.layers.step import Value, Writer, describes
 from zoo.registry import Paper, register_model
 
 
@@ -58,6 +59,11 @@ class SingleMixer(Block):
         return self.mixer(x, state, seq_idx=seq_idx)
 
 
+@describes(SingleMixer)
+def _single_mixer(p: Writer, block: SingleMixer, x: Value) -> Value:
+    return p.call(block.mixer, x)
+
+
 class RWKV7LanguageModel(LanguageModel):
     """A stack of RWKV-7 blocks; the values of the first one travel beside the residual stream."""
 
@@ -87,6 +93,15 @@ class RWKV7LanguageModel(LanguageModel):
     def forward_norm(self, x: Tensor) -> Tensor:
         """(B, T, 2 dim) -> (B, T, dim) as the head reads it."""
         return super().forward_norm(x.chunk(2, dim=-1)[0])
+
+    @property
+    def stream_dim(self) -> int:
+        """With the first block's values."""
+        return 2 * self.config.dim
+
+    def read_step(self, p: Writer, x: Value) -> Value:
+        """Of the residual stream alone."""
+        return self.read_stream(p, x.split(self.config.dim, self.config.dim)[0])
 
     def no_weight_decay(self) -> set[str]:
         """And all vectors of the blocks: shares of the token before, scales of the keys, the bonus."""

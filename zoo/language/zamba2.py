@@ -18,8 +18,9 @@ from zoo.config import require_positive
 from zoo.language.block import Block
 from zoo.language.hybrid import Mamba2HybridConfig, Mamba2HybridLanguageModel
 from zoo.layers import Mixer, ModelState, State
-from zoo.layers.attention.shared import Adapters, SharedTransformer
+from zoo.layers.attention.shared import Adapters, LowRank, SharedAttention, SharedTransformer
 from zoo.layers.attention.state import KeyValueState
+from zoo.layers.step import Value, Writer, attend_step, describes, sequential_step
 from zoo.registry import Paper, register_model
 
 
@@ -92,6 +93,32 @@ class Zamba2Block(Block):
         return x + self.mixer(self.norm(y), states[-1], seq_idx=seq_idx)
 
 
+describes(LowRank)(sequential_step)
+
+
+def _shared_step(p: Writer, m: SharedTransformer, adapters: Adapters, x: Value, first: Value) -> Value:
+    """What a shared transformer block adds to a program of steps."""
+    p.expect(m, SharedTransformer)
+    p.expect(adapters, Adapters)
+    p.expect(m.attention, SharedAttention)
+    joined = p.empty(2 * x.width)
+    for part, value in zip(joined.split(x.width, x.width), (x, first), strict=True):
+        p.accumulate(part, value, first=True)
+    normal, attention = p.call(m.norm, joined), m.attention
+    pairs = (attention.q_proj, adapters.q), (attention.k_proj, adapters.k), (attention.v_proj, adapters.v)
+    y = attend_step(p, attention, *(_adapted(p, shared, own, normal) for shared, own in pairs))
+    hidden = _adapted(p, m.w1, adapters.mlp, p.call(m.mlp_norm, p.call(attention.out_proj, y)))
+    a, b = hidden.split(hidden.width // 2, hidden.width // 2)
+    return p.call(m.w2, p.glu(a, b, "gelu"))
+
+
+def _adapted(p: Writer, shared: nn.Module, own: nn.Module | None, x: Value) -> Value:
+    y = p.whole(p.call(shared, x))
+    if own is not None:
+        p.accumulate(y, p.call(own, x))
+    return y._replace(made=None)
+
+
 class Zamba2LanguageModel(Mamba2HybridLanguageModel):
     """A stack of Mamba-2 blocks, some with a transformer block that they share."""
 
@@ -135,6 +162,8 @@ class Zamba2LanguageModel(Mamba2HybridLanguageModel):
 
     def forward_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor:
         """The residual stream (B, T, dim) through all blocks."""
+        if (stepped := self.step_blocks(x, state, seq_idx)) is not None:
+            return stepped
         first, states = x, iter([None] * len(self.mixers) if state is None else state)
         for block in self.blocks:
             own = [next(states) for _ in cast(Zamba2Block, block).mixers]
@@ -143,6 +172,20 @@ class Zamba2LanguageModel(Mamba2HybridLanguageModel):
             else:
                 x = block(x, first, own, seq_idx)
         return x
+
+    def write_blocks(self, p: Writer, x: Value) -> None:
+        """A place with a shared block has the state of its attention, then that of Mamba-2."""
+        first = p.lasting(x)
+        for block in cast(Any, self.blocks):
+            p.expect(block, Zamba2Block)
+            p.again()
+            y = x
+            if block.shared is not None:
+                p.next_state()
+                y = p.scaled(x)
+                p.accumulate(y, p.call(block.linear, _shared_step(p, block.shared, block.adapters, x, first)))
+            p.next_state()
+            p.accumulate(x, p.call(block.mixer, p.call(block.norm, y)))
 
 
 _register = partial(
