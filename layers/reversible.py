@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from zoo.kernels.dispatch import compute_dtype, under_transforms
 from zoo.layers.precision import computes_in
 from zoo.layers.recompute import frozen_statistics
+from zoo.layers.replay import autocast_mode, if_drawn, random_state, replayed
 
 
 class ReversibleSequence(nn.Module):
@@ -79,20 +80,61 @@ class ReversibleSequence(nn.Module):
         return x.to(compute_dtype(x))
 
 
+class Branch(NamedTuple):
+    """A function of half of the channels, and the module whose parameters it has."""
+
+    call: Callable[[Tensor], Tensor]
+    module: nn.Module
+
+
+def couple(
+    branches: Sequence[Branch], x1: Tensor, x2: Tensor, autocast: Callable[[], AbstractContextManager[Any]]
+) -> tuple[Tensor, Tensor, list[list[Tensor] | None]]:
+    """The couplings of x1 and x2, and for each branch that drew random numbers the state of the generators before."""
+    states = []
+    for branch in branches:
+        before = random_state(x1.device)
+        with autocast():
+            x1, x2 = x2, x1 + branch.call(x2)
+        states.append(if_drawn(before, x1.device))
+    return x1, x2, states
+
+
+def undo(
+    branches: Sequence[Branch],
+    states: Sequence[list[Tensor] | None],
+    autocast: Callable[[], AbstractContextManager[Any]],
+    y: Sequence[Tensor],
+    dy: Sequence[Tensor],
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], dict[nn.Parameter, Tensor]]:
+    """From the two outputs of ``couple`` and their gradients the inputs, their gradients and those of parameters."""
+    gradients: dict[nn.Parameter, Tensor] = {}
+    (y1, y2), (dy1, dy2) = y, dy
+    for branch, state in zip(reversed(branches), reversed(states), strict=True):
+        x2 = y1.detach().requires_grad_()
+        own = [parameter for parameter in branch.module.parameters() if parameter.requires_grad]
+        with torch.enable_grad(), autocast(), replayed(state, y1.device), frozen_statistics(branch.module):
+            f = branch.call(x2.view_as(x2))  # FLOP counters put hooks on a module's inputs, but not on leaves
+        dx2, *found = torch.autograd.grad(f, [x2, *own], dy2.to(f.dtype), materialize_grads=True)
+        for parameter, gradient in zip(own, found, strict=True):
+            gradients[parameter] = gradients[parameter] + gradient if parameter in gradients else gradient
+        y1, y2 = y2 - f.detach(), y1
+        dy1, dy2 = dy2, dy1 + dx2
+    return (y1, y2), (dy1, dy2), gradients
+
+
 class _Recomputed(torch.autograd.Function):
     """The couplings; parameters are inputs, so that their gradients go the way of all others."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, branches: nn.ModuleList, *parameters: Tensor) -> Tensor:
-        ctx.branches, ctx.autocast, ctx.states = branches, _autocast(x.device), []
+        ctx.branches, ctx.autocast = (
+            [Branch(partial(_run, branch), branch) for branch in branches],
+            autocast_mode(x.device),
+        )
         x1, x2 = x.detach().chunk(2, dim=1)  # views of x itself would claim to require gradients
-        for branch in branches:
-            before = _random_state(x.device)
-            with ctx.autocast():
-                x1, x2 = x2, x1 + _run(branch, x2)
-            drawn = any(not torch.equal(a, b) for a, b in zip(before, _random_state(x.device), strict=True))
-            ctx.states.append(before if drawn else None)
-        y = torch.cat([x1, x2], dim=1)
+        x1, x2, ctx.states = couple(ctx.branches, x1, x2, ctx.autocast)
+        y, ctx.parameters = torch.cat([x1, x2], dim=1), parameters
         ctx.save_for_backward(y, *parameters)  # the parameters, so that a change before the backward pass is noticed
         return y
 
@@ -100,64 +142,11 @@ class _Recomputed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y = ctx.saved_tensors[0]
-        gradients: dict[nn.Parameter, Tensor] = {}
-        (y1, y2), (dy1, dy2) = y.chunk(2, dim=1), grad.chunk(2, dim=1)
-        for branch, state in zip(reversed(ctx.branches), reversed(ctx.states), strict=True):
-            x2 = y1.detach().requires_grad_()
-            own = [parameter for parameter in branch.parameters() if parameter.requires_grad]
-            with torch.enable_grad(), ctx.autocast(), _replayed(state, y.device), frozen_statistics(branch):
-                f = _run(branch, x2.view_as(x2))  # FLOP counters put hooks on a module's inputs, but not on leaves
-            dx2, *found = torch.autograd.grad(f, [x2, *own], dy2.to(f.dtype), materialize_grads=True)
-            for parameter, gradient in zip(own, found, strict=True):
-                gradients[parameter] = gradients[parameter] + gradient if parameter in gradients else gradient
-            y1, y2 = y2 - f, y1
-            dy1, dy2 = dy2, dy1 + dx2
-        parameters = [parameter for parameter in ctx.branches.parameters() if parameter.requires_grad]
-        return torch.cat([dy1, dy2], dim=1), None, *(gradients[parameter] for parameter in parameters)
+        halves = y.chunk(2, dim=1), grad.chunk(2, dim=1)
+        _, dx, gradients = undo(ctx.branches, ctx.states, ctx.autocast, *halves)
+        return torch.cat(dx, dim=1), None, *(gradients[parameter] for parameter in ctx.parameters)
 
 
 def _run(branch: nn.Module, x: Tensor) -> Tensor:
     """The branch in the dtype of its parameters."""
     return branch(x.to(computes_in(branch, x).dtype))
-
-
-def _autocast(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """Makes the present autocast mode, without its cache of cast weights: one filled without gradients has none."""
-    kind = device.type
-    if not torch.amp.is_autocast_available(kind):
-        return nullcontext
-    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-    return partial(torch.autocast, kind, dtype=dtype, enabled=enabled, cache_enabled=False)
-
-
-def _random_state(device: torch.device) -> list[Tensor]:
-    """States of the generators that a computation on ``device`` may draw from."""
-    states = [torch.get_rng_state()]
-    if device.type not in ("cpu", "meta"):
-        states.append(torch.get_device_module(device).get_rng_state(*_which(device)))
-    return states
-
-
-def _set_random_state(states: list[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.get_device_module(device).set_rng_state(states[1], *_which(device))
-
-
-def _which(device: torch.device) -> tuple[torch.device, ...]:
-    """The argument that names a device to its module; that of mps knows one device and takes none."""
-    return () if device.type == "mps" else (device,)
-
-
-@contextmanager
-def _replayed(states: list[Tensor] | None, device: torch.device) -> Iterator[None]:
-    """Within it the generators are in ``states``, if any; afterwards as they were."""
-    if states is None:
-        yield
-        return
-    present = _random_state(device)
-    try:
-        _set_random_state(states, device)
-        yield
-    finally:
-        _set_random_state(present, device)

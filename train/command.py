@@ -13,6 +13,7 @@ from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar as Bar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from zoo.checkpoints import fit_state_dict
@@ -32,6 +33,8 @@ from zoo.train.callbacks import (
 from zoo.train.callbacks.checkpoint import is_complete
 from zoo.train.data import DataModule
 from zoo.train.history import History
+from zoo.train.memory import check_sharded
+from zoo.train.memory.options import with_memory
 from zoo.train.parallel import register_strategies
 from zoo.train.quiet import quiet
 from zoo.train.run_folder import EVALUATED, KEYS, configuration, has_configuration, value_at
@@ -64,6 +67,7 @@ class Run(LightningCLI):
         self.folder = folder
         self.prepared = False
         register_strategies()
+        overrides = with_memory(_with_adapter(overrides, recipe), recipe)
         with quiet():
             super().__init__(
                 Task,
@@ -72,12 +76,14 @@ class Run(LightningCLI):
                 subclass_mode_data=True,
                 seed_everything_default=0,
                 parser_kwargs={"exit_on_error": False, "prog": "zoo"},
-                args=["--config", str(recipe), *_with_folder(_with_adapter(overrides, recipe), folder)],
+                args=["--config", str(recipe), *_with_folder(overrides, folder)],
                 run=False,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
                 **kwargs,
             )
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            check_sharded(self.model.memory)
 
     def prepare(self, fixed: bool = False) -> None:
         """Set the data up and let the model fit them, or with `fixed` the data the model; once.

@@ -30,6 +30,7 @@ from zoo.predict import predict, read_labels
 from zoo.profile import profile
 from zoo.quantize import quantize
 from zoo.registry import Paper, list_families, list_models, register_model
+from zoo.reversible import reversible
 from zoo.saving import save_model
 from zoo.sharing import SharedModels
 from zoo.sltrain import merge_sltrain, sltrain
@@ -91,6 +92,7 @@ __all__ = [
     "read_labels",
     "register_model",
     "register_with_timm",
+    "reversible",
     "round_weights",
     "save_adapter",
     "save_model",

@@ -14,12 +14,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 
 import zoo
 from zoo.cli import main
+from zoo.train.memory import lean
 from zoo.train.parallel import shard
 
 SHARDED = ("zamba2_nano", "mor_nano")  # a module that several blocks call; blocks that are called several times
+MEMORY = {  # methods -> changes of the transformer that they ask for
+    "checkpointing": [], "streambp": [], "memo": [], "ssdtrain": [], "reversible": [{"kind": "reversible"}],
+}  # fmt: skip
 
 
 def train(name: str, *options: str) -> None:
@@ -31,8 +36,7 @@ def train(name: str, *options: str) -> None:
 
 def compare_gradients(folder: Path) -> None:
     """Write for each model, with and without checkpointing, the largest difference in any gradient."""
-    rank = int(os.environ["RANK"])
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    rank = dist.get_rank()
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
     apart = {}
     for name in SHARDED:
@@ -52,13 +56,35 @@ def compare_gradients(folder: Path) -> None:
                 for found, parameter in zip(gradients, whole.parameters(), strict=True)
             ]
             apart[f"{name}, {checkpointing}"] = max(differences)
-    dist.destroy_process_group()
     if rank == 0:
         (folder / "gradients.json").write_text(json.dumps(apart))
 
 
+def compare_memory(folder: Path) -> None:
+    """The same for each memory method under DDP, beside plain training of the whole batch."""
+    rank, apart = dist.get_rank(), {}
+    for kind, changes in MEMORY.items():
+        torch.manual_seed(0)
+        whole, half = (zoo.create_model("transformer_nano", dtype=torch.float64, changes=changes) for _ in range(2))
+        half.load_state_dict(whole.state_dict())
+        options = {"chunk_size": 7} if kind == "streambp" else {"keep": 1} if kind == "memo" else {}
+        lean(half.train(), kind, **options)
+        tokens = torch.randint(256, (4, 16))
+        whole(tokens, labels=tokens).backward()
+        part = tokens.chunk(2)[rank]
+        DistributedDataParallel(half)(part, labels=part).backward()
+        pairs = zip(half.parameters(), whole.parameters(), strict=True)
+        apart[kind] = max((found.grad - wanted.grad).abs().max().item() for found, wanted in pairs)
+    if rank == 0:
+        (folder / "memory.json").write_text(json.dumps(apart))
+
+
 if __name__ == "__main__":
+    rendezvous = f"file://{sys.argv[1]}/rendezvous"
+    dist.init_process_group("gloo", init_method=rendezvous, rank=int(os.environ["RANK"]), world_size=2)
     compare_gradients(Path(sys.argv[1]))
+    compare_memory(Path(sys.argv[1]))
+    dist.destroy_process_group()
     train("ddp", "--trainer.strategy=ddp", "--trainer.max_steps=6")
     train("fsdp2", "--trainer.strategy=fsdp2", "--trainer.max_steps=6")
     train("resumed", "--trainer.strategy=fsdp2", "--trainer.max_steps=3")

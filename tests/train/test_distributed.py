@@ -102,3 +102,8 @@ def test_sharded_checkpoint_is_a_file_per_process(runs: Path) -> None:
 def test_gradients_of_shared_modules_and_of_repeated_blocks(runs: Path) -> None:
     apart = json.loads((runs / "gradients.json").read_text())
     assert len(apart) == 4 and max(apart.values()) < 1e-12, apart
+
+
+def test_gradients_of_memory_methods(runs: Path) -> None:
+    apart = json.loads((runs / "memory.json").read_text())
+    assert len(apart) == 5 and max(apart.values()) < 1e-12, apart

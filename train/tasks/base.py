@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 import zoo
 from zoo.layers.precision import is_narrow
 from zoo.layers.quant import check_trainable
+from zoo.train.memory import Lean, as_memories, check_sharded
 from zoo.train.optim import ADAM_BETAS, build_optimizer, unwrapped, warmup_cosine
 from zoo.train.parallel import shard
 
@@ -42,6 +43,7 @@ class Task(LightningModule):
         schedule_steps: the cosine's length in optimiser steps where it is not the trainer's.
         auxiliary_weight: factor of the model's side losses (`zoo.auxiliary_losses`), whose sum is added to the loss.
         grad_checkpointing: recompute activations in the backward pass to save memory.
+        memory: further ways to train in less memory (`zoo.train.memory`): {"kind": name, option: value} or a list.
 
     Attributes:
         model: the module being trained; None before `configure_model`. average: its averaged copy where the `EMA`
@@ -69,6 +71,7 @@ class Task(LightningModule):
         schedule_steps: int | None = None,
         auxiliary_weight: float = 1.0,
         grad_checkpointing: bool = False,
+        memory: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         if lr <= 0 or not 0 <= min_lr <= lr:
@@ -81,7 +84,14 @@ class Task(LightningModule):
         self.optimizer_args = {"betas": tuple(betas), **(optimizer_args or {})}
         self._optimizer(nn.Linear(1, 1, device="meta"))  # a wrong argument fails here, before training starts
         self.warmup_steps, self.min_lr, self.schedule_steps = warmup_steps, min_lr, schedule_steps
-        self.auxiliary_weight, self.grad_checkpointing = auxiliary_weight, grad_checkpointing
+        self.auxiliary_weight = auxiliary_weight
+        listed = memory if isinstance(memory, list) else [] if memory is None else [memory]
+        self.memory = as_memories([*[{"kind": "checkpointing"}] * grad_checkpointing, *listed])
+        if self.memory and not str(model).startswith("local-dir:"):
+            sketch = self.sketch()
+            for method in self.memory:
+                method.check(sketch)
+        self.lean: Lean | None = None
         self.model: nn.Module | None = None
         self.average: nn.Module | None = None
         self.rounded: list[nn.Module] = []  # the average in the model's dtypes, during an evaluation; in no checkpoint
@@ -106,13 +116,13 @@ class Task(LightningModule):
         if self.model is not None:
             return
         self.model = self.build().train()
-        if self.grad_checkpointing:
-            self.model.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
         if self.keep_average:
             self.average = copy.deepcopy(self.model).requires_grad_(False)
             for parameter in self.average.parameters() if self.device_mesh is None else ():
                 parameter.data = parameter.data.float() if is_narrow(parameter) else parameter.data
+        self.lean = Lean(self.model, self.memory)
         if self.device_mesh is not None:
+            check_sharded(self.memory)
             shard(self.model, self.device_mesh)
             if self.average is not None:
                 shard(self.average, self.device_mesh, free_root=True)
@@ -205,13 +215,15 @@ class Task(LightningModule):
         finally:
             self.asking = False
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         zoo.after_step(self.trained)  # what no gradient moves: the bias of balanced experts, centroids
+        if self.lean is not None:
+            self.lean.after_step(getattr(optimizer, "optimizer", optimizer), self.trainer.global_step + 1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         check_trainable(self.trained)
-        optimizer = self._optimizer(self.trained)
+        optimizer = self._optimizer(self.trained) if self.lean is None else self.lean.optimizer(self._optimizer)
         scheduler = LambdaLR(optimizer, lambda step: self._lr_factor(step))  # a function: its state is the step alone
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -30,6 +30,7 @@ BENCHMARKS = {
     "kvpress": "cache policies beside kvpress, in an environment that has it",
     "prefix": "N continuations of one prompt: its keys kept once and copied",
     "adapters": "adapters beside full training: memory, time and what they learn",
+    "memory": "ways to train in less memory beside plain training, over length and depth",
     "sparse_tuning": "fine-tuning by SPT beside LoRA: memory and time of a training step",
     "offload": "models larger than memory: peak, bytes read and time",
     "drafts": "tokens a pass and time a token of every draft of the bundled nanos",

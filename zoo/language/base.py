@@ -10,7 +10,6 @@ from typing import ClassVar, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from zoo.kernels.dispatch import compute_dtype
 from zoo.language.block import Block, LanguageConfig
@@ -24,6 +23,7 @@ from zoo.layers.linear import capped, head_loss
 from zoo.layers.moe.experts import RoutedExperts
 from zoo.layers.precision import computes_in
 from zoo.layers.quant import count_parameters
+from zoo.layers.recompute import recompute
 from zoo.layers.step import Stepper, Undescribed, Value, Writer
 
 
@@ -235,7 +235,7 @@ class LanguageModel(nn.Module, ABC):
                     cast(Block, block).remember(x, state[index], seq_idx)
                 continue
             if self.grad_checkpointing and self.training and state is None:
-                y = checkpoint(block, x, None, seq_idx, use_reentrant=False)
+                y = recompute(block, x, None, seq_idx)
             else:
                 y = block(x, None if state is None else state[index], seq_idx)
             x = y if leaving is None else leaving.after(index, x, y)
