@@ -24,7 +24,6 @@ import copy
 import logging
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -32,20 +31,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning import Trainer, seed_everything
-from rich.console import Console
 from torch import Tensor, nn
 
 import zoo
 from zoo.adapt import LoRA, own_names
-from zoo.benchmarks.common import (
-    MIB,
-    RETURNING,
-    command_line,
-    in_fresh_process,
-    interleaved,
-    peak_memory,
-    publish,
-)
+from zoo.benchmarks.common import MIB, command_line, fresh_peak, interleaved, medians, peak_memory, publish, telling
 from zoo.train.adapt import DynamicConPET, ImportanceSampling, StaticConPET
 from zoo.train.data import DigitsDataModule, SourceCodeDataModule
 from zoo.train.quiet import quiet
@@ -238,14 +228,13 @@ def measure(steps: int, budget: float, tick: Callable[[str], None]) -> dict[str,
     for name in METHODS:
         tick(f"memory: {name}")
         layers = range(SHAPE["depth"]) if name == "IST" else [None]
-        peaks = [in_fresh_process(peak, name, layer, environment=RETURNING) for layer in layers]
-        found["bytes"][name] = statistics.mean(peaks)
+        found["bytes"][name] = statistics.mean(fresh_peak(peak, name, layer) for layer in layers)
         found["learns"][name] = sum(p.numel() for p in adapted(name).parameters() if p.requires_grad)
     tick("time")
     calls = {name: partial(step_of, adapted(name), tokens) for name in METHODS if name != "IST"}
     found["runs"], _ = interleaved(calls, budget=budget)
     tick("MobileTL: memory and time")
-    found["image_bytes"] = {k: in_fresh_process(peak_of_images, k, environment=RETURNING) for k in (FULL, "MobileTL")}
+    found["image_bytes"] = {kind: fresh_peak(peak_of_images, kind) for kind in (FULL, "MobileTL")}
     batch = torch.randn(8, 3, 96, 96)
     found["image_runs"], _ = interleaved(
         {kind: partial(step_of_images, lean(kind), batch) for kind in (FULL, "MobileTL")}, budget=budget
@@ -273,7 +262,7 @@ def verdict(met: bool) -> str:
 def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, columns and rows of each table."""
     peaks, score, long = found["bytes"], found["score"], found["long"]
-    seconds = {name: statistics.median(runs) for name, runs in found["runs"].items()}
+    seconds = medians(found["runs"])
     gain = {name: (long["as it was"] - bits) for name, bits in long.items()}
     whole = gain["LoRA, whole attention"] or float("nan")
     of_whole = {name: value / whole for name, value in gain.items()}
@@ -349,12 +338,9 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("adapters", __doc__)
+    parser = command_line("adapters", __doc__, budget=8.0)
     parser.add_argument("--steps", type=int, default=60, help="of tuning")
-    parser.add_argument("--budget", type=float, default=8.0, help="seconds after which a measurement ends")
     options = parser.parse_args(arguments)
-    console, started = Console(), time.perf_counter()
-    with console.status("") as status:
-        found = measure(options.steps, options.budget, status.update)
-    console.print(f"{time.perf_counter() - started:.0f} s", highlight=False)
+    with telling() as say:
+        found = measure(options.steps, options.budget, say)
     publish("adapters", options, found, *tables(found))

@@ -30,11 +30,10 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from zoo.benchmarks.cache_claims import EXPECTED, Record, verdicts
@@ -42,8 +41,8 @@ from zoo.benchmarks.cache_memory import memory
 from zoo.benchmarks.cache_methods import AS_POLICY, DENSE, UNBUDGETED, Known, known_of, methods_at
 from zoo.benchmarks.cache_models import RECIPES, packed, trained
 from zoo.benchmarks.cache_readers import Reader, WorkingReader, reader
-from zoo.benchmarks.cache_report import QUESTIONS, page, plot, tables
-from zoo.benchmarks.common import RESULTS, command_line, machine, save, table
+from zoo.benchmarks.cache_report import QUESTIONS, plot, tables
+from zoo.benchmarks.common import command_line, each, publish
 from zoo.generate.decode import generating
 from zoo.generate.options import Options
 from zoo.train.data import KeyValues, Passkeys, VariableTracking
@@ -108,7 +107,7 @@ def timed(model: Any, known: Known, recipe: str, options: argparse.Namespace) ->
     methods = methods_at(TIMED_BUDGET, LENGTH, known, STEPS)
     tokens = torch.randint(1, 128, (1, LENGTH + STEPS), generator=torch.Generator().manual_seed(0))
     runs: dict[str, list[tuple[float, float]]] = {name: [] for name in wanted(methods, options)}
-    for _ in track(range(ROUNDS + 1), f"timing {recipe}", console=Console(stderr=True)):
+    for _ in each(range(ROUNDS + 1), f"timing {recipe}"):
         for name, found in runs.items():
             with generating(model, methods[name]):
                 started = time.perf_counter()
@@ -134,8 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=100, help="sequences a task")
     options = parser.parse_args(arguments)
 
-    started, console = time.perf_counter(), Console(width=200)
-    load, here = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan, machine()
+    started, load = time.perf_counter(), os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
     found: dict[str, Any] = {name: [] for name in PARTS} | {"samples": options.samples}
     draft = trained(RECIPES[0])
     for recipe in options.models if {"accuracy", "time"} & set(options.only) else ():
@@ -143,23 +141,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         known = known_of(model, draft)
         if "accuracy" in options.only:
             records = accuracy(model, known, recipe, options)
-            found["accuracy"] += track(records, f"asking {recipe}", total=None, console=Console(stderr=True))
+            found["accuracy"] += each(records, f"asking {recipe}")
         if "time" in options.only:
             found["time"] += timed(model, known, recipe, options)
     if "memory" in options.only:
         found["memory"] = memory(draft)
     found |= {"verdicts": verdicts(found), "seconds": round(time.perf_counter() - started)}
-    for one in tables(found):
-        console.print(table(*one))
-    for verdict in found["verdicts"]:
-        missed = ", ".join(verdict["missed"]) or "none"
-        console.print(f"missed by {missed}, of {len(verdict['tried'])}: {verdict['expected']}")
-    if not options.no_save:
-        introduction = (__doc__ or "").split("\n\n", 2)[2]
-        text = page(found, load, introduction, list(TASKS.values()))
-        save("cache", {"machine": here, "load": load, "budgets": BUDGETS} | found, text, RESULTS)
-        plot(found["accuracy"], RESULTS / "cache.png")
-
-
-if __name__ == "__main__":
-    main()
+    before = f"# Caches\n\n{(__doc__ or '').split(chr(10) * 2, 2)[2].strip()}\n\n"
+    after = f"{', '.join(map(repr, TASKS.values()))}; {found['samples']} sequences a task, {found['seconds']} s in "
+    after += f"all. Load of the machine before: {load:.1f}.\n"
+    record = {"load": load, "budgets": BUDGETS} | found
+    publish("cache", options, record, *tables(found), before=before, after=after, plot=partial(plot, found["accuracy"]))

@@ -8,15 +8,22 @@ from typing import Any
 
 from zoo.benchmarks.cache_claims import Record, means
 from zoo.benchmarks.cache_methods import AS_POLICY, KINDS, UNBUDGETED, kind_of
-from zoo.benchmarks.common import markdown
+from zoo.benchmarks.tables import panels
 
 Table = tuple[str, list[str], list[list[str]]]
 QUESTIONS = ("first", "second")
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
-    """All of them."""
-    return accuracy_tables(found["accuracy"]) + time_tables(found["time"]) + memory_tables(found["memory"])
+    """All of them: what became of what was expected first."""
+    judged = [[v["expected"], ", ".join(v["missed"]) or "none", str(len(v["tried"]))] for v in found["verdicts"]]
+    verdicts = "What became of it", ["expected", "missed by", "of"], [row for row in judged if row[-1] != "0"]
+    return [
+        verdicts,
+        *accuracy_tables(found["accuracy"]),
+        *time_tables(found["time"]),
+        *memory_tables(found["memory"]),
+    ]
 
 
 def accuracy_tables(records: Sequence[Record]) -> list[Table]:
@@ -77,53 +84,32 @@ def memory_tables(records: Sequence[Record]) -> list[Table]:
     return [(title, columns, rows)]
 
 
-def page(found: dict[str, Any], load: float, introduction: str, tasks: Sequence[Any]) -> str:
-    """The markdown: what is measured and was expected, what became of that, and the tables."""
-    text = f"# Caches\n\n{introduction.strip()}\n\nWhat became of it:\n\n"
-    for verdict in found["verdicts"]:
-        missed = ", ".join(verdict["missed"])
-        if verdict["tried"]:
-            text += f"- {f'**Missed** by {missed}' if missed else 'Met'}: {verdict['expected']}.\n"
-    text += "\n" + "\n".join(markdown(*one) for one in tables(found))
-    text += f"\n{', '.join(map(repr, tasks))}; {found['samples']} sequences a task, {found['seconds']} s in all. "
-    return text + f"Load of the machine before: {load:.1f}.\n"
-
-
 def plot(records: Sequence[Record], path: Path) -> None:
     """A row a model; the first and the second question over the budget, and the second over bytes. A colour a kind."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     models = _by_model(records)
-    figure, axes = pyplot.subplots(
-        len(models), len(QUESTIONS) + 1, figsize=(19, 5.5 * len(models)), squeeze=False, layout="constrained"
-    )
-    for row, (recipe, own) in zip(axes, models.items(), strict=True):
-        budgets = sorted({r["budget"] for r in own})
-        accuracies = {budget: means(own, recipe, budget) for budget in budgets}
-        size = {(r["method"], r["budget"]): r["bytes"] for r in own}
-        for column, axis in enumerate(row):
-            question = min(column, len(QUESTIONS) - 1)
-            axis.axhline(100 * accuracies[budgets[-1]]["dense"][question], color="black", label="dense")
-            if column == len(QUESTIONS):
-                axis.axvline(size["dense", budgets[-1]], color="black")
-            for color, names in enumerate(KINDS.values()):
-                for index, name in enumerate(name for name in names if name in accuracies[budgets[-1]]):
-                    own_budgets = [budget for budget in budgets if (name, budget) in size]
-                    across = [size[name, b] for b in own_budgets] if column == len(QUESTIONS) else own_budgets
-                    points = [100 * accuracies[budget][name][question] for budget in own_budgets]
-                    style = {"marker": "ovs^Dx*P+"[index % 9], "linestyle": "--" if index % 2 else "-"}
-                    axis.plot(across, points, color=f"C{color}", linewidth=1, label=name, **style)
-            axis.set(title=f"{recipe}, {QUESTIONS[question]} question", ylim=(-3, 103))
-            axis.set_ylabel("answered, mean of the tasks, %")
-            axis.set_xlabel("bytes held" if column == len(QUESTIONS) else "tokens held or seen")
-            if column < len(QUESTIONS):
-                axis.set_xticks(budgets)
-    axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=80)
-    pyplot.close(figure)
+    with panels(path, len(models), len(QUESTIONS) + 1, (19, 5.5 * len(models)), dpi=80) as axes:
+        for row, (recipe, own) in zip(axes, models.items(), strict=True):
+            budgets = sorted({r["budget"] for r in own})
+            accuracies = {budget: means(own, recipe, budget) for budget in budgets}
+            size = {(r["method"], r["budget"]): r["bytes"] for r in own}
+            for column, axis in enumerate(row):
+                question = min(column, len(QUESTIONS) - 1)
+                axis.axhline(100 * accuracies[budgets[-1]]["dense"][question], color="black", label="dense")
+                if column == len(QUESTIONS):
+                    axis.axvline(size["dense", budgets[-1]], color="black")
+                for color, names in enumerate(KINDS.values()):
+                    for index, name in enumerate(name for name in names if name in accuracies[budgets[-1]]):
+                        own_budgets = [budget for budget in budgets if (name, budget) in size]
+                        across = [size[name, b] for b in own_budgets] if column == len(QUESTIONS) else own_budgets
+                        points = [100 * accuracies[budget][name][question] for budget in own_budgets]
+                        style = {"marker": "ovs^Dx*P+"[index % 9], "linestyle": "--" if index % 2 else "-"}
+                        axis.plot(across, points, color=f"C{color}", linewidth=1, label=name, **style)
+                axis.set(title=f"{recipe}, {QUESTIONS[question]} question", ylim=(-3, 103))
+                axis.set_ylabel("answered, mean of the tasks, %")
+                axis.set_xlabel("bytes held" if column == len(QUESTIONS) else "tokens held or seen")
+                if column < len(QUESTIONS):
+                    axis.set_xticks(budgets)
+        axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _by_model(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -1,40 +1,41 @@
-"""What every benchmark here shares: interleaved timing, peak memory of one call, the machine's record, tables."""
+"""What every benchmark here shares: its command line, timing in turns, memory of one call, tables, files, plots."""
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import fnmatch
 import gc
 import json
 import math
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.progress import Progress, track
 
-ROOT = Path(__file__).resolve().parent.parent
+from zoo.benchmarks.machine import ROOT, machine
+from zoo.benchmarks.runner import DONE, Step, run_steps
+from zoo.benchmarks.tables import Shown, markdown, table
+from zoo.registry import lookup, nearest
+
 # in a clone beside the scripts; of an installed package in the working folder
 RESULTS = (ROOT if (ROOT / "pyproject.toml").exists() else Path()) / "benchmarks" / "results"
 SCHEMA = 1  # of result files: raised when what reads them has to change
-CODE = ("--", ".", ":!benchmarks/results")  # what a change of makes results those of no commit
 MIB = 2**20
 # glibc returns what is freed at once, so that a peak is of what lives, not of what the allocator kept from before
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-Shown = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, columns and rows of a table
-PACKAGES = ("torch", "transformers", "timm", "lightning", "mamba-ssm", "triton", "xllamacpp")
+Item = TypeVar("Item")
 
 
 def interleaved(
@@ -82,6 +83,35 @@ def interleaved(
     return seconds, results
 
 
+def prompt_and_step(
+    generate: Mapping[str, Callable[[int], Any]], steps: int, budget: float
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Name -> seconds of a prompt with its first token, and of a token after it, of every run, in turns.
+
+    Args:
+        generate: name -> what continues a prompt by so many tokens.
+        steps: over which the time of a token is the mean.
+    """
+    calls = {f"{name} {n}": partial(call, n) for name, call in generate.items() for n in (1, 1 + steps)}
+    runs, _ = interleaved(calls, budget=budget)
+    found = {}
+    for name in generate:
+        first, both = runs[f"{name} 1"], runs[f"{name} {1 + steps}"]
+        found[name] = first, [(b - a) / steps for a, b in zip(first, both, strict=False)]
+    return found
+
+
+def medians(runs: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Side -> the median of its runs."""
+    return {side: statistics.median(taken) for side, taken in runs.items()}
+
+
+@torch.no_grad()
+def forward(model: Callable[..., Any], *inputs: Any) -> Any:
+    """A pass without gradients."""
+    return model(*inputs)
+
+
 def in_fresh_process(
     function: Callable[..., Any],
     *arguments: object,
@@ -122,6 +152,11 @@ def peak_memory(call: Callable[[], object]) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
 
 
+def fresh_peak(function: Callable[..., Any], *arguments: object) -> Any:
+    """``in_fresh_process`` for what calls ``peak_memory``: there the allocator returns what is freed."""
+    return in_fresh_process(function, *arguments, environment=RETURNING)
+
+
 def _return_freed_memory() -> None:
     """What earlier calls freed would hide as much of the next one's."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
@@ -134,6 +169,46 @@ def _resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
+def in_processes(
+    measure: Callable[..., dict[str, Any]], jobs: Mapping[str, Sequence[Any]], limit: float = 300.0
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """What a function says of each job, one after another in processes that their failures do not take others with.
+
+    Args:
+        measure: of a module.
+        jobs: name -> arguments.
+        limit: seconds after which one is given up.
+
+    Returns:
+        The records, and name -> error of those that have none.
+    """
+    kept = _Records()
+    steps = [Step(name, _record, (measure, *arguments), limit) for name, arguments in jobs.items()]
+    say = partial(Console(stderr=True).print, highlight=False, markup=False)
+    run_steps(steps, kept, seconds=math.inf, processes=1, say=say)
+    return kept.records, kept.failed
+
+
+def _record(measure: Callable[..., dict[str, Any]], *arguments: Any) -> Iterator[dict[str, Any]]:
+    yield measure(*arguments)
+
+
+class _Records:
+    """What ``run_steps`` finds, in memory."""
+
+    def __init__(self) -> None:
+        self.records, self.failed = list[dict[str, Any]](), dict[str, str]()
+
+    def read(self, step: Step) -> dict[str, Any]:
+        return {}
+
+    def write(self, step: Step, status: str, seconds: float, found: dict[str, Any], error: str | None = None) -> None:
+        if status == DONE:
+            self.records.append(found)
+        elif error:
+            self.failed[step.name] = error.splitlines()[-1]
+
+
 def fitted_exponent(lengths: Sequence[float], seconds: Sequence[float]) -> float:
     """The p of ``seconds = c * length**p``: least squares on the logarithms; 1 is linear."""
     x, y = [math.log(n) for n in lengths], [math.log(s) for s in seconds]
@@ -142,75 +217,94 @@ def fitted_exponent(lengths: Sequence[float], seconds: Sequence[float]) -> float
     return covariance / sum((a - mean_x) ** 2 for a in x)
 
 
-def date() -> str:
-    """Now, to the minute."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+class CommandLine(argparse.ArgumentParser):
+    """A parser of ``zoo bench``: what is a whole number (``type=int``) counts something, and is at least 1."""
+
+    def __init__(self, name: str, description: str | None):
+        super().__init__(name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.register("type", int, partial(natural, least=1))
 
 
-def machine() -> dict[str, object]:
-    """What a reader needs to judge the figures: hardware, threads, versions, commit, date."""
-    return {
-        "date": date(),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", *CODE) else ""),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
-    }
+def natural(text: str, least: int = 0) -> int:
+    """The type of an option that may be 0, as a seed."""
+    value = int(text)
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
+    return value
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
+def command_line(
+    subject: str, description: str | None, *, budget: float | None = None, models: Sequence[str] = (),
+    besides: Sequence[str] = (), patterns: Iterable[str] = (),
+) -> argparse.ArgumentParser:  # fmt: skip
+    """The options of ``zoo bench subject``, with those that subjects share.
 
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git(*arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
-
-
-def command_line(subject: str, description: str | None) -> argparse.ArgumentParser:
-    """The options of ``zoo bench subject``, with the one that all subjects share."""
-    parser = argparse.ArgumentParser(
-        f"zoo bench {subject}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    Args:
+        budget: seconds of a measurement, for an option of that name.
+        models: measured where none is named, for an option of that name, which takes any model, and those besides.
+        patterns: names, of which an option ``--models`` takes patterns.
+    """
+    machine()  # as it is before anything is measured
+    parser = CommandLine(f"zoo bench {subject}", description)
     parser.add_argument("--no-save", action="store_true", help="only print")
+    if budget is not None:
+        help = f"seconds after which a measurement ends ({budget:g})"
+        parser.add_argument("--budget", type=float, default=budget, help=help)
+    if models:
+        known, help = partial(_known, besides), f"models ({', '.join(models)})"
+        parser.add_argument("--models", nargs="+", type=known, default=list(models), metavar="NAME", help=help)
+    if names := list(patterns):
+        fitting, help = partial(_fitting, names), f"of {'; '.join(names)}"
+        parser.add_argument("--models", nargs="+", type=fitting, default=["*"], metavar="PATTERN", help=help)
     return parser
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table for the terminal: the first column names, the others are figures."""
-    shown = Table(title=title, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
-    for index, column in enumerate(columns):
-        shown.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
-    for row in rows:
-        shown.add_row(*row)
-    return shown
+def _known(besides: Sequence[str], name: str) -> str:
+    try:
+        return name if name in besides else lookup(name).name
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def markdown(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same table as markdown."""
-    lines = [f"### {title}", "", "| " + " | ".join(columns) + " |"]
-    lines.append("| --- |" + " ---: |" * (len(columns) - 1))
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+def _fitting(names: Sequence[str], pattern: str) -> str:
+    if not fnmatch.filter(names, pattern):
+        raise argparse.ArgumentTypeError(f"{pattern!r} fits none of {'; '.join(names)}{nearest(pattern, names)}")
+    return pattern
+
+
+def each(items: Iterable[Item], what: str = "measuring", total: int | None = None) -> Iterable[Item]:
+    """The same, one after another, with a bar on stderr."""
+    return track(items, what, total=total, console=Console(stderr=True), transient=True)
+
+
+@contextmanager
+def telling(total: int | None = None) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr, and what is called with a name whenever something begins, ``total`` times where that is
+    known."""
+    with Progress(transient=True, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda what: progress.update(task, description=what, advance=1)
+
+
+def last_paragraph(description: str | None) -> str:
+    """Of a subject's description: what was expected."""
+    return (description or "").split("\n\n")[-1].strip()
+
+
+def over_length(
+    what: str, lengths: Sequence[int], curves: Mapping[str, Sequence[float]], limit: float | None = None
+) -> Shown:
+    """Seconds of each side at each length, and the exponents, which the limit stands beside."""
+    columns = [what, *(f"T {n}" for n in lengths), "exponent", *(["limit"] if limit is not None else [])]
+    rows = [
+        [
+            name, *(f"{s * 1e3:.2f} ms" for s in seconds),
+            f"{fitted_exponent(lengths, seconds):.2f}" if len(lengths) > 1 else "",
+            *([f"{limit:g}"] if limit is not None else []),
+        ]
+        for name, seconds in curves.items()
+    ]  # fmt: skip
+    return "Time over length", columns, rows
 
 
 def save(name: str, record: Mapping[str, Any], text: str, folder: Path = RESULTS) -> None:
@@ -239,14 +333,17 @@ def publish(
     *tables: Shown,
     before: str = "",
     after: str = "",
-    folder: Path = RESULTS,
+    plot: Callable[[Path], None] | None = None,
+    folder: Path | None = None,
 ) -> None:
     """Print tables and what follows them, and, without --no-save, write the result file and the same as markdown.
 
     Args:
         options: of ``command_line``.
-        record: what was measured, with the ``machine()`` before it started, or as it is now.
+        record: what was measured; with the ``machine()`` of another run where it is of one.
         before: markdown that is written only.
+        plot: draws what was measured, ``name.png``.
+        folder: ``RESULTS`` where None.
     """
     console = Console(width=max(160, Console().width))
     for title, columns, rows in tables:
@@ -254,8 +351,11 @@ def publish(
     if after:
         console.print(after.strip(), highlight=False)
     if not options.no_save:
+        folder = RESULTS if folder is None else folder
         text = before + "\n".join(markdown(*shown) for shown in tables) + (f"\n{after}" if after else "")
         save(name, {"machine": machine()} | dict(record), text, folder)
+        if plot is not None:
+            plot(folder / f"{name}.png")
 
 
 def write_result(path: Path, record: Mapping[str, Any]) -> None:

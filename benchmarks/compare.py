@@ -33,14 +33,14 @@ from torch import Tensor
 
 import zoo
 from zoo.benchmarks import peers
-from zoo.benchmarks.common import interleaved, machine, markdown, save, table, write_result
+from zoo.benchmarks.common import CommandLine, interleaved, machine, markdown, save, table, write_result
 from zoo.benchmarks.peers import LlamaCpp, Side
 from zoo.benchmarks.report import figures
 from zoo.benchmarks.report.results import Results
 from zoo.benchmarks.runner import DONE, Step, run_steps, sources
 from zoo.profile import measure
 from zoo.profile.peaks import wait
-from zoo.profile.sample import items, sample
+from zoo.profile.sample import LENGTH, items, sample
 from zoo.registry import lookup, natural_key, nearest
 
 MEASURES = ("forward", "training", "decode")
@@ -56,7 +56,7 @@ class Plan:
 
     Attributes:
         names: of models that read the same.
-        sizes: tokens of a text, or pixels a side; None: images of the model's own size.
+        sizes: tokens of a text, or pixels a side; None: images of the model's own size, texts of the usual length.
         against: peers of each.
     """
 
@@ -105,7 +105,8 @@ def _sides(name: str, plan: Plan, size: int | None, folder: Path) -> Iterator[tu
     if "llama_cpp" in plan.against:
         peers.with_tokenizer_of_bytes(model, home)
     found: list[tuple[str, Side | LlamaCpp]] = [("zoo", Side(model))]
-    found += [(peer, peers.BUILDERS[peer](name, model, home, 2 * (size or 0) + 4 * STEPS)) for peer in plan.against]
+    room = 2 * (size or LENGTH) + 4 * STEPS
+    found += [(peer, peers.BUILDERS[peer](name, model, home, room)) for peer in plan.against]
     for _, side in found:
         if isinstance(side, Side):
             side.model.to(plan.device, getattr(torch, plan.dtype)).eval()
@@ -116,7 +117,7 @@ def _at(sides: Mapping[tuple[str, str], Side | LlamaCpp], plan: Plan, batch: int
     """The records of all sides at one batch and size."""
     torch.manual_seed(0)
     models = {name: held.model for (name, side), held in sides.items() if side == "zoo" and isinstance(held, Side)}
-    inputs = {name: sample(model, batch, size or 1) for name, model in models.items()}
+    inputs = {name: sample(model, batch, size) for name, model in models.items()}
     for kind in plan.measures:
         able = {key: held for key, held in sides.items() if _can(key[0], held, kind, batch)}
         differ = {key: _difference(sides[key[0], "zoo"], held, inputs[key[0]], kind) for key, held in able.items()}
@@ -248,13 +249,11 @@ def show(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
-        "zoo bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    found = CommandLine("zoo bench", __doc__)
     found.add_argument("names", nargs="+", metavar="NAME", help="models, or patterns of names")
     found.add_argument("--measures", nargs="+", default=list(MEASURES), choices=MEASURES)
     found.add_argument("--batches", nargs="+", type=int, default=[1])
-    found.add_argument("--lengths", nargs="+", type=int, default=[256], help="tokens of a text (256)")
+    found.add_argument("--lengths", nargs="+", type=int, help="tokens of a text (256, or as many as it reads)")
     found.add_argument("--sizes", nargs="+", type=int, help="pixels a side of images; the model's own where not given")
     found.add_argument("--against", nargs="+", default=[], choices=tuple(peers.PACKAGES), metavar="PEER")
     found.add_argument("--apart", action="store_true", help="each model for itself, not in turns")
@@ -271,11 +270,8 @@ def plans(options: argparse.Namespace) -> list[Plan]:
     """One a group.
 
     Raises:
-        ValueError: for an unknown name, a size below 1, or a peer or device that is not there.
+        ValueError: for an unknown name, or a peer or device that is not there.
     """
-    for option in ("batches", "lengths", "sizes"):
-        if wrong := [value for value in getattr(options, option) or () if value < 1]:
-            raise ValueError(f"--{option} must be at least 1, got {wrong[0]}")
     names: dict[str, None] = {}
     for pattern in options.names:
         fitting = zoo.list_models(pattern)
@@ -290,7 +286,7 @@ def plans(options: argparse.Namespace) -> list[Plan]:
     found = []
     for group in groups(list(names), not options.apart):
         pictures = lookup(group[0]).task in PICTURES
-        sizes = tuple(options.sizes or (None,)) if pictures else tuple(options.lengths)
+        sizes = tuple((options.sizes if pictures else options.lengths) or (None,))
         found.append(Plan(
             group, tuple(options.measures), tuple(options.batches), sizes, tuple(options.against), options.device,
             options.dtype, options.budget, options.tolerance,

@@ -20,12 +20,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 import zoo
-from zoo.benchmarks.common import command_line, machine, publish
+from zoo.benchmarks.common import command_line, each, last_paragraph, publish
 from zoo.train.data import DocumentationDataModule
 
 MODELS = ("mamba_nano", "mamba2_nano")
@@ -58,7 +56,7 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     zoo.extend_context(extended, windows("train", TRAINED, TEXTS), memory=options.memory, clamp=options.clamp)
     mixers = [mixer.step_rule.threshold[-1] > 0 for mixer in extended.mixers]
     found = []
-    for length in track(options.lengths, f"{name}", console=Console(stderr=True)):
+    for length in each(options.lengths, name):
         tokens = windows("test", length, max(2, options.bytes // length))
         for kind, model in (("plain", plain), ("longmamba", extended)):
             whole, last = bits(model, tokens)
@@ -81,24 +79,18 @@ def show(records: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("context", __doc__)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
+    parser = command_line("context", __doc__, models=MODELS)
     parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
     parser.add_argument("--bytes", type=int, default=16384, help="of test documents at each length, in whole windows")
     parser.add_argument("--memory", type=float, default=0.05, help="see zoo.extend_context")
     parser.add_argument("--clamp", type=float, default=0.0, help="see zoo.extend_context")
     options = parser.parse_args(arguments)
-    here, records = machine(), [record for name in options.models for record in measure(name, options)]
+    records = [record for name in options.models for record in measure(name, options)]
     shown = []
     for name in options.models:
         own = [r for r in records if r["model"] == name]
         share = f"{100 * own[0]['global_channels']:.0f} % of the channels are global"
         shown.append((f"{name}, trained on {TRAINED} bytes; {share}", *show(own)))
-    text = "Expectation" + str(__doc__).partition("Expectation")[2] + "\n"
-    found = {"machine": here, "settings": vars(options), "records": records}
+    found, text = {"settings": vars(options), "records": records}, f"{last_paragraph(__doc__)}\n\n"
     after = f"Bits per byte of about {options.bytes:,} bytes of test documents. "
     publish("context", options, found, *shown, before=text, after=after)
-
-
-if __name__ == "__main__":
-    main()

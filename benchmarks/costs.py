@@ -4,10 +4,10 @@
     zoo bench costs "mamba2_*" --again       # counts these anew, and keeps the others
 
 Everything runs on the meta device, so that the largest model needs no memory and every machine finds the same. Language
-models read 1,024 tokens, classifiers and sequence models 256, vision models one image of their own size; all in
-float32, forward, one row. FLOPs are those of torch's counter with the formulas of the zoo's operations; where values
-decide how much is computed they are the most that may be. The nano language models are counted at 256 to 4,096 tokens
-too.
+models read 1,024 tokens, classifiers and sequence models 256 or as many as they can, vision models one image of their
+own size; all in float32, forward, one row. FLOPs are those of torch's counter with the formulas of the zoo's
+operations; where values decide how much is computed they are the most that may be. The nano language models are counted
+at 256 to 4,096 tokens too.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from zoo.kernels.flops import flop_counter
 from zoo.kernels.native import cache_folder
 from zoo.language import LanguageModel
 from zoo.layers.quant import count_parameters
-from zoo.profile.sample import items, sample, unit
+from zoo.profile.sample import answer, items, sample, unit
 from zoo.registry import lookup
 
 LENGTHS = (256, 1024, 4096)
-TOKENS = {"language": 1024}  # of other tasks 256
+TOKENS = 1024  # of a language model
 COLUMNS = ("model", "parameters", "active", "FLOPs an item", "item", "bytes of state", "after tokens")
 
 
@@ -47,26 +47,25 @@ def digest(name: str) -> str:
 
 def counted(name: str) -> dict[str, Any]:
     """The record of one model; of one that cannot be counted, why."""
-    tokens = TOKENS.get(lookup(name).task, 256)
     model: Any = zoo.create_model(name, device="meta").eval()
     record = {"name": name, "digest": digest(name), "parameters": count_parameters(model)}
     try:
-        record |= forward(model, tokens)
+        record |= forward(model, TOKENS if isinstance(model, LanguageModel) else None)
         record["active_parameters"] = record["parameters"]
         if isinstance(model, LanguageModel):
             record["active_parameters"] = model.num_active_parameters()
-            record["state"] = [[length, state_bytes(model, length)] for length in (tokens // 4, tokens)]
+            record["state"] = [[length, state_bytes(model, length)] for length in (TOKENS // 4, TOKENS)]
     except (NotImplementedError, TypeError, ValueError) as error:  # values decide, or it reads something else
         return record | {"error": " ".join(str(error).split())[:200]}
     return record
 
 
 @torch.no_grad()
-def forward(model: Any, tokens: int) -> dict[str, Any]:
+def forward(model: Any, tokens: int | None) -> dict[str, Any]:
     """FLOPs of a pass, and what was read."""
     x = sample(model, 1, tokens)
     with flop_counter(display=False) as counter:
-        model(x)
+        answer(model, x)
     return {"inputs": list(x.shape), "unit": unit(model), "items": items(model, x), "flops": counter.get_total_flops()}
 
 
@@ -163,7 +162,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
         growth = markdown("Exponents over length, 256 to 4,096 tokens", ("model", "FLOPs", "bytes of state"), rows)
         save("costs", record, markdown(text[1], COLUMNS, show(record["records"])) + "\n" + growth)
-
-
-if __name__ == "__main__":
-    main()

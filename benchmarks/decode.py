@@ -32,11 +32,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
 import zoo
-from zoo.benchmarks.common import command_line, interleaved, publish
+from zoo.benchmarks.common import command_line, natural, prompt_and_step, publish, telling
 from zoo.benchmarks.peers import LlamaCpp, Side, Text, quiet_transformers, top, with_tokenizer_of_bytes
 
 MODELS = ("mamba2_130m", "mamba_130m", "transformer_130m", "falcon_h1_tiny_90m", "moe_8x130m")
@@ -128,18 +126,13 @@ def measure(name: str, options: argparse.Namespace, advance: Callable[[str], Non
             advance(form)
             found = {side: Subject(held, top(held, tokens)) for side, held in sides(mine, theirs, form, options)}
             exact = exact or found["zoo"].top
-            calls = {
-                f"{side} {n}": partial(held.side.generate, tokens, n)
-                for side, held in found.items()
-                for n in (1, 1 + STEPS)
-            }
-            runs, _ = interleaved(calls, budget=options.budget)
+            calls = {side: partial(held.side.generate, tokens) for side, held in found.items()}
+            runs = prompt_and_step(calls, STEPS, options.budget)
             for side, held in found.items():
-                first, both = (runs[f"{side} {count}"] for count in (1, 1 + STEPS))
                 shared = held.top.keys() & exact.keys()
                 yield {
                     "model": name, "form": form, "side": side, "threads": options.threads, "bytes": held.side.bytes,
-                    "prefill": first, "steps": [(b - a) / STEPS for a, b in zip(first, both, strict=False)],
+                    "prefill": runs[side][0], "steps": runs[side][1],
                     "read": held.side.bytes * share_read(found["zoo"].side),
                     "difference": max((abs(held.top[t] - exact[t]) for t in shared), default=float("nan")),
                 }  # fmt: skip
@@ -164,29 +157,22 @@ def show(records: Sequence[dict[str, Any]], read: float) -> list[list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("decode", __doc__)
+    parser = command_line("decode", __doc__, budget=12.0)
     parser.add_argument("--only", nargs="+", default=list(MODELS), choices=MODELS, metavar="MODEL")
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS), metavar="FORM")
     parser.add_argument("--against", nargs="*", default=list(PEERS), choices=PEERS, metavar="PEER")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch", type=int, default=1, help="rows; llama.cpp is left out where there are several")
-    parser.add_argument("--busy", type=int, default=0, help="processes that never rest, beside the measurement")
-    parser.add_argument("--budget", type=float, default=12.0, help="seconds after which a measurement ends")
+    parser.add_argument("--busy", type=natural, default=0, help="processes that never rest, beside the measurement")
     options = parser.parse_args(arguments)
 
     read, records = bandwidth(options.threads), []
-    with busy(options.busy), Progress(transient=True, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=len(options.only) * len(options.forms))
+    with busy(options.busy), telling(len(options.only) * len(options.forms)) as say:
         for name in options.only:
-            step = partial(progress.update, task, advance=1)
-            records += measure(name, options, lambda form, name=name, step=step: step(description=f"{name}, {form}"))
+            records += measure(name, options, lambda form, name=name: say(f"{name}, {form}"))
     title = f"{PROMPT} tokens of prompt, {STEPS} steps, batch {options.batch}, {options.threads} threads"
     title += f", {read / 1e9:.1f} GB/s"
     title += f", beside {options.busy} busy processes" if options.busy else ""
     kind = f"_batch{options.batch}" * (options.batch > 1) + f"_busy{options.busy}" * (options.busy > 0)
     shown = title, COLUMNS, show(records, read)
     publish(f"decode{kind}", options, {"bandwidth": read, "records": records}, shown)
-
-
-if __name__ == "__main__":
-    main()

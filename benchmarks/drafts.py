@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import zoo
-from zoo.benchmarks.common import command_line, interleaved, machine, publish
+from zoo.benchmarks.common import command_line, interleaved, last_paragraph, publish
 from zoo.decoding import Draft, DynamicExit, EarlyExit, LongSpec, MicroSteps, ModelDraft, MultiToken, Rapid
 from zoo.train.data import DocumentationDataModule
 
@@ -129,12 +129,10 @@ TARGETS = ("transformer_nano", "falcon_h1_nano", "deepseek_mtp_nano", "hamburger
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("drafts", __doc__)
+    parser = command_line("drafts", __doc__, budget=6.0)
     parser.add_argument("--only", nargs="+", default=list(TARGETS), choices=TARGETS, metavar="TARGET")
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--budget", type=float, default=6.0, help="seconds a target and mode, after two turns")
     options = parser.parse_args(arguments)
-    here = machine()
     torch.manual_seed(0)
     texts, records = prompts(options.prompts), []
     for name in options.only:
@@ -143,9 +141,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
             zoo.decoding.add_draft_layer(target, pretrained=True)
         records += measured(target, texts, options.budget)
     title = f"{options.prompts} prompts of {PROMPT} bytes, {NEW} more each, {torch.get_num_threads()} threads"
-    text = f"# Drafts\n\n{(__doc__ or '').split(chr(10) * 2)[-1].strip()}\n\n"
-    publish("drafts", options, {"machine": here, "records": records}, (title, COLUMNS, rows(records)), before=text)
-
-
-if __name__ == "__main__":
-    main()
+    text = f"# Drafts\n\n{last_paragraph(__doc__)}\n\n"
+    publish("drafts", options, {"records": records}, (title, COLUMNS, rows(records)), before=text)

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import zoo
-from zoo.benchmarks.common import command_line, publish
+from zoo.benchmarks.common import command_line, last_paragraph, publish
 from zoo.cli import recipe_path
 from zoo.exits import counted
 from zoo.layers.depth.exits import CLOSED, OPEN
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=list(MINIATURES), default=list(MINIATURES))
     parser.add_argument("--runs", type=Path, help="folder of trained runs, each named after its recipe")
     options = parser.parse_args(arguments)
-    records, shown, text = [], [], f"# Early exits\n\n{(__doc__ or '').split(chr(10) * 2)[-1].strip()}\n\n"
+    records, shown, text = [], [], f"# Early exits\n\n{last_paragraph(__doc__)}\n\n"
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.only:
             mini = MINIATURES[name]
@@ -168,7 +168,3 @@ def rows(records: list[dict[str, Any]]) -> list[list[str]]:
         ]
         for one in records
     ]
-
-
-if __name__ == "__main__":
-    main()

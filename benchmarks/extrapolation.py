@@ -21,16 +21,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 import zoo
-from zoo.benchmarks.common import command_line, machine, publish
+from zoo.benchmarks.common import command_line, each, natural, publish
+from zoo.benchmarks.learning import learn
 from zoo.sequence.positional import ATTENTIONS
 from zoo.train.data import ArraysDataModule
 from zoo.train.data.arrays import ALGORITHMS
-from zoo.train.optim import build_optimizer, warmup_cosine
+from zoo.train.optim import build_optimizer
 
 SCALES = (1, 2, 4, 10)
 TESTED = 1000  # arrays a scale
@@ -59,16 +58,15 @@ def measure(algorithm: Any, attention: str, options: argparse.Namespace) -> dict
     torch.manual_seed(options.seed)
     model = zoo.create_model(options.model, attention=attention)
     optimizer = build_optimizer(model, "adamw", lr=options.lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: warmup_cosine(k, 50, options.updates))
     data = ArraysDataModule(algorithm=algorithm)
     data.setup()
-    for batch in torch.arange(options.updates * options.batch_size).split(options.batch_size):
-        inputs, targets = data.sources["train"].fetch(batch, 0)
-        optimizer.zero_grad()
-        (model.train()(inputs) - targets).square().mean().backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+    size = options.batch_size
+
+    def loss(step: int) -> Tensor:
+        inputs, targets = data.sources["train"].fetch(torch.arange(step * size, (step + 1) * size), 0)
+        return (model(inputs) - targets).square().mean()
+
+    learn(model, optimizer, loss, options.updates)
     held_out = tests(algorithm)
     return {
         "task": algorithm, "attention": attention,
@@ -103,18 +101,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--updates", type=int, default=1000, help="training steps of a model")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--seed", type=int, default=0, help="of the weights")
+    parser.add_argument("--seed", type=natural, default=0, help="of the weights")
     options = parser.parse_args(arguments)
 
-    here, jobs = machine(), [(task, attention) for task in options.only for attention in ATTENTIONS]
-    records = [measure(*job, options) for job in track(jobs, "training", console=Console(stderr=True))]
+    jobs = [(task, attention) for task in options.only for attention in ATTENTIONS]
+    records = [measure(*job, options) for job in each(jobs, "training")]
     given = (
         f"{options.updates} updates of {options.batch_size} arrays, learning rate {options.lr:g}, seed {options.seed}"
     )
     title = f"{options.model}, mean squared errors after {given}"
-    found = {"machine": here, "settings": vars(options), "records": records}
+    found = {"settings": vars(options), "records": records}
     publish("extrapolation", options, found, (title, COLUMNS, show(records)), after=f"{verdict(records)}\n")
-
-
-if __name__ == "__main__":
-    main()

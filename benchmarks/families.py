@@ -19,13 +19,21 @@ from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 import zoo
 from zoo.benchmarks import readme
-from zoo.benchmarks.common import RESULTS, command_line, fitted_exponent, interleaved, machine, publish
+from zoo.benchmarks.common import (
+    RESULTS,
+    command_line,
+    fitted_exponent,
+    interleaved,
+    machine,
+    medians,
+    over_length,
+    publish,
+    telling,
+)
 from zoo.benchmarks.peers import Side, Text, apart, quiet_transformers
 
 OURS, PEER = "zoo", "transformers"
@@ -169,7 +177,8 @@ def sweep(family: str, budget: float) -> dict:
 def show(records: list[dict]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for r in records:
-        theirs, ours = (statistics.median(r["runs"][side]) for side in (PEER, OURS))
+        seconds = medians(r["runs"])
+        theirs, ours = seconds[PEER], seconds[OURS]
         rows.append(
             [
                 f"{r['name']}, {r['measure']}",
@@ -196,25 +205,22 @@ def written() -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("families", __doc__)
+    parser = command_line("families", __doc__, budget=4.0)
     parser.add_argument("--only", nargs="*", default=list(PEERS), choices=list(PEERS), metavar="FAMILY")
-    parser.add_argument("--budget", type=float, default=4.0, help="seconds after which a measurement ends")
     parser.add_argument("--no-sweep", action="store_true", help="leave out time over length")
     options = parser.parse_args(arguments)
 
     compared, swept = [], []
     linear = [] if options.no_sweep else list(LINEAR)
-    with Progress(transient=True, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=len(options.only) + len(linear))
+    with telling(len(options.only) + len(linear)) as say:
         for name in options.only:
-            progress.update(task, description=name, advance=1)
+            say(name)
             compared += compare(name, options.budget)
         for family in linear:
-            progress.update(task, description=f"{family} over length", advance=1)
+            say(f"{family} over length")
             swept.append(sweep(family, options.budget / 2))
 
-    here = machine()
-    compared = [record | {"commit": here["commit"]} for record in compared]
+    compared = [record | {"commit": machine()["commit"]} for record in compared]
     if not options.no_save:
         before = written()
         compared += [record for record in before["comparison"] if record["name"] not in options.only]
@@ -222,19 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         swept = swept or before["over_length"]
     tables = [
         (f"Two blocks, width {SIZES['hidden_size']}, batch 1, float32", *show(compared)),
-        (
-            "Forward of the nano over length",
-            ["family", *(f"T {n}" for n in SWEEP), "exponent", "limit"],
-            [
-                [r["family"], *(f"{s * 1e3:.1f} ms" for s in r["seconds"]), f"{r['p']:.2f}", f"{EXPONENT_LIMIT:g}"]
-                for r in swept
-            ],
-        ),
+        over_length("forward of the nano", SWEEP, {r["family"]: r["seconds"] for r in swept}, EXPONENT_LIMIT),
     ]
-    publish("families", options, {"machine": here, "comparison": compared, "over_length": swept}, *tables)
+    publish("families", options, {"comparison": compared, "over_length": swept}, *tables)
     if not options.no_save and readme.README.exists():
         readme.refresh()
-
-
-if __name__ == "__main__":
-    main()

@@ -18,7 +18,6 @@ save memory and no time.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,23 +25,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 import zoo
 from zoo.benchmarks.common import (
     MIB,
-    RESULTS,
-    RETURNING,
     command_line,
-    in_fresh_process,
+    forward,
+    fresh_peak,
+    in_processes,
     interleaved,
-    machine,
-    markdown,
+    medians,
     peak_memory,
-    save,
-    table,
+    publish,
 )
 from zoo.profile import profile
 from zoo.profile.gap import Gap, gap, gap_by_layer
@@ -100,11 +95,6 @@ def of(part: Gap) -> dict[str, float]:
     return {"flops": part.flops} | {name: float(f"{getattr(part, name):.4g}") for name in names}
 
 
-@torch.no_grad()
-def forward(model: nn.Module, x: Tensor) -> Tensor:
-    return model(x)
-
-
 def tiled(tile: int | None) -> Any:
     torch.manual_seed(0)
     model: Any = zoo.create_model(FUSED).eval()
@@ -126,7 +116,7 @@ def measure_tiles(budget: float) -> list[dict[str, Any]]:
     plain: Any = tiled(None)
     x, whole = image(), max(plain.config.image_shape)
     runs, results = interleaved({str(tile): partial(forward, tiled(tile), x) for tile in (None, *TILES)}, budget=budget)
-    records = []
+    seconds, records = medians(runs), []
     for tile in (None, *TILES):
         costs = block_traffic(plain, tile or whole)
         records.append(
@@ -135,8 +125,8 @@ def measure_tiles(budget: float) -> list[dict[str, Any]]:
                 "macs": sum(c.macs if tile is None else c.tiled_macs for c in costs),
                 "bytes": sum(c.bytes if tile is None else c.tiled_bytes for c in costs),
                 "workspace": max(c.workspace if tile is None else c.tiled_workspace for c in costs),
-                "seconds": statistics.median(runs[str(tile)]),
-                "peak": in_fresh_process(tile_memory, tile, environment=RETURNING),
+                "seconds": seconds[str(tile)],
+                "peak": fresh_peak(tile_memory, tile),
                 "apart": ((results[str(tile)] - results["None"]).abs().max() / results["None"].abs().max()).item(),
             }
         )
@@ -232,38 +222,28 @@ def plot(records: Sequence[dict[str, Any]], ridge: float, path: Path) -> None:
     pyplot.close(figure)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("gap", __doc__)
-    parser.add_argument("--models", nargs="+", default=[*MODELS, *PEERS], metavar="NAME", help="default: one a family")
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = command_line("gap", __doc__, budget=8.0, models=[*MODELS, *PEERS], besides=PEERS)
     parser.add_argument("--runs", type=int, default=9, help="times are the median of so many")
-    parser.add_argument("--budget", type=float, default=8.0, help="seconds after which timing tiles ends")
     options = parser.parse_args(arguments)
 
-    here, before = machine(), peaks(fresh=True)
-    console = Console(stderr=True)
-    records = [measure(name, options.runs) for name in track(options.models, "measuring", console=console)]
+    before = peaks(fresh=True)
+    records, failed = in_processes(measure, {name: (name, options.runs) for name in options.models})
+    if not records:
+        return 1
     after = peaks(fresh=True)  # what else runs takes its share: one far from the other says that the figures are rough
     tables = [("Efficiency gap, one image, float32", *show(records))]
     tiles: list[dict[str, Any]] = []
-    if FUSED in options.models:
+    for first in (r for r in records if r["model"] == FUSED):
         tiles = measure_tiles(options.budget)
-        first = next(r for r in records if r["model"] == FUSED)
         tables += [
             (f"{FUSED}: the slowest layers", *show_layers(first)),
             (f"{FUSED}: blocks in tiles", *show_tiles(tiles)),
         ]
-    console = Console(width=max(160, Console().width))
-    for title, columns, rows in tables:
-        console.print(table(title, columns, rows))
-    if not options.no_save:
-        at = {"flops": before.flops, "bandwidth": before.bandwidth}
-        at |= {"flops_after": after.flops, "bandwidth_after": after.bandwidth}
-        text = "\n".join(markdown(*t) for t in tables)
-        text += f"\nPeaks: {before.flops / 1e9:.1f} GFLOP/s, {before.bandwidth / 1e9:.1f} GB/s; afterwards "
-        text += f"{after.flops / 1e9:.1f} GFLOP/s, {after.bandwidth / 1e9:.1f} GB/s.\n"
-        save("gap", {"machine": here, "peaks": at, "records": records, "tiles": tiles}, text)
-        plot(records, before.ridge, RESULTS / "gap.png")
-
-
-if __name__ == "__main__":
-    main()
+    at = {"flops": before.flops, "bandwidth": before.bandwidth}
+    at |= {"flops_after": after.flops, "bandwidth_after": after.bandwidth}
+    text = f"Peaks: {before.flops / 1e9:.1f} GFLOP/s, {before.bandwidth / 1e9:.1f} GB/s; afterwards "
+    text += f"{after.flops / 1e9:.1f} GFLOP/s, {after.bandwidth / 1e9:.1f} GB/s.\n"
+    found = {"peaks": at, "records": records, "tiles": tiles, "failed": failed}
+    publish("gap", options, found, *tables, after=text, plot=partial(plot, records, before.ridge))
+    return 1 if failed else 0

@@ -1,6 +1,6 @@
 """Every operation of ``zoo.kernels`` on this machine: time over length, roofline, memory, beside its peers in one run.
 
-    zoo bench kernels                # or: python benchmarks/kernels.py; writes results/kernels.{json,md,png}
+    zoo bench kernels                # writes benchmarks/results/kernels.{json,md,png}
     zoo bench kernels --only ssd rope --lengths 256 1024 --no-save
 
 Peers are plain torch as one would write it (``eager``), the same under ``torch.compile``, and on CUDA mamba-ssm and
@@ -21,22 +21,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress, TaskID
 
 from zoo.benchmarks.common import (
     MIB,
     RESULTS,
     command_line,
-    fitted_exponent,
     in_fresh_process,
     interleaved,
     machine,
+    medians,
+    over_length,
     peak_memory,
     publish,
+    telling,
 )
 from zoo.benchmarks.measures import MEASURES, cost, forward, on_device, training
 from zoo.benchmarks.subjects import SUBJECTS, Subject
+from zoo.benchmarks.tables import Shown, panels
 from zoo.kernels import available_implementations
 
 OURS, REFERENCE = "zoo", "reference"
@@ -121,7 +122,7 @@ def show_comparison(records: list[dict], roof: dict[str, float]) -> tuple[list[s
     """At ``COMPARED``: our time, what it reaches, and every other side as a ratio to it."""
     rows = []
     for r in (r for r in records if r["length"] == COMPARED):
-        seconds = {side: statistics.median(runs) for side, runs in r["runs"].items()}
+        seconds = medians(r["runs"])
         ours = seconds.pop(OURS)
         bound = max(r["bytes"] / roof["bytes/s"], r["flops"] / roof["FLOP/s"])
         rows.append(
@@ -138,14 +139,12 @@ def show_comparison(records: list[dict], roof: dict[str, float]) -> tuple[list[s
     return ["operation", "ms", "GB/s", "GFLOP/s", "of roofline", "others' time / ours", "difference"], rows
 
 
-def show_lengths(records: list[dict], lengths: Sequence[int]) -> tuple[list[str], list[list[str]]]:
-    rows = []
+def show_lengths(records: list[dict], lengths: Sequence[int]) -> Shown:
+    curves: dict[str, list[float]] = {}
     for name, measure in dict.fromkeys((r["name"], r["measure"]) for r in records if r["measure"] != "decode"):
         found = {r["length"]: r for r in records if (r["name"], r["measure"]) == (name, measure)}
-        seconds = [statistics.median(found[length]["runs"][OURS]) for length in lengths]
-        exponent = f"{fitted_exponent(lengths, seconds):.2f}" if len(lengths) > 1 else ""
-        rows.append([f"{name}, {measure}", *(f"{s * 1e3:.2f} ms" for s in seconds), exponent])
-    return ["operation", *(f"T {n}" for n in lengths), "exponent"], rows
+        curves[f"{name}, {measure}"] = [statistics.median(found[length]["runs"][OURS]) for length in lengths]
+    return over_length("operation", lengths, curves)
 
 
 def show_decode(records: list[dict]) -> tuple[list[str], list[list[str]]]:
@@ -163,45 +162,33 @@ def show_memory(peak: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[
 
 def plot(records: list[dict], path: Path) -> None:
     """Time over length of every side, one panel an operation: forward solid, training dashed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     names = list(dict.fromkeys(r["name"] for r in records))
     rows = -(-len(names) // 4)
-    figure, axes = pyplot.subplots(rows, 4, figsize=(16, 3.2 * rows), squeeze=False, layout="constrained")
-    for axis, name in zip(axes.flat, names, strict=False):
-        for measure, style in (("forward", "-"), ("training", "--")):
-            found = [r for r in records if r["name"] == name and r["measure"] == measure]
-            shown = dict.fromkeys(side for r in found for side in r["runs"])
-            for index, side in enumerate(shown):
-                points = [(r["length"], statistics.median(r["runs"][side])) for r in found if side in r["runs"]]
-                x, y = zip(*points, strict=True)
-                label = side if measure == "forward" else None
-                axis.plot(x, [s * 1e3 for s in y], style, marker="o", ms=3, color=f"C{index}", label=label)
-        axis.set(xscale="log", yscale="log", title=name, xlabel="T", ylabel="ms")
-        lengths = sorted({r["length"] for r in records if r["name"] == name and r["measure"] != "decode"})
-        axis.set_xticks(lengths, [str(length) for length in lengths])
-        axis.minorticks_off()
-        axis.legend(fontsize=7)
-    for axis in axes.flat[len(names) :]:
-        axis.set_visible(False)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
-def _describe(progress: Progress, task: TaskID, what: str) -> None:
-    progress.update(task, description=what)
+    with panels(path, rows, 4, (16, 3.2 * rows)) as axes:
+        for axis, name in zip(axes.flat, names, strict=False):
+            for measure, style in (("forward", "-"), ("training", "--")):
+                found = [r for r in records if r["name"] == name and r["measure"] == measure]
+                shown = dict.fromkeys(side for r in found for side in r["runs"])
+                for index, side in enumerate(shown):
+                    points = [(r["length"], statistics.median(r["runs"][side])) for r in found if side in r["runs"]]
+                    x, y = zip(*points, strict=True)
+                    label = side if measure == "forward" else None
+                    axis.plot(x, [s * 1e3 for s in y], style, marker="o", ms=3, color=f"C{index}", label=label)
+            axis.set(xscale="log", yscale="log", title=name, xlabel="T", ylabel="ms")
+            lengths = sorted({r["length"] for r in records if r["name"] == name and r["measure"] != "decode"})
+            axis.set_xticks(lengths, [str(length) for length in lengths])
+            axis.minorticks_off()
+            axis.legend(fontsize=7)
+        for axis in axes.flat[len(names) :]:
+            axis.set_visible(False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("kernels", __doc__)
+    parser = command_line("kernels", __doc__, budget=1.5)
     names = [subject.name for subject in SUBJECTS]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="OPERATION", help=", ".join(names))
     parser.add_argument("--device", choices=tuple(LENGTHS), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lengths", nargs="+", type=int, help="default: 256 to 8192 on the CPU, 512 to 32768 on CUDA")
-    parser.add_argument("--budget", type=float, default=1.5, help="seconds after which a measurement ends")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile of the peers")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
     parser.add_argument("--memory-only", action="store_true", help="measure peak memory anew for the saved results")
@@ -216,11 +203,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         saved = json.loads((RESULTS / "kernels.json").read_text(encoding="utf-8"))
         records, roof, here = saved["records"], saved["peaks"], saved["machine"]
         lengths = sorted({r["length"] for r in records if r["measure"] != "decode"})
-    with Progress(transient=True, console=Console(stderr=True)) as progress:
-        task = progress.add_task("measuring peaks", total=len(chosen))
+    with telling() as say:
+        say("measuring peaks")
         roof = roof or peaks(options.device)
         for subject in chosen:
-            say = partial(_describe, progress, task)
             if not options.memory_only:
                 compiled = not options.no_compile
                 records += measure_subject(subject, lengths, options.device, options.budget, compiled, say)
@@ -228,22 +214,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 say(f"{subject.name}: memory")
                 pair = (OURS, next(iter(subject.peers), REFERENCE))
                 peak[subject.name] = {side: in_fresh_process(memory, subject.name, side) for side in pair}
-            progress.advance(task)
 
     tables = [
         (f"Kernels at T {COMPARED}, {'float32' if options.device == 'cpu' else 'bfloat16'}",
          *show_comparison(records, roof)),
-        ("Time over length", *show_lengths(records, lengths)),
+        show_lengths(records, lengths),
         ("Decode step", *show_decode(records)),
         (f"Peak memory of forward and backward at T {COMPARED}", *show_memory(peak)),
     ]  # fmt: skip
     name = "kernels" if options.device == "cpu" else f"kernels_{options.device}"
     found = {"machine": here, "peaks": roof, "records": records, "memory": peak}
     after = f"Peaks of this run: {roof['bytes/s'] / 1e9:.1f} GB/s, {roof['FLOP/s'] / 1e9:.0f} GFLOP/s.\n"
-    publish(name, options, found, *tables, after=after)
-    if not options.no_save:
-        plot(records, RESULTS / f"{name}.png")
-
-
-if __name__ == "__main__":
-    main()
+    publish(name, options, found, *tables, after=after, plot=partial(plot, records))

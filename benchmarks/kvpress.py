@@ -26,11 +26,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 import zoo
-from zoo.benchmarks.common import RESULTS, command_line, machine, markdown, save, table
+from zoo.benchmarks.common import command_line, last_paragraph, publish
 from zoo.cache import DuoAttention, Policy, SnapKV, StreamingLLM, ThinK
 from zoo.layers.cache.pruning import governed_parts
 from zoo.layers.step import programmed
@@ -213,13 +212,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for r in records for what in ("prefill", "step") if r[f"ours_{what}_ms"] > r[f"theirs_{what}_ms"]
     ]  # fmt: skip
     verdict = f"Missed by {', '.join(slower)}." if slower else "Met."
-    Console().print(table(title, columns, rows))
-    Console().print(verdict)
-    if not options.no_save:
-        text = f"# Beside kvpress\n\n{(__doc__ or '').split(chr(10) * 2)[-1].strip()} {verdict}\n\n"
-        text += markdown(title, columns, rows)
-        save("kvpress", {"machine": machine(), "sizes": SIZES, "verdict": verdict, "records": records}, text, RESULTS)
-
-
-if __name__ == "__main__":
-    main()
+    found, shown = {"sizes": SIZES, "verdict": verdict, "records": records}, (title, columns, rows)
+    before = f"# Beside kvpress\n\n{last_paragraph(__doc__)}\n\n"
+    publish("kvpress", options, found, shown, before=before, after=f"{verdict}\n")

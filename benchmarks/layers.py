@@ -20,19 +20,20 @@ from multiprocessing import TimeoutError
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 
 from zoo.benchmarks.common import (
     MIB,
     command_line,
     fitted_exponent,
+    forward,
     in_fresh_process,
     interleaved,
-    machine,
+    medians,
+    over_length,
     peak_memory,
     publish,
+    telling,
 )
 from zoo.benchmarks.peers import apart
 
@@ -81,11 +82,6 @@ def build(layer: str, side: str) -> nn.Module:
 
 def sequence(length: int) -> Tensor:
     return torch.randn(1, length, DIM, generator=torch.Generator().manual_seed(length))
-
-
-def forward(module: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return module(x)
 
 
 def training_step(module: nn.Module, x: Tensor) -> Tensor:
@@ -222,7 +218,7 @@ def show_comparison(records: list[dict], sides: list[str]) -> tuple[list[str], l
     rows = []
     for r in records:
         unit, scale = ("ms", 1e3) if "runs" in r else ("MiB", 1 / MIB)
-        values = r["bytes"] if "bytes" in r else {side: statistics.median(runs) for side, runs in r["runs"].items()}
+        values = r["bytes"] if "bytes" in r else medians(r["runs"])
         target = TARGETS[r["layer"]]["memory" if "bytes" in r else r["measure"]]
         ratio = values[PEER] / values[OURS] if len(sides) == 2 else float("nan")
         over = {side: "over " if side in r.get("ended", ()) else "" for side in sides}  # the call was ended at LIMIT
@@ -240,26 +236,19 @@ def show_comparison(records: list[dict], sides: list[str]) -> tuple[list[str], l
     return ["measure", *sides, "ratio", "target", "met", "runs", "difference"], rows
 
 
-def _describe(progress: Progress, task: TaskID, what: str) -> None:
-    progress.update(task, description=what)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("layers", __doc__)
+    parser = command_line("layers", __doc__, budget=10.0)
     parser.add_argument("--layers", nargs="+", default=["mamba2", "mamba"], choices=["mamba", "mamba2"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[1024, 2048])
     parser.add_argument("--sides", nargs="+", default=[PEER, OURS], choices=[PEER, OURS])
-    parser.add_argument("--budget", type=float, default=10.0, help="seconds after which a measurement ends")
     parser.add_argument("--no-sweep", action="store_true", help="leave out time over length")
     options = parser.parse_args(arguments)
     if PEER in options.sides:
         import_module("transformers")  # told before anything is measured
 
     compared, swept, first = [], [], []
-    with Progress(transient=True, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=None)
+    with telling() as say:
         for layer in options.layers:
-            say = partial(_describe, progress, task)
             say(f"{layer}: first call")
             for side in options.sides:
                 with tempfile.TemporaryDirectory() as cache:
@@ -269,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not options.no_sweep:
                 swept += sweep(layer, options.sides, options.budget, say)
 
-    here = machine()
+    curves = {f"{r['layer']} {r['side']}, {r['measure']}": r["seconds"] for r in swept}
     tables = [
         (f"Layers, dim {DIM}, batch 1, float32", *show_comparison(compared, options.sides)),
         (
@@ -280,19 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for r in first
             ],
         ),
-        (
-            "Time over length",
-            ["layer", *(f"T {n}" for n in SWEEP), "exponent", "limit"],
-            [
-                [
-                    f"{r['layer']} {r['side']}, {r['measure']}",
-                    *(f"{s * 1e3:.1f} ms" for s in r["seconds"]),
-                    f"{r['p']:.2f}",
-                    f"{EXPONENT_LIMIT:g}",
-                ]
-                for r in swept
-            ],
-        ),
+        over_length("layer", SWEEP, curves, EXPONENT_LIMIT),
     ]
-    found = {"machine": here, "comparison": compared, "first_call": first, "over_length": swept}
+    found = {"comparison": compared, "first_call": first, "over_length": swept}
     publish("layers", options, found, *tables)

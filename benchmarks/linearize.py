@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 
 import zoo
-from zoo.benchmarks.common import RESULTS, command_line, machine, markdown, save, table
+from zoo.benchmarks.common import RESULTS, command_line, last_paragraph, machine, publish, write_result
 from zoo.cli import recipe_path
 
 TEACHER, LENGTH = "transformer_nano", 4096
@@ -104,30 +103,20 @@ def show(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("linearize", __doc__)
-    parser.add_argument("--models", nargs="+", default=["*"], metavar="PATTERN", help=f"of {'; '.join(VARIANTS)}")
+    parser = command_line("linearize", __doc__, patterns=VARIANTS)
     parser.add_argument("--steps", type=int, default=120, help="optimiser steps of a variant")
     parser.add_argument("--fresh", action="store_true", help="measure again what the results hold")
     options = parser.parse_args(arguments)
-    here, path, settings = machine(), RESULTS / "linearize.json", {"steps": options.steps}
+    path, settings = RESULTS / "linearize.json", {"steps": options.steps}
     before = json.loads(path.read_text()) if path.exists() and not options.fresh else {"settings": None}
     records = before["records"] if before["settings"] == settings else []
     if not records:
         records = [{"variant": TEACHER, "bits": score(TEACHER), "state_bytes": state_bytes(zoo.create_model(TEACHER))}]
-    console = Console(width=max(120, Console().width))
     for name in VARIANTS:
         if any(fnmatch(name, one) for one in options.models) and name not in {r["variant"] for r in records}:
             records.append(measure(name, options))
             if not options.no_save:
-                _save(here, settings, records)
-    console.print(table(f"{TEACHER} made linear, {options.steps} steps", *show(records)))
-
-
-def _save(here: dict[str, Any], settings: dict[str, Any], records: list[dict[str, Any]]) -> None:
-    text = "Expectation" + str(__doc__).partition("Expectation")[2] + "\n"
-    text += markdown(f"{TEACHER} made linear, {settings['steps']} steps", *show(records))
-    save("linearize", {"machine": here, "settings": settings, "records": records}, text)
-
-
-if __name__ == "__main__":
-    main()
+                write_result(path, {"machine": machine(), "settings": settings, "records": records})
+    shown = f"{TEACHER} made linear, {options.steps} steps", *show(records)
+    found = {"settings": settings, "records": records}
+    publish("linearize", options, found, shown, before=f"{last_paragraph(__doc__)}\n\n")

@@ -24,13 +24,7 @@ from typing import Any
 from torch import nn
 
 import zoo
-from zoo.benchmarks.common import (
-    command_line,
-    in_fresh_process,
-    interleaved,
-    peak_memory,
-    publish,
-)
+from zoo.benchmarks.common import command_line, in_fresh_process, interleaved, medians, peak_memory, publish
 from zoo.checkpoints import read_state_dict
 
 NAME = "mamba2_130m"
@@ -102,16 +96,15 @@ def measure(options: dict[str, Any], budget: float) -> tuple[dict[str, list[floa
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("loading", __doc__)
+    parser = command_line("loading", __doc__, budget=20.0)
     parser.add_argument("--dim", type=int, default=768, help="of the model that is loaded")
     parser.add_argument("--depth", type=int, default=24)
-    parser.add_argument("--budget", type=float, default=20.0, help="seconds after which a measurement ends")
     options = parser.parse_args(arguments)
     first = in_fresh_process(first_load)
     imports, records = measure({"dim": options.dim, "depth": options.depth}, options.budget)
 
-    medians = {line: statistics.median(seconds) for line, seconds in imports.items()}
-    rows = [[line, f"{seconds:.2f} s", f"{seconds / medians[IMPORTS[0]]:.2f}"] for line, seconds in medians.items()]
+    took = medians(imports)
+    rows = [[line, f"{seconds:.2f} s", f"{seconds / took[IMPORTS[0]]:.2f}"] for line, seconds in took.items()]
     seconds, peak_bytes = first
     rows.append(["the first load in a process, of a nano", f"{seconds:.2f} s, {peak_bytes / 2**20:.0f} MiB", ""])
     loads = [
@@ -127,7 +120,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ),
     ]
     publish("loading", options, {"imports": imports, "first_load": first, "records": records}, *tables)
-
-
-if __name__ == "__main__":
-    main()

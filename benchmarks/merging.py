@@ -14,25 +14,24 @@ The paper (arXiv 2507.19409) is known by its abstract alone: nothing here is com
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from zoo.benchmarks.common import (
     MIB,
-    RETURNING,
     command_line,
+    each,
     fitted_exponent,
-    in_fresh_process,
+    forward,
+    fresh_peak,
     interleaved,
+    medians,
     peak_memory,
     publish,
 )
@@ -50,15 +49,10 @@ def tokens(length: int, device: str = "cpu") -> Tensor:
     return (torch.arange(length, device=device) * 7 % 15)[None]
 
 
-@torch.no_grad()
-def run(model: nn.Module, read: Tensor) -> Tensor:
-    return model(read)
-
-
 def flops(side: str, length: int) -> int:
     """Of one pass, counted without computing it."""
     with FlopCounterMode(display=False) as counter:
-        run(build(side, "meta"), tokens(length, "meta"))
+        forward(build(side, "meta"), tokens(length, "meta"))
     return counter.get_total_flops()
 
 
@@ -74,12 +68,12 @@ def memory(side: str, length: int) -> int:
 
 
 def measure(length: int, budget: float) -> dict[str, Any]:
-    runs, _ = interleaved({side: partial(run, build(side), tokens(length)) for side in SIDES}, budget=budget)
+    runs, _ = interleaved({side: partial(forward, build(side), tokens(length)) for side in SIDES}, budget=budget)
     return {
         "length": length,
         "flops": {side: flops(side, length) for side in SIDES},
-        "seconds": {side: statistics.median(runs[side]) for side in SIDES},
-        "bytes": {side: in_fresh_process(memory, side, length, environment=RETURNING) for side in SIDES},
+        "seconds": medians(runs),
+        "bytes": {side: fresh_peak(memory, side, length) for side in SIDES},
     }
 
 
@@ -101,17 +95,9 @@ def show(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("merging", __doc__)
+    parser = command_line("merging", __doc__, budget=5.0)
     parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
-    parser.add_argument("--budget", type=float, default=5.0, help="seconds after which a measurement ends")
     options = parser.parse_args(arguments)
-    if min(options.lengths) < 1:
-        parser.error(f"lengths must be positive, got {min(options.lengths)}")
-
-    records = [measure(n, options.budget) for n in track(options.lengths, "measuring", console=Console(stderr=True))]
+    records = [measure(n, options.budget) for n in each(options.lengths)]
     title = "One row through maelre_nano, float32: FLOPs and time of a pass, memory of a training step"
     publish("merging", options, {"records": records}, (title, *show(records)))
-
-
-if __name__ == "__main__":
-    main()

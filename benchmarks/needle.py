@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from zoo.benchmarks.common import RESULTS, command_line, machine, publish
+from zoo.benchmarks.common import RESULTS, command_line, natural, publish
 from zoo.benchmarks.recall import SIZES, TEST, Subject, accuracy, state_bytes, train
 from zoo.train.data import MQAR
 
@@ -63,10 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_line("needle", __doc__)
     parser.add_argument("--updates", type=int, default=500, help="most training steps of a model")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0, help="of the weights")
+    parser.add_argument("--seed", type=natural, default=0, help="of the weights")
     options = parser.parse_args(arguments)
 
-    records, here = [measure(name, options) for name in MODELS], machine()
+    records = [measure(name, options) for name in MODELS]
     columns = ["model", *(f"T {task.length}, %" for task in TASKS.values()), "state, bytes", "parameters", "updates"]
     rows = [
         [r["model"], *(f"{100 * right:.1f}" for right in r["accuracy"].values()), f"{r['state_bytes']:,}",
@@ -78,9 +78,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     said += f"{verdict(records).capitalize()}."
     said += f" {TASKS[1]!r} and longer; learning rate {LEARNING_RATE:g}, at most {options.updates} updates of "
     said += f"{options.batch_size} sequences, seed {options.seed}. "
-    found = {"machine": here, "records": records, "verdict": verdict(records)}
+    found = {"records": records, "verdict": verdict(records)}
     publish("needle", options, found, (title, columns, rows), after=said, folder=RESULTS)
-
-
-if __name__ == "__main__":
-    main()

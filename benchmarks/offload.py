@@ -22,20 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 import zoo
-from zoo.benchmarks.common import (
-    MIB,
-    RETURNING,
-    command_line,
-    in_fresh_process,
-    machine,
-    markdown,
-    peak_memory,
-    save,
-    table,
-)
+from zoo.benchmarks.common import MIB, command_line, fresh_peak, peak_memory, publish
 from zoo.offload import TPILLM, EdgeMoE, LLMInAFlash, Offload, SEMoE
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -109,7 +98,7 @@ def within(tokens: int) -> list[dict[str, Any]]:
             cases: list[tuple[float | None, Offload | None]] = [(None, None)]
             cases += [(share, policy) for model, share, policy in WITHIN if model == name]
             for share, policy in cases:
-                found = in_fresh_process(decode, str(Path(place) / name), share, policy, tokens, environment=RETURNING)
+                found = fresh_peak(decode, str(Path(place) / name), share, policy, tokens)
                 records.append({"model": name, "policy": str(policy or "in memory"), **found})
     return records
 
@@ -153,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_line("offload", __doc__)
     parser.add_argument("--tokens", type=int, default=16, help="that are decoded")
     options = parser.parse_args(arguments)
-    here, records = machine(), within(options.tokens)
+    records = within(options.tokens)
     traffic = [asked(name, policy, 4 * options.tokens) for name, policy in ASKED]
     plain = {record["model"]: record["text"] for record in records if "memory" not in record}
     rows = [
@@ -165,18 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asking = [
         [r["model"], r["policy"], f"{r['uses']:.1f}", f"{r['read']:.1%}", f"{r['late']:.1%}"] for r in traffic
     ]  # fmt: skip
-    console = Console(width=max(160, Console().width))
-    title, second = f"{options.tokens} tokens after a prompt of {len(PROMPT)}", "what bundled nanos ask for"
-    console.print(table(title, COLUMNS, rows))
-    console.print(table(second, TRAFFIC, asking))
-    lines = verdict(records, traffic)
-    console.print("\n".join(lines))
-    if not options.no_save:
-        text = (
-            markdown(title, COLUMNS, rows) + "\n" + markdown(second, TRAFFIC, asking) + "\n" + "\n\n".join(lines) + "\n"
-        )
-        save("offload", {"machine": here, "settings": vars(options), "within": records, "asked": traffic}, text)
-
-
-if __name__ == "__main__":
-    main()
+    tables = [
+        (f"{options.tokens} tokens after a prompt of {len(PROMPT)}", COLUMNS, rows),
+        ("what bundled nanos ask for", TRAFFIC, asking),
+    ]
+    found, after = {"settings": vars(options), "within": records, "asked": traffic}, verdict(records, traffic)
+    publish("offload", options, found, *tables, after="\n\n".join(after) + "\n")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
+from zoo.profile.sample import answer
 
 LIKELIEST = 10
 # peer -> the package that it is
@@ -32,13 +33,13 @@ class Side:
 
     def __call__(self, x: Tensor) -> Tensor:
         """What the model answers to a batch."""
-        return self.model(x)
+        return answer(self.model, x)
 
     def loss(self, x: Tensor) -> Tensor:
         """That of the next tokens, without side losses, which peers leave out; of other models a mean square, which
         costs as much as a loss of labels."""
         if x.is_floating_point() or hasattr(self.model.config, "num_classes"):
-            return self.model(x).float().square().mean()
+            return self(x).float().square().mean()
         return self.model(x, labels=x)
 
     @torch.no_grad()
@@ -65,6 +66,9 @@ class Side:
 
 class Images(Side):
     """timm's, which have no configuration."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.model(x)
 
     def loss(self, x: Tensor) -> Tensor:
         return self.model(x).float().square().mean()

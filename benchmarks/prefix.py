@@ -13,7 +13,6 @@ at 4096 tokens and 64 rows; and a state smaller by nearly N at any length.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 import zoo
-from zoo.benchmarks.common import MIB, command_line, interleaved, publish
+from zoo.benchmarks.common import MIB, command_line, interleaved, last_paragraph, medians, publish
 from zoo.layers import ModelState
 from zoo.layers.attention.shared_prefix import fan_out
 
@@ -49,7 +48,7 @@ def measured(model: Any, prompt: int, samples: int, budget: float) -> dict[str, 
     return {
         "prompt": prompt,
         "samples": samples,
-        "milliseconds": {name: 1e3 * statistics.median(runs) for name, runs in seconds.items()},
+        "milliseconds": {name: 1e3 * median for name, median in medians(seconds).items()},
         "mib": {name: state.nbytes / MIB for name, state in states.items()},
         "runs": len(seconds["shared"]),
     }
@@ -69,19 +68,14 @@ def rows(records: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("prefix", __doc__)
+    parser = command_line("prefix", __doc__, budget=3.0)
     parser.add_argument("--prompts", nargs="+", type=int, default=[256, 1024, 4096])
     parser.add_argument("--samples", nargs="+", type=int, default=[4, 16, 64])
-    parser.add_argument("--budget", type=float, default=3.0, help="seconds a setting")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     model = zoo.create_model("transformer_nano", **SIZES).eval()
     records = [measured(model, p, n, options.budget) for p in options.prompts for n in options.samples]
     columns = ["one prompt", "copied, ms a step", "shared", "times as fast", "copied, MiB", "shared"]
-    text = f"# Shared prompts\n\n{(__doc__ or '').split(chr(10) * 2)[-1].strip()}\n\n"
+    text = f"# Shared prompts\n\n{last_paragraph(__doc__)}\n\n"
     shown = "N continuations of one prompt", columns, rows(records)
     publish("prefix", options, {"sizes": SIZES, "records": records}, shown, before=text)
-
-
-if __name__ == "__main__":
-    main()

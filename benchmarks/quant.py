@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
 import zoo
-from zoo.benchmarks.common import RESULTS, command_line, interleaved, machine, markdown, save, table
+from zoo.benchmarks.common import command_line, prompt_and_step, publish, telling
 from zoo.benchmarks.exits import correct, digits, nats, text
+from zoo.benchmarks.tables import panels
 from zoo.layers.quant import count_parameters, stored_bytes
 from zoo.quantize import Calibration
 
@@ -161,17 +160,12 @@ def times(name: str, budget: float, advance: Callable[[str], None]) -> list[dict
         if options is not None:
             models[form] = zoo.quantize(copy.deepcopy(plain), **options)
     tokens = torch.randint(1, 256, (1, PROMPT), generator=torch.Generator().manual_seed(0))
-    calls = {
-        f"{form} {count}": partial(zoo.generate, model, tokens, count, temperature=0.0)
-        for form, model in models.items()
-        for count in (1, 1 + STEPS)
-    }
-    runs, _ = interleaved(calls, budget=budget)
+    calls = {form: partial(zoo.generate, model, tokens, temperature=0.0) for form, model in models.items()}
+    runs = prompt_and_step(calls, STEPS, budget)
     return [
         {
-            "model": name, "form": form, "bytes": stored_bytes(model), "prefill": runs[f"{form} 1"],
-            "bits_a_weight": 8 * stored_bytes(model) / count_parameters(model),
-            "steps": [(b - a) / STEPS for a, b in zip(runs[f"{form} 1"], runs[f"{form} {1 + STEPS}"], strict=False)],
+            "model": name, "form": form, "bytes": stored_bytes(model), "prefill": runs[form][0],
+            "bits_a_weight": 8 * stored_bytes(model) / count_parameters(model), "steps": runs[form][1],
         }
         for form, model in models.items()
     ]  # fmt: skip
@@ -226,36 +220,30 @@ def show_claims(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[l
 
 def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """What each form costs over its bits a weight: text on the left, images on the right, a colour a model."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     kinds = list(METHODS)
     marks = dict(zip(kinds, "oosspPvXD^d<>*hHx8"[: len(kinds)], strict=False))
-    figure, axes = pyplot.subplots(1, 2, figsize=(14, 5), layout="constrained")
     losses = lost(records)
-    for axis, names in zip(axes, (TEXT, IMAGES), strict=True):
-        for index, name in enumerate(name for name in names if name in losses):
-            for r in (r for r in records if r["model"] == name and r["form"] != FLOAT):
-                filled = f"C{index}" if METHODS[r["form"]][0] != "rtn" else "none"
-                axis.plot(
-                    r["bytes"] / 1e3, max(losses[name][r["form"]], 1e-3), marks[r["form"]], color=f"C{index}",
-                    markerfacecolor=filled,
-                )  # fmt: skip
-            axis.plot([], [], "s", color=f"C{index}", label=name)
-        axis.set(xscale="log", yscale="log", xlabel="kB of all weights")
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
-    shown = [axes[0].plot([], [], mark, color="black", markerfacecolor="none")[0] for mark in marks.values()]
-    figure.legend(shown, list(marks), loc="outside right center", fontsize=8)
-    axes[0].axhline(NEAR, color="gray", linewidth=0.8)
-    axes[0].set(
-        ylabel="bits per byte lost (0.001 and less at the bottom)", title="filled: by a method, open: to nearest"
-    )
-    axes[1].set(ylabel="points of accuracy lost")
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    with panels(path, 1, 2, (14, 5)) as axes:
+        text, images = axes.flat
+        for axis, names in ((text, TEXT), (images, IMAGES)):
+            for index, name in enumerate(name for name in names if name in losses):
+                for r in (r for r in records if r["model"] == name and r["form"] != FLOAT):
+                    filled = f"C{index}" if METHODS[r["form"]][0] != "rtn" else "none"
+                    axis.plot(
+                        r["bytes"] / 1e3, max(losses[name][r["form"]], 1e-3), marks[r["form"]], color=f"C{index}",
+                        markerfacecolor=filled,
+                    )  # fmt: skip
+                axis.plot([], [], "s", color=f"C{index}", label=name)
+            axis.set(xscale="log", yscale="log", xlabel="kB of all weights")
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(fontsize=8)
+        shown = [text.plot([], [], mark, color="black", markerfacecolor="none")[0] for mark in marks.values()]
+        text.figure.legend(shown, list(marks), loc="outside right center", fontsize=8)
+        text.axhline(NEAR, color="gray", linewidth=0.8)
+        text.set(
+            ylabel="bits per byte lost (0.001 and less at the bottom)", title="filled: by a method, open: to nearest"
+        )
+        images.set(ylabel="points of accuracy lost")
 
 
 def forms_of(name: str, wanted: Sequence[str]) -> list[str]:
@@ -270,28 +258,22 @@ def forms_of(name: str, wanted: Sequence[str]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("quant", __doc__)
+    parser = command_line("quant", __doc__, budget=25.0)
     every = (*TEXT, *IMAGES, *TIMED)
     parser.add_argument("--only", nargs="+", default=list(every), choices=every, metavar="MODEL")
     parser.add_argument("--forms", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="FORM")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--budget", type=float, default=25.0, help="seconds after which a measurement of time ends")
     options: argparse.Namespace = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
 
-    here, quality, timed = machine(), [], []
+    quality, timed = [], []
     jobs = {name: 1 + len(forms_of(name, options.forms)) if name not in TIMED else 1 for name in options.only}
-    with Progress(transient=True, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=sum(jobs.values()))
-
-        def advance(what: str) -> None:
-            progress.update(task, description=what, advance=1)
-
+    with telling(sum(jobs.values())) as say:
         for name in options.only:
             if name in TIMED:
-                timed += times(name, options.budget, advance)
+                timed += times(name, options.budget, say)
             else:
-                quality += qualities(name, forms_of(name, options.forms), advance)
+                quality += qualities(name, forms_of(name, options.forms), say)
     tables = [
         ("What was expected of text, and the bits per byte lost", *show_claims(quality)),
         ("Quality of nanos", *show_quality(quality)),
@@ -300,14 +282,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
             *show_times(timed),
         ),
     ]
-    console = Console(width=max(120, Console().width))
-    for title, columns, rows in tables:
-        console.print(table(title, columns, rows))
-    if not options.no_save:
-        record = {"machine": here, "quality": quality, "times": timed}
-        save("quant", record, "\n".join(markdown(*each) for each in tables))
-        plot(quality, RESULTS / "quant.png")
-
-
-if __name__ == "__main__":
-    main()
+    publish("quant", options, {"quality": quality, "times": timed}, *tables, plot=partial(plot, quality))

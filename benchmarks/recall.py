@@ -22,19 +22,20 @@ import json
 import time
 from collections.abc import Sequence
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 import zoo
-from zoo.benchmarks.common import RESULTS, command_line, machine, publish, write_result
+from zoo.benchmarks.common import RESULTS, command_line, each, machine, natural, publish, write_result
+from zoo.benchmarks.learning import learn
+from zoo.benchmarks.tables import panels
 from zoo.train.data import MQAR, SelectiveCopying
 from zoo.train.data.synthetic import SyntheticTask
-from zoo.train.optim import build_optimizer, warmup_cosine
+from zoo.train.optim import build_optimizer
 
 TASKS: dict[str, SyntheticTask] = {
     "mqar": MQAR(seq_len=32, vocab_size=64, num_kv_pairs=8, random_non_queries=False),
@@ -108,19 +109,16 @@ def train(subject: Subject, task: SyntheticTask, lr: float, options: argparse.Na
 def fit(model: nn.Module, task: SyntheticTask, lr: float, options: argparse.Namespace) -> tuple[nn.Module, int]:
     """The same of a model that is there already."""
     optimizer = build_optimizer(model, "adamw", lr=lr, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: warmup_cosine(k, 50, options.updates))
-    validation, done = task.generate(torch.arange(1000), VALIDATION), 0
-    for batch in torch.arange(options.updates * options.batch_size).split(options.batch_size):
-        tokens, labels = task.generate(batch, TRAIN)
-        optimizer.zero_grad()
-        model.train()(tokens, labels=labels).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        done += 1
-        if done % 100 == 0 and accuracy(model, *validation) >= PERFECT:
-            break
-    return model, done
+    validation, size = task.generate(torch.arange(1000), VALIDATION), options.batch_size
+
+    def loss(step: int) -> Tensor:
+        tokens, labels = task.generate(torch.arange(step * size, (step + 1) * size), TRAIN)
+        return model(tokens, labels=labels)
+
+    def enough(done: int) -> bool:
+        return done % 100 == 0 and accuracy(model, *validation) >= PERFECT
+
+    return model, learn(model, optimizer, loss, options.updates, enough=enough)
 
 
 def measure(task_name: str, name: str, lr: float, options: argparse.Namespace) -> dict[str, Any]:
@@ -174,33 +172,25 @@ def show(records: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 def plot(records: list[dict[str, Any]], path: Path) -> None:
     """Accuracy over state bytes, one panel a task, one colour a family."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(TASKS), figsize=(7 * len(TASKS), 4.5), squeeze=False, layout="constrained")
     families = list(dict.fromkeys(subject.family for subject in MODELS.values()))
-    for axis, task in zip(axes.flat, TASKS, strict=True):
-        for index, family in enumerate(families):
-            found = [r for r in records if r["task"] == task and r["family"] == family]
-            points = sorted((r["state_bytes"], 100 * r["test"]) for r in found)
-            if points:
-                axis.plot(*zip(*points, strict=True), "o", color=f"C{index}", label=family)
-        axis.set(xscale="log", title=task, xlabel="state of a sequence, bytes", ylabel="test accuracy, %")
-        axis.set_ylim(-3, 103)
-        axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    with panels(path, 1, len(TASKS), (7 * len(TASKS), 4.5)) as axes:
+        for axis, task in zip(axes.flat, TASKS, strict=True):
+            for index, family in enumerate(families):
+                found = [r for r in records if r["task"] == task and r["family"] == family]
+                points = sorted((r["state_bytes"], 100 * r["test"]) for r in found)
+                if points:
+                    axis.plot(*zip(*points, strict=True), "o", color=f"C{index}", label=family)
+            axis.set(xscale="log", title=task, xlabel="state of a sequence, bytes", ylabel="test accuracy, %")
+            axis.set_ylim(-3, 103)
+            axis.legend(fontsize=8)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("recall", __doc__)
+    parser = command_line("recall", __doc__, patterns=MODELS)
     parser.add_argument("--only", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="TASK")
-    parser.add_argument("--models", nargs="+", default=["*"], metavar="PATTERN", help=f"of {'; '.join(MODELS)}")
     parser.add_argument("--updates", type=int, default=2000, help="most training steps of a point")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0, help="of the weights")
+    parser.add_argument("--seed", type=natural, default=0, help="of the weights")
     parser.add_argument("--fresh", action="store_true", help="measure again what the results hold")
     options = parser.parse_args(arguments)
 
@@ -215,15 +205,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (task, name, lr) for task in options.only for name in MODELS for lr in LEARNING_RATES
         if any(fnmatch(name, pattern) for pattern in options.models) and (task, name, lr) not in known
     ]  # fmt: skip
-    here = machine()
-    for job in track(jobs, "training", console=Console(stderr=True)):
+    for job in each(jobs, "training"):
         record = measure(*job, options)
         if options.no_save:
             records.append(record)
         else:
             records = [r for r in saved(path, settings) if point(r) != point(record)] + [record]
             RESULTS.mkdir(parents=True, exist_ok=True)
-            write_result(path, {"machine": here, "settings": settings, "records": records})
+            write_result(path, {"machine": machine(), "settings": settings, "records": records})
 
     chosen = best(records)
     tables = [
@@ -235,11 +224,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{', '.join(map(repr, TASKS.values()))}; learning rates {LEARNING_RATES}, at most {options.updates} updates "
     )
     after += f"of {options.batch_size} sequences, seed {options.seed}, weights of standard deviation {INITIAL}. "
-    found = {"machine": here, "settings": settings, "records": records}
-    publish("recall", options, found, *tables, after=after, folder=RESULTS)
-    if not options.no_save:
-        plot(chosen, RESULTS / "recall.png")
-
-
-if __name__ == "__main__":
-    main()
+    found = {"settings": settings, "records": records}
+    publish("recall", options, found, *tables, after=after, plot=partial(plot, chosen), folder=RESULTS)

@@ -11,29 +11,28 @@ Seconds are taken in turns; peak memory above weights and image is that of a pro
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 import zoo
 from zoo.benchmarks.common import (
     MIB,
-    RESULTS,
-    RETURNING,
     command_line,
+    each,
     fitted_exponent,
-    in_fresh_process,
+    forward,
+    fresh_peak,
     interleaved,
+    medians,
     peak_memory,
     publish,
 )
+from zoo.benchmarks.tables import panels
 
 WIDTHS = ("tiny", "small")
 PIXELS = (224, 512, 768, 1024, 1248)
@@ -56,8 +55,7 @@ def build(side: str, width: str, pixels: int) -> nn.Module:
 
 
 def features(model: Any, image: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model.forward_features(image)
+    return forward(model.forward_features, image)
 
 
 def memory(side: str, width: str, pixels: int) -> int:
@@ -68,23 +66,19 @@ def memory(side: str, width: str, pixels: int) -> int:
     return peak_memory(partial(features, model, image))
 
 
-def measure(width: str, pixels: int, budget: float) -> dict[str, Any]:
-    """Seconds of every run and peak bytes of each side at one resolution."""
+def measure(width: str, pixels: int, budget: float, least: int = 3) -> dict[str, Any]:
+    """Seconds of every run, ``least`` of them, and peak bytes of each side at one resolution."""
     image = torch.randn(1, 3, pixels, pixels)
     calls = {side: partial(features, build(side, width, pixels), image) for side in SIDES}
-    runs, _ = interleaved(calls, budget=budget)
-    peaks = {side: in_fresh_process(memory, side, width, pixels, environment=RETURNING) for side in SIDES}
+    runs, _ = interleaved(calls, budget=budget, least=least)
+    peaks = {side: fresh_peak(memory, side, width, pixels) for side in SIDES}
     return {"width": width, "pixels": pixels, "runs": runs, "bytes": peaks}
-
-
-def seconds(record: dict[str, Any]) -> dict[str, float]:
-    return {side: statistics.median(record["runs"][side]) for side in SIDES}
 
 
 def show(records: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for r in records:
-        taken, peaks = seconds(r), r["bytes"]
+        taken, peaks = medians(r["runs"]), r["bytes"]
         rows.append(
             [
                 f"{r['width']}, {r['pixels']} px",
@@ -108,7 +102,7 @@ def show_growth(records: list[dict[str, Any]]) -> tuple[list[str], list[list[str
         found = [r for r in records if r["width"] == width]
         areas = [r["pixels"] ** 2 for r in found]
         for side in SIDES:
-            time = fitted_exponent(areas, [seconds(r)[side] for r in found])
+            time = fitted_exponent(areas, [medians(r["runs"])[side] for r in found])
             rows.append(
                 [f"{width}, {side}", f"{time:.2f}", f"{fitted_exponent(areas, [r['bytes'][side] for r in found]):.2f}"]
             )
@@ -117,43 +111,31 @@ def show_growth(records: list[dict[str, Any]]) -> tuple[list[str], list[list[str
 
 def plot(records: list[dict[str, Any]], path: Path) -> None:
     """Seconds and memory over resolution, one line a side and width."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    for line, width in zip(("-", "--"), dict.fromkeys(r["width"] for r in records), strict=False):
-        found = [r for r in records if r["width"] == width]
-        for index, side in enumerate(SIDES):
-            style = {"color": f"C{index}", "linestyle": line, "marker": "o", "label": f"{side}, {width}"}
-            axes[0].plot([r["pixels"] for r in found], [seconds(r)[side] for r in found], **style)
-            axes[1].plot([r["pixels"] for r in found], [r["bytes"][side] / MIB for r in found], **style)
-    for axis, label in zip(axes, ("seconds an image", "peak memory, MiB"), strict=True):
-        axis.set(xlabel="pixels a side", ylabel=label, yscale="log")
-        axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    with panels(path, 1, 2, (12, 4.5)) as axes:
+        time, memory = axes.flat
+        for line, width in zip(("-", "--"), dict.fromkeys(r["width"] for r in records), strict=False):
+            found = [r for r in records if r["width"] == width]
+            pixels = [r["pixels"] for r in found]
+            for index, side in enumerate(SIDES):
+                style = {"color": f"C{index}", "linestyle": line, "marker": "o", "label": f"{side}, {width}"}
+                time.plot(pixels, [medians(r["runs"])[side] for r in found], **style)
+                memory.plot(pixels, [r["bytes"][side] / MIB for r in found], **style)
+        for axis, label in ((time, "seconds an image"), (memory, "peak memory, MiB")):
+            axis.set(xlabel="pixels a side", ylabel=label, yscale="log")
+            axis.legend(fontsize=8)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("resolution", __doc__)
+    parser = command_line("resolution", __doc__, budget=10.0)
     parser.add_argument("--widths", nargs="+", default=list(WIDTHS), choices=WIDTHS)
     parser.add_argument("--pixels", nargs="+", type=int, default=list(PIXELS), help="multiples of 16")
-    parser.add_argument("--budget", type=float, default=10.0, help="seconds after which a measurement ends")
     options = parser.parse_args(arguments)
     if wrong := [pixels for pixels in options.pixels if pixels < 16 or pixels % 16]:
         parser.error(f"pixels must be multiples of the 16 of a patch, got {wrong[0]}")
 
     jobs = [(width, pixels) for width in options.widths for pixels in options.pixels]
-    records = [measure(*job, options.budget) for job in track(jobs, "measuring", console=Console(stderr=True))]
+    records = [measure(*job, options.budget) for job in each(jobs)]
     tables = [("Features of one image, float32", *show(records))]
     if len(options.pixels) > 1:
         tables.append(("Growth over the number of pixels", *show_growth(records)))
-    publish("resolution", options, {"records": records}, *tables)
-    if not options.no_save:
-        plot(records, RESULTS / "resolution.png")
-
-
-if __name__ == "__main__":
-    main()
+    publish("resolution", options, {"records": records}, *tables, plot=partial(plot, records))

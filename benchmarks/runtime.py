@@ -16,11 +16,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 import zoo
-from zoo.benchmarks.common import command_line, machine, markdown, save, table
+from zoo.benchmarks.common import command_line, in_processes, publish
 from zoo.profile.measure import seconds
 from zoo.profile.runtime import Runtime, idealised_runtime
 from zoo.profile.sample import sample
@@ -83,22 +81,14 @@ def show_errors(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list
     return ["model", *names, *queries, "mean, inside", f"within {EXPECTED:.0%}"], rows
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("runtime", __doc__)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = command_line("runtime", __doc__, models=MODELS)
     parser.add_argument("--runs", type=int, default=9, help="times are the median of so many")
     options = parser.parse_args(arguments)
 
-    here = machine()
-    records = [measure(name, options.runs) for name in track(options.models, "measuring", console=Console(stderr=True))]
+    records, failed = in_processes(measure, {name: (name, options.runs) for name in options.models})
+    if not records:
+        return 1
     tables = [("Fitted laws, float32", *show(records)), ("(predicted - measured) / measured", *show_errors(records))]
-    console = Console(width=max(200, Console().width))
-    for title, columns, rows in tables:
-        console.print(table(title, columns, rows))
-    if not options.no_save:
-        text = "\n".join(markdown(*t) for t in tables)
-        save("runtime", {"machine": here, "records": records}, text)
-
-
-if __name__ == "__main__":
-    main()
+    publish("runtime", options, {"records": records, "failed": failed}, *tables)
+    return 1 if failed else 0

@@ -20,15 +20,7 @@ from typing import Any
 import torch
 
 import zoo
-from zoo.benchmarks.common import (
-    MIB,
-    RETURNING,
-    command_line,
-    in_fresh_process,
-    machine,
-    peak_memory,
-    publish,
-)
+from zoo.benchmarks.common import MIB, command_line, fresh_peak, peak_memory, publish
 from zoo.sltrain import SLTrain
 
 WORDS = 32000
@@ -91,13 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
     options = parser.parse_args(arguments)
 
-    here, given = machine(), (options.size, options.batch_size, options.length)
-    size, *shape = given
-    records = [in_fresh_process(measure, size, sparse, *shape, environment=RETURNING) for sparse in (False, True)]
+    size, *shape = options.size, options.batch_size, options.length
+    records = [fresh_peak(measure, size, sparse, *shape) for sparse in (False, True)]
     title = f"LLaMA {size} of {WORDS:,} words, {shape[0]} sequences of {shape[1]} tokens, float32, AdamW"
-    found = {"machine": here, "settings": vars(options), "records": records}
+    found = {"settings": vars(options), "records": records}
     publish("sltrain", options, found, (title, COLUMNS, show(records)), after=f"{verdict(records)}\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -19,12 +19,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 import zoo
-from zoo.benchmarks.common import RESULTS, command_line, interleaved, machine, markdown, save, table
+from zoo.benchmarks.common import command_line, prompt_and_step, publish, telling
 from zoo.benchmarks.exits import text
 from zoo.benchmarks.quant import calibration, scored
 from zoo.layers.quant import stored_bytes
@@ -131,22 +129,15 @@ def times(name: str, budget: float, advance: Callable[[str], None]) -> list[dict
         if form in ROWS:
             models[f"{form}, torch CSR"] = by_rows(models[form])
     tokens = torch.randint(1, 256, (1, PROMPT), generator=torch.Generator().manual_seed(0))
-    calls = {
-        f"{form} {count}": partial(zoo.generate, model, tokens, count, temperature=0.0)
-        for form, model in models.items()
-        for count in (1, 1 + STEPS)
-    }
-    runs, _ = interleaved(calls, budget=budget)
+    calls = {form: partial(zoo.generate, model, tokens, temperature=0.0) for form, model in models.items()}
+    runs = prompt_and_step(calls, STEPS, budget)
     return [
         {
-            "model": name,
-            "form": form,
-            "bytes": size(model),
-            "read": nbytes_read(model),
-            "step": step(runs[f"{form} 1"], runs[f"{form} {1 + STEPS}"]),
+            "model": name, "form": form, "bytes": size(model), "read": nbytes_read(model),
+            "step": statistics.median(runs[form][1]),
         }
         for form, model in models.items()
-    ]
+    ]  # fmt: skip
 
 
 def by_rows(model: nn.Module) -> nn.Module:
@@ -165,11 +156,6 @@ def size(model: nn.Module) -> int:
     return stored_bytes(model) + sum(part.nbytes for part in parts)
 
 
-def step(first: Sequence[float], both: Sequence[float]) -> float:
-    """Median seconds of a step."""
-    return statistics.median((b - a) / STEPS for a, b in zip(first, both, strict=False))
-
-
 def judged(records: Sequence[dict[str, Any]], figure: str, claims: Sequence[Claim]) -> list[list[str]]:
     """Model, form, expectation, source and verdict."""
     rows = []
@@ -182,23 +168,17 @@ def judged(records: Sequence[dict[str, Any]], figure: str, claims: Sequence[Clai
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("sparse", __doc__)
+    parser = command_line("sparse", __doc__, budget=40.0)
     parser.add_argument("--only", nargs="+", default=[*NANOS, TIMED], choices=(*NANOS, TIMED), metavar="MODEL")
-    parser.add_argument("--budget", type=float, default=40.0, help="seconds after which timing ends")
     options = parser.parse_args(arguments)
 
     quality, timed = [], []
-    with Progress(transient=True, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=None)
-
-        def advance(what: str) -> None:
-            progress.update(task, description=what)
-
+    with telling() as say:
         for name in options.only:
             if name == TIMED:
-                timed += times(name, options.budget, advance)
+                timed += times(name, options.budget, say)
             else:
-                quality += qualities(name, advance)
+                quality += qualities(name, say)
     tables = [
         ("Expected", ["model", "form", "expected", "source", "found"],
          judged(quality, "score", QUALITY) + judged(timed, "step", TIME)),
@@ -211,13 +191,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
          [[r["model"], r["form"], *(f"{r[key] / 1e6:.0f}" for key in ("bytes", "read")), f"{1e3 * r['step']:.1f}"]
           for r in timed]),
     ]  # fmt: skip
-    console = Console(width=max(120, Console().width))
-    for title, columns, rows in tables:
-        console.print(table(title, columns, rows))
-    if not options.no_save:
-        content = {"machine": machine(), "settings": vars(options), "quality": quality, "times": timed}
-        save("sparse", content, "\n".join(markdown(*part) for part in tables), RESULTS)
-
-
-if __name__ == "__main__":
-    main()
+    publish("sparse", options, {"settings": vars(options), "quality": quality, "times": timed}, *tables)

@@ -13,26 +13,15 @@ the memory of LoRA with attention written out, from T 1024 on.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 import zoo
-from zoo.benchmarks.common import (
-    MIB,
-    RETURNING,
-    command_line,
-    in_fresh_process,
-    interleaved,
-    peak_memory,
-    publish,
-)
+from zoo.benchmarks.common import MIB, command_line, fresh_peak, interleaved, medians, peak_memory, publish, telling
 from zoo.layers import CausalAttention
 from zoo.layers.attention.keys import masked
 
@@ -94,7 +83,7 @@ def measure(lengths: Sequence[int], budget: float, tick: Callable[[str], None]) 
     records = []
     for length in lengths:
         tick(f"T {length}: memory")
-        peaks = {side: in_fresh_process(peak, side, length, environment=RETURNING) for side in SIDES}
+        peaks = {side: fresh_peak(peak, side, length) for side in SIDES}
         tick(f"T {length}: time")
         calls = {side: partial(training_step, build(side, length), tokens(length)) for side in SIDES}
         runs, _ = interleaved(calls, budget=budget)
@@ -112,7 +101,7 @@ def rows_of(records: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
             [f"memory, T {record['length']} (MiB)", *(f"{peaks[s] / MIB:,.1f}" for s in SIDES), f"{ratio:.2f}x",
              "" if least is None else f"{least:g}x", verdict]
         )  # fmt: skip
-        times = {side: statistics.median(found) for side, found in record["runs"].items()}
+        times = medians(record["runs"])
         rows.append(
             [f"time, T {record['length']} (ms)", *(f"{times[s] * 1e3:,.0f}" for s in SIDES),
              f"{times[WRITTEN] / times[SPT]:.2f}x", "", ""]
@@ -121,13 +110,9 @@ def rows_of(records: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("sparse_tuning", __doc__)
+    parser = command_line("sparse_tuning", __doc__, budget=10.0)
     parser.add_argument("--lengths", nargs="+", type=int, default=[512, 1024, 2048])
-    parser.add_argument("--budget", type=float, default=10.0, help="seconds after which a measurement ends")
     options = parser.parse_args(arguments)
-    console, started = Console(), time.perf_counter()
-    with console.status("") as status:
-        records = measure(options.lengths, options.budget, status.update)
-    columns, rows = rows_of(records)
-    console.print(f"{time.perf_counter() - started:.0f} s", highlight=False)
-    publish("sparse_tuning", options, {"records": records}, ("Fine-tuning", columns, rows))
+    with telling() as say:
+        records = measure(options.lengths, options.budget, say)
+    publish("sparse_tuning", options, {"records": records}, ("Fine-tuning", *rows_of(records)))

@@ -1,7 +1,7 @@
 """Does squashing the kernels help? Learned long convolutions on few sequential digits, with it and without.
 
-    python benchmarks/squash.py     # writes benchmarks/results/squash.{json,md}
-    python benchmarks/squash.py --train 100 --seeds 3 --no-save
+    zoo bench squash                # writes benchmarks/results/squash.{json,md}
+    zoo bench squash --train 100 --seeds 3 --no-save
 
 The 8 x 8 digits of scikit-learn, upsampled to 16 x 16 and read pixel by pixel: 256 steps, and kernels of 256 taps in
 every channel. A small classifier of two ``LongConv`` blocks learns from few images and is scored on those it never saw
@@ -18,15 +18,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
-from zoo.benchmarks.common import command_line, machine, markdown, save, table
+from zoo.benchmarks.common import command_line, each, publish
+from zoo.benchmarks.learning import learn
 from zoo.layers import RMSNorm
 from zoo.layers.conv import LongConv, decaying_kernel, random_kernel
 from zoo.train.data import DigitsDataModule
-from zoo.train.optim import warmup_cosine
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "none": {"lam": 0.0},
@@ -85,14 +83,12 @@ def accuracy(setting: dict[str, Any], count: int, seed: int, options: argparse.N
     others = [p for p in model.parameters() if all(p is not kernel for kernel in kernels)]
     groups = [{"params": kernels, "lr": options.kernel_lr, "weight_decay": 0.0}, {"params": others}]
     optimizer = torch.optim.AdamW(groups, lr=options.lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: warmup_cosine(k, 20, options.updates))
-    for _ in range(options.updates):
+
+    def loss(step: int) -> Tensor:
         batch = torch.randint(0, count, (min(options.batch_size, count),))
-        loss = F.cross_entropy(model(images[batch]), labels[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        return F.cross_entropy(model(images[batch]), labels[batch])
+
+    learn(model, optimizer, loss, options.updates, warmup=20, clip=None)
     model.eval()
     with torch.no_grad():
         held_out, seen = (
@@ -123,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     records = [
         {"train": count, "init": init, "setting": setting, "seed": seed}
         | accuracy(SETTINGS[setting] | {"init": INITS[init]}, count, seed, options)
-        for count, init, setting, seed in track(jobs, "training", console=Console(stderr=True))
+        for count, init, setting, seed in each(jobs, "training")
     ]
 
     columns = [
@@ -134,16 +130,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "training %",
         "zero taps %",
     ]
-    text = (
-        f"# Squash on sequential digits, {options.side**2} steps, {options.seeds} seeds: mean (standard deviation)\n\n"
-    )
-    for count in options.train:
-        rows = summary([record for record in records if record["train"] == count])
-        title = f"{count} training images"
-        Console().print(table(title, columns, rows))
-        text += markdown(title, columns, rows) + "\n"
-    if not options.no_save:
-        save("squash", {"machine": machine(), "options": vars(options), "records": records}, text)
+    tables = [
+        (f"{count} training images", columns, summary([record for record in records if record["train"] == count]))
+        for count in options.train
+    ]
+    title = f"# Squash on sequential digits, {options.side**2} steps, {options.seeds} seeds: mean (standard deviation)"
+    publish("squash", options, {"options": vars(options), "records": records}, *tables, before=f"{title}\n\n")
 
 
 def summary(records: list[dict[str, Any]]) -> list[list[str]]:
@@ -165,7 +157,3 @@ def summary(records: list[dict[str, Any]]) -> list[list[str]]:
             f"{statistics.fmean(record['zero_taps'] for record in found):.0f}",
         ])  # fmt: skip
     return rows
-
-
-if __name__ == "__main__":
-    main()

@@ -13,31 +13,29 @@ authors' code needs a GPU, are ours alone.
 from __future__ import annotations
 
 import operator
-import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from zoo.benchmarks.common import (
     MIB,
-    RESULTS,
-    RETURNING,
     command_line,
-    in_fresh_process,
+    forward,
+    fresh_peak,
     interleaved,
-    machine,
+    medians,
     peak_memory,
     publish,
+    telling,
 )
 from zoo.benchmarks.peers import apart, random_statistics
+from zoo.benchmarks.tables import panels
 
 SIZE = 224  # pixels
 PASSES = 8  # images of a timed run, at least
@@ -79,11 +77,6 @@ def images(batch: int, side: str = PEER) -> Tensor:
     return x if side in (PEER, OURS) else x.to(memory_format=torch.channels_last)
 
 
-def forward(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x)
-
-
 def passes(model: nn.Module, x: Tensor, times: int) -> Tensor:
     """The last of several results."""
     for _ in range(times - 1):
@@ -117,9 +110,7 @@ def measure(name: str, batches: Sequence[int], budget: float, peaks: bool, tick:
         runs = {side: [seconds / times for seconds in found] for side, found in taken.items()}
         record = {"model": name, "batch": batch, **price, "runs": runs, "apart": difference(logits)}
         if peaks:
-            record["bytes"] = {
-                side: in_fresh_process(memory, name, side, batch, environment=RETURNING) for side in models
-            }
+            record["bytes"] = {side: fresh_peak(memory, name, side, batch) for side in models}
         records.append(record)
     return records
 
@@ -130,14 +121,10 @@ def difference(logits: dict[str, Tensor]) -> float:
     return max(apart(other, first) for other in others)
 
 
-def medians(record: dict) -> dict[str, float]:
-    return {side: statistics.median(runs) for side, runs in record["runs"].items()}
-
-
 def show_speed(records: list[dict]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for r in records:
-        seconds = medians(r)
+        seconds = medians(r["runs"])
         best, peers = seconds[DEPLOYED], [seconds[side] for side in (PEER, PEER + LAST) if side in seconds]
         rows.append(
             [
@@ -166,54 +153,30 @@ def _mebibytes(taken: dict[str, int]) -> list[str]:
 
 def plot(records: list[dict], path: Path) -> None:
     """Images a second of every side, one panel a batch size."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     batches = list(dict.fromkeys(r["batch"] for r in records))
-    figure, axes = pyplot.subplots(1, len(batches), figsize=(7 * len(batches), 5), squeeze=False, layout="constrained")
-    for axis, batch in zip(axes.flat, batches, strict=True):
-        shown = [r for r in records if r["batch"] == batch]
-        for index, side in enumerate(SIDES):
-            rates = {place: batch / medians(r)[side] for place, r in enumerate(shown) if side in r["runs"]}
-            axis.bar([place + (index - 2) * 0.16 for place in rates], list(rates.values()), width=0.15, label=side)
-        axis.set_xticks(range(len(shown)), [r["model"] for r in shown], rotation=30, ha="right")
-        axis.set(title=f"batch {batch}, {SIZE} pixels", ylabel="images / s")
-        axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
-def _describe(progress: Progress, task: TaskID, what: str) -> None:
-    progress.update(task, description=what)
+    with panels(path, 1, len(batches), (7 * len(batches), 5)) as axes:
+        for axis, batch in zip(axes.flat, batches, strict=True):
+            shown = [r for r in records if r["batch"] == batch]
+            for index, side in enumerate(SIDES):
+                rates = {place: batch / medians(r["runs"])[side] for place, r in enumerate(shown) if side in r["runs"]}
+                axis.bar([place + (index - 2) * 0.16 for place in rates], list(rates.values()), width=0.15, label=side)
+            axis.set_xticks(range(len(shown)), [r["model"] for r in shown], rotation=30, ha="right")
+            axis.set(title=f"batch {batch}, {SIZE} pixels", ylabel="images / s")
+            axis.legend(fontsize=8)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("vision", __doc__)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help="default: two a family")
+    parser = command_line("vision", __doc__, budget=10.0, models=MODELS)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
-    parser.add_argument("--budget", type=float, default=10.0, help="seconds after which a measurement ends")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
     options = parser.parse_args(arguments)
 
     records: list[dict[str, Any]] = []
-    with Progress(transient=True, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=len(options.models))
+    with telling(len(options.models) * len(options.batches)) as say:
         for name in options.models:
-            say = partial(_describe, progress, task)
             records += measure(name, options.batches, options.budget, not options.no_memory, say)
-            progress.advance(task)
-
-    here = machine()
     tables = [
         (f"Forward pass at {SIZE} pixels, float32", *show_speed(records)),
         ("Peak memory of a forward pass, above weights and images", *show_memory(records)),
     ]
-    publish("vision", options, {"machine": here, "records": records}, *tables)
-    if not options.no_save:
-        plot(records, RESULTS / "vision.png")
-
-
-if __name__ == "__main__":
-    main()
+    publish("vision", options, {"records": records}, *tables, plot=partial(plot, records))

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import zoo
-from zoo.benchmarks import compare, costs, peers
-from zoo.benchmarks.common import save, write_whole
+from zoo.benchmarks import common, compare, costs, peers
+from zoo.benchmarks.common import in_processes, save, write_whole
 from zoo.benchmarks.compare import Kept, measured, parser, plans
 from zoo.cli import main
 
@@ -100,9 +100,13 @@ def test_one_failing_model_does_not_lose_the_rest(tmp_path: Path, capfd) -> None
     ("arguments", "says"),
     [
         (["mamba3_nano"], "'mamba2_nano'?"),
-        (["vit_nano", "--batches", "0"], "--batches must be at least 1, got 0"),
+        (["vit_nano", "--batches", "0"], "--batches: must be at least 1, got 0"),
         (["vit_nano", "--against", "fla"], "--against fla needs fla, which is not installed"),
         (["vit_nano", "--device", "cuda"], "there is no NVIDIA GPU here"),
+        (["gap", "--models", "vit_nan"], "--models: unknown model 'vit_nan', did you mean 'vit_nano'"),
+        (["recall", "--models", "mambo*"], "--models: 'mambo*' fits none of attention; "),
+        (["prefix", "--prompts", "0"], "--prompts: must be at least 1, got 0"),
+        (["needle", "--seed", "-1"], "--seed: must be at least 0, got -1"),
     ],
 )
 def test_what_cannot_be_measured_is_told_first(arguments, says, capsys, monkeypatch) -> None:
@@ -121,6 +125,28 @@ def test_a_file_is_its_old_self_or_the_new_one(tmp_path: Path, monkeypatch) -> N
     with pytest.raises(OSError, match="full"):
         write_whole(file, "new")
     assert file.read_text() == before and sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.md"]
+
+
+def halved(value: int) -> dict[str, float]:
+    if value < 0:
+        raise ValueError("no half of less than nothing")
+    return {"half": value / 2}
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_leaves_the_others_records() -> None:
+    records, failed = in_processes(halved, {"three": (3,), "less": (-1,), "four": (4,)})
+    assert records == [{"half": 1.5}, {"half": 2.0}]
+    assert failed == {"less": "ValueError: no half of less than nothing"}
+
+
+def test_times_of_a_prompt_and_of_a_token_after_it(monkeypatch) -> None:
+    def turns(calls, *, budget):
+        assert list(calls) == ["a 1", "a 5"]
+        return {name: [1.0 + call()] for name, call in calls.items()}, {}
+
+    monkeypatch.setattr(common, "interleaved", turns)
+    assert common.prompt_and_step({"a": lambda count: count / 4}, 4, 1.0) == {"a": ([1.25], [0.25])}
 
 
 def test_costs_are_those_of_the_profile_and_counted_once(tmp_path, monkeypatch) -> None:

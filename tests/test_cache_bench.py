@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from zoo.benchmarks import cache, cache_claims, cache_memory, cache_methods, cache_models, cache_report
+from zoo.benchmarks.common import markdown
 from zoo.cache import policies
 from zoo.decoding import TIM
 from zoo.generate.options import Options
@@ -83,7 +84,7 @@ def test_misses_are_said(tmp_path):
     missed = {name for verdict in found["verdicts"] for name in verdict["missed"]}
     tried = [name for verdict in found["verdicts"] for name in verdict["tried"]]
     assert missed == {"infllm (transformer)", "snapkv (transformer)"} and tried.count("snapkv (transformer)") == 2
-    text = cache_report.page(found, 0.5, "Introduction.", [Passkeys()])
-    assert "**Missed** by infllm (transformer)" in text and "90 / 40" in text and "| 1.20 |" in text
+    text = "".join(markdown(*table) for table in cache_report.tables(found))
+    assert "| infllm (transformer) | 1 |" in text and "90 / 40" in text and "| 1.20 |" in text
     cache_report.plot(records, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000

@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+import torch
 
 import zoo
 from zoo.benchmarks.claims import command, declare
@@ -16,6 +17,14 @@ from zoo.benchmarks.claims.tools import apart, printed
 from zoo.cli.parser import main
 
 ASKED = {"paper": "2312.00752", "says": "It holds.", "source": "section 1", "evidence": "cost"}
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """As many as before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -57,7 +66,7 @@ def test_every_family_has_a_claim_about_it():
 
 @pytest.mark.parametrize("name", ["vim_sizes", "mamba_state", "mcunet_patches", "axial_operations_over_pixels"])
 def test_cheap_claims_are_met(name):
-    (found,) = measure(name)
+    (found,) = measure(name, torch.get_num_threads())
     assert declared()[name].verdict(found["found"]) == "met" and json.dumps(found["details"])
 
 

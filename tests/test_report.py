@@ -155,6 +155,16 @@ def test_equations_are_drawn() -> None:
     assert formula.drawn(r"\nothing{<}") == r"<code>\nothing{&lt;}</code>"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", zoo.list_families())
+def test_every_family_has_equations_and_a_drawing(family: str) -> None:
+    names = zoo.list_models(family=family)
+    model = zoo.create_model(next((name for name in names if name.endswith("_nano")), names[0]), device="meta")
+    lines = [line for _, found in formula.equations(model) for line in found]
+    assert lines and not [line for line in lines if "<path" not in formula.drawn(line)]
+    assert drawing.boxes(model)
+
+
 def test_the_front_is_what_none_beats() -> None:
     points = [plots.Point(x, y, "", "", "") for x, y in [(3, 1), (1, 3), (2, 2), (2, 4), (4, 1)]]
     assert [(p.x, p.y) for p in plots.pareto(points, higher=False)] == [(1, 3), (2, 2), (3, 1)]

@@ -1,8 +1,12 @@
-"""Choosing claims and running them one after another, each in a process that its failure does not take others with."""
+"""Choosing claims and running them in processes, so that a failure does not take others with it.
+
+As many run at once as there are cores, two at most, with a thread each; what is measured runs last, alone.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,6 +21,7 @@ from zoo.benchmarks.runner import Step, run_steps
 from zoo.registry import list_families, nearest
 
 SEED = 0
+PROCESSES = min(2, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -77,17 +82,23 @@ def run(options: Options, say: Callable[[str], None]) -> list[dict[str, Any]]:
     for claim in claims:
         if claim.run is None:
             results.add(claim, claim.verdict(None))
-    steps = [Step(claim.name, measure, (claim.name,), claim.limit) for claim in claims if claim.run is not None]
-    run_steps(steps, results, seconds=math.inf, processes=1, say=say)
+    steps = [
+        Step(claim.name, measure, (claim.name, torch.get_num_threads()), claim.limit, claim.alone)
+        for claim in claims
+        if claim.run is not None
+    ]
+    steps.sort(key=lambda step: step.alone)
+    run_steps(steps, results, seconds=math.inf, processes=PROCESSES, say=say)
     if options.path is not None:
         results.page()
     return [results.records[claim.name] for claim in claims]
 
 
-def measure(name: str) -> Iterator[dict[str, Any]]:
-    """What a claim finds, from a fixed seed; in the process of a step."""
+def measure(name: str, threads: int) -> Iterator[dict[str, Any]]:
+    """What a claim finds, from a fixed seed; in the process of a step, with so many threads where it is alone."""
     torch.manual_seed(SEED)
-    measured = declared()[name].run
-    assert measured is not None
-    found = measured()
+    claim = declared()[name]
+    torch.set_num_threads(claim.threads(threads))
+    assert claim.run is not None
+    found = claim.run()
     yield {"found": float(found.value), "details": dict(found.details)}

@@ -48,17 +48,24 @@ def linear(family: str, paper: str, source: str, cost: Callable[[int], float], l
 
 
 def linear_text(family: str, model: str, paper: str, source: str, **options: Any) -> None:
-    of = f"{model} reading {', '.join(map(str, LENGTHS))} tokens"
+    of = f"{model}{given(options)} reading {', '.join(map(str, LENGTHS))} tokens"
     linear(family, paper, source, lambda length: read(on_meta(model, **options), length), LENGTHS, of)
 
 
-def linear_image(family: str, model: str, paper: str, source: str, sides: Sequence[int] = (16, 32, 64)) -> None:
+def linear_image(
+    family: str, model: str, paper: str, source: str, sides: Sequence[int] = (16, 32, 64), **options: Any
+) -> None:
     pixels = [side * side for side in sides]
-    of = f"{model} on images of {', '.join(map(str, sides))} pixels a side, over the number of pixels"
-    linear(family, paper, source, lambda area: look(on_meta(model, img_size=math.isqrt(area))), pixels, of)
+    of = f"{model}{given(options)} on images of {', '.join(map(str, sides))} pixels a side, over the number of pixels"
+    linear(family, paper, source, lambda area: look(on_meta(model, img_size=math.isqrt(area), **options)), pixels, of)
 
 
-linear_text("s4_text", "s4_text_lra_text", "2111.00396", "table 1: O(L log L) in training")
+def given(options: dict[str, Any]) -> str:
+    """ ", depth 1"."""
+    return "".join(f", {name} {value}" for name, value in options.items())
+
+
+linear_text("s4_text", "s4_text_lra_text", "2111.00396", "table 1: O(L log L) in training", depth=1)
 linear_text("longconv", "longconv_125m", "2302.06646", "section 2: O(N log N) by the FFT", attention_layers=())
 linear_text(
     "longconv_text", "longconv_text_lra_text", "2302.06646", "section 2: O(N log N) by the FFT", kernel_length=8192
@@ -66,7 +73,7 @@ linear_text(
 linear_text("linformer", "linformer_nano", "2006.04768", "abstract: O(n) in time and space", max_length=LENGTHS[-1])
 linear_text("scatterbrain_text", "scatterbrain_text_lra_text", "2110.15343", "section 4: linear in the length")
 linear_text("mamba", "mamba_130m", "2312.00752", "abstract: linear in the length", depth=2)
-linear_image("s4_pixel", "s4_pixel_lra_pathx", "2111.00396", "table 1: O(L log L) in training")
+linear_image("s4_pixel", "s4_pixel_lra_pathx", "2111.00396", "table 1: O(L log L) in training", depth=1)
 linear_image("longconv_pixel", "longconv_pixel_lra_pathx", "2302.06646", "section 2: O(N log N) by the FFT")
 linear_image("vmamba", "vanilla_vmamba_tiny", "2401.10166", "abstract: linear in the number of pixels", (224, 448, 896))
 linear_image("vim", "vim_tiny", "2401.09417", "section 3.4: linear in the number of patches", (224, 448, 896))
@@ -283,8 +290,8 @@ def m3vit_operations() -> Found:
     source="section 4.1", evidence="cost", value="exponent over the length", at_most=1.05,
 )  # fmt: skip
 def titans_mac_operations_over_length() -> Found:
-    """Operations of titans_mac_nano over 64 to 512 tokens."""
-    model = on_meta("titans_mac_nano")
+    """Operations of titans_mac_nano with one block over 64 to 512 tokens."""
+    model = on_meta("titans_mac_nano", depth=1)
     return growth(lambda n: read(model, n), (64, 128, 256, 512))
 
 

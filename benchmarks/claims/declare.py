@@ -79,6 +79,15 @@ class Claim:
     limit: float = 120.0
     run: Callable[[], Found] | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def alone(self) -> bool:
+        """Whether nothing else may run beside it, because it measures."""
+        return self.evidence == "measured"
+
+    def threads(self, most: int) -> int:
+        """That it is run with."""
+        return most if self.alone else 1
+
     def verdict(self, value: float | None) -> Verdict:
         """Of a measured value; None where nothing can be."""
         if self.bound is None or value is None:

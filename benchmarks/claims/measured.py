@@ -13,7 +13,7 @@ from torch import Tensor
 import zoo
 from zoo.benchmarks import resolution
 from zoo.benchmarks.claims.declare import Found, claim
-from zoo.benchmarks.common import MIB, fitted_exponent, interleaved
+from zoo.benchmarks.common import MIB, fitted_exponent, interleaved, medians
 from zoo.benchmarks.peers import Side
 from zoo.registry import lookup
 from zoo.vision.patches import plan
@@ -103,7 +103,7 @@ def pcdarts_search_memory() -> Found:
 @cache
 def _high_resolution() -> dict[str, Any]:
     """Both claims of a process read it."""
-    return resolution.measure("tiny", 1248, 1.0)
+    return resolution.measure("tiny", 1248, 1.0, least=1)
 
 
 @claim(
@@ -114,7 +114,7 @@ def _high_resolution() -> dict[str, Any]:
 def vim_time_at_high_resolution() -> Found:
     """Features of one image of 1248 pixels by vim_tiny and by timm's DeiT-Ti, its scores written out; fused beside
     it."""
-    taken = resolution.seconds(_high_resolution())
+    taken = medians(_high_resolution()["runs"])
     return Found(taken[resolution.PLAIN] / taken[resolution.OURS], {"seconds": taken})
 
 

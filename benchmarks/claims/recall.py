@@ -179,7 +179,7 @@ def twin(model: Any) -> Peer:
     evidence="trained", value="difference of both accuracies", at_most=0.02, quick=False, limit=1800,
 )  # fmt: skip
 def mamba_recall_beside_transformers() -> Found:
-    """MQAR with 8 pairs by Mamba, ours and transformers', from our initial weights, 300 updates on the same
+    """MQAR with 8 pairs by Mamba, ours and transformers', from our initial weights, 150 updates on the same
     sequences."""
     torch.manual_seed(SEED)
     ours: Any = build(MODELS["mamba, d_state 16"], TASKS["mqar"])
@@ -187,7 +187,7 @@ def mamba_recall_beside_transformers() -> Found:
     tokens, labels = TASKS["mqar"].generate(torch.arange(64), 5)
     losses = {"ours": ours(tokens, labels=labels).item(), "transformers": theirs(tokens, labels=labels).item()}
     found = {
-        name: learnt(model, 6e-3, 300)[1] | {"first loss": losses[name]}
+        name: learnt(model, 6e-3, 150)[1] | {"first loss": losses[name]}
         for name, model in (("ours", ours), ("transformers", theirs))
     }
     return Found(abs(found["ours"]["accuracy"] - found["transformers"]["accuracy"]), found)
@@ -195,17 +195,17 @@ def mamba_recall_beside_transformers() -> Found:
 
 @claim(
     "mamba", "2312.00752", says="A step of training moves our Mamba where it moves transformers'.",
-    source="the peer's code", evidence="measured", value="largest relative difference of a loss", at_most=1e-3,
+    source="the peer's code", evidence="trained", value="largest relative difference of a loss", at_most=1e-3,
 )  # fmt: skip
 def mamba_losses_beside_transformers() -> Found:
-    """Losses of both on the same 20 batches of MQAR, from our initial weights, by AdamW at a rate of 0.006."""
+    """Losses of both on the same 8 batches of MQAR, from our initial weights, by AdamW at a rate of 0.006."""
     torch.manual_seed(SEED)
     task, losses = TASKS["mqar"], []
     ours: Any = build(MODELS["mamba, d_state 16"], task)
     for model in (twin(ours), ours):
         optimizer = build_optimizer(model, "adamw", lr=6e-3, weight_decay=0.1)
         losses.append([])
-        for batch in torch.arange(20 * BATCH).split(BATCH):
+        for batch in torch.arange(8 * BATCH).split(BATCH):
             tokens, labels = task.generate(batch, TRAIN)
             optimizer.zero_grad()
             loss = model.train()(tokens, labels=labels)

@@ -26,8 +26,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from zoo.benchmarks.claims.declare import EVIDENCE, Claim, declared
-from zoo.benchmarks.common import SCHEMA, date, machine, markdown, save, write_result
+from zoo.benchmarks.common import SCHEMA, machine, markdown, save, write_result
+from zoo.benchmarks.machine import date
 from zoo.benchmarks.runner import DONE, Step, sources
 
 ROOMS = ("kernels", "layers", "zoo", "train", "checkpoints", "benchmarks")
@@ -70,17 +73,20 @@ class Results:
         self.path, self.records, self.command, self.machine = path, dict(known), command, machine()
         self.added: dict[str, dict[str, Any]] = {}
         self.where = {
-            "commit": self.machine["commit"], "sources": sources(*ROOMS), "processor": self.machine["processor"],
-            "threads": self.machine["threads"],
+            "commit": self.machine["commit"], "sources": sources(*ROOMS), "processor": self.machine["processor"]
         }  # fmt: skip
 
     def state(self, claim: Claim) -> dict[str, Any] | None:
         """The record of a claim that need not be run: as it is declared now, by the same code at the same place."""
-        record = self.records.get(claim.name)
+        record, place = self.records.get(claim.name), self.place(claim)
         same = ("sources", "processor", "threads")
-        if record is None or record["verdict"] == FAILED or any(record[key] != self.where[key] for key in same):
+        if record is None or record["verdict"] == FAILED or any(record[key] != place[key] for key in same):
             return None
         return record
+
+    def place(self, claim: Claim) -> dict[str, Any]:
+        """Where a claim is run, and of which code."""
+        return self.where | {"threads": claim.threads(torch.get_num_threads())}
 
     def read(self, step: Step) -> dict[str, Any]:
         return {"status": DONE} if self.state(declared()[step.name]) else {}
@@ -101,7 +107,7 @@ class Results:
         bound = claim.bound and dataclasses.asdict(claim.bound)
         self.records[claim.name] = self.added[claim.name] = said | {
             "bound": bound, "bound_text": str(claim.bound or "-"), "verdict": verdict, "found": found,
-            "details": details or {}, "error": error, "seconds": round(seconds, 2), "date": date(), **self.where,
+            "details": details or {}, "error": error, "seconds": round(seconds, 2), "date": date(), **self.place(claim),
         }  # fmt: skip
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 import zoo
 from zoo.benchmarks import drafts, extrapolation, linearize, squash
 from zoo.benchmarks.claims.declare import Found, claim
+from zoo.benchmarks.learning import learn
 from zoo.decoding import MicroSteps
 from zoo.layers import S4
 from zoo.layers.ssm import hippo
-from zoo.train.optim import build_optimizer, warmup_cosine
+from zoo.train.optim import build_optimizer
 
 
 def fitted(
@@ -25,16 +26,12 @@ def fitted(
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> None:  # fmt: skip
     """Train in place by AdamW with a warm-up and a cosine."""
-    optimizer = build_optimizer(model, "adamw", lr=lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: warmup_cosine(k, 20, updates))
-    model.train()
-    for _ in range(updates):
+
+    def of_step(step: int) -> Tensor:
         inputs, targets = batch()
-        optimizer.zero_grad()
-        loss(model(inputs), targets).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        return loss(model(inputs), targets)
+
+    learn(model, build_optimizer(model, "adamw", lr=lr, weight_decay=0.01), of_step, updates, warmup=20)
 
 
 def parity(rows: int, length: int) -> tuple[Tensor, Tensor]:
@@ -119,7 +116,7 @@ def s4_hippo_trained() -> Found:
     value="points of held-out accuracy over none, mean of three seeds", at_least=1.0, quick=False, limit=1500,
 )  # fmt: skip
 def longconv_squash() -> Found:
-    """Digits read as 256 pixels, 100 images to learn from, as in `benchmarks/squash.py` with 600 updates, three
+    """Digits read as 256 pixels, 100 images to learn from, as in `zoo bench squash` with 600 updates, three
     seeds."""
     options = Namespace(side=16, dim=32, depth=2, kernel_lr=1e-3, lr=1e-2, updates=600, batch_size=16)
     found: dict[str, list[float]] = {"none": [], "squash 0.001": []}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.profile.sample import sample
+from zoo.profile.sample import answer, sample
 
 WIDTH, LINE, PAD, GAP, LETTER = 350.0, 24.0, 8.0, 9.0, 6.1
 SIDE_BY_SIDE = 4  # at most
@@ -76,7 +76,7 @@ def _run(model: Any) -> tuple[dict[nn.Module, int], dict[nn.Module, int]]:
     hooks = [module.register_forward_pre_hook(enter) for module in model.modules()]
     try:
         with torch.no_grad():
-            model.eval()(sample(model, 1, 64))
+            answer(model.eval(), sample(model, 1, 64))
     except NotImplementedError:
         pass  # values decide how it goes on: the rest is in the order in which it was built
     finally:

@@ -11,9 +11,12 @@ from zoo.layers.attention.state import KeyValueState
 
 
 class AxialAttention(nn.Module):
-    r"""softmax(q k^T / sqrt(d)) v among the positions that differ in one axis only.
+    r"""Attention among the positions that differ in one axis only.
 
-    A tensor of N = S^k positions costs O(N S) instead of the O(N^2) of full attention: O(N sqrt(N)) for images.
+    .. math:: y_{ij} = W_o \sum_m \mathrm{softmax}_m(q_{ij} \cdot k_{im} / \sqrt{d}) \, v_{im}
+
+    along the rows, and the same with rows and columns exchanged. A tensor of N = S^k positions costs O(N S) instead of
+    the O(N^2) of full attention: O(N sqrt(N)) for images.
 
     Args:
         dim: channels.

@@ -20,7 +20,11 @@ LOGITS = 2**24  # that exist at once, where a kernel does not do without them
 
 
 class CausalAttention(Mixer):
-    r"""softmax(q k^T / sqrt(d)) v over the present and the past, H query heads sharing num_kv_heads keys and values.
+    r"""Attention over the present and the past, H query heads sharing num_kv_heads keys and values.
+
+    .. math:: y_t = W_o \sum_{s \leq t} p_{ts} v_s, \quad p_t = \mathrm{softmax}_{s \leq t}(q_t \cdot k_s / \sqrt{d})
+
+    in every head, its queries and keys turned by their positions.
 
     Args:
         dim: model width.

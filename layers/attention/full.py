@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """softmax(q k^T / sqrt(d)) v with one qkv projection; parameter names of timm's ViT.
+    r"""Every head's mean of all tokens' values, with one qkv projection; parameter names of timm's ViT.
+
+    .. math:: y = W_o \, \mathrm{softmax}(q k^T / \sqrt{d}) \, v, \quad [q, k, v] = W x
 
     Raises:
         ValueError: when num_heads does not divide dim.

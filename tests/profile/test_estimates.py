@@ -11,7 +11,7 @@ import zoo
 from zoo.profile.metrics import Energy, measured_energy, metrics
 from zoo.profile.record import Peaks, Phase, Profile, Seconds
 from zoo.profile.runtime import Runtime, fit, idealised_runtime
-from zoo.profile.serving import Machine, Plan, Request, colocated, compare, hand_over, planned, plans, split
+from zoo.profile.serving import Machine, Plan, Request, colocated, compare, hand_over, planned, plans, profiled, split
 
 MACHINE = Machine(prefill=lambda tokens: tokens / 10, decode=lambda rows, held: 1.0, most_tokens=100)
 
@@ -57,6 +57,7 @@ def test_the_six_metrics_by_hand():
     assert found.memory_utilisation == (80 + 20) / 200 and found.compute_utilisation == 400 / 8 / 100
     assert found.bandwidth_utilisation == 30 / 8 / 10 and found.latency == 8 and found.throughput == 50 / 8
     assert (found.energy, found.energy_source, found.compression) == (3.0, "RAPL", 2.0)
+    assert metrics(measured(), "forward", memory=200).energy_source == "not measured"
     assert measured().phase("forward").gap == 2
 
 
@@ -84,6 +85,17 @@ def test_one_machine_serves_by_iterations():
     served = colocated([Request(0, 10, 3), Request(1.5, 20, 2)], MACHINE)
     assert served[0].first == 1 and served[0].second == 2 and served[0].last == 5  # 1, 2, prompt until 4, 5
     assert served[1].first == 4 - 1.5 and served[1].last == 5 - 1.5
+
+
+def test_a_machine_of_a_fitted_law():
+    """Steps read what all rows hold; what the weights leave is room for tokens."""
+    machine = profiled(Runtime((1, 0.5, 0), (2, 0.25)), weight_bytes=60, token_bytes=4, memory=100)
+    assert (machine.prefill(4), machine.decode(3, 8), machine.most_tokens) == (3, 4, 10)
+    served = colocated([Request(0, 4, 2)], machine)
+    assert served[0].first == 3 and served[0].last == 3 + 2 + 0.25 * 5
+    assert profiled(Runtime((1, 0, 0), (1, 0)), weight_bytes=1, token_bytes=0, memory=2).most_tokens > 1 << 40
+    with pytest.raises(ValueError, match="101 bytes of weights leave no room for a token in 100 bytes"):
+        profiled(Runtime((1, 0, 0), (1, 0)), weight_bytes=101, token_bytes=0, memory=100)
 
 
 def test_what_does_not_fit_waits():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -12,9 +11,8 @@ import pytest
 import torch
 
 import zoo
+from zoo.benchmarks import common, runtime
 from zoo.benchmarks import gap as bench
-from zoo.benchmarks import runtime
-from zoo.benchmarks.common import save
 from zoo.profile import profile
 from zoo.profile.gap import finest, gap, gap_by_layer
 from zoo.profile.record import Layer, Peaks, Phase, Profile, Seconds
@@ -71,9 +69,10 @@ def test_every_vision_family_is_measured():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Any:
+    """Where results go; models are measured in this process."""
     for module in (bench, runtime):
-        monkeypatch.setattr(module, "save", partial(save, folder=tmp_path))
-    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+        monkeypatch.setattr(module, "in_processes", lambda measure, jobs: ([measure(*a) for a in jobs.values()], {}))
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
     monkeypatch.setattr(import_module("zoo.profile"), "peaks", lambda *_: PEAKS)
     monkeypatch.setattr(bench, "peaks", lambda **_: PEAKS)
     return tmp_path
@@ -83,7 +82,7 @@ def test_benchmark_of_the_gap(folder, monkeypatch):
     monkeypatch.setattr(bench, "FUSED", "convfirst_nano")
     monkeypatch.setattr(bench, "TILES", (4,))
     monkeypatch.setattr(bench, "image", lambda: torch.randn(1, 1, 8, 8))
-    monkeypatch.setattr(bench, "in_fresh_process", lambda call, tile, **_: 7)
+    monkeypatch.setattr(bench, "fresh_peak", lambda call, tile: 7)
     bench.main(["--models", "convfirst_nano", "vit_nano", "--runs", "1", "--budget", "0"])
     record = json.loads((folder / "gap.json").read_text())
     first, second = record["records"]

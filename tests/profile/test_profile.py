@@ -12,6 +12,7 @@ import torch
 import zoo
 from zoo.cli import main
 from zoo.profile import peaks as measured_peaks
+from zoo.profile.metrics import Energy
 from zoo.profile.peaks import cache_folder
 from zoo.profile.record import Peaks, Profile
 from zoo.profile.trace import Kernel, Trace, waterline
@@ -48,6 +49,25 @@ def test_flops_equal_a_hand_count():
     turned = attention - products
     assert 0 <= turned <= 12 * rows * c.dim  # turning queries and keys
     assert found.phase("forward").flops == layers[""].flops
+
+
+def test_pairs_texts_and_short_readers():
+    """What a model reads besides tokens is counted: both texts of a pair, and the 77 vectors of a caption."""
+    sizes = {"img_size": 8, "dims": (8, 16, 16), "depths": (0, 1, 1), "norm_groups": 4, "head_dim": 8}
+    model = zoo.create_model("koala_700m", **sizes, context_dim=6, pooled_dim=5, device="meta")
+    layers = {layer.name: layer for layer in zoo.profile(model, batch=2, training=False).layers}
+    cross = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
+    assert (
+        layers[f"{cross}.to_k"].flops == 2 * 2 * 77 * 6 * 16 and layers[f"{cross}.to_q"].flops == 2 * 2 * 16 * 16 * 16
+    )
+    two, pair = (
+        zoo.profile(zoo.create_model("s4_text_nano", pair=pair, device="meta"), tokens=32, batch=rows, training=False)
+        for pair, rows in ((False, 2), (True, 1))
+    )
+    assert pair.inputs == (1, 2, 32) and pair.phases[0].items == two.phases[0].items == 64
+    head, compare = (next(one.flops for one in pair.layers if one.name == name) for name in ("head", "compare"))
+    assert pair.phases[0].flops == two.phases[0].flops - head + compare and compare > 0
+    assert zoo.profile("linformer_nano", device="meta", training=False).inputs == (1, 64)
 
 
 def test_bytes_and_waterline_of_two_layers():
@@ -117,6 +137,15 @@ def test_large_models_are_counted_without_memory():
     assert all(phase.seconds is None and phase.bound is None for phase in found.phases)
     with pytest.raises(ValueError, match="phase must be one of forward, decode"):
         found.phase("training")
+
+
+def test_energy_is_asked_for(monkeypatch):
+    monkeypatch.setattr(
+        import_module("zoo.profile"), "measured_energy", lambda call: Energy(call() is None or 2.0, "RAPL")
+    )
+    found = zoo.profile("vit_nano", training=False, runs=1, energy=True)
+    assert (found.phases[0].energy, found.energy_source) == (2.0, "RAPL")
+    assert zoo.profile("vit_nano", training=False, runs=1).energy_source == "not measured"
 
 
 def test_what_cannot_be_profiled(monkeypatch):

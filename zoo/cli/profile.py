@@ -22,13 +22,14 @@ MIB = 2**20
 def add_arguments(parser: ArgumentParser) -> None:
     name = parser.add_argument("name", help="a model's name, or a folder written by zoo.save_model")
     completed(name, model_names)
-    parser.add_argument("--tokens", type=int, default=256, help="length of a text or sequence (256)")
+    parser.add_argument("--tokens", type=int, help="length of a text or sequence (256, or as many as it reads)")
     parser.add_argument("--image-size", type=int, help="side of the images; the model's own where not given")
     parser.add_argument("--batch", type=int, default=1, help="rows (1)")
     parser.add_argument("--device", help="cpu, cuda, or meta: count without running")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (float32)")
     parser.add_argument("--no-training", action="store_true", help="leave out forward and backward")
     parser.add_argument("--runs", type=int, default=5, help="times are the median of so many (5)")
+    parser.add_argument("--energy", action="store_true", help="joules of a pass and of training (RAPL, NVML)")
     parser.add_argument("--depth", type=int, default=2, help="layers with names of so many parts at most (2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     add_import(parser)
@@ -50,6 +51,7 @@ def run(known: Namespace) -> int:
             dtype=getattr(torch, known.dtype) if known.dtype else None,
             training=not known.no_training,
             runs=known.runs,
+            energy=known.energy,
         )
     )
     if known.json is not None:
@@ -83,6 +85,8 @@ def _show(found: Profile, depth: int) -> None:
             _efficiency(found, phase.flops, None if phase.seconds is None else phase.seconds.median),
         )  # fmt: skip
     show(phases)
+    if found.peaks is not None:
+        _show_metrics(found)
     layers = Table(title="layers, forward", title_justify="left")
     for column in (
         "layer",
@@ -104,6 +108,24 @@ def _show(found: Profile, depth: int) -> None:
                 _figure(layer.seconds, 1e3), _efficiency(found, layer.flops, layer.seconds),
             )  # fmt: skip
     show(layers)
+
+
+def _show_metrics(found: Profile) -> None:
+    import torch
+    from rich.table import Table
+
+    from zoo.profile.measure import total_memory
+    from zoo.profile.metrics import metrics
+
+    memory = total_memory(torch.device("cuda" if torch.cuda.is_available() and "cpu" not in found.device else "cpu"))
+    shown = Table(title=f"utilisation, compression and energy ({found.energy_source})", title_justify="left")
+    for column in ("phase", "of memory", "of operations", "of bandwidth", "compression", "joules"):
+        shown.add_column(column, justify="left" if column == "phase" else "right")
+    for phase in found.phases:
+        one = metrics(found, phase.name, memory)
+        shares = one.memory_utilisation, one.compute_utilisation, one.bandwidth_utilisation
+        shown.add_row(phase.name, *(f"{s:.2%}" for s in shares), f"{one.compression:.2f}", _figure(one.energy))
+    show(shown)
 
 
 def _figure(value: float | None, scale: float = 1.0) -> str:

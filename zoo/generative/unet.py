@@ -65,7 +65,11 @@ class UNetConfig(DiffusionConfig):
 
 
 class ResnetBlock(nn.Module):
-    """conv(silu(norm(x))) + time, then conv(silu(norm(...))) + x."""
+    r"""Two convolutions, between which the time is added.
+
+    .. math:: h = W_1 * \mathrm{silu}(\mathrm{norm}(x)) + W_t \, \mathrm{silu}(t) \\
+        y = W_2 * \mathrm{silu}(\mathrm{norm}(h)) + x
+    """
 
     def __init__(self, in_dim: int, dim: int, time_dim: int, norm_groups: int):
         super().__init__()
@@ -83,7 +87,10 @@ class ResnetBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of x over a context, or over itself."""
+    r"""Attention of x over a context c, or over itself.
+
+    .. math:: y = W_o \, \mathrm{softmax}(q k^T / \sqrt{d}) \, v, \quad q = W_q x, \; k = W_k c, \; v = W_v c
+    """
 
     def __init__(self, dim: int, context_dim: int, head_dim: int):
         super().__init__()
@@ -217,8 +224,8 @@ class Embedding(nn.Module):
 class UNet(DiffusionModel):
     """Stages down, a middle, stages up that read what each block on the way down made.
 
-    A model with classes has an embedding of them for cross-attention; one of texts (num_classes 0) is given its context
-    through ``denoise``.
+    A model with classes has an embedding of them for cross-attention; one of texts (num_classes 0) is given its
+    context besides.
     """
 
     config: UNetConfig
@@ -253,10 +260,20 @@ class UNet(DiffusionModel):
         self.conv_norm_out = nn.GroupNorm(c.norm_groups, c.dims[0])
         self.conv_out = nn.Conv2d(c.dims[0], c.in_chans, 3, padding=1)
 
+    def forward(
+        self, x: Tensor, t: Tensor | None = None, classes: Tensor | None = None, *,
+        context: Tensor | None = None, pooled: Tensor | None = None, sizes: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """As of every diffusion model; given a text's context, what ``denoise`` says of it, at time 0 where t is
+        None."""
+        if context is None:
+            return super().forward(x, t, classes)
+        return self.denoise(x, x.new_zeros(len(x)) if t is None else t, context, pooled, sizes)
+
     def velocity(self, x: Tensor, t: Tensor, classes: Tensor) -> Tensor:
         """As of ``DiffusionModel``."""
         if not self.config.num_classes:
-            raise ValueError("a model of texts needs their context: call denoise(x, t, context, pooled)")
+            raise ValueError("a model of texts needs their context: give context, and pooled and sizes with it")
         context = self.classes(classes).unflatten(1, (self.config.context_tokens, -1))
         return self.denoise(x, t, context)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -15,9 +16,10 @@ from zoo.factory import create_model
 from zoo.language.base import LanguageModel
 from zoo.layers.quant import count_parameters
 from zoo.profile import measure
+from zoo.profile.metrics import Energy, measured_energy
 from zoo.profile.peaks import device_name, peaks
 from zoo.profile.record import Layer, Peaks, Phase, Profile, Seconds
-from zoo.profile.sample import items, loss, sample, unit
+from zoo.profile.sample import answer, items, loss, sample, unit
 from zoo.profile.trace import Kernel, Trace, waterline
 
 __all__ = ["Layer", "Peaks", "Phase", "Profile", "Seconds", "peaks", "profile"]
@@ -28,13 +30,14 @@ ROOM = 256  # tokens that are decoded at most while it is measured
 def profile(
     model: str | nn.Module,
     *,
-    tokens: int = 256,
+    tokens: int | None = None,
     image_size: int | None = None,
     batch: int = 1,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     training: bool = True,
     runs: int = 5,
+    energy: bool = False,
 ) -> Profile:
     r"""Count what a model costs and measure it.
 
@@ -48,13 +51,14 @@ def profile(
 
     Args:
         model: a name, whose weights are then random, or a model, which stays where and as it is.
-        tokens: length of a text or sequence.
+        tokens: length of a text or sequence; 256, or as many as the model reads, where None.
         image_size: side of the images of a named model; its own where None.
         batch: rows.
         device: of a named model; "cpu" where None, "meta" to run nothing.
         dtype: of a named model; float32 where None.
         training: also forward and backward.
         runs: of which times are the median.
+        energy: also joules of the forward pass and of training, where the machine tells them.
 
     Returns:
         The figures: ``forward``, ``training`` and, of language models, ``decode``.
@@ -86,7 +90,7 @@ def profile(
     states = _state_bytes(counted, inputs)
     if place != META:
         _require_room(counted, traces, place, count_weights=isinstance(model, str))
-        return _measured(model, counted, build(), inputs, traces, states, place, runs)
+        return _measured(model, counted, build(), inputs, traces, states, place, runs, energy)
     phases = tuple(_phase(name, trace, counted, inputs, states, None) for name, trace in traces.items())
     return _profile(model, counted, inputs, states, phases, traces["forward"], META, None, {})
 
@@ -135,7 +139,7 @@ def left_as_it_is(model: nn.Module) -> Iterator[None]:
 
 
 def _forward(model: Any, x: Tensor) -> Call:
-    return lambda: model(x)
+    return lambda: answer(model, x)
 
 
 def _training(model: Any, x: Tensor) -> Call:
@@ -200,11 +204,11 @@ def _require_room(model: Any, traces: dict[str, Trace], device: torch.device, co
 
 def _measured(
     given: str | nn.Module, counted: Any, model: Any, shaped: Tensor, traces: dict[str, Trace],
-    states: tuple[tuple[int, int], ...], device: torch.device, runs: int,
+    states: tuple[tuple[int, int], ...], device: torch.device, runs: int, energy: bool,
 ) -> Profile:  # fmt: skip
     inputs, dtype = sample(model, len(shaped), shaped.shape[1]), next(model.parameters()).dtype
     reached = peaks(device, dtype)
-    phases, layers = [], {}
+    phases, layers, used = [], {}, Energy(None, "not measured")
     with left_as_it_is(model):
         for name, trace in traces.items():
             train, prepare = name == "training", _calls(model, True)[name]
@@ -215,10 +219,15 @@ def _measured(
                 model.zero_grad()
                 memory = measure.peak_memory(ready, device)
                 model.zero_grad()
+                if energy and name != "decode":  # whose state has room for few steps
+                    used = measured_energy(ready)
+                    model.zero_grad()
                 if name == "forward":
                     layers = measure.seconds_by_layer(model, ready, device, runs)
-            phases.append(_phase(name, trace, counted, shaped, states, reached, taken, memory))
-    return _profile(given, counted, shaped, states, tuple(phases), traces["forward"], device, reached, layers)
+            found = _phase(name, trace, counted, shaped, states, reached, taken, memory)
+            phases.append(dataclasses.replace(found, energy=None if name == "decode" else used.joules))
+    found = _profile(given, counted, shaped, states, tuple(phases), traces["forward"], device, reached, layers)
+    return dataclasses.replace(found, energy_source=used.source)
 
 
 def _phase(

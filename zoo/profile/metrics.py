@@ -50,7 +50,7 @@ def metrics(profile: Profile, phase: str, memory: int, energy: Energy | None = N
 
     Args:
         memory: bytes of the device, all of them.
-        energy: of the call, from ``measured_energy``.
+        energy: of the call, from ``measured_energy``; that of the profile where None.
 
     Raises:
         ValueError: for a phase that is not in the profile, or was counted only.
@@ -58,7 +58,7 @@ def metrics(profile: Profile, phase: str, memory: int, energy: Energy | None = N
     found = profile.phase(phase)
     if found.seconds is None or found.measured_memory is None or profile.peaks is None:
         raise ValueError(f"{phase} was counted and not run: profile it on a device other than meta")
-    latency, told = found.seconds.median, energy or Energy(None, "not measured")
+    latency, told = found.seconds.median, energy or Energy(found.energy, profile.energy_source)
     return Metrics(
         (profile.weight_bytes + found.measured_memory) / memory,
         found.flops / latency / profile.peaks.flops,

@@ -86,6 +86,7 @@ class Phase:
         seconds: measured; None where nothing ran.
         measured_memory: the allocator's peak; None where nothing ran.
         items: tokens, vectors or images of the call.
+        energy: joules of a call; None where it was not asked for or cannot be read.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Phase:
     waterline: float | None = None
     seconds: Seconds | None = None
     measured_memory: int | None = None
+    energy: float | None = None
 
     @property
     def intensity(self) -> float:
@@ -132,6 +134,7 @@ class Profile:
         phases: kinds of calls.
         layers: modules in the forward pass, in the order of the model.
         peaks: of the device; None where nothing ran.
+        energy_source: where energy was read, or why there is none.
     """
 
     name: str
@@ -146,6 +149,7 @@ class Profile:
     phases: tuple[Phase, ...]
     layers: tuple[Layer, ...]
     peaks: Peaks | None
+    energy_source: str = "not measured"
 
     def phase(self, name: str) -> Phase:
         """One of the phases.

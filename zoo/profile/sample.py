@@ -9,9 +9,15 @@ from torch import Tensor
 
 from zoo.layers.report import auxiliary_losses
 
+LENGTH = 256  # of a text or sequence, unless the model reads fewer
+CONTEXT = 77  # vectors of the text that a model of images may read besides
 
-def sample(model: Any, batch: int, tokens: int) -> Tensor:
+
+def sample(model: Any, batch: int, tokens: int | None = None) -> Tensor:
     """Random tokens, vectors or images of the shape that the model wants, on its device.
+
+    Args:
+        tokens: length of a text or sequence; ``LENGTH``, or the model's longest, where None.
 
     Raises:
         TypeError: for a model whose configuration does not tell.
@@ -19,10 +25,12 @@ def sample(model: Any, batch: int, tokens: int) -> Tensor:
     like = next(model.parameters())
     config: Any = getattr(model, "config", None)
     place = {"device": like.device}
+    length = min(LENGTH, getattr(config, "max_length", LENGTH)) if tokens is None else tokens
     if hasattr(config, "vocab_size"):
-        return torch.randint(0, config.vocab_size, (batch, tokens), **place)
+        pair = (2,) if getattr(config, "pair", False) else ()
+        return torch.randint(0, config.vocab_size, (batch, *pair, length), **place)
     if hasattr(config, "in_features"):
-        shape = (batch, getattr(config, "length", tokens), config.in_features)
+        shape = (batch, getattr(config, "length", length), config.in_features)
         return torch.randn(shape, dtype=like.dtype, **place)
     if hasattr(config, "num_levels"):
         return torch.randint(0, config.num_levels, (batch, config.in_chans, *config.image_shape), **place)
@@ -40,11 +48,23 @@ def unit(model: Any) -> str:
 
 def items(model: Any, inputs: Tensor) -> int:
     """How many of them."""
-    return len(inputs) if unit(model) == "image" else inputs.shape[0] * inputs.shape[1]
+    kind = unit(model)
+    return inputs.numel() if kind == "token" else len(inputs) if kind == "image" else inputs.shape[:2].numel()
+
+
+def answer(model: Any, inputs: Tensor) -> Tensor:
+    """What the model says; one of texts reads a context of ``CONTEXT`` vectors, and a text's vector, besides."""
+    config = model.config
+    if getattr(config, "pooled_dim", None) is None:
+        return model(inputs)
+    rows = len(inputs)
+    context = inputs.new_ones(rows, CONTEXT, config.context_dim)
+    pooled, sizes = inputs.new_ones(rows, config.pooled_dim), inputs.new_ones(rows, 6)
+    return model(inputs, context=context, pooled=pooled, sizes=sizes)
 
 
 def loss(model: Any, inputs: Tensor) -> Tensor:
     """A scalar as costly as the model's own loss: that of its labels, or the mean square of what it answers."""
     scored = inputs.is_floating_point() or hasattr(model.config, "num_classes")
-    found = model(inputs).float().square().mean() if scored else model(inputs, labels=inputs)
+    found = answer(model, inputs).float().square().mean() if scored else model(inputs, labels=inputs)
     return found + sum(auxiliary_losses(model).values())

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import sys
 from collections.abc import Callable, Sequence
 from itertools import count
+
+from zoo.profile.runtime import Runtime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,27 @@ class Machine:
     prefill: Callable[[int], float]
     decode: Callable[[int, int], float]
     most_tokens: int
+
+
+def profiled(law: Runtime, *, weight_bytes: float, token_bytes: float, memory: float) -> Machine:
+    """A machine as the idealised runtime of a model on it says.
+
+    A step reads the weights once for all rows, and what each of them keeps: the law's step after as many tokens as all
+    rows hold together.
+
+    Args:
+        law: measured with one row.
+        token_bytes: that a token adds to the state; 0 for a state that does not grow.
+        memory: bytes, of weights and states.
+
+    Raises:
+        ValueError: for weights that leave no room for a token.
+    """
+    room = memory - weight_bytes
+    if room < max(token_bytes, 0):
+        raise ValueError(f"{weight_bytes:,.0f} bytes of weights leave no room for a token in {memory:,.0f} bytes")
+    most = int(room / token_bytes) if token_bytes else sys.maxsize
+    return Machine(law.prefill, lambda rows, held: law.decode(held), most)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,7 +74,10 @@ class LightCNNConfig(VisionConfig):
 
 
 class ConvPool(nn.Module):
-    """y = maxpool(relu(conv(x))) of both branches, side by side in the channels."""
+    r"""Both branches, side by side in the channels.
+
+    .. math:: y = \mathrm{maxpool}(\mathrm{relu}(W * x))
+    """
 
     def __init__(self, in_dim: int, dim: int, padding: int):
         super().__init__()
@@ -86,7 +89,10 @@ class ConvPool(nn.Module):
 
 
 class LightCNN(VisionModel):
-    """Two branches that see the image, each down to ``branch_dim`` numbers; relu(W [a, b]); classifier."""
+    r"""Two branches that see the image, each down to ``branch_dim`` numbers, and a classifier of both.
+
+    .. math:: y = W_2 \, \mathrm{relu}(W_1 [a, b])
+    """
 
     config: LightCNNConfig
     first_conv, final_norm = "blocks.0.conv", None

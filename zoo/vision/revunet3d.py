@@ -74,10 +74,12 @@ class RevUNet3dConfig:
 
 
 class RevUNet3d(nn.Module):
-    r"""The encoder halves the sides from level to level, the decoder doubles them and adds what the encoder had there:
+    r"""The encoder halves the sides from level to level, the decoder doubles them and adds what the encoder had there.
 
-        e_0 = rev(stem(x))        e_i = rev(W_i max_pool(e_i-1))
-        d_L = rev(e_L)            d_i = rev(e_i + upsample(V_i d_i+1))        logits = head(d_0)
+    .. math::
+        e_0 = \mathrm{rev}(\mathrm{stem}(x)), \quad e_i = \mathrm{rev}(W_i \, \mathrm{maxpool}(e_{i-1})) \\
+        d_L = \mathrm{rev}(e_L), \quad d_i = \mathrm{rev}(e_i + \mathrm{upsample}(V_i d_{i+1})) \\
+        y = \mathrm{head}(d_0)
 
     where rev is ``depth`` reversible blocks of two ``MBConv3d`` branches, and upsampling is trilinear.
 

@@ -77,7 +77,10 @@ class SimpleNetConfig(HierarchicalConfig):
 
 
 class SimpleNet(HierarchicalModel):
-    """Stages of convolutions with batch norm and ReLU, max pooling between them and at the end, classifier."""
+    r"""Stages of convolutions with batch norm and ReLU, max pooling between them and at the end, classifier.
+
+    .. math:: x_{i+1} = \mathrm{relu}(\mathrm{bn}(W_i * x_i))
+    """
 
     config: SimpleNetConfig
 
