@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar as Bar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -35,13 +33,12 @@ from zoo.train.data import DataModule
 from zoo.train.history import History
 from zoo.train.memory import check_sharded
 from zoo.train.memory.options import with_memory
+from zoo.train.overrides import with_methods
 from zoo.train.parallel import register_strategies
 from zoo.train.quiet import quiet
-from zoo.train.run_folder import EVALUATED, KEYS, configuration, has_configuration, value_at
+from zoo.train.run_folder import EVALUATED, KEYS, configuration, has_configuration
 from zoo.train.tasks import Task
 from zoo.train.trust import read_checkpoint
-
-ADAPTER = "--model.model_args.adapter"
 
 
 class Run(LightningCLI):
@@ -67,7 +64,7 @@ class Run(LightningCLI):
         self.folder = folder
         self.prepared = False
         register_strategies()
-        overrides = with_memory(_with_adapter(overrides, recipe), recipe)
+        overrides = with_memory(with_methods(overrides, recipe), recipe)
         with quiet():
             super().__init__(
                 Task,
@@ -236,30 +233,6 @@ def _with_folder(overrides: Sequence[str], folder: Path) -> Iterator[str]:
         whole = option if option.startswith("--") else f"{before}={option}"
         if wanted and re.fullmatch(r"--trainer\.logger\+?=([\w.]+\.)?(CSVLogger|TensorBoardLogger)", whole):
             yield f"--trainer.logger.save_dir={folder}"
-
-
-def _with_adapter(overrides: Sequence[str], recipe: Path | str) -> list[str]:
-    """`--adapter paca --adapter.rank 8` as an argument of the model, {"kind": "paca", "rank": 8}, over what the recipe
-    says; a path is a folder of `zoo.save_adapter`, which is trained on."""
-    rest: list[str] = []
-    fields: dict[str, Any] = {}
-    options = iter(overrides)
-    for option in options:
-        name, equals, value = option.partition("=")
-        if name == "--adapter" or name.startswith("--adapter."):
-            value = value if equals else next(options, "")
-            fields[name.removeprefix("--adapter").lstrip(".") or "kind"] = yaml.safe_load(value)
-        else:
-            rest.append(option)
-    if not fields:
-        return rest
-    if Path(str(fields.get("kind"))).is_dir():
-        return [*rest, f"{ADAPTER}={fields['kind']}"]
-    content = yaml.safe_load(recipe if isinstance(recipe, str) else recipe.read_text(encoding="utf-8"))
-    known = value_at(content, "model.init_args.model_args.adapter")
-    if isinstance(known, dict) and fields.get("kind", known.get("kind")) == known.get("kind"):
-        fields = {**known, **fields}
-    return [*rest, f"{ADAPTER}={json.dumps(fields)}"]
 
 
 def _own(run: Path, recipe: Path | None, overrides: Sequence[str], keys: tuple[str, ...] = KEYS) -> str:

@@ -24,6 +24,7 @@ from zoo.latent import latent_experts
 from zoo.layer_cast import layer_cast
 from zoo.layers.report import activity, after_step, auxiliary_losses
 from zoo.linearize import linearize
+from zoo.masks import mask_weights
 from zoo.offload import offload
 from zoo.perplexity import TextScore, score_text
 from zoo.predict import predict, read_labels
@@ -79,6 +80,7 @@ __all__ = [
     "load_tokenizer",
     "load_weights",
     "lyapunov_exponents",
+    "mask_weights",
     "merge_adapter",
     "merge_sltrain",
     "model_info",

@@ -15,6 +15,8 @@ from zoo.layers.quant import compressible, matrices
 from zoo.layers.quant.between import between, put_between, take_away
 from zoo.layers.quant.nearest import Nearest
 from zoo.layers.quant.noise import WeightNoise
+from zoo.layers.sparse.masks import unmask
+from zoo.masks import Masks
 from zoo.quantize.method import method_of
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -84,8 +86,12 @@ class NoisyWeights(Change, kind="noisy_weights"):
 BETWEEN: dict[type, type[nn.Module]] = {RoundedWeights: Nearest, NoisyWeights: WeightNoise}
 
 
+def _is_learning(change: Change) -> bool:
+    return type(change) in BETWEEN or isinstance(change, Masks)
+
+
 def _check(model: nn.Module) -> None:
-    if made := [change.kind for change in changes_of(model) if type(change) in BETWEEN]:
+    if made := [change.kind for change in changes_of(model) if _is_learning(change)]:
         raise ValueError(f"the model is trained by {made[0]} already: zoo.settle(model) ends it")
 
 
@@ -151,14 +157,16 @@ def noisy_weights(model: Model, start: float = 6.0, target: float = 4.0, *, bloc
 
 
 def settle(model: Model) -> Model:
-    """End what ``round_weights`` and ``noisy_weights`` began: a plain model of the weights beneath, in place.
+    """End what ``round_weights``, ``noisy_weights`` and ``mask_weights`` began, in place: a plain model of the weights
+    beneath, with zeros where masks have them.
 
     Returns:
         ``model``; one that was not trained so is left as it is.
     """
     for kind in BETWEEN.values():
         take_away(model, kind)
-    cast(Any, model).changes = tuple(change for change in changes_of(model) if type(change) not in BETWEEN)
+    unmask(model)
+    cast(Any, model).changes = tuple(change for change in changes_of(model) if not _is_learning(change))
     return model
 
 

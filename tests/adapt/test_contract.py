@@ -23,6 +23,8 @@ CASES = {
     "sink_lora": ("transformer_nano", {"rank": 3, "groups": 3, "sinks": 1}, False),
     "mobiletl": ("mcunet_nano", {"blocks": 2, "also": ["head.*"]}, True),
     "ladder": ("transformer_nano", {"reduction": 4, "every": 2}, True),
+    "pst": ("vit_nano", {"rank": 2, "score_rank": 3}, True),
+    "scedit": ("unet_nano", {"ratio": 0.5}, True),
 }  # kind -> model, options, whether merging it is exact
 CONV_FREE = [("paca", "mamba2_nano"), ("paca", "vit_nano"), ("lora", "transformer_nano")]
 
@@ -59,7 +61,7 @@ def plain(model: nn.Module) -> dict[str, Tensor]:
 
 
 def test_every_method_is_tested():
-    assert set(CASES) | {"peqa", "sketchtune", "l4q"} == set(ADAPTERS)  # the last three in test_records.py
+    assert set(CASES) | {"peqa", "sketchtune", "l4q", "perp"} == set(ADAPTERS)  # in test_records.py, test_sparse.py
 
 
 @pytest.mark.parametrize(

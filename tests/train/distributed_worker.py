@@ -22,6 +22,7 @@ from zoo.train.memory import lean
 from zoo.train.parallel import shard
 
 SHARDED = ("zamba2_nano", "mor_nano")  # a module that several blocks call; blocks that are called several times
+MASKED = {"iss_p": {"ratio": 0.7, "steps": 2}, "evolution": {"every": 1, "epsilon": 3.0}}
 MEMORY = {  # methods -> changes of the transformer that they ask for
     "checkpointing": [], "streambp": [], "memo": [], "ssdtrain": [], "reversible": [{"kind": "reversible"}],
 }  # fmt: skip
@@ -79,11 +80,34 @@ def compare_memory(folder: Path) -> None:
         (folder / "memory.json").write_text(json.dumps(apart))
 
 
+def compare_masks(folder: Path) -> None:
+    """Write how far weights and masks that move under DDP are after three steps from those of one process."""
+    rank, apart = dist.get_rank(), {}
+    for kind, options in MASKED.items():
+        torch.manual_seed(0)
+        images, found = torch.randn(4, 1, 8, 8, dtype=torch.float64), []
+        for part in (images, images.chunk(2)[rank]):
+            torch.manual_seed(1)
+            model = zoo.mask_weights(zoo.create_model("vit_nano", depth=1, dtype=torch.float64), kind, **options)
+            ran = model if part is images else DistributedDataParallel(model)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+            for _ in range(3):
+                optimizer.zero_grad()
+                ran(part).square().mean().backward()
+                optimizer.step()
+                zoo.after_step(model)
+            found.append(model.state_dict().values())
+        apart[kind] = max((one.double() - two.double()).abs().max().item() for one, two in zip(*found, strict=True))
+    if rank == 0:
+        (folder / "masks.json").write_text(json.dumps(apart))
+
+
 if __name__ == "__main__":
     rendezvous = f"file://{sys.argv[1]}/rendezvous"
     dist.init_process_group("gloo", init_method=rendezvous, rank=int(os.environ["RANK"]), world_size=2)
     compare_gradients(Path(sys.argv[1]))
     compare_memory(Path(sys.argv[1]))
+    compare_masks(Path(sys.argv[1]))
     dist.destroy_process_group()
     train("ddp", "--trainer.strategy=ddp", "--trainer.max_steps=6")
     train("fsdp2", "--trainer.strategy=fsdp2", "--trainer.max_steps=6")

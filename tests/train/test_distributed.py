@@ -107,3 +107,8 @@ def test_gradients_of_shared_modules_and_of_repeated_blocks(runs: Path) -> None:
 def test_gradients_of_memory_methods(runs: Path) -> None:
     apart = json.loads((runs / "memory.json").read_text())
     assert len(apart) == 5 and max(apart.values()) < 1e-12, apart
+
+
+def test_masks_move_alike_in_all_processes(runs: Path) -> None:
+    apart = json.loads((runs / "masks.json").read_text())
+    assert apart.keys() == {"iss_p", "evolution"} and max(apart.values()) < 1e-12, apart

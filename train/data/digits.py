@@ -29,6 +29,7 @@ class DigitsDataModule(DataModule):
         batch_size, eval_batch_size, num_workers, seed: see `DataModule`.
         val_fraction: share of the training part that is held out for validation; 0 trains on all of it.
         augment: shift each training image by up to 1 pixel and rotate it by up to 10 degrees, anew each epoch.
+        negative: dark digits on a light ground, to tune what knows the others.
 
     Data: Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI repository (1998).
     """
@@ -46,11 +47,12 @@ class DigitsDataModule(DataModule):
         seed: int = 0,
         val_fraction: float = 0.1,
         augment: bool = True,
+        negative: bool = False,
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
         check_fraction(val_fraction=val_fraction)
         self.val_fraction = val_fraction
-        self.augment = augment
+        self.augment, self.negative = augment, negative
 
     @property
     def demands(self) -> dict[str, Any]:
@@ -65,6 +67,7 @@ class DigitsDataModule(DataModule):
 
         pixels, target = load_digits(return_X_y=True)  # (1797, 64) in [0, 16], (1797,)
         images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+        images = 1 - images if self.negative else images
         labels = torch.tensor(target, dtype=torch.int64)
         rest, test = stratified_split(labels, TEST_FRACTION, SPLIT_SEED)
         kept, held_out = stratified_split(labels[rest], self.val_fraction, SPLIT_SEED + 1)

@@ -7,18 +7,23 @@ from zoo.adapt.method import ADAPTERS, Adapter, adapt, adapters_of, as_adapter, 
 from zoo.adapt.mobiletl import MobileTL
 from zoo.adapt.paca import PaCA
 from zoo.adapt.records import L4Q, PEQA, SketchTune
+from zoo.adapt.scedit import SCEdit
 from zoo.adapt.sink_lora import SinkLoRA
+from zoo.adapt.sparse import PERP, PST
 
 __all__ = [
     "ADAPTERS",
     "L4Q",
     "PEQA",
+    "PERP",
+    "PST",
     "Adapter",
     "DoRA",
     "Ladder",
     "LoRA",
     "MobileTL",
     "PaCA",
+    "SCEdit",
     "SinkLoRA",
     "SketchTune",
     "adapt",

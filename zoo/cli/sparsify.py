@@ -28,7 +28,7 @@ def run(known: Namespace) -> int:
     import zoo
     from zoo.layers.quant import stored_bytes
 
-    model = checked(model_with_weights, known.source, None)
+    model = zoo.settle(checked(model_with_weights, known.source, None))
     before, seen = stored_bytes(model), checked(calibration, known.source, model, known.calibration)
     checked(
         zoo.sparsify, model, known.method, sparsity=known.sparsity, pattern=known.pattern, calibration=seen,

@@ -9,6 +9,7 @@ transformer fewer a stage, shorter transformers, and in the smallest no middle. 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -239,11 +240,10 @@ class UNet(DiffusionModel):
             self.add_embedding = Embedding(c.pooled_dim + 6 * ADDED_WAVES, 4 * c.dims[0])
         if c.num_classes:
             self.classes = nn.Embedding(c.num_classes + 1, c.context_tokens * c.context_dim)  # the last: none
-        skips, before, down = [c.dims[0]], c.dims[0], []
+        skips, before, down = self.skip_dims(), c.dims[0], []
         for index, (dim, depth) in enumerate(zip(c.dims, c.depths, strict=True)):
             change = {"downsamplers": Resample(dim, up=False)} if index < last else {}
             down.append(Stage([before, *[dim] * (c.num_layers - 1)], dim, depth, c, **change))
-            skips += [dim] * (c.num_layers + len(change))
             before = dim
         self.down_blocks = nn.ModuleList(down)
         if c.mid_depth is not None:
@@ -269,6 +269,18 @@ class UNet(DiffusionModel):
         if context is None:
             return super().forward(x, t, classes)
         return self.denoise(x, x.new_zeros(len(x)) if t is None else t, context, pooled, sizes)
+
+    def skip_dims(self) -> list[int]:
+        """Channels of what the way up reads of the way down, as it is made; the last is read first."""
+        c = self.config
+        depths = [c.num_layers + 1] * (len(c.dims) - 1) + [c.num_layers]  # all but the last stage change the resolution
+        return [c.dims[0], *(dim for dim, depth in zip(c.dims, depths, strict=True) for _ in range(depth))]
+
+    def decoder_blocks(self) -> Iterator[tuple[str, nn.Module]]:
+        """Names and modules of the residual blocks that read it, in the order in which they run."""
+        for place, stage in self.up_blocks.named_children():
+            for index, block in enumerate(cast(Any, stage).resnets):
+                yield f"up_blocks.{place}.resnets.{index}", block
 
     def velocity(self, x: Tensor, t: Tensor, classes: Tensor) -> Tensor:
         """As of ``DiffusionModel``."""

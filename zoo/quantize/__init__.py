@@ -16,6 +16,7 @@ from zoo.layers.quant import Record, compressible, install, is_product, matrices
 from zoo.layers.quant.between import between
 from zoo.layers.quant.nearest import Nearest
 from zoo.layers.quant.noise import WeightNoise
+from zoo.layers.sparse.masks import Mask
 from zoo.quantize.baq import BAQ
 from zoo.quantize.calibration import Calibration
 from zoo.quantize.d2moe import D2MoE
@@ -32,7 +33,7 @@ from zoo.quantize.smoothquant_plus import SmoothQuantPlus
 from zoo.quantize.store import Store, digest
 from zoo.quantize.topkld import TopKLD
 
-LEARNING = (Nearest, WeightNoise)  # what training for a few bits puts between weights and layers
+LEARNING = (Nearest, WeightNoise, Mask)  # what training for a few bits or numbers puts between weights and layers
 FORMAT = "format"  # among the tensors of a record that is kept
 
 __all__ = [
@@ -93,8 +94,8 @@ def quantize(
 
     Raises:
         ValueError: for an unknown method, options out of range, a group that does not divide the inputs of a layer, a
-            model that is compressed already, trained by ``zoo.round_weights`` or ``zoo.noisy_weights``, or has nothing
-            to compress, or a missing calibration.
+            model that is compressed already, trained by ``zoo.round_weights``, ``zoo.noisy_weights`` or
+            ``zoo.mask_weights``, or has nothing to compress, or a missing calibration.
         TypeError: for an option that the method does not have.
     """
     chosen = method_of(method, options)
@@ -105,7 +106,9 @@ def quantize(
             "made from"
         )
     if any(True for kind in LEARNING for _ in between(model, kind)):
-        raise ValueError("the model is being trained for a few bits: zoo.settle(model) ends that, then quantise it")
+        raise ValueError(
+            "the model is being trained for a few bits or numbers: zoo.settle(model) ends that, then quantise it"
+        )
     if chosen.calibrated and calibration is None:
         raise ValueError(f"{method} needs calibration=zoo.quantize.Calibration(inputs), inputs that the model takes")
     if calibration is not None:

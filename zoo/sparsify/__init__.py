@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from zoo.layers.quant.between import between
 from zoo.layers.sparse import Pattern
+from zoo.layers.sparse.masks import Mask
 from zoo.layers.sparse.replace import prunable
 from zoo.quantize.calibration import Calibration
 from zoo.sparsify.change import Sparse
@@ -78,6 +80,8 @@ def sparsify(
 
 
 def _wanted(model: nn.Module, chosen: Method, skip: tuple[str, ...], head: bool) -> list[str]:
+    if any(True for _ in between(model, Mask)):
+        raise ValueError("the model learns with masks: zoo.settle(model) ends that, then keep what is left")
     names = [name for name in prunable(model) if (head or name != "head.weight") and chosen.takes(model, name)]
     if not names:
         raise ValueError(f"there is nothing to prune in {type(model).__name__}: no plain linear layer and no expert")
