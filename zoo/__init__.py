@@ -38,6 +38,7 @@ from zoo.sltrain import merge_sltrain, sltrain
 from zoo.sparse_tuning import sparse_tuning
 from zoo.sparsify import sparsify
 from zoo.stability import deviation, lyapunov_exponents
+from zoo.subnetworks import subnetwork
 from zoo.text import load_tokenizer
 from zoo.timm_registry import register_with_timm
 from zoo.warmup import warmup
@@ -105,5 +106,6 @@ __all__ = [
     "sparsify",
     "steering",
     "stream",
+    "subnetwork",
     "warmup",
 ]

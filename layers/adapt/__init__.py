@@ -3,10 +3,12 @@
 from zoo.layers.adapt.lean import LeanInvertedResidual
 from zoo.layers.adapt.marks import Mark, before, mark_of, placed, put, require_unadapted
 from zoo.layers.adapt.partial import PartialLinear
+from zoo.layers.adapt.rows import PartialEmbedding
 
 __all__ = [
     "LeanInvertedResidual",
     "Mark",
+    "PartialEmbedding",
     "PartialLinear",
     "before",
     "mark_of",

@@ -22,6 +22,7 @@ CASES = {
     "dora": ("vit_nano", {"rank": 3, "targets": ["*.mlp.*"]}, False),
     "sink_lora": ("transformer_nano", {"rank": 3, "groups": 3, "sinks": 1}, False),
     "mobiletl": ("mcunet_nano", {"blocks": 2, "also": ["head.*"]}, True),
+    "rows": ("dit_nano", {"rows": (10, 3)}, True),
     "ladder": ("transformer_nano", {"reduction": 4, "every": 2}, True),
     "pst": ("vit_nano", {"rank": 2, "score_rank": 3}, True),
     "scedit": ("unet_nano", {"ratio": 0.5}, True),

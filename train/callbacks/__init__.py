@@ -6,6 +6,7 @@ from zoo.train.callbacks.export import ExportModel
 from zoo.train.callbacks.nan_guard import NaNGuard, NonFiniteError
 from zoo.train.callbacks.progress import ProgressBar, ValidateAtEnd
 from zoo.train.callbacks.rng import RNGState
+from zoo.train.callbacks.stages import Stages
 from zoo.train.callbacks.stop import StopOnSignal, Stopped
 from zoo.train.callbacks.throughput import Throughput, measure_peak_flops
 from zoo.train.callbacks.unfreezing import ProgressiveUnfreezing
@@ -19,6 +20,7 @@ __all__ = [
     "ProgressBar",
     "ProgressiveUnfreezing",
     "RNGState",
+    "Stages",
     "StopOnSignal",
     "Stopped",
     "Throughput",

@@ -3,11 +3,15 @@
 from zoo.train.data.arrays import ArraysDataModule
 from zoo.train.data.base import DataModule
 from zoo.train.data.bigram import bigram_bits_per_byte
+from zoo.train.data.demonstrations import Demonstrations
+from zoo.train.data.digit_views import DigitConceptDataModule, DigitViewsDataModule
 from zoo.train.data.digits import DigitLevelsDataModule, DigitsDataModule, DigitTokensDataModule
+from zoo.train.data.grown import GrownSourceDataModule
 from zoo.train.data.histogram import histogram_bits_per_dim
 from zoo.train.data.images import ImageDataModule
 from zoo.train.data.listops import ListOps
 from zoo.train.data.loader import Batch, BatchLoader, Source
+from zoo.train.data.rewarded import PreferencesDataModule, RewardedTask, SortLetters
 from zoo.train.data.scenes import ScenesDataModule
 from zoo.train.data.sessions import KeyValues, Mixture, Passkeys, Session, VariableTracking
 from zoo.train.data.shapes import ShapesDataModule
@@ -22,21 +26,28 @@ __all__ = [
     "Batch",
     "BatchLoader",
     "DataModule",
+    "Demonstrations",
+    "DigitConceptDataModule",
     "DigitLevelsDataModule",
     "DigitTokensDataModule",
+    "DigitViewsDataModule",
     "DigitsDataModule",
     "DocumentationDataModule",
     "EllipsoidsDataModule",
+    "GrownSourceDataModule",
     "ImageDataModule",
     "InductionHeads",
     "KeyValues",
     "ListOps",
     "Mixture",
     "Passkeys",
+    "PreferencesDataModule",
+    "RewardedTask",
     "ScenesDataModule",
     "SelectiveCopying",
     "Session",
     "ShapesDataModule",
+    "SortLetters",
     "Source",
     "SourceCodeDataModule",
     "SpikeSums",

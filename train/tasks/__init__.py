@@ -2,22 +2,29 @@
 
 from zoo.train.tasks.base import Task
 from zoo.train.tasks.classification import ImageClassification, SequenceClassification, TextClassification
+from zoo.train.tasks.contrastive import ContrastiveLearning
 from zoo.train.tasks.diffusion import ImageDiffusion
 from zoo.train.tasks.draft_layer import DraftLayerTraining
 from zoo.train.tasks.dual_input import DualInputClassification
+from zoo.train.tasks.elastic import ElasticLanguageModeling
 from zoo.train.tasks.generation import ImageGeneration
 from zoo.train.tasks.language import LanguageModeling
 from zoo.train.tasks.linearization import Linearization
 from zoo.train.tasks.multi_task import MultiTask
+from zoo.train.tasks.preference import PreferenceOptimization
 from zoo.train.tasks.regression import SequenceRegression
+from zoo.train.tasks.reinforce import ReMax
 from zoo.train.tasks.search import ArchitectureSearch
 from zoo.train.tasks.segmentation import Segmentation
 from zoo.train.tasks.tokenization import ImageTokenization
+from zoo.train.tasks.vocabulary import VocabularyAdaptation
 
 __all__ = [
     "ArchitectureSearch",
+    "ContrastiveLearning",
     "DraftLayerTraining",
     "DualInputClassification",
+    "ElasticLanguageModeling",
     "ImageClassification",
     "ImageDiffusion",
     "ImageGeneration",
@@ -25,9 +32,12 @@ __all__ = [
     "LanguageModeling",
     "Linearization",
     "MultiTask",
+    "PreferenceOptimization",
+    "ReMax",
     "Segmentation",
     "SequenceClassification",
     "SequenceRegression",
     "Task",
     "TextClassification",
+    "VocabularyAdaptation",
 ]

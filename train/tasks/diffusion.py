@@ -25,6 +25,11 @@ class ImageDiffusion(Task):
         model: see `Task`, which also has the other arguments; a `DiffusionModel`.
         logit_normal: times are the sigmoid of normal numbers, as in "Scaling Rectified Flow Transformers"
             (arXiv:2403.03206).
+        times: the times drawn are spread over this part of (0, 1); a token is learnt best between 0.5 and 0.9, as
+            ZOODiP has it (arXiv:2503.14868).
+
+    Raises:
+        ValueError: for times that are no part of it.
     """
 
     unit = "images"
@@ -36,16 +41,20 @@ class ImageDiffusion(Task):
         model_args: dict[str, Any] | None = None,
         *,
         logit_normal: bool = False,
+        times: tuple[float, float] = (0.0, 1.0),
         **kwargs: Any,
     ) -> None:
         super().__init__(model, model_args, **kwargs)
-        self.logit_normal = logit_normal
+        if not 0 <= times[0] < times[1] <= 1:
+            raise ValueError(f"times must be a part of (0, 1), got {times}")
+        self.logit_normal, self.times = logit_normal, times
         self.means = nn.ModuleDict({"loss": Mean()})
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, classes = batch
         t = torch.randn(len(images), device=images.device).sigmoid() if self.logit_normal else None
         t = torch.rand(len(images), device=images.device) if t is None else t
+        t = self.times[0] + (self.times[1] - self.times[0]) * t
         model = cast(DiffusionModel, self.trained)
         return self.log_training(model.errors(images, torch.randn_like(images), t, classes).mean())
 

@@ -7,6 +7,7 @@ from zoo.adapt.method import ADAPTERS, Adapter, adapt, adapters_of, as_adapter, 
 from zoo.adapt.mobiletl import MobileTL
 from zoo.adapt.paca import PaCA
 from zoo.adapt.records import L4Q, PEQA, SketchTune
+from zoo.adapt.rows import Rows
 from zoo.adapt.scedit import SCEdit
 from zoo.adapt.sink_lora import SinkLoRA
 from zoo.adapt.sparse import PERP, PST
@@ -23,6 +24,7 @@ __all__ = [
     "LoRA",
     "MobileTL",
     "PaCA",
+    "Rows",
     "SCEdit",
     "SinkLoRA",
     "SketchTune",

@@ -36,6 +36,8 @@ BENCHMARKS = {
     "offload": "models larger than memory: peak, bytes read and time",
     "drafts": "tokens a pass and time a token of every draft of the bundled nanos",
     "exits": "early exits: accuracy and bits per byte against mean FLOPs",
+    "subnetworks": "a search for parts of one trained transformer, by size and bits per byte",
+    "incremental": "classes a task at a time, under one budget of bytes for images and layers",
     "linearize": "a transformer made linear, whole and without one part at a time",
     "loading": "how fast a checkpoint becomes a model",
     "costs": "parameters, FLOPs and state of every model, counted",

@@ -13,6 +13,8 @@ from zoo.train.data import DataModule
 MODULES = {
     "DigitsDataModule": "{batch_size: 32, augment: false}",
     "DigitLevelsDataModule": "{batch_size: 32}",
+    "DigitViewsDataModule": "{batch_size: 8}",
+    "DigitConceptDataModule": "{digit: 7, batch_size: 4}",
     "DigitTokensDataModule": "{batch_size: 8, augment: false}",
     "ArraysDataModule": "{batch_size: 8}",
     "ScenesDataModule": "{batch_size: 8}",
@@ -20,11 +22,13 @@ MODULES = {
     "ShapesDataModule": "{batch_size: 2}",
     "DocumentationDataModule": "{seq_len: 32, windows: random}",
     "SourceCodeDataModule": "{most: 10, seq_len: 32}",
+    "GrownSourceDataModule": "{merges: 5, most: 10, seq_len: 32}",
     "TextFilesDataModule": "{paths: [FILE], seq_len: 16, val_fraction: 0.2}",
     "ImageDataModule": (
         "{dataset: FakeData, dataset_kwargs: {size: 40, image_size: [3, 16, 16]}, mean: [0.5, 0.5, 0.5], "
         "pretrained_cfg: {input_size: [3, 16, 16]}, scale: [0.5, 1], batch_size: 8, random_erasing: 0.25}"
     ),
+    "PreferencesDataModule": "{prompt_length: 4, answer_length: 4, train_pairs: 16, batch_size: 4}",
     "SyntheticDataModule": (
         "{task: {class_path: zoo.train.data.MQAR, init_args: {seq_len: 32, num_kv_pairs: 4}}, batch_size: 8}"
     ),
