@@ -19,6 +19,7 @@ from zoo.train.agreement import agree
 from zoo.train.callbacks import (
     EMA,
     ExportModel,
+    HeldOut,
     LastCheckpoint,
     NaNGuard,
     ProgressBar,
@@ -208,9 +209,8 @@ class EvaluationRun(Run):
         else:
             overrides = [*overrides, f"--model.model_args.checkpoint_path={found}"]
         # RNGState has nothing to do here, but Lightning warns where a checkpoint's callback is missing
-        super().__init__(
-            chosen, overrides, source.parent, save_config_callback=None, trainer_defaults={"callbacks": [RNGState()]}
-        )
+        always = {"callbacks": [RNGState(), HeldOut()]}
+        super().__init__(chosen, overrides, source.parent, save_config_callback=None, trainer_defaults=always)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         self.parser.callback_keys = ["ema"]
@@ -297,5 +297,5 @@ def evaluate_images(
     if data.num_classes != model.num_classes:
         raise ValueError(f"the model has {model.num_classes} classes, {root / name} {data.num_classes} class folders")
     with quiet():
-        trainer = Trainer(logger=False, enable_checkpointing=False)
+        trainer = Trainer(logger=False, enable_checkpointing=False, callbacks=[HeldOut()])
         return dict(trainer.validate(ImageClassification(model), data, verbose=False)[0])

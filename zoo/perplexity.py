@@ -14,6 +14,7 @@ from torch import Tensor
 from zoo.generate import evaluating
 from zoo.kernels.dispatch import compute_dtype
 from zoo.language.base import LanguageModel
+from zoo.quantize.seen import held_out
 
 if TYPE_CHECKING:
     from zoo.text import Tokenizer
@@ -68,6 +69,9 @@ def score_text(
         stride: in [1, window]; None carries the state.
         batch_size: overlapping windows at a time.
 
+    Warns:
+        UserWarning: where the model was calibrated (``zoo.quantize``) on the text.
+
     Raises:
         ValueError: for a text without a token to score, a tokenizer of another model, or sizes out of range.
     """
@@ -86,7 +90,7 @@ def score_text(
     if len(ids) < 2:
         raise ValueError("the text has no token that could be scored")
     ids = ids.to(next(model.parameters()).device)
-    with evaluating(model):
+    with evaluating(model), held_out(model):
         parts = _carried(model, ids, window) if stride is None else _overlapping(model, ids, window, stride, batch_size)
         return TextScore(sum(parts), len(ids) - 1, len(text.encode()))
 

@@ -5,13 +5,14 @@ from zoo.layers.quant.layers import Conv, Embedding, Linear
 from zoo.layers.quant.layouts import LAYOUTS, Layout
 from zoo.layers.quant.record import Record
 from zoo.layers.quant.replace import compressible, install, is_product, matrices, records, set_matrices
-from zoo.layers.quant.size import check_trainable, count_parameters, stored_bytes
+from zoo.layers.quant.size import FrozenError, check_trainable, count_parameters, stored_bytes
 
 __all__ = [
     "LAYOUTS",
     "Conv",
     "Embedding",
     "Format",
+    "FrozenError",
     "Layout",
     "Linear",
     "Record",

@@ -51,7 +51,7 @@ class Format:
     """Of "nested": bits of its integers, behind which a sign each follows."""
 
     def __post_init__(self):
-        if not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
+        if type(self.bits) is not int or not 1 <= self.bits <= 8:
             raise ValueError(f"bits must be an integer in [1, 8], got {self.bits!r}")
         if self.group_size is not None and (not isinstance(self.group_size, int) or self.group_size < 1):
             raise ValueError(f"group_size must be a positive integer or None for a whole row, got {self.group_size!r}")

@@ -3,6 +3,7 @@
 from zoo.train.callbacks.checkpoint import LastCheckpoint, newest_checkpoint
 from zoo.train.callbacks.ema import EMA
 from zoo.train.callbacks.export import ExportModel
+from zoo.train.callbacks.held_out import HeldOut
 from zoo.train.callbacks.nan_guard import NaNGuard, NonFiniteError
 from zoo.train.callbacks.progress import ProgressBar, ValidateAtEnd
 from zoo.train.callbacks.rng import RNGState
@@ -14,6 +15,7 @@ from zoo.train.callbacks.unfreezing import ProgressiveUnfreezing
 __all__ = [
     "EMA",
     "ExportModel",
+    "HeldOut",
     "LastCheckpoint",
     "NaNGuard",
     "NonFiniteError",

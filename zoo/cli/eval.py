@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from zoo.cli.errors import UsageError, checked
-from zoo.cli.options import add_image_reading, add_import, add_json, image_reading, model_with_weights, saved
+from zoo.cli.options import add_image_reading, add_import, add_json, image_reading, model_with_weights, saved, text_of
 from zoo.cli.output import show_json, show_metrics
 from zoo.cli.recipes import add_recipe, import_key, overrides_help, recipe_path
 
@@ -81,7 +81,7 @@ def _images(known: Namespace) -> int:
 def _text(known: Namespace) -> int:
     import zoo
 
-    text = checked(_read, known.text)
+    text = checked(text_of, known.text)
     model = checked(model_with_weights, known.recipe, known.checkpoint)
     tokenizer = checked(zoo.load_tokenizer, saved(known.recipe))
     score = checked(zoo.score_text, model, tokenizer, text, window=known.window, stride=known.stride)
@@ -121,10 +121,3 @@ def _tasks(known: Namespace) -> int:
     else:
         show_metrics({f"{task} {metric}": value for task, found in scores.items() for metric, value in found.items()})
     return 0
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be text in UTF-8: {error}") from error

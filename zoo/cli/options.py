@@ -99,7 +99,11 @@ def method_options(known: Namespace) -> dict[str, Any]:
 
 
 def calibration(source: str, model: Any, path: Path | None) -> Any:
-    """Of a text and the tokenizer of a model, or of a folder of images; None without a path."""
+    """Of a text and the tokenizer of a model, or of a folder of images; None without a path.
+
+    Raises:
+        ValueError: for a file where the model takes images, or the other way round, and for what is no text.
+    """
     import zoo
     from zoo.quantize import Calibration
 
@@ -107,7 +111,21 @@ def calibration(source: str, model: Any, path: Path | None) -> Any:
         return None
     if path.is_dir():
         return Calibration.of_images(model, path)
-    return Calibration.of_text(zoo.load_tokenizer(saved(source)), path.read_text(encoding="utf-8"))
+    if hasattr(model, "pretrained_cfg"):
+        raise ValueError(f"{type(model).__name__} takes images: --calibration must be a folder of them, got {path}")
+    return Calibration.of_text(zoo.load_tokenizer(saved(source)), text_of(path))
+
+
+def text_of(path: Path) -> str:
+    """What a file holds.
+
+    Raises:
+        ValueError: for what is no text in UTF-8. OSError: for a file that is not there.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8: {error}") from error
 
 
 def _option(text: str) -> tuple[str, Any]:

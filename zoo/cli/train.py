@@ -28,6 +28,7 @@ def run(known: Namespace) -> int:
     recipe = recipe_path(known.recipe)
     output = known.output or Path("runs") / recipe.stem
     checked(_check_folder, output)
+    from zoo.layers.quant import FrozenError
     from zoo.train.callbacks import NonFiniteError, Stopped
     from zoo.train.command import TrainingRun
 
@@ -36,6 +37,8 @@ def run(known: Namespace) -> int:
     checked(run.prepare)  # data that is not there is the user's to mend; later errors are bugs
     try:
         run.fit()
+    except FrozenError as error:
+        return fail(f"zoo train: {error}", 2)
     except NonFiniteError as error:
         return fail(f"zoo train: {error}", 1)
     except Stopped as stopped:

@@ -28,6 +28,7 @@ from zoo.quantize.lowbit_fp import LowBitFP
 from zoo.quantize.method import METHODS, Method, method_of
 from zoo.quantize.omniquant import OmniQuant
 from zoo.quantize.rounding import RTN
+from zoo.quantize.seen import SEEN, fingerprint
 from zoo.quantize.sketch import Sketch
 from zoo.quantize.smoothquant_plus import SmoothQuantPlus
 from zoo.quantize.store import Store, digest
@@ -77,7 +78,8 @@ def quantize(
     Args:
         model: of ``create_model``, or any module.
         method: a name of ``zoo.quantize.METHODS``: "rtn" (round to nearest), "smoothquant_plus".
-        calibration: what a calibrated method sees of the model's inputs; see ``Calibration``.
+        calibration: what a calibrated method sees of the model's inputs; see ``Calibration``. A few numbers of it are
+            kept, by which it is noticed when the model is scored on the same.
         skip: patterns of names of weights that stay, such as "head.weight" or "blocks.0.*".
         embeddings: compress embeddings, and with them heads that are tied to one.
         folder: keeps what is done, a piece after another: the same call, of the same weights and calibration, goes on
@@ -95,7 +97,8 @@ def quantize(
     Raises:
         ValueError: for an unknown method, options out of range, a group that does not divide the inputs of a layer, a
             model that is compressed already, trained by ``zoo.round_weights``, ``zoo.noisy_weights`` or
-            ``zoo.mask_weights``, or has nothing to compress, or a missing calibration.
+            ``zoo.mask_weights``, or has nothing to compress or weights that are no numbers, or a calibration that is
+            missing or another model's.
         TypeError: for an option that the method does not have.
     """
     chosen = method_of(method, options)
@@ -110,7 +113,10 @@ def quantize(
             "the model is being trained for a few bits or numbers: zoo.settle(model) ends that, then quantise it"
         )
     if chosen.calibrated and calibration is None:
-        raise ValueError(f"{method} needs calibration=zoo.quantize.Calibration(inputs), inputs that the model takes")
+        raise ValueError(
+            f"{method} needs calibration=zoo.quantize.Calibration(inputs), inputs that the model takes; the command "
+            "--calibration PATH"
+        )
     if calibration is not None:
         calibration.check(model)
     weights = _wanted(model, (skip,) if isinstance(skip, str) else tuple(skip), embeddings)
@@ -131,7 +137,8 @@ def quantize(
         model.train(training)
         raise
     install(model, weights)
-    model.quantization = {"method": method, **chosen.fields()}  # type: ignore[assignment]
+    seen = {SEEN: fingerprint(calibration.batches)} if calibration is not None and chosen.calibrated else {}
+    model.quantization = {"method": method, **chosen.fields(), **seen}  # type: ignore[assignment]
     return model.train(training)
 
 
@@ -178,6 +185,8 @@ def _check_groups(method: Method, model: nn.Module, weights: Iterable[str]) -> N
 
 def _record(method: Method, model: nn.Module, name: str, known: Any, store: Store) -> Record:
     matrix = matrices(model, name)
+    if not (matrix.is_meta or matrix.isfinite().all()):
+        raise ValueError(f"{name} holds infinities or what is no number: there is no scale for it")
 
     def make() -> dict[str, Tensor]:
         form = method.format(matrix.shape[-1])

@@ -23,17 +23,21 @@ if TYPE_CHECKING:
 class Calibration:
     """Batches of inputs: tokens (B, T) int64 of a language model, or images (B, C, H, W).
 
-    They must not be of the text or the images that the model is scored on.
+    They must not be of the text or the images that the model is scored on: ``score_text`` and ``zoo eval`` warn of it.
 
     Raises:
-        ValueError: for no batch, or one that is no tensor.
+        ValueError: for no batch, or one that is no tensor, or holds what is no number.
     """
 
     batches: Sequence[Tensor]
+    tokenizer: Tokenizer | None = None
+    """Which has made the tokens, where that is known: it must be the model's."""
 
     def __post_init__(self):
         if not self.batches or not all(isinstance(batch, Tensor) and batch.numel() for batch in self.batches):
             raise ValueError("calibration needs at least one batch, each a tensor of inputs of the model")
+        if not all(batch.is_meta or batch.isfinite().all() for batch in self.batches):
+            raise ValueError("calibration holds infinities or what is no number: leave these inputs out")
 
     @classmethod
     def of_text(cls, tokenizer: Tokenizer, text: str, *, length: int = 128, count: int = 64, batch_size: int = 8):
@@ -46,7 +50,7 @@ class Calibration:
         pieces = ids[: len(ids) // length * length].view(-1, length)[:count]
         if not len(pieces):
             raise ValueError(f"the calibration text has {len(ids)} tokens, fewer than one piece of {length}")
-        return cls(pieces.split(batch_size))
+        return cls(pieces.split(batch_size), tokenizer)
 
     @classmethod
     def of_images(cls, model: nn.Module, folder: str | Path, *, count: int = 64, batch_size: int = 8):
@@ -66,13 +70,22 @@ class Calibration:
         return cls(torch.stack(list(map(image_reader(model), chosen))).split(batch_size))
 
     def check(self, model: nn.Module) -> None:
-        """Raise a ValueError for tokens that the model does not have."""
+        """Raise a ValueError for inputs of another kind than the model takes, or tokens of another vocabulary."""
+        if self.tokenizer is not None:
+            self.tokenizer.check(model)
         vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
+        wanted = "images" if hasattr(model, "pretrained_cfg") else "tokens" if vocabulary is not None else None
         for batch in self.batches:
-            if vocabulary is not None and not batch.is_floating_point() and batch.max() >= vocabulary:
+            found = "images" if batch.is_floating_point() else "tokens"
+            if wanted not in (None, found):
+                raise ValueError(f"calibration holds {found}, {type(model).__name__} takes {wanted}")
+            if vocabulary is None or found == "images":
+                continue
+            least, most = (int(token) for token in batch.aminmax())
+            if least < 0 or most >= vocabulary:
                 raise ValueError(
-                    f"calibration holds token {int(batch.max())}, the model has {vocabulary}: it was made by another "
-                    "model's tokenizer"
+                    f"calibration holds token {most if least >= 0 else least}, the model has {vocabulary}: it was made "
+                    "by another model's tokenizer"
                 )
 
     def run(self, model: nn.Module) -> None:
