@@ -8,7 +8,7 @@ from zoo.kernels.delta_rule import delta_rule
 from zoo.kernels.dispatch import available_implementations, implementation
 from zoo.kernels.generalized_delta_rule import generalized_delta_rule
 from zoo.kernels.hashed_lookup import hashed_lookup
-from zoo.kernels.integer_matmul import bit_serial_sums
+from zoo.kernels.integer_matmul import bit_serial_sums, integer_products
 from zoo.kernels.leaky_memory import LeakyMemoryOutput, leaky_memory
 from zoo.kernels.linear_attention import LinearAttentionOutput, linear_attention
 from zoo.kernels.linear_recurrence import RecurrenceOutput, linear_recurrence
@@ -68,6 +68,7 @@ __all__ = [
     "grouped_matmul",
     "hashed_lookup",
     "implementation",
+    "integer_products",
     "leaky_memory",
     "linear_attention",
     "linear_cross_entropy",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import zoo
-from zoo.kernels.common.minifloat import Minifloat
+from zoo.kernels.common.minifloat import BlockScaled, Minifloat
 from zoo.layers.quant import compressible
 from zoo.layers.quant.rounded import Rounded
 
@@ -84,6 +84,51 @@ def test_fixed_point_numbers_everywhere(tmp_path):
     assert torch.equal(again(x), found)
 
 
+@pytest.mark.parametrize("name", ["transformer_nano", "moe_nano", "vovnet_nano"])
+def test_blocks_lie_along_the_inputs_of_an_output(name, tmp_path):
+    """Of linear layers, experts and convolutions, each by hand; and the last axis of what modules give."""
+    plain: Any = zoo.create_model(name).eval()
+    model: Any = zoo.emulate(zoo.create_model(name).eval(), 2, 1, largest=6.0, block=16)
+    model.load_state_dict(plain.state_dict(), strict=False)
+    kind, held = BlockScaled(Minifloat(2, 1, 6.0), 16), dict(model.named_parameters())
+    for key in compressible(plain):
+        place, _, attribute = key.rpartition(".")
+        if "embedding" in key or f"{place}.parametrizations.{attribute}.original" not in held:
+            continue
+        w = held[f"{place}.parametrizations.{attribute}.original"].detach()
+        axis = -1 if w.dim() == 2 else -2 if w.dim() == 3 else 1
+        found = getattr(model.get_submodule(place), attribute)
+        assert torch.equal(found, kind.round(w.movedim(axis, -1)).movedim(-1, axis)), key
+    seen: list[Tensor] = []
+    for place, module in model.named_modules():
+        if "parametrizations" not in place:
+            module.register_forward_hook(lambda _, __, y: seen.append(y) if isinstance(y, Tensor) else None)
+    x = inputs(model)
+    with torch.no_grad():
+        found = model(x)
+        again: Any = zoo.create_model(f"local-dir:{zoo.save_model(model, tmp_path)}").eval()
+        assert torch.equal(again(x), found)
+    for y in seen:
+        rows = y.movedim(1 if y.dim() > 3 else -1, -1)
+        blocks = torch.nn.functional.pad(rows, (0, -rows.shape[-1] % 16)).reshape(-1, 16)
+        assert all(len(block.abs().unique()) <= 8 for block in blocks[:20])
+
+
+def test_wider_exponents_than_the_model_has():
+    """In float64 they are emulated, and eleven bits with 52 of mantissa change nothing; in float32 they are refused."""
+    model: Any = zoo.create_model("transformer_nano").eval().double()
+    x = inputs(model)
+    with torch.no_grad():
+        expected = model(x)
+        assert torch.equal(zoo.emulate(model, 11, 52)(x), expected) and expected.dtype == torch.float64
+        narrow: Any = zoo.emulate(zoo.create_model("transformer_nano").eval(), 9, 8)
+        with pytest.raises(
+            ValueError, match=r"9 bits of exponent and 8 of mantissa are rounded to in float64, got torch"
+        ):
+            narrow(x)
+        assert torch.equal(narrow.double()(x), narrow(x))
+
+
 def test_draws_follow_the_seed():
     model = zoo.emulate(zoo.create_model("transformer_nano").eval(), 5, 2, rounding="stochastic")
     found = []
@@ -96,7 +141,8 @@ def test_draws_follow_the_seed():
 @pytest.mark.parametrize(
     ("prepare", "options", "message"),
     [
-        (None, {"exponent_bits": 9}, "a format has 1 to 8 bits of exponent"),
+        (None, {"exponent_bits": 12}, "a format has 1 to 11 bits of exponent"),
+        (None, {"block": 0}, "block must be a number of neighbours, got 0"),
         (None, {"rounding": "even"}, "rounding must be one of"),
         (None, {"fixed": (4, 4)}, r"give exponent_bits and mantissa_bits, or fixed=\(before, after\) alone"),
         (None, {"mantissa_bits": None}, r"alone, got \[4\] and None"),

@@ -1,4 +1,4 @@
-"""Emulated precision: a model in any floating-point or fixed-point format, computed in float32."""
+"""Emulated precision: a model in any floating-point, fixed-point or block-scaled format, computed in its own dtype."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from zoo.changes import Change, apply, changes_of
-from zoo.kernels.common.minifloat import FixedPoint, Minifloat
+from zoo.kernels.common.minifloat import BlockScaled, FixedPoint, Minifloat
+from zoo.layers.moe.experts import RoutedExperts
 from zoo.layers.quant import compressible
 from zoo.layers.quant.between import put_between
 from zoo.layers.quant.rounded import Rounded
@@ -29,18 +30,23 @@ class Emulated(Change, kind="emulated"):
     weights: bool = True
     activations: bool = True
     fixed: tuple[int, int] | None = None
+    subnormal: bool = True
+    block: int | None = None
 
     def __post_init__(self):
         self.rounded()
         if not (self.weights or self.activations):
             raise ValueError("there is nothing to round: neither weights nor activations")
 
-    def rounded(self) -> Rounded:
-        """What rounds."""
+    def rounded(self, axis: int = -1) -> Rounded:
+        """What rounds; along an axis where neighbours share a scale."""
         if self.fixed is not None:
-            return Rounded(FixedPoint(*self.fixed), self.rounding)
-        kind = Minifloat(self.exponent_bits, self.mantissa_bits, self.largest)  # type: ignore[arg-type]
-        return Rounded(kind, self.rounding, self.saturate)
+            kind: Any = FixedPoint(*self.fixed)
+        else:
+            largest: Any = self.largest
+            kind = Minifloat(self.exponent_bits, self.mantissa_bits, largest, self.subnormal)
+        kind = kind if self.block is None else BlockScaled(kind, self.block)
+        return Rounded(kind, self.rounding, self.saturate, axis)
 
     def install(self, model: nn.Module) -> None:
         """Parametrise and hook, in place; tied weights stay tied."""
@@ -49,13 +55,21 @@ class Emulated(Change, kind="emulated"):
         modules, weights = list(model.modules()), compressible(model) if self.weights else {}
         if self.activations:
             for module in modules:
-                module.register_forward_hook(partial(_rounded_output, self.rounded()))
-        put_between(model, weights, lambda name: self.rounded())
+                module.register_forward_hook(partial(_rounded_output, self.rounded(), self.rounded(1)))
+        axes = {name: _inputs(model, name, weight) for name, weight in weights.items()}
+        put_between(model, weights, lambda name: self.rounded(axes[name]))
 
 
-def _rounded_output(rounded: Rounded, module: nn.Module, inputs: Any, output: Any) -> Any:
+def _inputs(model: nn.Module, name: str, weight: Tensor) -> int:
+    """The axis of the inputs in a weight: of linear layers and embeddings the last."""
+    if isinstance(model.get_submodule(name.rpartition(".")[0]), RoutedExperts):
+        return -2
+    return 1 if weight.dim() > 2 else -1
+
+
+def _rounded_output(rounded: Rounded, of_images: Rounded, module: nn.Module, inputs: Any, output: Any) -> Any:
     floating = isinstance(output, Tensor) and output.is_floating_point()
-    return rounded(output) if floating else output
+    return (of_images if output.dim() > 3 else rounded)(output) if floating else output
 
 
 def emulate(
@@ -64,7 +78,9 @@ def emulate(
     mantissa_bits: int | None = None,
     *,
     fixed: tuple[int, int] | None = None,
+    block: int | None = None,
     largest: float | None = None,
+    subnormal: bool = True,
     rounding: str = "nearest",
     saturate: bool = False,
     weights: bool = True,
@@ -78,11 +94,15 @@ def emulate(
 
     Args:
         model: of ``create_model``.
-        exponent_bits: 1 to 8.
-        mantissa_bits: 0 to 23; 5 and 10 are half precision, 8 and 7 bfloat16, 4 and 3 with a largest number of 448 the
+        exponent_bits: 1 to 11; more than 8, or of mantissa more than 23, need a model in float64 (``model.double()``).
+        mantissa_bits: 0 to 52; 5 and 10 are half precision, 8 and 7 bfloat16, 4 and 3 with a largest number of 448 the
             float8_e4m3fn of torch.
         fixed: bits before and after the point of fixed-point numbers instead, such as (4, 4).
+        block: so many neighbours share a power of two of 8 bits, as in OCP's MX formats, where they are 32: (2, 1) with
+            a largest number of 6 are MXFP4. They are the inputs of an output in weights, and lie along the last axis of
+            activations, of images along their channels, the second of four axes or more. None: there is no scale.
         largest: the largest number; None: as IEEE 754 has it.
+        subnormal: whether there are subnormal numbers; without, what would be one is 0.
         rounding: "nearest", "ties_away", "ties_zero", "odd", "up", "down", "zero", "stochastic" or "coin", see
             ``kernels.common.minifloat``.
         saturate: what is too large becomes the largest number, not infinity.
@@ -93,7 +113,7 @@ def emulate(
 
     Raises:
         ValueError: for a format or a rounding that there is not, nothing to round, or a model that is emulated already
-            or compressed.
+            or compressed; a model that is not in float64 refuses wider formats when it computes.
 
     Paper: Carson and Chen, "Pychop", arXiv 2504.07835.
     """
@@ -104,8 +124,8 @@ def emulate(
             f"give exponent_bits and mantissa_bits, or fixed=(before, after) alone, got {given} and {fixed}"
         )
     change = Emulated(
-        **(sizes if fixed is None else {}), fixed=fixed and (fixed[0], fixed[1]), largest=largest, rounding=rounding,
-        saturate=saturate, weights=weights, activations=activations,
+        **(sizes if fixed is None else {}), fixed=fixed and (fixed[0], fixed[1]), block=block, largest=largest,
+        subnormal=subnormal, rounding=rounding, saturate=saturate, weights=weights, activations=activations,
     )  # fmt: skip
     apply(model, change)
     return model

@@ -1,7 +1,8 @@
-"""Number formats of a few bits, floating-point and fixed-point: their numbers, and rounding to them in nine ways."""
+"""Number formats, floating-point, fixed-point and with a scale a block: their numbers, and rounding in nine ways."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ from torch import Tensor
 ROUNDINGS = ("nearest", "ties_away", "ties_zero", "odd", "up", "down", "zero", "stochastic", "coin")
 _INWARD = "down", "zero", "odd"  # that keep what is too large
 _UPWARD = "up", "zero", "odd"  # and what is too small
-EXPONENTS, MANTISSAS = range(1, 9), range(24)  # nothing that float32 does not hold
+EXPONENTS, MANTISSAS = range(1, 12), range(53)  # nothing that float64 does not hold
+SHARED = 127  # the largest power of two that a block is scaled by, up or down
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,11 @@ class Minifloat:
     :math:`2^{e_{min}}, e_{min} = 2 - 2^{E-1}`.
 
     Args:
-        exponent_bits: E, 1 to 8; the numbers of 1 are evenly spaced.
-        mantissa_bits: M, 0 to 23.
+        exponent_bits: E, 1 to 11; the numbers of 1 are evenly spaced.
+        mantissa_bits: M, 0 to 52. More than 8 and 23 bits are no numbers of float32: they are rounded to in float64.
         largest: the largest number; None for that of an IEEE format, which gives the highest exponent to infinity and
             not-a-number, or of E = 1, which has neither.
+        subnormal: whether there are numbers below :math:`2^{e_{min}}`; without, what would be one is 0.
 
     Raises:
         ValueError: for other E or M.
@@ -32,11 +35,12 @@ class Minifloat:
     exponent_bits: int
     mantissa_bits: int
     largest: float = None  # type: ignore[assignment]
+    subnormal: bool = True
 
     def __post_init__(self):
         if self.exponent_bits not in EXPONENTS or self.mantissa_bits not in MANTISSAS:
             raise ValueError(
-                "a format has 1 to 8 bits of exponent and 0 to 23 of mantissa, got "
+                "a format has 1 to 11 bits of exponent and 0 to 52 of mantissa, got "
                 f"{self.exponent_bits!r} and {self.mantissa_bits!r}"
             )
         if self.largest is None:
@@ -59,7 +63,8 @@ class Minifloat:
         code = torch.arange(2 ** (self.bits - 1), dtype=torch.float64)
         exponent, fraction = code // whole, code % whole / whole
         found = torch.where(exponent > 0, 1 + fraction, fraction) * 2.0 ** (exponent.clamp(min=1) + self.lowest - 1)
-        return found[found <= self.largest]
+        found = found[found <= self.largest]
+        return found if self.subnormal else found[(found == 0) | (found >= 2.0**self.lowest)]
 
     def round(
         self, x: Tensor, rounding: str = "nearest", *, saturate: bool = False, generator: torch.Generator | None = None
@@ -76,13 +81,19 @@ class Minifloat:
             generator: of the draws.
 
         Raises:
-            ValueError: for an unknown rounding.
+            ValueError: for an unknown rounding, or a format of more bits than the dtype of x has.
         """
         check_rounding(rounding)
+        if x.dtype != torch.float64 and (self.exponent_bits > 8 or self.mantissa_bits > 23):
+            raise ValueError(
+                f"{self.exponent_bits} bits of exponent and {self.mantissa_bits} of mantissa are rounded to in "
+                f"float64, got {x.dtype}: model.double() computes in it"
+            )
         wide = x.double()
-        exponent = torch.frexp(wide).exponent.long().clamp(min=self.lowest + 1) - 1
-        step = (exponent - self.mantissa_bits + 1023 << 52).view(torch.float64)  # exactly a power of two
-        found = _whole(wide / step, rounding, generator) * step
+        step = torch.frexp(wide).exponent.long().clamp(min=self.lowest + 1) - 1 - self.mantissa_bits
+        found = _scaled(_whole(_scaled(wide, -step), rounding, generator), step)
+        if not self.subnormal:
+            found = torch.where(found.abs() < 2.0**self.lowest, torch.copysign(torch.zeros_like(found), found), found)
         above, below = (self.largest if saturate or rounding in kept else torch.inf for kept in (_INWARD, _UPWARD))
         found = torch.where(found > self.largest, above, torch.where(found < -self.largest, -below, found))
         return (found if saturate else torch.where(wide.isinf(), wide, found)).to(x.dtype)
@@ -116,6 +127,11 @@ class FixedPoint:
         """Of a number."""
         return self.integer_bits + self.fraction_bits
 
+    @property
+    def largest(self) -> float:
+        """The largest number."""
+        return 2.0 ** (self.integer_bits - 1) - 2.0**-self.fraction_bits
+
     def round(
         self, x: Tensor, rounding: str = "nearest", *, saturate: bool = True, generator: torch.Generator | None = None
     ) -> Tensor:
@@ -124,6 +140,65 @@ class FixedPoint:
         step, end = 2.0**-self.fraction_bits, 2.0 ** (self.integer_bits - 1)
         wide = (x.double() / step).clamp(-end / step, end / step - 1)
         return (_whole(wide, rounding, generator) * step).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class BlockScaled:
+    r"""Numbers of a format times a power of two that neighbours share, 8 bits a block (OCP's MX formats).
+
+    .. math::
+        s = 2^{\lfloor \log_2 \max |x| \rfloor - \lfloor \log_2 \mathrm{largest} \rfloor}, \quad
+        \hat x = s \, \mathrm{round}(x / s)
+
+    MXFP4 are blocks of 32 of ``Minifloat(2, 1, 6.0)``, MXFP6 of ``(3, 2, 28.0)`` or ``(2, 3, 7.5)``, MXFP8 of
+    ``(4, 3, 448.0)`` or ``(5, 2)``, MXINT8 of ``FixedPoint(2, 6)``.
+
+    Args:
+        kind: of the numbers.
+        block: neighbours along the last axis that share a scale; the last block may have fewer.
+
+    Raises:
+        ValueError: for a block below 1.
+
+    Specification: "OCP Microscaling Formats (MX)", version 1.0, section 6.3.
+    """
+
+    kind: Minifloat | FixedPoint
+    block: int = 32
+
+    def __post_init__(self):
+        if type(self.block) is not int or self.block < 1:
+            raise ValueError(f"block must be a number of neighbours, got {self.block!r}")
+
+    @property
+    def bits(self) -> float:
+        """Of a number, with its part of the scale."""
+        return self.kind.bits + 8 / self.block
+
+    def round(
+        self, x: Tensor, rounding: str = "nearest", *, saturate: bool = True, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """As ``Minifloat.round``, along the last axis; what is too large for its block becomes the largest number,
+        whatever ``saturate`` says, and a block with an infinity or what is no number is no number all over."""
+        row = torch.atleast_1d(x.double())
+        count = row.shape[-1]
+        wide = torch.nn.functional.pad(row, (0, -count % self.block)).unflatten(-1, (-1, self.block))
+        most = wide.abs().amax(-1, keepdim=True)
+        own = math.frexp(self.kind.largest)[1]
+        shared = (torch.frexp(most).exponent.long() - own).clamp(-SHARED, SHARED)
+        found = _scaled(self.kind.round(_scaled(wide, -shared), rounding, saturate=True, generator=generator), shared)
+        found = torch.where(most.isfinite(), found, torch.nan)
+        return found.flatten(-2)[..., :count].reshape(x.shape).to(x.dtype)
+
+
+def _scaled(x: Tensor, power: Tensor) -> Tensor:
+    """x times powers of two, in float64: in two steps, each of which has a factor that is a number."""
+    half = power >> 1
+    return x * _power(half) * _power(power - half)
+
+
+def _power(exponent: Tensor) -> Tensor:
+    return (exponent + 1023 << 52).view(torch.float64)
 
 
 def check_rounding(rounding: str) -> None:

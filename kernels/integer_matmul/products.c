@@ -20,8 +20,8 @@ typedef struct {
 
 static panel make_panel(int64_t C, int64_t G) {
     panel p = {C, G, (C + 63) / 64 * 64, WHOLE(G), 0, 0, 0};
-    p.q = there(calloc(NEXT * p.stride + BLOCK, 1));
-    p.scale = there(calloc(2 * NEXT * p.groups, sizeof(float)));
+    p.q = memset(kept(OF_CODES, NEXT * p.stride + BLOCK), 0, NEXT * p.stride + BLOCK);
+    p.scale = memset(kept(OF_SCALES, 2 * NEXT * p.groups * sizeof(float)), 0, 2 * NEXT * p.groups * sizeof(float));
     p.below = p.scale + NEXT * p.groups;
     return p;
 }
@@ -121,9 +121,6 @@ void integer_products_f32(int64_t N, int64_t C, int64_t bits, int64_t G, int64_t
                     for (int64_t k = 0; k < rows; k++) y[(m + i) * N + n + k] = step[m + i] * found[i * NEXT + k];
             }
         }
-        free(p.q);
-        free(p.scale);
-        free_row_f32(row);
     }
     free(x);
     free(sums);

@@ -131,20 +131,19 @@ static void unpack(int8_t *restrict q, const uint8_t *restrict packed, int64_t n
 #if HAS_DIGITS
 static void rows_as_digits(record_f32 r, int64_t threads, int64_t M, const float *x, float *y) {
     const int64_t apart = digit_bytes(r.C, r.groups);
-    char *digits = there(malloc(M * apart));
+    char *digits = kept(OF_DIGITS, M * apart);
     for (int64_t m = 0; m < M; m++) make_digits(digits_at(digits + m * apart, r.C, r.groups), x + m * r.C, r.C, r.groups);
 #pragma omp parallel num_threads(threads)
     {
-        float *step = there(calloc(FULL(r.C) / UNIT, sizeof(float)));
+        const size_t bytes = FULL(r.C) / UNIT * sizeof(float);
+        float *step = memset(kept(OF_STEPS, bytes), 0, bytes);
 #pragma omp for schedule(dynamic)
         for (int64_t chunk = 0; chunk < (r.N + AT_A_TIME - 1) / AT_A_TIME; chunk++) {
             const int64_t first = chunk * AT_A_TIME, last = first + AT_A_TIME < r.N ? first + AT_A_TIME : r.N;
             for (int64_t m = 0; m < M; m++)
                 digit_rows(r, first, last, digits_at(digits + m * apart, r.C, r.groups), step, y + m * r.N + first);
         }
-        free(step);
     }
-    free(digits);
 }
 #endif
 
@@ -201,14 +200,10 @@ INLINE REAL NAME(total)(const NAME(vector) *v) {
 }
 
 static NAME(row) NAME(make_row)(NAME(record) r) {
-    const int64_t groups = WHOLE(r.groups); /* zeros behind the last */
-    return (NAME(row)){there(malloc((r.C + 7) / 8 * 8)), there(calloc(groups, sizeof(REAL))), there(calloc(groups, sizeof(REAL)))};
-}
-
-static void NAME(free_row)(NAME(row) row) {
-    free(row.q);
-    free(row.scale);
-    free(row.offset);
+    const int64_t padded = (r.C + 63) / 64 * 64, groups = WHOLE(r.groups); /* zeros behind the last */
+    int8_t *q = kept(OF_ROW, padded + 2 * groups * sizeof(REAL));
+    REAL *scale = memset(q + padded, 0, 2 * groups * sizeof(REAL));
+    return (NAME(row)){q, scale, scale + groups};
 }
 
 static void NAME(read_row)(NAME(row) row, NAME(record) r, int64_t n) {
@@ -315,7 +310,7 @@ static void NAME(rows_as_numbers)(NAME(record) r, int64_t threads, int64_t M, co
 #pragma omp parallel num_threads(threads)
     {
         const NAME(row) row = NAME(make_row)(r);
-        REAL *w = M > 1 ? there(malloc(r.C * sizeof(REAL))) : NULL;
+        REAL *w = M > 1 ? kept(OF_NUMBERS, r.C * sizeof(REAL)) : NULL;
 #pragma omp for schedule(dynamic, AT_A_TIME)
         for (int64_t n = 0; n < r.N; n++) {
             NAME(read_row)(row, r, n);
@@ -326,8 +321,6 @@ static void NAME(rows_as_numbers)(NAME(record) r, int64_t threads, int64_t M, co
             NAME(numbers)(w, row, r.groups, size);
             for (int64_t m = 0; m < M; m++) y[m * r.N + n] = NAME(inner)(w, x + m * r.C, r.C);
         }
-        NAME(free_row)(row);
-        free(w);
     }
 }
 
@@ -342,7 +335,6 @@ void NAME(lowbit_dequantise)(int64_t N, int64_t C, int64_t bits, int64_t groups,
             NAME(read_row)(row, r, n);
             NAME(numbers)(w + n * C, row, groups, C / groups);
         }
-        NAME(free_row)(row);
     }
 }
 

@@ -39,7 +39,7 @@ static void integer_rows(const int64_t *a, int64_t first, int64_t last) {
     const int64_t C = a[7], M = a[8], groups = a[16], size = C / groups;
     const record_f32 r = record_of(a);
     const row_f32 row = make_row_f32(r);
-    float *w = there(malloc((C > WHOLE(groups) ? C : WHOLE(groups)) * sizeof(float))), sums[4];
+    float *w = kept(OF_NUMBERS, (C > WHOLE(groups) ? C : WHOLE(groups)) * sizeof(float)), sums[4];
     if (M == 1) sum_columns_f32(w, F(0), groups, size);
     for (int64_t n = first; n < last; n++) {
         read_row_f32(row, r, n);
@@ -51,22 +51,21 @@ static void integer_rows(const int64_t *a, int64_t first, int64_t last) {
         }
         put(a, n, sums, M);
     }
-    free_row_f32(row);
-    free(w);
 }
 
 #if HAS_DIGITS
 static void integer_rows_by_digits(const int64_t *a, int64_t first, int64_t last) {
     const int64_t M = a[8], count = last - first;
     const record_f32 r = record_of(a);
-    float *step = there(calloc(FULL(r.C) / UNIT + M * count, sizeof(float))), *found = step + FULL(r.C) / UNIT, sums[4];
+    const size_t steps = FULL(r.C) / UNIT; /* zeros behind the last column */
+    float *step = memset(kept(OF_STEPS, (steps + M * count) * sizeof(float)), 0, steps * sizeof(float));
+    float *found = step + steps, sums[4];
     for (int64_t m = 0; m < M; m++)
         digit_rows(r, first, last, digits_at((char *)a[27] + m * a[28], r.C, r.groups), step, found + m * count);
     for (int64_t n = first; n < last; n++) {
         for (int64_t m = 0; m < M; m++) sums[m] = found[m * count + n - first];
         put(a, n, sums, M);
     }
-    free(step);
 }
 #else
 #define integer_rows_by_digits integer_rows
@@ -80,19 +79,14 @@ static void digits_of_row(const int64_t *a, int64_t m) {
 }
 
 static void minifloat_chunk(const int64_t *a, int64_t first, int64_t last) {
-    const int64_t C = a[7], M = a[8], groups = a[16], padded = (C + 7) / 8 * 8;
-    float *w = there(malloc((padded + groups) * sizeof(float))), *scale = w + padded;
-    uint8_t *unpacked = there(malloc(padded));
+    const int64_t C = a[7], groups = a[16];
+    const uint8_t *packed = (const uint8_t *)a[13];
+    float *place = kept(OF_NUMBERS, (C + 8 + groups) * sizeof(float)), sums[4];
     for (int64_t n = first; n < last; n++) {
-        float sums[4];
-        const uint8_t *q = (const uint8_t *)a[13] + n * (padded / 8 * a[15]);
-        for (int64_t g = 0; g < groups; g++) scale[g] = read_one((const void *)a[18], n * groups + g, a[17]);
-        row_values_f32(w, unpacked, q, scale, F(19), C, (int)a[25], (int)a[26], groups);
-        for (int64_t m = 0; m < M; m++) sums[m] = dot_f32(w, F(0) + m * a[1], C);
-        put(a, n, sums, M);
+        row_sums_f32(sums, place, packed, n, (const void *)a[18], (int)a[17], F(19), F(0), a[1], C, (int)a[25],
+                     (int)a[26], groups, (int)a[8]);
+        put(a, n, sums, a[8]);
     }
-    free(unpacked);
-    free(w);
 }
 
 /* of a matrix (C, N): four of its rows at a time, each a number of x times a segment of the row */
@@ -151,8 +145,8 @@ INLINE void add_rows(float *sums, int64_t width, const float *w, int64_t N, int6
 /* of a matrix (C, N) the rows that x keeps, of the others a product of low rank */
 static void kept_rows(const int64_t *a, int64_t first, int64_t last) {
     const int64_t N = a[6], C = a[7], M = a[8], rank = a[17];
-    int64_t *rows = there(malloc(C * sizeof(int64_t)));
-    float *numbers = there(malloc((C + rank) * sizeof(float))), *latent = numbers + C, sums[4][SEGMENT] = {{0}};
+    int64_t *rows = kept(OF_PLACES, C * sizeof(int64_t));
+    float *numbers = kept(OF_NUMBERS, (C + rank) * sizeof(float)), *latent = numbers + C, sums[4][SEGMENT] = {{0}};
     for (int64_t m = 0; m < M; m++) {
         const float *x = F(0) + m * a[1];
         int64_t count = 0;
@@ -171,8 +165,6 @@ static void kept_rows(const int64_t *a, int64_t first, int64_t last) {
         const float each[4] = {sums[0][n - first], sums[1][n - first], sums[2][n - first], sums[3][n - first]};
         put(a, n, each, M);
     }
-    free(rows);
-    free(numbers);
 }
 
 static void linear_rows(const int64_t *a, int64_t chunk) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zoo.kernels.common.minifloat import FixedPoint, Minifloat, check_rounding
+from zoo.kernels.common.minifloat import BlockScaled, FixedPoint, Minifloat, check_rounding
 
 
 class Straight(torch.autograd.Function):
@@ -31,6 +31,7 @@ class Rounded(nn.Module):
         kind: the format.
         rounding: see ``Minifloat.round``; what is drawn comes from torch's global generator.
         saturate: what is too large becomes the largest number.
+        axis: along which numbers share a scale, where the format has one.
 
     Raises:
         ValueError: for an unknown rounding.
@@ -39,12 +40,18 @@ class Rounded(nn.Module):
     2504.07835; the gradient: Bengio et al., arXiv 1308.3432.
     """
 
-    def __init__(self, kind: Minifloat | FixedPoint, rounding: str = "nearest", saturate: bool = False):
+    def __init__(
+        self,
+        kind: Minifloat | FixedPoint | BlockScaled,
+        rounding: str = "nearest",
+        saturate: bool = False,
+        axis: int = -1,
+    ):
         super().__init__()
         check_rounding(rounding)
-        self.kind, self.rounding, self.saturate = kind, rounding, saturate
+        self.kind, self.rounding, self.saturate, self.axis = kind, rounding, saturate, axis
 
     def forward(self, x: Tensor) -> Tensor:
         """x, of any shape and a dtype that holds the format."""
-        found = self.kind.round(x.detach(), self.rounding, saturate=self.saturate)
-        return Straight.apply(x, found)  # type: ignore[return-value]
+        found = self.kind.round(x.detach().movedim(self.axis, -1), self.rounding, saturate=self.saturate)
+        return Straight.apply(x, found.movedim(-1, self.axis))  # type: ignore[return-value]

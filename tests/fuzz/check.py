@@ -37,7 +37,7 @@ def check(operation: str, seed: int, implementations: list[str] | None = None) -
     inputs = {n: t if n in EXPANDABLE_NOT else restrided(dice, t) for n, t in draw.inputs.items()}
     options = draw.options | ({"chunk_size": dice.pick((1, 4, 16, 64))} if draw.chunked else {})
     function, loop = getattr(zoo.kernels, operation), partial(getattr(loops, operation), **draw.options)
-    constant = ("cos", "sin")
+    constant = draw.constant
     exact = _everything(loop, _as(torch.float64, inputs), constant)
     rounded = [_everything(loop, _perturbed(inputs, dice, shift), constant) for shift in SHIFTS]
     found = []
@@ -84,7 +84,7 @@ def _everything(call: Callable, inputs: dict[str, Tensor], constant: tuple[str, 
     generator = torch.Generator().manual_seed(0)
     arriving = [torch.randint(-8, 9, o.shape, generator=generator).to(o.dtype) / 8 for o in outputs]
     wanted = {name: t for name, t in leaves.items() if t.requires_grad}
-    gradients = torch.autograd.grad(outputs, list(wanted.values()), arriving, allow_unused=True)
+    gradients = torch.autograd.grad(outputs, list(wanted.values()), arriving, allow_unused=True) if wanted else ()
     named = {f"output {index}": o.detach() for index, o in enumerate(outputs)}
     for (name, leaf), gradient in zip(wanted.items(), gradients, strict=True):
         named[f"gradient of {name}"] = torch.zeros_like(leaf) if gradient is None else gradient

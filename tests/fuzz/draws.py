@@ -21,11 +21,13 @@ SIZES = (1, 2, 3, 4, 5, 7, 8)
 
 @dataclass
 class Draw:
-    """A call ``operation(**inputs, **options)``; ``chunked`` says whether it takes a chunk size."""
+    """A call ``operation(**inputs, **options)``; ``chunked`` says whether it takes a chunk size, ``constant`` which
+    inputs have no gradient."""
 
     inputs: dict[str, Tensor]
     options: dict[str, Any] = field(default_factory=dict)
     chunked: bool = False
+    constant: tuple[str, ...] = ("cos", "sin")
 
 
 class Dice:
@@ -453,6 +455,25 @@ def lowbit_matmul(dice: Dice) -> Draw:
     )
 
 
+def integer_products(dice: Dice) -> Draw:
+    """Activations of a few bits or eight, in groups that are whole vectors or not; nothing is differentiable."""
+    bits, groups, rows = dice.pick(range(1, 9)), dice.pick((1, 2, 3)), dice.size()
+    columns = groups * dice.pick((1, 7, 16, 32, 64, 100))
+    integers = partial(torch.randint, generator=dice.generator)
+    least = dice.pick((-128, -8, 0))
+    return Draw(
+        present(
+            v=integers(least, 8 if least else 128, (dice.batch * dice.length, columns), dtype=torch.int16),
+            step=dice.rand(dice.batch * dice.length, 1).float(),
+            codes=integers(256, (rows, -(-columns // 8) * bits), dtype=torch.uint8),
+            scale=dice.values(rows, groups).to(dice.pick((torch.float32, torch.bfloat16))),
+            zero=dice.maybe(lambda: integers(2**bits, (rows, groups), dtype=torch.uint8)),
+        ),
+        {"bits": bits},
+        constant=("step", "scale"),
+    )
+
+
 def sparse_matmul(dice: Dice) -> Draw:
     """Any share of the places, in rows of equal or of their own lengths, whole bytes or not."""
     columns, rows = dice.pick((1, 7, 16, 40, 65)), dice.size()
@@ -481,6 +502,7 @@ DRAWS: dict[str, Callable[[Dice], Draw]] = {
         generalized_delta_rule,
         grouped_matmul,
         hashed_lookup,
+        integer_products,
         leaky_memory,
         linear_attention,
         linear_cross_entropy,

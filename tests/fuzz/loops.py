@@ -293,6 +293,10 @@ def lowbit_matmul(x, codes, scale, zero=None, *, bits, bias=None):
     return y if bias is None else y + bias
 
 
+def integer_products(v, step, codes, scale, zero=None, *, bits):
+    return lowbit_matmul(v.to(step.dtype), codes, scale, zero, bits=bits) * step
+
+
 def sparse_matmul(x, values, mask, start=None, *, bias=None):
     given, outputs = iter(values), []
     for row in mask.tolist():

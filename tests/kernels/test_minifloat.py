@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.kernels.common.minifloat import ROUNDINGS, FixedPoint, Minifloat
+from zoo.kernels.common.minifloat import ROUNDINGS, BlockScaled, FixedPoint, Minifloat
 
 SMALL = [Minifloat(1, 2), Minifloat(2, 1), Minifloat(3, 0), Minifloat(2, 3), Minifloat(4, 3, 448.0), Minifloat(5, 2)]
 KNOWN = [
@@ -18,6 +18,10 @@ KNOWN = [
     (Minifloat(8, 23), torch.float32),
     (Minifloat(5, 2), torch.float8_e5m2),
 ]
+BLOCKS = [
+    BlockScaled(Minifloat(2, 1, 6.0), 4), BlockScaled(Minifloat(3, 2, 28.0)), BlockScaled(Minifloat(4, 3, 448.0), 5),
+    BlockScaled(FixedPoint(2, 6), 32), BlockScaled(Minifloat(2, 3, 7.5, subnormal=False), 3),
+]  # fmt: skip
 
 
 def numbers(kind: Minifloat) -> list[Fraction]:
@@ -111,6 +115,85 @@ def test_eight_bits_as_torch_has_them():
     assert torch.equal(kind.numbers().float(), codes.view(torch.float8_e4m3fn).float())
 
 
+@pytest.mark.parametrize("kind", [Minifloat(9, 1), Minifloat(10, 0), Minifloat(11, 1)], ids=str)
+def test_more_exponents_than_float32_has(kind):
+    """All numbers, and what lies between and beyond, in float64, in every way; only there."""
+    x = everything(kind)
+    x = x[x.isfinite()]
+    assert x.abs().max() > 1e70 and (x[x > 0].min() < 1e-70)
+    held = kind.numbers()
+    index = torch.searchsorted(held, x.abs(), right=True).clamp(1, len(held))
+    below, above = held[index - 1], torch.cat([held, torch.tensor([torch.inf]).double()])[index]
+    inner, outer = torch.copysign(below, x), torch.copysign(torch.where(x.abs() > below, above, below), x)
+    assert torch.equal(kind.round(x, "zero"), inner)
+    assert torch.equal(kind.round(x, "up"), torch.maximum(inner, outer))
+    assert torch.equal(kind.round(x, "down"), torch.minimum(inner, outer))
+    step = torch.where(above.isinf(), below - held[-2], above - below)
+    for way, exact in (("nearest", 0.5), ("ties_zero", 0.5), ("ties_away", 0.5)):
+        off = (kind.round(x, way, saturate=True) - x.clamp(-kind.largest, kind.largest)).abs() / step
+        assert (off <= exact).all(), way
+    with pytest.raises(ValueError, match=r"are rounded to in float64, got torch\.float32: model\.double"):
+        kind.round(x.float())
+
+
+def test_doubles_are_themselves():
+    """The numbers of eleven and 52 bits are those of float64, subnormal ones and the largest too."""
+    x = torch.randint(-(2**63), 2**63 - 1, (20000,), generator=torch.Generator().manual_seed(0)).view(torch.float64)
+    x = torch.cat([x, torch.tensor([5e-324, -1e-310, 1.7976931348623157e308, math.inf, -0.0]).double()])
+    for way in ROUNDINGS:
+        torch.testing.assert_close(Minifloat(11, 52).round(x, way), x, rtol=0, atol=0, equal_nan=True)
+    single = Minifloat(8, 23).round(x.clamp(-3e38, 3e38))
+    torch.testing.assert_close(single, x.clamp(-3e38, 3e38).float().double(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", SMALL[1:], ids=str)
+def test_without_subnormal_numbers(kind):
+    """What would be one is 0 and keeps its sign; everything else stays, in every way."""
+    bare = Minifloat(kind.exponent_bits, kind.mantissa_bits, kind.largest, subnormal=False)
+    x, least = everything(kind), 2.0**kind.lowest
+    for way in ROUNDINGS[:-2]:
+        found, whole = bare.round(x, way), kind.round(x, way)
+        assert torch.equal(found, torch.where(whole.abs() < least, 0.0, whole)), way
+        assert torch.equal(found.signbit(), whole.signbit())
+    assert torch.equal(bare.numbers(), torch.cat([torch.zeros(1).double(), kind.numbers()[kind.numbers() >= least]]))
+
+
+@pytest.mark.parametrize("kind", BLOCKS, ids=str)
+@pytest.mark.parametrize("rounding", ROUNDINGS[:-2])
+def test_blocks_against_exact_fractions(kind, rounding):
+    """Each block by itself: its power of two from its largest number, then number by number."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 2 * kind.block + 1, generator=generator).double() * 2.0 ** torch.randint(
+        -140, 140, (6, 1), generator=generator
+    )
+    x[0] = torch.arange(x.shape[1]) * 0.25
+    x[1, 0], x[2] = 2.0**60, 0.0
+    found = kind.round(x, rounding)
+    top = math.floor(math.log2(kind.kind.largest))
+    for row, rounded in zip(x.tolist(), found.tolist(), strict=True):
+        for start in range(0, len(row), kind.block):
+            block = row[start : start + kind.block]
+            most = max(map(abs, block))
+            shared = math.frexp(most)[1] - 1 - top if most else 0
+            scale = Fraction(2) ** min(max(shared, -127), 127)
+            inside = torch.tensor([float(Fraction(value) / scale) for value in block], dtype=torch.float64)
+            expected = [float(Fraction(v) * scale) for v in kind.kind.round(inside, rounding, saturate=True).tolist()]
+            assert rounded[start : start + kind.block] == expected
+    assert torch.equal(kind.round(found, rounding), found)
+
+
+def test_blocks_by_hand():
+    """1.7 is scaled by 2^(0 - 2), 6.8 is beyond the largest number; what is no number stays in its block."""
+    kind = BlockScaled(Minifloat(2, 1, 6.0), 4)
+    x = torch.tensor([1.7, -0.4, 0.1, 0.06, 1e-3, 0.0, torch.nan, 3.0, 5.0])
+    found = kind.round(x)
+    assert found[:4].tolist() == [1.5, -0.375, 0.125, 0.0] and found[4:8].isnan().all() and found[8] == 4.0
+    assert kind.bits == 6.0 and BlockScaled(Minifloat(2, 1, 6.0)).bits == 4.25
+    assert kind.round(torch.tensor(5.5)) == 6.0 and kind.round(torch.zeros(3, 0)).shape == (3, 0)
+    with pytest.raises(ValueError, match="block must be a number of neighbours, got 0"):
+        BlockScaled(FixedPoint(2, 6), 0)
+
+
 def test_the_numbers_of_four_bits():
     assert Minifloat(2, 1, 6.0).numbers().tolist() == [0, 0.5, 1, 1.5, 2, 3, 4, 6]
     assert Minifloat(3, 0, 16.0).numbers().tolist() == [0, 0.25, 0.5, 1, 2, 4, 8, 16]
@@ -144,9 +227,9 @@ def test_fixed_point_formats_that_are_none(sizes):
         FixedPoint(*sizes)
 
 
-@pytest.mark.parametrize("sizes", [(0, 3), (9, 3), (4, -1), (4, 24), (2.0, 1.5)])
+@pytest.mark.parametrize("sizes", [(0, 3), (12, 3), (4, -1), (4, 53), (2.0, 1.5)])
 def test_formats_that_are_none(sizes):
-    with pytest.raises(ValueError, match="a format has 1 to 8 bits of exponent and 0 to 23 of mantissa"):
+    with pytest.raises(ValueError, match="a format has 1 to 11 bits of exponent and 0 to 52 of mantissa"):
         Minifloat(*sizes)
     with pytest.raises(ValueError, match=r"rounding must be one of .*'coin'.*, got 'even'"):
         Minifloat(4, 3).round(torch.ones(1), "even")
