@@ -15,7 +15,8 @@ from zoo.layers.quant.layers import Linear
 
 
 class OfRecords(Adapter):
-    """What is put on the linear layers of a model that ``zoo.quantize`` has compressed, in one layout.
+    """What is put on the linear layers of a model that ``zoo.quantize`` has compressed, in one layout. Experts,
+    convolutions and embeddings keep their records, frozen.
 
     Attributes:
         layout: of the records.

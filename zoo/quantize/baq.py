@@ -34,7 +34,7 @@ class BAQ(Method, name="baq", calibrated=True):
     Parts are whole matrices here, since a record has one width, and the rates integers from 1 to 8; in the paper they
     are columns with a number of levels that need not be a power of two. c comes from how the outputs of the model
     change when one matrix alone is rounded to ``bits``. Of this division and the same bits for all, the one that
-    changes the outputs less is kept.
+    changes the outputs less is kept. Embeddings and convolutions in groups are rounded without feedback.
 
     Paper: "BAQ: Efficient Bit Allocation Quantization for Large Language Models", arXiv 2506.05664; the feedback:
     Frantar et al., "GPTQ", arXiv 2210.17323.

@@ -34,7 +34,7 @@ class D2MoE(Method, name="d2moe", calibrated=True):
     of widths that are not mixed any more. All other matrices are integers of ``bits``.
 
     Paper: "D2MoE: Dual Routing and Dynamic Scheduling for Efficient On-Device MoE-based LLM Serving", arXiv 2504.15299.
-    There codes are found with feedback, and each width takes a limited share of the tokens while the routers learn.
+    There codes are found with feedback. ``zoo.offload(model, policy="d2moe")`` reads the bits that are asked for.
     """
 
     spending: float = 0.01
@@ -43,9 +43,18 @@ class D2MoE(Method, name="d2moe", calibrated=True):
     """Passes over the calibration."""
     lr: float = 0.02
     """Of Adam, of the routers."""
+    shares: tuple[float, ...] | None = None
+    """Of the tokens that each width takes at most while the routers learn, such as the paper's (0.3, 0.4, 0.3) of
+    widths from 2 to 4; None: all."""
 
     def __post_init__(self):
         super().__post_init__()
+        count = self.bits - self.base_bits + 1
+        if self.shares is not None and (len(self.shares) != count or not all(0 < c <= 1 for c in self.shares)):
+            raise ValueError(
+                f"shares must be {count} numbers in (0, 1], one for each width from {self.base_bits} to {self.bits}, "
+                f"got {tuple(self.shares)}"
+            )
         if self.epochs < 0 or self.lr <= 0 or self.spending < 0:
             raise ValueError(
                 "epochs and spending must be at least 0 and lr above 0, got "
@@ -103,7 +112,7 @@ class D2MoE(Method, name="d2moe", calibrated=True):
 
         def loss(batch: Tensor, teacher: Tensor, soft: bool) -> Tensor:
             for router in held:
-                router.soft = soft  # type: ignore[assignment]
+                router.soft, router.shares = soft, self.shares  # type: ignore[assignment]
             found = student(batch.to(device)).log_softmax(-1)
             spent: Any = [router.spent if soft else router.activity["bits"] for router in held]  # type: ignore[union-attr]
             return (teacher.exp() * (teacher - found)).sum(-1).mean() + self.spending * torch.stack(spent).mean()

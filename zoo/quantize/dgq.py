@@ -68,12 +68,14 @@ class DGQ(Method, name="dgq", calibrated=True):
     def record(self, matrix: Tensor, form: Format, known: Any) -> Record:
         """The best scales of groups, then of rows."""
         size = matrix.shape[-1] // form.groups(matrix.shape[-1])
-        moment = damped(known, matrix.shape[-1])
-        inner = torch.stack([part[:, i * size :][:, :size] for i, part in enumerate(moment.split(size))])
+        blocks = (
+            damped(known, matrix.shape[-1]).unflatten(-1, (-1, size)).unflatten(-3, (-1, size))
+        )  # (..., G, S, G, S)
+        inner = blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3).to(matrix.device)  # (..., G, S, S)
 
         def error(numbers: Tensor) -> Tensor:  # (..., N, G, S) -> (..., N, G)
             off = numbers - matrix.unflatten(-1, (-1, size))
-            return torch.einsum("...gs,gst,...gt->...g", off, inner, off)
+            return torch.einsum("...ngs,...gst,...ngt->...ng", off, inner, off)
 
         scale, zero = best_groups(matrix, form, error)
         return best_rows(matrix, scale, zero, form, error)

@@ -24,7 +24,8 @@ def feedback_codes(matrix: Tensor, scale: Tensor, zero: Tensor | None, form: For
         matrix: (..., N, C).
         scale, zero: (..., N, G); zero is None for symmetric codes.
         form: of layout "int".
-        moment: of the inputs (C, C); None where they are not known: the codes are the nearest.
+        moment: of the inputs (C, C), or (..., C, C) of each matrix; None where they are not known: the codes are the
+            nearest.
 
     Paper: Frantar et al., "GPTQ", arXiv 2210.17323, algorithm 1, without its blocks.
     """
@@ -41,8 +42,8 @@ def feedback_codes(matrix: Tensor, scale: Tensor, zero: Tensor | None, form: For
         s = scale[..., j // size].float()
         z = centre if zero is None else centre[..., j // size]
         q = ((left[..., j] / s).round() + z).clamp(0, top)
-        error = (left[..., j] - s * (q - z)) / upper[j, j]
-        left[..., j + 1 :] -= error[..., None] * upper[j, j + 1 :]
+        error = (left[..., j] - s * (q - z)) / upper[..., None, j, j]
+        left[..., j + 1 :] -= error[..., None] * upper[..., None, j, j + 1 :]
         found[..., j] = q.to(found.dtype)
 
     def error_of(codes: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class LowBitFP(Method, name="lowbit_fp", calibrated=True, any_layout=True):
     second moment of its inputs, and a penalty :math:`1 - |2h - 1|^\beta` that takes h to 0 or 1. The step of the grid
     is that of the weight's own binade. Scales come first: of 111 shares of each group's range, from 0.1 to 1.2, that of
     the least squared error; with ``any_split`` also the format of each matrix. A row whose outputs are no better than
-    those of plain rounding is rounded plainly.
+    those of plain rounding is rounded plainly, as are embeddings and convolutions in groups.
 
     Paper: "Low-Bitwidth Floating Point Quantization for Efficient High-Quality Diffusion Models", arXiv 2408.06995; the
     shares: Kuzmin et al., "FP8 Quantization: The Power of the Exponent", arXiv 2208.09225; h: Nagel et al., "AdaRound",
@@ -128,7 +128,8 @@ def learnt(matrix: Tensor, below: Tensor, above: Tensor, moment: Tensor, steps: 
     gap = above - below
     share = torch.where(gap > 0, (matrix - below) / gap.clamp(min=torch.finfo(gap.dtype).tiny), 0.0).clamp(0.01, 0.99)
     soft = torch.logit((share + (STRETCH - 1) / 2) / STRETCH)
-    scale = output_error(gap, moment.diagonal().diag()).mean().clamp(min=1e-20)  # of the error of a whole step
+    whole = (gap.square() * moment.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)).sum(-1)  # the error of a whole step
+    scale = whole.mean().clamp(min=1e-20)
     with torch.enable_grad():
         soft.requires_grad_()
         optimizer = torch.optim.Adam([soft], lr=lr)

@@ -37,6 +37,7 @@ class OmniQuant(Method, name="omniquant", calibrated=True):
     otherwise their factors would pass through the scale of the row. Factors are tied over channels that turn together
     and over queries that share keys and values. A block's inputs come from the blocks before it as they are rounded,
     its outputs from the float model; of what it learns, and of plain rounding, the best on the calibration is kept.
+    Ranges of experts and convolutions within blocks learn as well; embeddings and heads are rounded plainly.
 
     Paper: Shao et al., "OmniQuant: Omnidirectionally Calibrated Quantization for Large Language Models", arXiv
     2308.13137. Its untied factors of queries and keys do not commute with rotary positions.

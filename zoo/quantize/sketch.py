@@ -13,7 +13,7 @@ from zoo.layers.quant import Format, Record
 from zoo.layers.quant.layouts.table import sketch
 from zoo.quantize.calibration import Calibration
 from zoo.quantize.method import Method
-from zoo.quantize.moments import second_moments
+from zoo.quantize.moments import mean_squares, second_moments
 from zoo.quantize.store import Store
 
 
@@ -42,13 +42,7 @@ class Sketch(Method, name="sketch", calibrated=True, any_layout=True):
         """The mean square of each input of each layer."""
         assert calibration is not None
         store.expect(1)
-
-        def squares() -> dict[str, Tensor]:
-            return {
-                name: moment.diagonal().clone() for name, moment in second_moments(model, names, calibration).items()
-            }
-
-        return store.once("squares", squares)
+        return store.once("squares", lambda: mean_squares(second_moments(model, names, calibration)))
 
     def record(self, matrix: Tensor, form: Format, known: Any) -> Record:
         """Codes and tables."""

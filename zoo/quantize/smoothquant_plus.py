@@ -26,7 +26,8 @@ class SmoothQuantPlus(Method, name="smoothquant_plus", calibrated=True, any_layo
         c_j = \frac{\max |X_j|^{\alpha}}{\max |W_j|^{1 - \alpha}}
 
     over the inputs X of the calibration and all matrices W that read them. Of a grid of exponents, and no scaling at
-    all, the whole model takes the one whose rounded weights change its outputs least on the calibration.
+    all, the whole model takes the one whose rounded weights change its outputs least on the calibration. Experts,
+    convolutions, embeddings and linear layers that no norm feeds alone are rounded as they are.
 
     Paper: Pan et al., "SmoothQuant+: Accurate and Efficient 4-bit Post-Training WeightQuantization for LLM", arXiv
     2312.03788; the factors: Xiao et al., "SmoothQuant", arXiv 2211.10438, equation 4. The steps of the grid are ours.

@@ -53,7 +53,7 @@ def sketch(matrix: Tensor, form: Format, weight: Tensor | None = None) -> tuple[
     Args:
         matrix: see above.
         form: bits, groups and the dtype of the tables.
-        weight: (C,), of the squared error of each column; None for 1.
+        weight: (C,) or (..., 1, C), of the squared error of each column; None for 1.
 
     In each group the tables of the least weighted error of all rounds are kept, the first of which is evenly spaced.
     """
