@@ -2,31 +2,46 @@
 
     zoo bench quant                                   # writes benchmarks/results/quant.{json,md,png}
     zoo bench quant --only transformer_nano vit_nano --no-save
+    zoo bench quant --redraw                          # the tables and the plot of what was measured
 
 Nanos with bundled weights: bits per byte of test documents, or errors on test digits, against all bytes that are
 saved, for each method; text was calibrated on 32 windows of 128 bytes of the training documents, images on 64 of the
 training digits. Then random weights of published sizes, rounded to nearest: prefill of 256 tokens and a step after
-them, beside float32, in turns; and the bytes of the weights, which is what they take in memory.
+them, beside float32 and, where it is installed, llama.cpp with the same weights, in turns; the bytes of all weights;
+and by how much loading a saved model and decoding raise the peak of a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 import zoo
-from zoo.benchmarks.common import command_line, prompt_and_step, publish, telling
+from zoo.benchmarks.common import (
+    RESULTS,
+    command_line,
+    fresh_peak,
+    machine,
+    peak_memory,
+    prompt_and_step,
+    publish,
+    telling,
+)
 from zoo.benchmarks.exits import correct, digits, nats, text
+from zoo.benchmarks.peers import LlamaCpp, with_tokenizer_of_bytes
 from zoo.benchmarks.tables import panels
 from zoo.layers.quant import count_parameters, stored_bytes
 from zoo.quantize import Calibration
@@ -57,9 +72,15 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "3 bits a row": ("rtn", {"bits": 3, "group_size": ROW}),
     "3 bits a row, sketch": ("sketch", {"bits": 3, "group_size": ROW}),
 }
+MARKS = dict(zip(METHODS, (
+    "$8$", "$4$", "$4S$", "$4r$", "$4E$", "$f$", "$fL$", "$3$", "$3O$", "$3B$", "$2$", "$2O$", "$3T$", "$2T$", "$4D$",
+    "$3r$", "$3K$",
+), strict=True))  # fmt: skip
 ONLY = {"4 bits, D2MoE": ("moe_nano",)}  # others have no experts
 SLOW = ("4 bits, SmoothQuant+", "3 bits, OmniQuant", "2 bits, OmniQuant", "3 bits, BAQ")  # of images: not measured
 SIZES = {FLOAT: None, "8 bits": {"bits": 8}, "4 bits": {"bits": 4}, "3 bits": {"bits": 3}, "FP4": {"layout": "e2m1"}}
+GGUF = {FLOAT: "f32", "8 bits": "q8_0", "4 bits": "q4_0"}  # llama.cpp's forms of the same size
+PEER = "llama.cpp"
 
 
 class Claim(NamedTuple):
@@ -150,25 +171,51 @@ def qualities(name: str, forms: Sequence[str], advance: Callable[[str], None]) -
     return records
 
 
-def times(name: str, budget: float, advance: Callable[[str], None]) -> list[dict[str, Any]]:
-    """A record a form of a model of random weights."""
+def times(name: str, budget: float, advance: Callable[[str], None], more: bool = True) -> list[dict[str, Any]]:
+    """A record a form of a model of random weights, and with ``more`` its peak and those of llama.cpp."""
     advance(name)
     torch.manual_seed(0)
-    plain: Any = zoo.create_model(name).eval()
-    models = {FLOAT: plain}
+    sides: dict[str, Any] = {FLOAT: zoo.create_model(name).eval()}
     for form, options in SIZES.items():
         if options is not None:
-            models[form] = zoo.quantize(copy.deepcopy(plain), **options)
-    tokens = torch.randint(1, 256, (1, PROMPT), generator=torch.Generator().manual_seed(0))
-    calls = {form: partial(zoo.generate, model, tokens, temperature=0.0) for form, model in models.items()}
-    runs = prompt_and_step(calls, STEPS, budget)
+            sides[form] = zoo.quantize(copy.deepcopy(sides[FLOAT]), **options)
+    size = {form: (stored_bytes(model), count_parameters(model)) for form, model in sides.items()}
+    tokens, peaks = prompt(), {}
+    calls: dict[str, Any] = {form: partial(zoo.generate, side, tokens, temperature=0.0) for form, side in sides.items()}
+    with tempfile.TemporaryDirectory() as place:
+        if more:
+            for index, (form, model) in enumerate(sides.items()):
+                peaks[form] = fresh_peak(peak, str(with_tokenizer_of_bytes(model, Path(place) / str(index))))
+        for form, gguf in GGUF.items() if more and find_spec("xllamacpp") else ():
+            file = zoo.convert(Path(place) / "0", Path(place) / f"{gguf}.gguf", to="gguf", form=gguf)
+            peer = LlamaCpp(file, torch.get_num_threads(), PROMPT + 2 * STEPS)
+            calls[f"{form}, {PEER}"], size[f"{form}, {PEER}"] = (
+                partial(peer.generate, tokens),
+                (peer.bytes, size[FLOAT][1]),
+            )
+        runs = prompt_and_step(calls, STEPS, budget)
     return [
         {
-            "model": name, "form": form, "bytes": stored_bytes(model), "prefill": runs[form][0],
-            "bits_a_weight": 8 * stored_bytes(model) / count_parameters(model), "steps": runs[form][1],
+            "model": name, "form": form, "bytes": size[form][0], "bits_a_weight": 8 * size[form][0] / size[form][1],
+            "prefill": runs[form][0], "steps": runs[form][1], "peak": peaks.get(form),
         }
-        for form, model in models.items()
+        for form in calls
     ]  # fmt: skip
+
+
+def prompt() -> torch.Tensor:
+    """Tokens that every model has."""
+    return torch.randint(1, 256, (1, PROMPT), generator=torch.Generator().manual_seed(0))
+
+
+def peak(folder: str) -> int:
+    """Bytes that loading a saved model and continuing a prompt take."""
+
+    def run() -> None:
+        model: Any = zoo.create_model(f"local-dir:{folder}").eval()
+        zoo.generate(model, prompt(), 1 + STEPS, temperature=0.0)
+
+    return peak_memory(run)
 
 
 def lost(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -193,16 +240,18 @@ def show_quality(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[
 
 
 def show_times(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """A row a model and form."""
-    whole = {r["model"]: statistics.median(r["steps"]) for r in records if r["form"] == FLOAT}
+    """A row a model, form and side."""
+    step = {(r["model"], r["form"]): statistics.median(r["steps"]) for r in records}
     rows = []
     for r in records:
-        step = statistics.median(r["steps"])
+        own, whole = (step[r["model"], form] for form in (r["form"], FLOAT))
+        peer = step.get((r["model"], f"{r['form']}, {PEER}"))
         rows.append([
             f"{r['model']}, {r['form']}", f"{r['bits_a_weight']:.2f}", f"{r['bytes'] / 1e6:.0f}",
-            f"{statistics.median(r['prefill']) * 1e3:.0f}", f"{step * 1e3:.1f}", f"{whole[r['model']] / step:.2f}",
+            f"{r['peak'] / 1e6:.0f}" if r.get("peak") else "", f"{statistics.median(r['prefill']) * 1e3:.0f}",
+            f"{own * 1e3:.1f}", f"{whole / own:.2f}", f"{peer / own:.2f}" if peer else "",
         ])  # fmt: skip
-    return ["", "bits a weight", "MB", "prefill ms", "step ms", "float32 / step"], rows
+    return ["", "bits a weight", "MB", "peak MB", "prefill ms", "step ms", "float32 / step", f"{PEER} / step"], rows
 
 
 def show_claims(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -219,31 +268,25 @@ def show_claims(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[l
 
 
 def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """What each form costs over its bits a weight: text on the left, images on the right, a colour a model."""
-    kinds = list(METHODS)
-    marks = dict(zip(kinds, "oosspPvXD^d<>*hHx8"[: len(kinds)], strict=False))
+    """What each form costs over the bytes of all weights: text on the left, images on the right, a colour a model."""
+    look: Any = {"markersize": 11, "markeredgewidth": 0.3, "linestyle": ""}
     losses = lost(records)
-    with panels(path, 1, 2, (14, 5)) as axes:
+    with panels(path, 1, 2, (14, 5.5)) as axes:
         text, images = axes.flat
-        for axis, names in ((text, TEXT), (images, IMAGES)):
+        for axis, names, floor in ((text, TEXT, 1e-3), (images, IMAGES, 0.1)):
             for index, name in enumerate(name for name in names if name in losses):
                 for r in (r for r in records if r["model"] == name and r["form"] != FLOAT):
-                    filled = f"C{index}" if METHODS[r["form"]][0] != "rtn" else "none"
-                    axis.plot(
-                        r["bytes"] / 1e3, max(losses[name][r["form"]], 1e-3), marks[r["form"]], color=f"C{index}",
-                        markerfacecolor=filled,
-                    )  # fmt: skip
+                    place = r["bytes"] / 1e3, max(losses[name][r["form"]], floor)
+                    axis.plot(*place, color=f"C{index}", marker=MARKS[r["form"]], **look)
                 axis.plot([], [], "s", color=f"C{index}", label=name)
             axis.set(xscale="log", yscale="log", xlabel="kB of all weights")
             if axis.get_legend_handles_labels()[0]:
                 axis.legend(fontsize=8)
-        shown = [text.plot([], [], mark, color="black", markerfacecolor="none")[0] for mark in marks.values()]
-        text.figure.legend(shown, list(marks), loc="outside right center", fontsize=8)
+        shown = [text.plot([], [], marker=mark, color="black", **look)[0] for mark in MARKS.values()]
+        text.figure.legend(shown, list(MARKS), loc="outside right center", fontsize=8)
         text.axhline(NEAR, color="gray", linewidth=0.8)
-        text.set(
-            ylabel="bits per byte lost (0.001 and less at the bottom)", title="filled: by a method, open: to nearest"
-        )
-        images.set(ylabel="points of accuracy lost")
+        text.set(ylabel="bits per byte lost (0.001 and less at the bottom)")
+        images.set(ylabel="points of accuracy lost (0.1 and less at the bottom)")
 
 
 def forms_of(name: str, wanted: Sequence[str]) -> list[str]:
@@ -258,14 +301,19 @@ def forms_of(name: str, wanted: Sequence[str]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("quant", __doc__, budget=25.0)
+    parser = command_line("quant", __doc__, budget=40.0)
     every = (*TEXT, *IMAGES, *TIMED)
     parser.add_argument("--only", nargs="+", default=list(every), choices=every, metavar="MODEL")
     parser.add_argument("--forms", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="FORM")
+    parser.add_argument("--redraw", action="store_true", help="measure nothing: tables and plot of the result file")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options: argparse.Namespace = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
 
+    if options.redraw:
+        held = json.loads((RESULTS / "quant.json").read_text(encoding="utf-8"))
+        publish_all(options, {key: held[key] for key in ("machine", "quality", "times")})
+        return
     quality, timed = [], []
     jobs = {name: 1 + len(forms_of(name, options.forms)) if name not in TIMED else 1 for name in options.only}
     with telling(sum(jobs.values())) as say:
@@ -274,12 +322,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 timed += times(name, options.budget, say)
             else:
                 quality += qualities(name, forms_of(name, options.forms), say)
+    publish_all(options, {"machine": machine(), "quality": quality, "times": timed})
+
+
+def publish_all(options: argparse.Namespace, record: Mapping[str, Any]) -> None:
+    """Tables and plot of what was measured."""
+    threads = record["machine"]["threads"]
     tables = [
-        ("What was expected of text, and the bits per byte lost", *show_claims(quality)),
-        ("Quality of nanos", *show_quality(quality)),
+        ("What was expected of text, and the bits per byte lost", *show_claims(record["quality"])),
+        ("Quality of nanos", *show_quality(record["quality"])),
         (
-            f"Random weights: {PROMPT} tokens of prompt, a step after them, {options.threads} threads",
-            *show_times(timed),
+            f"Random weights: {PROMPT} tokens of prompt, a step after them, {threads} threads",
+            *show_times(record["times"]),
         ),
     ]
-    publish("quant", options, {"quality": quality, "times": timed}, *tables, plot=partial(plot, quality))
+    publish("quant", options, record, *tables, plot=partial(plot, record["quality"]))

@@ -58,6 +58,25 @@ def test_times_are_of_steps(monkeypatch):
     monkeypatch.setattr(quant, "PROMPT", 8)
     monkeypatch.setattr(quant, "STEPS", 2)
     monkeypatch.setattr(quant, "SIZES", {quant.FLOAT: None, "4 bits": {"bits": 4}})
-    found = quant.times("transformer_nano", 0.01, lambda what: None)
+    found = quant.times("transformer_nano", 0.01, lambda what: None, more=False)
     assert [r["form"] for r in found] == list(quant.SIZES)
-    assert len(quant.show_times(found)[1]) == len(found) and quant.show_times(found)[1][0][-1] == "1.00"
+    assert len(quant.show_times(found)[1]) == len(found) and quant.show_times(found)[1][0][-2] == "1.00"
+
+
+def test_times_beside_llama_cpp_are_told():
+    """Of a form that it has too, how much longer its step takes; peaks where they were measured."""
+    found = [
+        {
+            "model": "a",
+            "form": form,
+            "bytes": 1e6,
+            "bits_a_weight": 4.0,
+            "prefill": [0.1],
+            "steps": [step],
+            "peak": size,
+        }
+        for form, step, size in ((quant.FLOAT, 0.02, 3e6), ("4 bits", 0.01, None), ("4 bits, llama.cpp", 0.015, None))
+    ]
+    columns, rows = quant.show_times(found)
+    assert columns[-1] == "llama.cpp / step" and [row[-1] for row in rows] == ["", "1.50", ""]
+    assert [row[3] for row in rows] == ["3", "", ""] and [row[-2] for row in rows] == ["1.00", "2.00", "1.33"]

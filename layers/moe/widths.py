@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -19,7 +20,8 @@ class ExpertWidths(Reports):
         p = \mathrm{softmax}(V_e x + v_e), \quad b = b_{\arg\max p}
 
     It starts with the last width for all. While ``soft``, a token's output is the sum over the widths weighted by p,
-    through which V learns.
+    through which V learns; with ``shares`` each width then takes that share of the tokens at most, those of the largest
+    p, and passes the others by.
 
     Attributes:
         activity: "bits" (), the mean over all tokens and their experts in the latest forward pass.
@@ -36,6 +38,7 @@ class ExpertWidths(Reports):
     def __init__(self, num_experts: int, dim: int, widths: Sequence[int]):
         super().__init__()
         self.widths, self.soft, self.spent = tuple(widths), False, torch.zeros(())
+        self.shares: Sequence[float] | None = None
         self.weight = nn.Parameter(torch.zeros(num_experts, len(self.widths), dim))
         self.bias = nn.Parameter(torch.zeros(num_experts, len(self.widths)))
         nn.init.constant_(self.bias[:, -1], 1.0)
@@ -58,6 +61,16 @@ class ExpertWidths(Reports):
             self.spent = ((p * bits).sum(-1) * visited).sum() / visited.sum().clamp(min=1)
         for place, width in enumerate(self.widths):
             if self.soft:
-                yield width, routing._replace(weights=routing.weights * p[..., place])
+                taken = p[..., place]
+                if self.shares is not None:
+                    taken = taken * _first(taken.detach(), visited, self.shares[place])
+                yield width, routing._replace(weights=routing.weights * taken)
             elif bool((taken := (chosen == place) & visited).any()):
                 yield width, routing._replace(experts=routing.experts.masked_fill(~taken, none))
+
+
+def _first(p: Tensor, visited: Tensor, share: float) -> Tensor:
+    """Which of those that visit an expert are of the largest p: a share of them, as bool of the shape of p."""
+    count = math.ceil(share * int(visited.sum()))
+    best = p.masked_fill(~visited, -1.0).flatten().topk(count).indices
+    return torch.zeros(p.numel(), dtype=torch.bool, device=p.device).index_fill(0, best, True).view(p.shape)

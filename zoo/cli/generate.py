@@ -24,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--offload", metavar="MEMORY", help="weights take no more than this, such as 2GB; others are read when used"
     )
-    parser.add_argument("--offload-policy", metavar="NAME", help="tpi_llm, se_moe, edge_moe or llm_in_a_flash")
+    parser.add_argument("--offload-policy", metavar="NAME", help="tpi_llm, se_moe, edge_moe, d2moe or llm_in_a_flash")
     add_drawing(parser)
     add_import(parser)
 

@@ -36,8 +36,8 @@ def offload(
             whose offloaded weights are first written to a file without a name. A model is changed in place, and can
             neither be trained nor saved, copied or pickled from then on.
         memory: bytes, such as 2_000_000_000 or "2GB".
-        policy: one of ``zoo.offload``: "tpi_llm", "se_moe", "edge_moe" or "llm_in_a_flash", or an object of their
-            classes.
+        policy: one of ``zoo.offload``: "tpi_llm", "se_moe", "edge_moe", "d2moe" or "llm_in_a_flash", or an object of
+            their classes.
         folder: where that file is to be; the system's for temporary files when None.
 
     Returns:

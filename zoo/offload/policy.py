@@ -86,14 +86,18 @@ class Slotted(Offload):
         """Slots that are taken of ``room``, at most, that the memory has."""
         return room
 
+    def slot(self, parts: Sequence[Part]) -> int:
+        """Bytes of a slot."""
+        return max(sum(room_of(tensor.nbytes) for tensor in tensors_of(part)) for part in parts)
+
     def least(self, parts: Sequence[Part]) -> int:
         """A slot."""
-        return max(sum(room_of(tensor.nbytes) for tensor in tensors_of(part)) for part in parts)
+        return self.slot(parts)
 
     def install(self, parts: Sequence[Part], pieces: Sequence[Sequence[Piece]], room: int) -> Slots:
         """See ``Offload``."""
         units = [Unit(part.names[0], tuple(own)) for part, own in zip(parts, pieces, strict=True)]
-        slots = Slots(units, min(self.count(room // self.least(parts)), len(units)))
+        slots = Slots(units, min(self.count(room // self.slot(parts)), len(units)))
         self.attach(parts, slots)
         return slots
 

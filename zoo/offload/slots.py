@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -68,6 +69,7 @@ class Slots:
         held: unit -> its slot.
         pinned: units that never leave.
         traffic: what was read.
+        loads: unit -> how often it was asked of the files.
     """
 
     def __init__(self, units: Sequence[Unit], count: int, leaves: Callable[[Sequence[int]], int] = oldest):
@@ -75,6 +77,7 @@ class Slots:
         size = max(unit.room for unit in units)
         self.memory = [torch.empty(size, dtype=torch.uint8) for _ in range(count)]
         self.held: dict[int, int] = {}
+        self.loads: Counter[int] = Counter()
         self.pinned: frozenset[int] = frozenset()
         self._free, self._used = list(range(count)), set[int]()
         self._loading: dict[int, Future[list[Tensor]]] = {}
@@ -147,6 +150,7 @@ class Slots:
             if (reading := self._loading.pop(gone, None)) is not None:
                 reading.cancel()
         self.held[number] = slot
+        self.loads[number] += 1
         self._loading[number] = self._thread.submit(self._read, self.units[number], self.memory[slot])
         return True
 
