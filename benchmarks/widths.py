@@ -182,6 +182,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, model in models(options.epochs).items():
         records.append({"widths": name, **quality(model), **read(model), "ends": ends(model)})
     shown = f"{MODEL}, experts in {BASE} to {BITS} bits", COLUMNS, show(records)
-    publish(
-        "widths", options, {"machine": here, "records": records}, shown, after="\n\n".join(verdicts(records)) + "\n"
-    )
+    publish("widths", options, {"records": records}, shown, after="\n\n".join(verdicts(records)) + "\n")

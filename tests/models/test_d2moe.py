@@ -32,6 +32,7 @@ def text(name: str, rows: int = 4) -> Tensor:
 
 
 SEEN = Calibration([text("compound", 2)])
+PIXELS = Calibration([torch.zeros(1, 1, 8, 8)])
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +192,7 @@ def test_routers_without_records_change_nothing(trained):
             lambda: zoo.expert_widths(zoo.create_model("moe_nano"), (3, 2)),
             "widths must be bits of at least 1",
         ),
-        (lambda: zoo.quantize(zoo.create_model("vit_nano"), "d2moe", calibration=SEEN), "takes a mixture of experts"),
+        (lambda: zoo.quantize(zoo.create_model("vit_nano"), "d2moe", calibration=PIXELS), "takes a mixture of experts"),
         (lambda: METHODS["d2moe"](spending=-1.0), "epochs and spending must be at least 0"),  # type: ignore[call-arg]
         (lambda: METHODS["d2moe"](bits=2), "layout 'nested' has 3 to 8 bits, got bits 2"),
     ],
