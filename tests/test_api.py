@@ -25,7 +25,7 @@ def parameters(function) -> list[str]:
 def test_signatures():
     assert parameters(zoo.create_model) == [
         "name", "pretrained", "*checkpoint_path", "*device", "*dtype", "*deploy", "*features_only", "*out_indices",
-        "*changes", "*adapter", "**config_overrides",
+        "*changes", "*quantize", "*adapter", "**config_overrides",
     ]  # fmt: skip
     assert parameters(zoo.list_models) == ["pattern", "*task", "*family", "*pretrained"]
     assert parameters(zoo.model_info) == ["name"]

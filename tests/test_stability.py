@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 import zoo
-from zoo.train.lora import mamba_lora, merge
 
 NAMES = ["mamba_nano", "mamba2_nano"]
 close = partial(torch.testing.assert_close, atol=1e-9, rtol=1e-9)
@@ -76,7 +75,7 @@ def test_lora_on_what_makes_the_recurrence(name, ssm):
     """Nothing at first; then one A for all parts of a matrix, of which every adapter learns; merged as it was."""
     model, x = built(name), tokens(12)
     expected, before = model(x), {key: t.clone() for key, t in model.state_dict().items()}
-    assert torch.equal(mamba_lora(model, rank=3, ssm=ssm)(x), expected)
+    assert torch.equal(zoo.adapt(model, "mamba_lora", rank=3, ssm=ssm)(x), expected)
     learning = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
     own = {key.rsplit(".", 1)[-1] for key in learning if "lora_" not in key}
     assert own == ({"A_log", "D", "dt_bias" if name == "mamba2_nano" else "bias"} if ssm else set())
@@ -89,7 +88,7 @@ def test_lora_on_what_makes_the_recurrence(name, ssm):
         optimizer.step()
     assert all(model.get_parameter(key).grad.any() for key in learning)
     learnt = model(x)
-    close(merge(model)(x), learnt)
+    close(zoo.merge_adapter(model)(x), learnt)
     assert not torch.allclose(learnt, expected) and model.state_dict().keys() == before.keys()
     change = model.mixers[0].in_proj.weight - before["blocks.0.mixer.in_proj.weight"]
     whole, first = (torch.linalg.matrix_rank(part, rtol=1e-9) for part in (change, change[: len(change) // 2]))

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from zoo.adapt.files import is_adapter
 from zoo.checkpoints import fit_state_dict
 from zoo.train.agreement import agree
 from zoo.train.callbacks import (
@@ -34,7 +35,7 @@ from zoo.train.data import DataModule
 from zoo.train.history import History
 from zoo.train.memory import check_sharded
 from zoo.train.memory.options import with_memory
-from zoo.train.overrides import with_methods
+from zoo.train.overrides import ADAPTER, with_methods
 from zoo.train.parallel import register_strategies
 from zoo.train.quiet import quiet
 from zoo.train.run_folder import EVALUATED, KEYS, configuration, has_configuration
@@ -184,7 +185,8 @@ class EvaluationRun(Run):
 
     Args:
         recipe, overrides: see `Run`; a run folder has its own configuration in place of a recipe, which may be None.
-        source: a checkpoint, a run folder, a folder that `zoo.save_model` wrote, or a file of weights.
+        source: a checkpoint, a run folder, a folder that `zoo.save_model` or `zoo.save_adapter` wrote, or a file of
+            weights.
 
     Raises:
         FileNotFoundError: there is none of them at `source`.
@@ -200,7 +202,9 @@ class EvaluationRun(Run):
                 f"{source} is no run folder with a configuration and a checkpoint: name its recipe as well"
             )
         found = source if source.is_file() or is_complete(source) else newest_checkpoint(source)
-        if (source / "config.json").is_file():
+        if is_adapter(source):
+            overrides = [*overrides, f"{ADAPTER}={source}"]
+        elif (source / "config.json").is_file():
             overrides = [*overrides, f"--model.model=local-dir:{source}", "--model.model_args={}"]
         elif found is None:
             raise FileNotFoundError(f"{source} is no file of weights, no run folder and no folder of zoo.save_model")

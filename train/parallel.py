@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
@@ -42,6 +42,12 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, free_root: bool = False) -> nn.
                 fully_shard(block, mesh=data_parallel)
     fully_shard(model, mesh=data_parallel, reshard_after_forward=True if free_root else None)
     return model
+
+
+def expect_unused(strategy: Strategy) -> None:
+    """Before DDP wraps a model: not all that learns has a gradient in every step. Other strategies need not know."""
+    if isinstance(strategy, DDPStrategy):
+        strategy._ddp_kwargs["find_unused_parameters"] = True
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from zoo.config import agreed, describe_fields, override
 from zoo.fetching import entry_and_tag, fetch_tag_tokenizer, fetched, prefetch
 from zoo.layers.quant import Format, count_parameters
 from zoo.loading import build_around, cast, common_dtype, tied, without_memory
+from zoo.quantize import quantize as compress
 from zoo.quantize.files import KEY, formats
 from zoo.recognition import describe_model, known_beside
 from zoo.registry import ModelEntry, Paper, WeightSet, lookup
@@ -47,6 +48,7 @@ def create_model(
     deploy: bool = False,
     features_only: Literal[False] = False,
     changes: Sequence[Change | Mapping[str, Any]] = (),
+    quantize: Mapping[str, Any] | None = None,
     adapter: str | Path | Adapter | Mapping[str, Any] | None = None,
     **config_overrides: Any,
 ) -> LanguageModel | VisionModel: ...
@@ -63,6 +65,7 @@ def create_model(
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
     changes: Sequence[Change | Mapping[str, Any]] = (),
+    quantize: Mapping[str, Any] | None = None,
     adapter: str | Path | Adapter | Mapping[str, Any] | None = None,
     **config_overrides: Any,
 ) -> nn.Module:
@@ -86,6 +89,8 @@ def create_model(
         out_indices: which of them, by index (negative from the end), or the last so many for an int; all for None.
         changes: made to the model in this order once its weights are loaded, see ``zoo.changes``: what they add starts
             as they say. A recipe writes them as a ``config.json`` does, {"kind": ..., fields}.
+        quantize: then its weights are compressed by ``zoo.quantize`` with these arguments, {"bits": 3}; what sees
+            inputs, a calibrated method, is called by itself.
         adapter: put on the model last, see ``zoo.adapt``: a folder of ``zoo.save_adapter``, which was trained on these
             weights, or a fresh one as an ``Adapter`` or {"kind": ..., fields}.
         config_overrides: fields of the model's configuration; they win over what a tag or a file says. Weights for
@@ -107,6 +112,8 @@ def create_model(
     with place:
         for change in changes:
             apply(model, change if isinstance(change, Change) else as_change(change))
+        if quantize is not None:
+            compress(model, **quantize)
         if isinstance(adapter, (str, Path)):
             load_adapter(model, adapter)
         elif adapter is not None:

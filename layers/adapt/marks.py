@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+HELD = ("_parameters", "_buffers", "_modules")
 
 
 class Mark(NamedTuple):
@@ -48,6 +51,23 @@ def require_unadapted(model: nn.Module, what: str) -> None:
     """Raise a ValueError for a model with adapters, which ``what`` comes before."""
     if there := sorted({mark.kind for module in model.modules() if (mark := mark_of(module)) is not None}):
         raise ValueError(f"{what} comes before adapters, the model has {', '.join(there)}: zoo.merge_adapter first")
+
+
+@contextmanager
+def undone_on_failure(model: nn.Module) -> Iterator[None]:
+    """Where what is within it fails, a model has its modules, attributes and frozen parameters of before again; numbers
+    that were written in place stay."""
+    kept = [(module, vars(module) | {part: dict(vars(module)[part]) for part in HELD}) for module in model.modules()]
+    learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        for module, attributes in kept:
+            vars(module).clear()
+            vars(module).update(attributes)
+        for parameter, learns in learning:
+            parameter.requires_grad_(learns)
+        raise
 
 
 def device_of(like: Tensor) -> torch.device:

@@ -75,7 +75,7 @@ class _PartialProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (dy,), (chosen, weight, columns, index) = gradients, ctx.saved_tensors
-        dx = (dy @ weight).index_copy(-1, index, dy @ columns) if ctx.needs_input_grad[0] else None
+        dx = dy @ _matrix(weight, columns, index) if ctx.needs_input_grad[0] else None
         rows = dy.flatten(0, -2)
         return (
             dx,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -14,12 +16,13 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.adapt import ADAPTERS, Adapter, PaCA, adapters_of, load_adapter, own_names, paca
-from zoo.layers.adapt import PartialLinear, before, placed
+from zoo.layers.adapt import PartialLinear, before, mark_of, placed
 
 CASES = {
     "paca": ("transformer_nano", {"rank": 3}, True),
     "lora": ("mamba2_nano", {"rank": 3}, False),
     "dora": ("vit_nano", {"rank": 3, "targets": ["*.mlp.*"]}, False),
+    "mamba_lora": ("mamba_nano", {"rank": 3, "ssm": True}, False),
     "sink_lora": ("transformer_nano", {"rank": 3, "groups": 3, "sinks": 1}, False),
     "mobiletl": ("mcunet_nano", {"blocks": 2, "also": ["head.*"]}, True),
     "rows": ("dit_nano", {"rows": (10, 3)}, True),
@@ -34,18 +37,18 @@ def built(name: str, **options: Any) -> Any:
     return zoo.create_model(name, pretrained=True, dtype=torch.float64, **options).eval()
 
 
-def inputs(model: Any, batch: int = 2) -> Tensor:
+def inputs(model: Any, batch: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
     torch.manual_seed(1)
     if hasattr(model.config, "vocab_size"):
         return torch.randint(0, model.config.vocab_size, (batch, 12))
-    return torch.randn(batch, model.config.in_chans, *model.config.image_shape, dtype=torch.float64)
+    return torch.randn(batch, model.config.in_chans, *model.config.image_shape, dtype=dtype)
 
 
-def trained(model: Any, steps: int = 3) -> torch.optim.Optimizer:
+def trained(model: Any, steps: int = 3, dtype: torch.dtype = torch.float64) -> torch.optim.Optimizer:
     """A few steps of what learns, with weight decay."""
     learns = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learns, lr=1e-2, weight_decay=0.1)
-    x = inputs(model, 4)
+    x = inputs(model, 4, dtype)
     model.train()
     for _ in range(steps):
         optimizer.zero_grad()
@@ -164,19 +167,37 @@ def test_layers_that_share_a_module_share_its_adapter():
 )
 def test_what_does_not_fit_changes_nothing(kind, options, message):
     model = built("transformer_nano")
-    before = {key: id(tensor) for key, tensor in model.named_parameters()}
-    with pytest.raises(ValueError, match=message):
+    with unchanged(model), pytest.raises(ValueError, match=message):
         zoo.adapt(model, kind, **options)
-    assert {key: id(tensor) for key, tensor in model.named_parameters()} == before
     assert all(parameter.requires_grad for parameter in model.parameters()) and not adapters_of(model)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """A model's modules and tensors are the same objects afterwards, of the same bits, and learn as they did."""
+
+    def seen() -> list[Any]:
+        held = [(key, id(tensor), tensor.requires_grad) for key, tensor in model.state_dict(keep_vars=True).items()]
+        modules = [(key, id(module), module.training, mark_of(module)) for key, module in model.named_modules()]
+        return [held, modules, adapters_of(model)]
+
+    before, bits = seen(), {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    yield
+    assert seen() == before
+    assert all(torch.equal(tensor, bits[key]) for key, tensor in model.state_dict().items())
 
 
 def test_order_and_stacking():
     model = zoo.adapt(built("transformer_nano"), "paca", targets=["*.q_proj"])
-    with pytest.raises(ValueError, match=r"q_proj is adapted by paca already: a layer has one adapter"):
-        zoo.adapt(model, "lora", targets=["*.q_proj"])
-    with pytest.raises(ValueError, match="is adapted by paca: say by targets"):
-        zoo.adapt(model, "lora")
+    for kind, options, message in [
+        ("lora", {"targets": ["*.q_proj"]}, "q_proj is adapted by paca already: a layer has one adapter"),
+        ("lora", {}, "is adapted by paca: say by targets"),
+        ("ladder", {}, "ladder and paca exclude each other"),
+        ("sink_lora", {"targets": ["*.q_proj"]}, "q_proj is adapted by paca already"),
+        ("mamba_lora", {"targets": ["*.v_proj"]}, "has no Mamba or Mamba-2 mixer"),
+    ]:
+        with unchanged(model), pytest.raises(ValueError, match=message):
+            zoo.adapt(model, kind, **options)
     for call in (zoo.quantize, lambda m: zoo.factorize(m, 4), lambda m: zoo.add_exits(m, [0])):
         with pytest.raises(ValueError, match=r"comes before adapters, the model has paca: zoo\.merge_adapter first"):
             call(model)
@@ -206,8 +227,9 @@ def test_a_file_of_something_else(tmp_path):
         ("transformer_nano", {"depth": 2}, "with depth=3: create the model so"),
         ("transformer_nano", {"pretrained": False}, r"of other weights: .* differs"),
     ]:
-        with pytest.raises(ValueError, match=message):
-            zoo.create_model(name, adapter=tmp_path / "adapter", **{"pretrained": not options, **options})
+        made: Any = zoo.create_model(name, **{"pretrained": not options, **options})
+        with unchanged(made), pytest.raises(ValueError, match=message):
+            load_adapter(made, tmp_path / "adapter")
     with pytest.raises(ValueError, match="an adapter of transformer_nano: create that model with adapter=FOLDER"):
         zoo.create_model(f"local-dir:{tmp_path / 'adapter'}")
     zoo.save_model(built("transformer_nano"), tmp_path / "model")
@@ -227,10 +249,21 @@ def test_a_damaged_file_leaves_the_model_as_it_was(tmp_path):
     config["changes"][0]["rank"] = 3
     (folder / "config.json").write_text(json.dumps(config))
     model = built("transformer_nano")
-    with pytest.raises(ValueError, match="mismatched"):
+    with unchanged(model), pytest.raises(ValueError, match="mismatched"):
         load_adapter(model, folder)
-    assert not adapters_of(model) and all(p.requires_grad for p in model.parameters())
-    assert model.state_dict().keys() == built("transformer_nano").state_dict().keys()
+
+
+def test_the_second_of_two_adapters_that_fails_takes_the_first_with_it(tmp_path):
+    """What only numbers tell, a row of zeros under DoRA, is seen when the first one is in place."""
+    model = zoo.adapt(built("transformer_nano"), "paca", rank=2, targets=["*.q_proj"])
+    folder = zoo.save_adapter(zoo.adapt(model, "dora", rank=2, targets=["*.v_proj"]), tmp_path / "adapter")
+    other: Any = built("transformer_nano")
+    with torch.no_grad():
+        other.blocks[1].mixer.v_proj.weight[5] = 0
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"base": {}}))
+    with unchanged(other), pytest.raises(ValueError, match="has a row of zeros"):
+        load_adapter(other, folder)
 
 
 def test_methods_are_dataclasses_of_documented_fields():
@@ -250,8 +283,9 @@ def test_a_layer_that_fails_leaves_what_learnt_before_it(monkeypatch):
     assert {key: parameter.requires_grad for key, parameter in model.named_parameters()} == before
 
 
-def test_a_merge_that_was_broken_off_is_done_by_another(monkeypatch):
-    model = zoo.adapt(built("transformer_nano"), "lora", rank=2)
+@pytest.mark.parametrize("kind", ["lora", "dora", "sink_lora"])
+def test_a_merge_that_fails_leaves_the_adapted_model(kind, monkeypatch):
+    model = zoo.adapt(built("transformer_nano"), kind, rank=2)
     trained(model)
     x = inputs(model)
     expected, last = model(x), list(placed(model).values())[-1]
@@ -260,8 +294,8 @@ def test_a_merge_that_was_broken_off_is_done_by_another(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(last, "merge", broken)
-    with pytest.raises(KeyboardInterrupt):
+    with unchanged(model), pytest.raises(KeyboardInterrupt):
         zoo.merge_adapter(model)
-    torch.testing.assert_close(model(x), expected)
+    assert torch.equal(model(x), expected)
     monkeypatch.undo()
     torch.testing.assert_close(zoo.merge_adapter(model)(x), expected)

@@ -1,6 +1,7 @@
 """One of two processes (see test_distributed.py): trains by DDP, by FSDP2, and by FSDP2 with a stop and a resume.
 
-Before that it notes how far the gradients of sharded models are from those of whole ones.
+Before that it notes how far the gradients of sharded models are from those of whole ones, and what adapters learn by
+DDP from what they learn in one process.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 import zoo
+from cases.distributed_adapters import RUNS, arguments, compare_adapters
 from zoo.cli import main
 from zoo.train.memory import lean
 from zoo.train.parallel import shard
@@ -108,8 +110,11 @@ if __name__ == "__main__":
     compare_gradients(Path(sys.argv[1]))
     compare_memory(Path(sys.argv[1]))
     compare_masks(Path(sys.argv[1]))
+    compare_adapters(Path(sys.argv[1]))
     dist.destroy_process_group()
     train("ddp", "--trainer.strategy=ddp", "--trainer.max_steps=6")
     train("fsdp2", "--trainer.strategy=fsdp2", "--trainer.max_steps=6")
     train("resumed", "--trainer.strategy=fsdp2", "--trainer.max_steps=3")
     train("resumed", "--trainer.strategy=fsdp2", "--trainer.max_steps=6", "--resume")
+    for run in RUNS:
+        assert main(arguments(run, Path(sys.argv[1]), 2)) == 0

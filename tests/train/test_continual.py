@@ -7,13 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import zoo
 from zoo.adapt import PaCA
-from zoo.train.adapt import DynamicConPET, StaticConPET
+from zoo.train.adapt import ContinualClassification, DynamicConPET, StaticConPET
 from zoo.train.adapt.continual import HIDDEN
+from zoo.train.data import DigitStreamDataModule
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning"),
+]
 SMALL = {"dim": 16, "depth": 2, "num_heads": 2, "num_kv_heads": 1, "mlp_dim": 16}
 
 
@@ -92,3 +98,46 @@ def test_texts_that_are_filled_behind_are_read_at_their_ends(kind):
     torch.testing.assert_close(model(filled), expected)
     assert expected.dtype == torch.float64
     assert model.task_of(torch.empty(3, dtype=torch.int64, device="meta")).is_meta
+
+
+def test_a_stream_of_digits_is_a_task_an_epoch_with_earlier_ones_beside_it():
+    data = DigitStreamDataModule(tasks=5, items=40, keep=3, augment=False)
+    data.setup()
+    source, index = data.sources["train"], torch.arange(40)
+    remembered = set()
+    for epoch in range(5):
+        images, labels = source.fetch(index, epoch)
+        own = labels // 2 == epoch
+        assert own.all() if epoch == 0 else (own == (index % 2 == 0)).all(), "every second one"
+        assert set((labels[~own] // 2).tolist()) == set(range(epoch))
+        remembered |= {tuple(image.flatten().tolist()) for image in images[~own]}
+        assert torch.equal(source.fetch(index[5:7], epoch)[0], images[5:7]), "whatever the batch"
+    assert len(remembered) <= 4 * 3
+    alone = DigitStreamDataModule(tasks=5, items=40, keep=0)
+    alone.setup()
+    assert (alone.sources["train"].fetch(index, 3)[1] // 2 == 3).all()
+    with pytest.raises(ValueError, match="tasks must divide the 10 classes"):
+        DigitStreamDataModule(tasks=3)
+
+
+@pytest.mark.parametrize("kind", [StaticConPET, DynamicConPET])
+def test_what_was_learnt_is_a_small_folder(kind, tmp_path):
+    model = made(kind)
+    for number in range(2):
+        model.learn(*task(number, 4))
+    folder, x = model.save(tmp_path), task(0)[0]
+    assert not any(key.startswith("features") for key in load_file(folder / "model.safetensors"))
+    again = made(kind)
+    again.load(folder)
+    assert torch.equal(again(x), model(x)) and again.sizes == [2, 2]
+    with pytest.raises(ValueError, match="for a fresh one"):
+        again.load(folder)
+    with pytest.raises(ValueError, match="experts are adapters"):
+        kind(zoo.create_model("vit_nano"), None)
+
+
+def test_a_stream_that_goes_on_beyond_its_tasks(trainer):
+    made = ContinualClassification("vit_nano", {"depth": 1, "adapter": {"kind": "paca"}}, sizes=[5, 5])
+    data = DigitStreamDataModule(tasks=2, items=8, batch_size=4)
+    with pytest.raises(ValueError, match="has 2 tasks, one an epoch"):
+        trainer(max_epochs=3, limit_val_batches=0).fit(made, data)

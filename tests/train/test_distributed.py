@@ -13,6 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cases.distributed_adapters import RUNS, arguments
+from zoo.adapt import ADAPTERS
+from zoo.cli import main
 from zoo.train.history import read_history
 
 OPTIONS = [
@@ -39,7 +42,7 @@ def launch(folder: Path, rank: int, port: int) -> subprocess.Popen[str]:
     identity = {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "zoo"}
     return subprocess.Popen(
         [sys.executable, str(WORKER), str(folder), *OPTIONS, "--data.batch_size=4"],
-        env={**os.environ, **rendezvous, **identity, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **rendezvous, **identity, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -86,6 +89,27 @@ def test_two_processes_equal_one(runs: Path, name: str) -> None:
     weights = [load_file(runs / run / "model" / "model.safetensors") for run in ("one", name)]
     for key, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][key], tensor, rtol=1e-3, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def test_adapters_of_two_processes_are_those_of_one(runs: Path) -> None:
+    """Up to rounding in float64; what is frozen stays to the bit, of which the processes took care."""
+    for rank in range(2):
+        found = json.loads((runs / f"adapters-{rank}.json").read_text())
+        assert set(found) == set(ADAPTERS) - {"scedit"}  # which is of U-Nets
+        for kind, far in found.items():
+            assert far["apart"] < 1e-9 < 1e-5 < far["moved"], f"{kind} in process {rank}: {far}"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning")  # LightningCLI's own calls
+@pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
+@pytest.mark.parametrize("name", RUNS)
+def test_what_learns_in_a_step_is_agreed_on(runs: Path, name: str) -> None:
+    """Layers that are drawn, experts of a task: two processes train to what one trains to, in float64."""
+    assert main(arguments(name, runs, 1)) == 0
+    one, two = (torch.load(runs / f"{name}-{count}" / "checkpoints" / "last.ckpt") for count in (1, 2))
+    assert one["global_step"] == two["global_step"] > 5
+    for key, tensor in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][key], tensor, msg=lambda m, key=key: f"{key}: {m}")
 
 
 def test_sharded_run_resumes_exactly(runs: Path) -> None:

@@ -3,77 +3,27 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import zoo
-from zoo.adapt import Adapter, own_names
-from zoo.language import LanguageModel
+from zoo.adapt import Adapter, adapters_of
+from zoo.checkpoints import read_config, read_state_dict, write_folder
 from zoo.layers.options import require_at_least
+from zoo.train.adapt.experts import Expert, Features
 
 HIDDEN = -100.0  # the logit of a class whose expert was not asked
 
 
-class Features(nn.Module):
-    """What a model makes of an input before it is read out, (B, D): of a language model at the last token that is not
-    ``pad``, behind the others."""
-
-    def __init__(self, model: Any, pad: int | None = None):
-        super().__init__()
-        self.model, self.pad = model, pad
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, T) or images -> (B, D)."""
-        model: Any = self.model
-        if isinstance(model, LanguageModel):
-            y = model.forward_norm(model.forward_residual(x))
-            if self.pad is None:
-                return y[:, -1]
-            place = torch.arange(x.shape[1], device=x.device)
-            last = (place * (x != self.pad)).amax(1)
-            return y[torch.arange(len(y), device=y.device), last]
-        return model.forward_head(model.forward_features(x), pre_logits=True)
-
-
-class Expert(nn.Module):
-    """Adapters and a linear head of their own, over a frozen model that many share.
-
-    Args:
-        features: of the adapted model.
-        classes: rows of the head.
-        dim: D.
-    """
-
-    def __init__(self, features: Features, classes: int, dim: int):
-        super().__init__()
-        names = set(own_names(features.model))
-        held = {f"model.{name}": p for name, p in features.model.named_parameters() if name in names}
-        self.names = list(held)
-        self.tensors = nn.ParameterList(nn.Parameter(p.detach().clone()) for p in held.values())
-        like = next(features.parameters())
-        self.head = nn.Linear(dim, classes, device=like.device, dtype=like.dtype)
-
-    def read(self, features: Features, x: Tensor) -> Tensor:
-        """Logits (B, classes)."""
-        return self.head(functional_call(features, dict(zip(self.names, self.tensors, strict=True)), (x,)))
-
-    def grow(self, classes: int) -> None:
-        """So many rows more; those that there are stay."""
-        old, like = self.head, self.head.weight
-        self.head = nn.Linear(old.in_features, old.out_features + classes, device=like.device, dtype=like.dtype)
-        with torch.no_grad():
-            self.head.weight[: old.out_features], self.head.bias[: old.out_features] = old.weight, old.bias
-
-
 class ContinualClassifier(nn.Module, ABC):
     """Classes come a task at a time, numbered as they come; ``learn`` takes a task's data, ``forward`` asks for any
-    class so far.
+    class so far. A recipe trains one by ``ContinualClassification``.
 
     Each task costs ``steps`` optimiser steps whatever came before: a batch is half of the task's items and half of
     earlier ones (the whole of them for the first task), each of which is drawn as often as there is room. Of a task
@@ -81,19 +31,28 @@ class ContinualClassifier(nn.Module, ABC):
 
     Args:
         model: of ``create_model``; it is copied, adapted and frozen.
-        adapter: of each expert.
+        adapter: of each expert; None for a model that has adapters.
         steps, batch_size, lr: of a task's training, by AdamW without weight decay.
         keep: items of a task.
         seed: of what is drawn.
         pad: id that fills shorter texts behind their ends; None: all are of one length, or filled before.
 
+    Attributes:
+        sizes: classes of each task that there is room for.
+        seen: how many tasks there were, the newest included.
+
+    Raises:
+        ValueError: for numbers out of range, or a model without adapters.
+
     Paper: Song et al., "ConPET: Continual Parameter-Efficient Tuning for Large Language Models", arXiv 2309.14763.
     """
+
+    seen: Tensor
 
     def __init__(
         self,
         model: nn.Module,
-        adapter: Adapter,
+        adapter: Adapter | None,
         *,
         steps: int = 50,
         batch_size: int = 16,
@@ -105,23 +64,27 @@ class ContinualClassifier(nn.Module, ABC):
         super().__init__()
         require_at_least(1, steps=steps, keep=keep)
         require_at_least(2, batch_size=batch_size)
-        self.features = Features(zoo.adapt(copy.deepcopy(model), adapter).requires_grad_(False).eval(), pad)
+        model = copy.deepcopy(model)
+        if not adapters_of(model if adapter is None else zoo.adapt(model, adapter)):
+            raise ValueError("ConPET's experts are adapters: give it one, such as --adapter lora")
+        self.features = Features(model.requires_grad_(False), pad)
         self.steps, self.batch_size, self.lr, self.keep = steps, batch_size, lr, keep
         self.draws = torch.Generator().manual_seed(seed)
         self.remembered: list[tuple[Tensor, Tensor]] = []
-        self.sizes: list[int] = []  # classes of each task
+        self.sizes: list[int] = []
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     @abstractmethod
     def begin(self, classes: int) -> None:
-        """Room for a task of so many classes."""
+        """Make room for a task of so many classes."""
 
     @abstractmethod
-    def losses(self, x: Tensor, y: Tensor, task: Tensor) -> Tensor:
-        """What is minimised, of items (B, ...), their classes (B,) and the numbers (B,) of their tasks."""
+    def losses(self, x: Tensor, y: Tensor) -> Tensor:
+        """What is minimised, of items (B, ...) and their classes (B,): a mean over the items."""
 
-    @abstractmethod
-    def learning(self) -> Iterator[nn.Parameter]:
-        """The parameters that learn the newest task."""
+    def meet(self, tasks: int) -> None:
+        """Go on to the last of so many tasks, for which there is room."""
+        self.seen.fill_(tasks)
 
     def learn(self, x: Tensor, y: Tensor) -> None:
         """A task: items (N, ...) and their classes (N,), which begin where those of the tasks before ended.
@@ -129,23 +92,52 @@ class ContinualClassifier(nn.Module, ABC):
         Raises:
             ValueError: for other classes.
         """
-        first, last = sum(self.sizes), int(y.max())
+        first, last = self.classes, int(y.max())
         if int(y.min()) < first:
             raise ValueError(f"the classes of this task begin at {first}, got {int(y.min())}")
-        self.sizes.append(last + 1 - first)
-        self.begin(self.sizes[-1])
-        optimizer = torch.optim.AdamW(self.learning(), lr=self.lr, weight_decay=0.0)
+        self.begin(last + 1 - first)
+        self.meet(len(self.sizes))
+        learns = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(learns, lr=self.lr, weight_decay=0.0)
         for _ in range(self.steps):
-            items, classes = self._batch(x, y)
             optimizer.zero_grad()
-            self.losses(items, classes, self.task_of(classes)).backward()
+            self.losses(*self._batch(x, y)).backward()
             optimizer.step()
         chosen = torch.randperm(len(x), generator=self.draws)[: self.keep]
         self.remembered.append((x[chosen], y[chosen]))
 
+    @property
+    def classes(self) -> int:
+        """Of the tasks so far."""
+        return sum(self.sizes[: int(self.seen)])
+
     def task_of(self, classes: Tensor) -> Tensor:
         """The number of the task that each class is of."""
         return torch.bucketize(classes, torch.tensor(self.sizes, device=classes.device).cumsum(0), right=True)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write what was learnt, the model beneath left out; ``load`` reads it."""
+        known: Any = self.features.model
+        described = [{"kind": adapter.kind, **dataclasses.asdict(adapter)} for adapter in adapters_of(known)]
+        content = {"model_type": "zoo-conpet", "architecture": known.config_name, "sizes": self.sizes}
+        tensors = {key: t for key, t in self.state_dict().items() if not key.startswith("features.")}
+        card = f"# {type(self).__name__} over {known.config_name}\n\n{len(self.sizes)} tasks.\n"
+        return write_folder(folder, tensors, content | {"changes": described, "kind": type(self).__name__}, card)
+
+    def load(self, folder: str | Path) -> None:
+        """Read what ``save`` has written of one of the same kind, model and adapters, which has no tasks yet.
+
+        Raises:
+            ValueError: for another folder.
+        """
+        content, tensors = read_config(folder), read_state_dict(folder)
+        ours = type(self).__name__, self.features.model.config_name
+        if (content.get("kind"), content.get("architecture")) != ours or self.sizes:
+            raise ValueError(f"{folder} holds no {ours[0]} over {ours[1]} for a fresh one, but {content.get('kind')}")
+        for classes in content["sizes"]:
+            self.begin(classes)
+        self.load_state_dict({**self.state_dict(), **tensors})
+        self.meet(int(self.seen))
 
     def _batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         new = self.batch_size // 2 if self.remembered else self.batch_size
@@ -160,43 +152,30 @@ class ContinualClassifier(nn.Module, ABC):
         index = torch.randint(len(x), (count,), generator=self.draws)
         return x[index], y[index]
 
-    def _expert(self, classes: int) -> Expert:
-        return Expert(self.features, classes, self.dim)
-
-    @property
-    def dim(self) -> int:
-        """D."""
-        known: Any = self.features.model
-        return known.config.dim if isinstance(known, LanguageModel) else known.num_features
-
 
 class StaticConPET(ContinualClassifier):
     """One expert for all tasks, whose head grows."""
 
-    def __init__(self, model: nn.Module, adapter: Adapter, **options: Any):
+    def __init__(self, model: nn.Module, adapter: Adapter | None, **options: Any):
         super().__init__(model, adapter, **options)
         self.expert: Expert | None = None
 
     def begin(self, classes: int) -> None:
         """More rows of the head."""
+        self.sizes.append(classes)
         if self.expert is None:
-            self.expert = self._expert(classes)
+            self.expert = Expert(self.features, classes)
         else:
             self.expert.grow(classes)
 
-    def losses(self, x: Tensor, y: Tensor, task: Tensor) -> Tensor:
+    def losses(self, x: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy over all classes so far."""
         return F.cross_entropy(self(x), y)
-
-    def learning(self) -> Iterator[nn.Parameter]:
-        """All of the expert."""
-        assert self.expert is not None
-        return self.expert.parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, ...) -> logits (B, classes so far)."""
         assert self.expert is not None, "learn a task first"
-        return self.expert.read(self.features, x)
+        return self.expert.read(self.features, x)[:, : self.classes]
 
 
 class DynamicConPET(ContinualClassifier):
@@ -211,7 +190,7 @@ class DynamicConPET(ContinualClassifier):
         options: see ``ContinualClassifier``.
     """
 
-    def __init__(self, model: nn.Module, adapter: Adapter, *, top_k: int = 1, **options: Any):
+    def __init__(self, model: nn.Module, adapter: Adapter | None, *, top_k: int = 1, **options: Any):
         super().__init__(model, adapter, **options)
         require_at_least(1, top_k=top_k)
         self.top_k, self.experts = top_k, nn.ModuleList()
@@ -219,34 +198,34 @@ class DynamicConPET(ContinualClassifier):
 
     def begin(self, classes: int) -> None:
         """A new expert, and a row more of the selector."""
-        for expert in self.experts:
-            expert.requires_grad_(False)
-        self.experts.append(self._expert(classes))
+        self.sizes.append(classes)
+        self.experts.append(Expert(self.features, classes))
         if self.selector is None:
-            self.selector = self._expert(1)
+            self.selector = Expert(self.features, 1)
         else:
             self.selector.grow(1)
 
-    def losses(self, x: Tensor, y: Tensor, task: Tensor) -> Tensor:
-        """Of the selector, and of the newest expert on its own items, among those that are asked of them."""
-        scores = self.select(x)
-        loss, own = F.cross_entropy(scores, task), task == len(self.experts) - 1
-        return loss + F.cross_entropy(self.answer(x[own], self.asked(scores[own], task[own])), y[own])
+    def meet(self, tasks: int) -> None:
+        """The newest expert and the selector learn."""
+        super().meet(tasks)
+        for index, expert in enumerate(self.experts):
+            expert.requires_grad_(index == tasks - 1)
 
-    def learning(self) -> Iterator[nn.Parameter]:
-        """The newest expert and the selector."""
-        assert self.selector is not None
-        yield from self.selector.parameters()
-        yield from self.experts[-1].parameters()
+    def losses(self, x: Tensor, y: Tensor) -> Tensor:
+        """Of the selector, and of the newest expert on its own items, among those that are asked of them."""
+        scores, task = self.select(x), self.task_of(y)
+        own = task == int(self.seen) - 1
+        answers = self.answer(x[own], self.asked(scores[own], task[own]))
+        return F.cross_entropy(scores, task) + F.cross_entropy(answers, y[own], reduction="sum") / len(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, ...) -> logits (B, classes so far)."""
         return self.answer(x, self.asked(self.select(x)))
 
     def select(self, x: Tensor) -> Tensor:
-        """Log-probabilities (B, tasks) of the tasks."""
+        """Log-probabilities (B, tasks so far) of the tasks."""
         assert self.selector is not None, "learn a task first"
-        return self.selector.read(self.features, x).log_softmax(-1)
+        return self.selector.read(self.features, x)[:, : int(self.seen)].log_softmax(-1)
 
     def asked(self, scores: Tensor, own: Tensor | None = None) -> Tensor:
         """Which experts are asked, (B, tasks) booleans; the task's own is the first of them where it is given."""
@@ -258,7 +237,7 @@ class DynamicConPET(ContinualClassifier):
     def answer(self, x: Tensor, asked: Tensor) -> Tensor:
         """The logits of the experts that are asked, each of all its items at once."""
         parts = []
-        for index, expert in enumerate(self.experts):
+        for index, expert in enumerate(self.experts[: asked.shape[1]]):  # type: ignore[arg-type]
             rows = asked[:, index].nonzero()[:, 0]
             made = x.new_full((len(x), expert.head.out_features), HIDDEN, dtype=expert.head.weight.dtype)  # type: ignore[union-attr]
             parts.append(made.index_copy(0, rows, expert.read(self.features, x[rows])) if len(rows) else made)  # type: ignore[operator]

@@ -16,6 +16,7 @@ from zoo.adapt import adapters_of, own_names
 from zoo.layers.adapt import mark_of, placed
 from zoo.layers.options import require_at_least
 from zoo.train.optim import unwrapped
+from zoo.train.parallel import expect_unused
 from zoo.train.tasks import Task
 
 
@@ -60,8 +61,8 @@ class ImportanceSampling(Callback):
     move it. Every `every_n_steps` optimiser steps some layers' adapters are damped in turn, and the loss of the first
     `probe` items of the next batch tells how little they matter: as many forward passes as there are `candidates`.
 
-    Everything drawn is in the checkpoint. Several processes draw the same, by the mean of their losses; DDP must be
-    told to look for unused parameters (`--trainer.strategy ddp_find_unused_parameters_true`).
+    Everything drawn is in the checkpoint. Several processes draw the same, by the mean of their losses; DDP is told to
+    look for unused parameters, and sends no gradients of what does not learn in a step.
 
     Args:
         share: of the layers that learn in a step.
@@ -104,6 +105,10 @@ class ImportanceSampling(Callback):
         self.learning: list[int] = []
         self._saved: dict[str, Any] = {}
         self._step = -1
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """What learns changes from step to step."""
+        expect_unused(trainer.strategy)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for the layers, and go on where a checkpoint was."""

@@ -43,7 +43,7 @@ class ExportModel(Callback):
                 zoo.save_adapter(unwrapped(model), root / self.adapter)
                 if all(adapter.mergeable for adapter in there):
                     model = zoo.merge_adapter(copy.deepcopy(unwrapped(model)))
-            folder = zoo.save_model(model.eval(), root / self.folder)
+            folder = pl_module.save(model, root / self.folder)
             if hasattr(datamodule := getattr(trainer, "datamodule", None), "save_tokenizer"):
                 datamodule.save_tokenizer(folder)  # pyright: ignore[reportOptionalMemberAccess]
         trainer.strategy.barrier()

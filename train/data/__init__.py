@@ -4,6 +4,7 @@ from zoo.train.data.arrays import ArraysDataModule
 from zoo.train.data.base import DataModule
 from zoo.train.data.bigram import bigram_bits_per_byte
 from zoo.train.data.demonstrations import Demonstrations
+from zoo.train.data.digit_stream import DigitStreamDataModule, TurnedDigitsDataModule
 from zoo.train.data.digit_views import DigitConceptDataModule, DigitViewsDataModule
 from zoo.train.data.digits import DigitLevelsDataModule, DigitsDataModule, DigitTokensDataModule
 from zoo.train.data.grown import GrownSourceDataModule
@@ -29,6 +30,7 @@ __all__ = [
     "Demonstrations",
     "DigitConceptDataModule",
     "DigitLevelsDataModule",
+    "DigitStreamDataModule",
     "DigitTokensDataModule",
     "DigitViewsDataModule",
     "DigitsDataModule",
@@ -55,6 +57,7 @@ __all__ = [
     "SyntheticTask",
     "TextDataModule",
     "TextFilesDataModule",
+    "TurnedDigitsDataModule",
     "VariableTracking",
     "bigram_bits_per_byte",
     "histogram_bits_per_dim",

@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -148,6 +149,10 @@ class Task(LightningModule):
     def result(self) -> nn.Module:
         """What a finished training leaves: the average where there is one, else the model."""
         return self.average or self.trained
+
+    def save(self, model: nn.Module, folder: Path) -> Path:
+        """Write what a finished training leaves, for `zoo.create_model` to read."""
+        return zoo.save_model(model.eval(), folder)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Task:
         """Casts (bf16-true) leave the average as it is: in bfloat16 its steps would be rounded away."""

@@ -3,6 +3,7 @@
 from zoo.adapt.files import load_adapter, own_names, save_adapter
 from zoo.adapt.ladder import Ladder
 from zoo.adapt.lora import DoRA, LoRA
+from zoo.adapt.mamba_lora import MambaLoRA
 from zoo.adapt.method import ADAPTERS, Adapter, adapt, adapters_of, as_adapter, merge_adapter
 from zoo.adapt.mobiletl import MobileTL
 from zoo.adapt.paca import PaCA
@@ -22,6 +23,7 @@ __all__ = [
     "DoRA",
     "Ladder",
     "LoRA",
+    "MambaLoRA",
     "MobileTL",
     "PaCA",
     "Rows",

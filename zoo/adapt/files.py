@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from zoo.adapt.method import Adapter, adapters_of
 from zoo.changes import KEY, apply, described_changes, read_changes, rebuilding
 from zoo.checkpoints import fit_state_dict, read_config, read_state_dict, write_folder
+from zoo.checkpoints.io import CONFIG
 from zoo.config import FREE, from_json
-from zoo.layers.adapt import before
+from zoo.layers.adapt import before, undone_on_failure
 from zoo.quantize.files import described_records
 from zoo.recognition import ADAPTER
 from zoo.registry import lookup
@@ -81,12 +82,18 @@ def load_adapter(model: nn.Module, folder: str | Path) -> None:
             apply(sketch, adapter)
     state = sketch.state_dict()
     fitted = fit_state_dict(tensors, {name: state[name] for name in own_names(sketch)}, {}, str(folder))
-    for adapter in adapters:
-        apply(model, adapter)
+    with undone_on_failure(model):
+        for adapter in adapters:
+            apply(model, adapter)
     state = model.state_dict()
     with torch.no_grad():
         for name, tensor in fitted.items():
             state[name].copy_(tensor)
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a path is a folder of ``save_adapter``."""
+    return (Path(folder) / CONFIG).is_file() and read_config(folder).get("model_type") == ADAPTER
 
 
 def own_names(model: nn.Module) -> list[str]:

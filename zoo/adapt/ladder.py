@@ -22,7 +22,8 @@ class Ladder(Adapter, kind="ladder"):
     """A network of the model's own blocks, ``reduction`` times as narrow, reads what they make and adds to the last of
     it; the model runs without gradients. It cannot be merged, and both are run ever after.
 
-    The authors begin with weights pruned out of the model; here they are fresh.
+    Its weights are fresh; the authors begin with those pruned out of the model, as
+    ``zoo.adapt.pruned.prune_into_ladder`` does (in a recipe the callback ``zoo.train.adapt.PrunedLadder``).
 
     Paper: see ``zoo.layers.adapt.ladder.Rung``.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 from collections.abc import Iterator
@@ -72,11 +73,11 @@ class LoRA(Adapter, kind="lora"):
         """Raise a ValueError for layers that it cannot be put on."""
 
     def merged(self, module: Any) -> nn.Module:
-        """The layer with the product added to its matrix, in place: one that a broken call has merged stays so, and
-        its outputs are the same."""
-        if not module.merged:
-            module.merge()
-        return module.get_base_layer()
+        """A layer with the product added to its matrix."""
+        made = copy.deepcopy(module)
+        if not made.merged:
+            made.merge()
+        return made.get_base_layer()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import nn
 
 from zoo.changes import Change, apply, as_change, changes_of
-from zoo.layers.adapt import Mark, before, mark_of, placed, put
+from zoo.layers.adapt import Mark, before, mark_of, placed, put, undone_on_failure
 from zoo.layers.batch_norm import TraceableNorm
 from zoo.layers.precision import Packed
 from zoo.registry import nearest
@@ -87,13 +87,11 @@ class Adapter(Change):
         for pattern in self.also:
             if not any(fnmatchcase(before(model, name), pattern) for name in found):
                 raise ValueError(f"also: {pattern!r} is no parameter's name{nearest(pattern, found)}")
-        learning = {parameter: parameter.requires_grad for parameter in model.parameters()}
-        try:
-            made = self.modules(model)
-        except BaseException:  # layers that were made before have frozen what is in them
-            for parameter, learns in learning.items():
-                parameter.requires_grad_(learns)
-            raise
+        with undone_on_failure(model):
+            self._put(model, there)
+
+    def _put(self, model: nn.Module, there: Sequence[Adapter]) -> None:
+        made = self.modules(model)
         if not there:
             model.requires_grad_(False)
         for name, module in made.items():
@@ -204,7 +202,7 @@ def as_adapter(described: Any) -> Adapter:
 
 def merge_adapter(model: Model) -> Model:
     """Take the adapters out of a model, in place, and leave what they learnt in its weights; every parameter learns
-    again.
+    again. The merged layers are made beside the others, and put in their place when all are there.
 
     Raises:
         ValueError: for a model without adapters, or with one that cannot become a part of its weights.
@@ -214,10 +212,12 @@ def merge_adapter(model: Model) -> Model:
         raise ValueError(f"{type(model).__name__} has no adapter to merge")
     if fixed := [kind for kind, adapter in there.items() if not adapter.mergeable]:
         raise ValueError(f"{', '.join(fixed)} cannot be merged: save the model with it, by zoo.save_model")
-    made = {}
-    for name, module in placed(model).items():
-        made[name] = there[str(_kind(module))].merged(module).train(module.training)
-    put(model, made)
+    with undone_on_failure(model):
+        made = {
+            name: there[str(_kind(module))].merged(module).train(module.training)
+            for name, module in placed(model).items()
+        }
+        put(model, made)
     model.changes = tuple(change for change in changes_of(model) if not isinstance(change, Adapter))  # type: ignore[assignment]
     packed = {id(p) for module in model.modules() if isinstance(module, Packed) for p in module.parameters()}
     for parameter in model.parameters():

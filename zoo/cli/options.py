@@ -20,7 +20,9 @@ def add_model(parser: ArgumentParser) -> None:
 
 def add_checkpoint(parser: ArgumentParser) -> None:
     """--checkpoint FILE."""
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights of a named model")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="weights of a named model, or a folder of an adapter"
+    )
 
 
 def add_import(parser: ArgumentParser) -> None:
@@ -77,11 +79,15 @@ def saved(model: str) -> str:
 
 
 def model_with_weights(model: str, checkpoint: Path | None) -> Any:
-    """A folder's model, or a named one with the weights of a file or the published ones."""
+    """A folder's model, or a named one with the weights of a file or the published ones; on either an adapter where
+    the checkpoint is a folder of one."""
     import zoo
+    from zoo.adapt.files import is_adapter
 
     name = saved(model)
     placed = ":" in name  # in a folder or a repository, with its weights
+    if checkpoint is not None and is_adapter(checkpoint):
+        return zoo.create_model(name, pretrained=not placed, adapter=checkpoint)
     return zoo.create_model(name, pretrained=not placed and checkpoint is None, checkpoint_path=checkpoint)
 
 

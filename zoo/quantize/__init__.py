@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.layers.adapt import require_unadapted
-from zoo.layers.quant import Record, compressible, install, is_product, matrices, records
+from zoo.layers.quant import Format, Record, compressible, install, is_product, matrices, records
 from zoo.layers.quant.between import between
 from zoo.layers.quant.nearest import Nearest
 from zoo.layers.quant.noise import WeightNoise
@@ -92,7 +92,7 @@ def quantize(
             (None; what linear layers and experts multiply is rounded to as many).
 
     Returns:
-        ``model``.
+        ``model``. Of one without memory the records are empty, as round-to-nearest would make them.
 
     Raises:
         ValueError: for an unknown method, options out of range, a group that does not divide the inputs of a layer, a
@@ -121,6 +121,12 @@ def quantize(
         calibration.check(model)
     weights = _wanted(model, (skip,) if isinstance(skip, str) else tuple(skip), embeddings)
     _check_groups(chosen, model, weights)
+    if all(weight.is_meta for weight in weights.values()):
+        if not isinstance(chosen, RTN):
+            raise ValueError(f"without memory a model has no weights that {method} could see: only rtn needs none")
+        install(model, {name: _format(chosen, model, name) for name in weights})
+        model.quantization = {"method": method, **chosen.fields()}  # type: ignore[assignment]
+        return model
     store = Store(folder, _signature(chosen, method, model, weights, calibration) if folder else {}, progress)
     store.expect(len({id(weight) for weight in weights.values()}))
     training = model.training
@@ -183,15 +189,18 @@ def _check_groups(method: Method, model: nn.Module, weights: Iterable[str]) -> N
         raise ValueError(f"{wrong[0]}{f' (and {len(wrong) - 1} more layers)' if wrong[1:] else ''}")
 
 
+def _format(method: Method, model: nn.Module, name: str) -> Format:
+    form = method.format(matrices(model, name).shape[-1])
+    return form if is_product(model, name) else dataclasses.replace(form, activation_bits=None)
+
+
 def _record(method: Method, model: nn.Module, name: str, known: Any, store: Store) -> Record:
     matrix = matrices(model, name)
     if not (matrix.is_meta or matrix.isfinite().all()):
         raise ValueError(f"{name} holds infinities or what is no number: there is no scale for it")
 
     def make() -> dict[str, Tensor]:
-        form = method.format(matrix.shape[-1])
-        form = form if is_product(model, name) else dataclasses.replace(form, activation_bits=None)
-        record = method.record(matrix.float(), form, known)
+        record = method.record(matrix.float(), _format(method, model, name), known)
         return {FORMAT: as_bytes(record.format), **dict(record.named_parameters())}
 
     found = store.once(f"record.{name}", make)

@@ -15,6 +15,8 @@ MODULES = {
     "DigitLevelsDataModule": "{batch_size: 32}",
     "DigitViewsDataModule": "{batch_size: 8}",
     "DigitConceptDataModule": "{digit: 7, batch_size: 4}",
+    "DigitStreamDataModule": "{batch_size: 8, tasks: 2, items: 32}",
+    "TurnedDigitsDataModule": "{batch_size: 8}",
     "DigitTokensDataModule": "{batch_size: 8, augment: false}",
     "ArraysDataModule": "{batch_size: 8}",
     "ScenesDataModule": "{batch_size: 8}",
