@@ -75,7 +75,8 @@ def compare_memory(folder: Path) -> None:
         tokens = torch.randint(256, (4, 16))
         whole(tokens, labels=tokens).backward()
         part = tokens.chunk(2)[rank]
-        DistributedDataParallel(half)(part, labels=part).backward()
+        both = DistributedDataParallel(half)
+        both(part, labels=part).backward()
         pairs = zip(half.parameters(), whole.parameters(), strict=True)
         apart[kind] = max((found.grad - wanted.grad).abs().max().item() for found, wanted in pairs)
     if rank == 0:

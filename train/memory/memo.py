@@ -121,6 +121,7 @@ class _Pass:
         self.slots: dict[tuple[Any, ...], tuple[StorageWeakRef, _Slot]] = {}
         self.count = 0
         self.again: dict[int | str, Tensor] = {}
+        self.one = {number: tensor.shape for number, tensor in self._saved_of(x[:, :1], 0).items()}  # of one token
 
     def pack(self, tensor: Tensor) -> Tensor | _Slot:
         """Move a saved tensor, or the first of its tokens."""
@@ -133,11 +134,15 @@ class _Pass:
             name = self.attending.get(_key(tensor))
             return _Slot(self.store.put(tensor)) if name is None else self._part(tensor, 2, name)
         number, self.count = self.count, self.count + 1
-        if tensor.dim() and tensor.shape[0] == self.batch * self.length and self.batch > 1:
-            return self._part(tensor.unflatten(0, (self.batch, self.length)), 1, number, by_rows=True)
-        return self._part(
-            tensor, next((d for d in (1, 2, 0) if tensor.shape[d : d + 1] == (self.length,)), None), number
+        one = self.one.get(number, ())
+        if len(one) != tensor.dim():
+            raise RuntimeError(f"memo: {type(self.block).__name__} computes a single token in another way than many")
+        dim = next(
+            (dim for dim, (size, least) in enumerate(zip(tensor.shape, one, strict=True)) if size != least), None
         )
+        if dim == 0 and tensor.shape[0] != self.length:
+            return self._part(tensor.unflatten(0, (self.batch, self.length)), 1, number, by_rows=True)
+        return self._part(tensor, dim, number)
 
     def _part(self, tensor: Tensor, dim: int | None, number: int | str, by_rows: bool = False) -> _Slot:
         if dim is None or self.first == self.length:
@@ -168,16 +173,24 @@ class _Pass:
 
     def _compute_again(self) -> None:
         """What the block saves of the other tokens, from its input and the output of attention."""
-        x = self.x.get()[:, self.first :].detach().requires_grad_(self.learns)
-        apart = {*self.apart, _place(x)}
+        output = self.output.get()[:, :, self.first :]
+        self.again = self._saved_of(self.x.get()[:, self.first :], self.first, output)
+
+    def _saved_of(self, x: Tensor, first: int, output: Tensor | None = None) -> dict[int | str, Tensor]:
+        """What it saves of tokens x (B, n, dim) from ``first`` on, by number, and their q, k and v; attention gives
+        ``output`` (B, H, n, d), zeros for None."""
+        x = x.detach().requires_grad_(self.learns)
+        apart, found = {*self.apart, _place(x)}, []
 
         def pack(tensor: Tensor) -> None:
             if _place(tensor) not in apart and tensor.is_floating_point():
-                self.again[len(self.again) - len({"q", "k", "v"} & self.again.keys())] = tensor
+                found.append(tensor)
 
-        ids = None if self.seq_idx is None else self.seq_idx[:, self.first :]
+        ids = None if self.seq_idx is None else self.seq_idx[:, first : first + x.shape[1]]
+        state = _Recalled(first, x.device, output)
         with torch.enable_grad(), self.autocast(), saved_tensors_hooks(pack, _unread):
-            self.block(x, _Recalled(self), ids)
+            self.block(x, state, ids)
+        return {**dict(enumerate(found)), **state.given}
 
 
 class _Noting:
@@ -202,20 +215,22 @@ class _Noting:
 
 
 class _Recalled:
-    """Attends by recalling what came out, for the last tokens."""
+    """Attends by recalling what came out, for some tokens."""
 
-    def __init__(self, passing: _Pass):
-        self.passing = passing
+    def __init__(self, first: int, device: torch.device, output: Tensor | None):
+        self.first, self.device, self.output = first, device, output
+        self.given: dict[int | str, Tensor] = {}
 
     def place(self, length: int, seq_idx: Tensor | None = None) -> Place:
-        """Where the last tokens stand."""
-        first, device = self.passing.first, self.passing.block.mixer.compute.device
-        return Place(torch.arange(first, first + length, device=device), seq_idx, seq_idx is not None)
+        """Where the tokens stand."""
+        position = torch.arange(self.first, self.first + length, device=self.device)
+        return Place(position, seq_idx, seq_idx is not None)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, place: Place, attention: Any) -> Tensor:
-        """q, k, v (B, H, last tokens, d) -> (B, H, last tokens, d)."""
-        self.passing.again.update(q=q.detach(), k=k.detach(), v=v.detach())
-        return self.passing.output.get()[:, :, self.passing.first :].detach().requires_grad_(q.requires_grad)
+        """q, k, v (B, H, n, d) -> (B, H, n, d)."""
+        self.given.update(q=q.detach(), k=k.detach(), v=v.detach())
+        output = q.new_zeros(*q.shape[:3], v.shape[3]) if self.output is None else self.output
+        return output.detach().requires_grad_(q.requires_grad)
 
 
 def _unread(_: None) -> Tensor:

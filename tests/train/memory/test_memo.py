@@ -31,12 +31,12 @@ def gradients(model: Any, tokens: Tensor, **options: Any) -> list[Tensor]:
     return [parameter.grad.clone() for parameter in model.parameters()]
 
 
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("batch", [(2, 50), (1, 32), (4, 8)])  # also as many tokens as channels
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_gradients_are_those_of_plain_training(alpha, kind, batch):
     model: Any = zoo.create_model("transformer_nano", dtype=torch.float64, **SHAPE | MODELS[kind]).train()
-    tokens = text()[:batch]
+    tokens = text(400).flatten()[: batch[0] * batch[1]].view(batch)
     expected = gradients(model, tokens)
     lean(model, "memo", alpha=alpha, keep=1)
     for found, wanted in zip(gradients(model, tokens), expected, strict=True):
