@@ -15,6 +15,7 @@ SIZE = 15  # of the letters, in pixels
 BREAK = re.compile(
     r"\\\\|(?<=[,;.])\s*\\;|\\q?quad|\n(?=\s*[\\\w][^=\n+-]{0,24}=)"
 )  # where an equation ends and the next begins
+MATH = re.compile(r"\.\. math::(.*(?:\n(?:[ ]+.*|(?=\n)))*)")  # what stands behind it, and indented below
 CASES = re.compile(r"\\begin\{cases\}(.*?)\\end\{cases\}", re.DOTALL)
 # what mathtext does not know -> what looks like it
 SPELLED = (
@@ -56,7 +57,7 @@ def _math(kind: type) -> list[str]:
     if not kind.__module__.startswith("zoo.") or not kind.__doc__:
         return []
     text, lines = inspect.cleandoc(kind.__doc__), []
-    for block in re.findall(r"\.\. math::(?:[ ]*\n|[ ]+)((?:(?:[ ]+.*)?\n?)+)", text):
+    for block in MATH.findall(text):
         block = CASES.sub(lambda cases: r"\{" + re.sub(r"\\\\", ";", cases[1]).replace("&", r"\ "), block)
         lines += [one for part in BREAK.split(textwrap.dedent(block)) if (one := " ".join(part.split()))]
     return lines
