@@ -38,7 +38,7 @@ from zoo.benchmarks.peers import LlamaCpp, Side
 from zoo.benchmarks.report import figures
 from zoo.benchmarks.report.results import Results
 from zoo.benchmarks.runner import DONE, Step, run_steps, sources
-from zoo.profile import measure
+from zoo.profile import ValuesDecideError, measure, profile
 from zoo.profile.peaks import wait
 from zoo.profile.sample import LENGTH, items, sample
 from zoo.registry import lookup, natural_key, nearest
@@ -89,10 +89,31 @@ def groups(names: Sequence[str], together: bool) -> list[tuple[str, ...]]:
 def measured(plan: Plan) -> Iterator[dict[str, Any]]:
     """The records of a plan, one at a time; in a process of its own."""
     for size in plan.sizes:
+        _require_room(plan, size)
         with tempfile.TemporaryDirectory() as folder:
             sides = {(name, side): held for name in plan.names for side, held in _sides(name, plan, size, Path(folder))}
             for batch in plan.batches:
                 yield from _at(sides, plan, batch, size)
+
+
+def _require_room(plan: Plan, size: int | None) -> None:
+    """Raise ValueError where what is predicted to be held at once does not fit the free memory."""
+    weights = most = 0
+    for name in plan.names:
+        reads: dict[str, Any] = {"image_size" if lookup(name).task in PICTURES else "tokens": size}
+        dtype, training = getattr(torch, plan.dtype), "training" in plan.measures
+        try:
+            found = profile(name, **reads, batch=max(plan.batches), device="meta", dtype=dtype, training=training)
+        except ValuesDecideError:  # what it keeps is known when it runs
+            weights += zoo.model_info(name).num_parameters * dtype.itemsize * (1 + len(plan.against))
+            continue
+        weights += found.weight_bytes * (1 + len(plan.against))
+        most = max(most, *(phase.memory for phase in found.phases))
+    if weights + most > (free := measure.free_memory(torch.device(plan.device))):
+        raise ValueError(
+            f"{(weights + most) / 2**30:.1f} GiB are needed and {plan.device} has {free / 2**30:.1f} GiB free: take a "
+            "smaller batch, shorter inputs, fewer models at once (--apart), or leave out training"
+        )
 
 
 def _sides(name: str, plan: Plan, size: int | None, folder: Path) -> Iterator[tuple[str, Side | LlamaCpp]]:
@@ -281,8 +302,7 @@ def plans(options: argparse.Namespace) -> list[Plan]:
             )
         names |= dict.fromkeys(fitting)
     peers.require(options.against)
-    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {options.device}: there is no NVIDIA GPU here")
+    measure.require_device(options.device)
     found = []
     for group in groups(list(names), not options.apart):
         pictures = lookup(group[0]).task in PICTURES

@@ -61,6 +61,13 @@ def test_timm_by_its_name(short) -> None:
         list(measured(plan("vit_nano", "--against", "timm")))
 
 
+def test_what_does_not_fit_is_refused_with_the_figure(monkeypatch) -> None:
+    wanted = plan("transformer_130m", "--measures", "forward")
+    monkeypatch.setattr(compare.measure, "free_memory", lambda device: 400 << 20)
+    with pytest.raises(ValueError, match=r"^0\.5 GiB are needed and cpu has 0\.4 GiB free"):
+        next(measured(wanted))
+
+
 def test_what_was_done_is_kept_and_not_done_again(short, tmp_path: Path) -> None:
     file, wanted = tmp_path / "models.json", plan("vit_nano", "--measures", "forward")
     step = compare.Step("vit_nano", measured, (wanted,))
@@ -102,16 +109,28 @@ def test_one_failing_model_does_not_lose_the_rest(tmp_path: Path, capfd) -> None
         (["mamba3_nano"], "'mamba2_nano'?"),
         (["vit_nano", "--batches", "0"], "--batches: must be at least 1, got 0"),
         (["vit_nano", "--against", "fla"], "--against fla needs fla, which is not installed"),
-        (["vit_nano", "--device", "cuda"], "there is no NVIDIA GPU here"),
+        (["vit_nano", "--device", "cuda"], "device must be one that is here"),
+        (["vit_nano", "--device", "nonsense"], "NVIDIA GPU where there is one, got nonsense"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_first(arguments, says, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", *arguments])
+    assert stopped.value.code == 2 and says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
         (["gap", "--models", "vit_nan"], "--models: unknown model 'vit_nan', did you mean 'vit_nano'"),
         (["recall", "--models", "mambo*"], "--models: 'mambo*' fits none of attention; "),
         (["prefix", "--prompts", "0"], "--prompts: must be at least 1, got 0"),
         (["needle", "--seed", "-1"], "--seed: must be at least 0, got -1"),
     ],
 )
-def test_what_cannot_be_measured_is_told_first(arguments, says, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+def test_what_a_subject_cannot_measure_is_told_first(arguments, says, capsys) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["bench", *arguments])
     assert stopped.value.code == 2 and says in capsys.readouterr().err

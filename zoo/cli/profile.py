@@ -47,7 +47,7 @@ def run(known: Namespace) -> int:
             tokens=known.tokens,
             image_size=known.image_size,
             batch=known.batch,
-            device=checked(torch.device, known.device) if known.device else None,
+            device=known.device,
             dtype=getattr(torch, known.dtype) if known.dtype else None,
             training=not known.no_training,
             runs=known.runs,

@@ -106,9 +106,7 @@ def _counted(
         memo = {id(p): nn.Parameter(p.to(META), p.requires_grad) for p in model.parameters()}
         memo |= {id(b): b.to(META) for b in model.buffers()}
         return next(model.parameters()).device, copy.deepcopy(model, memo)
-    place = torch.device("cpu" if device is None else device)
-    if place.type not in ("cpu", "cuda", "meta") or (place.type == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"device must be one that is here: cpu, meta or an NVIDIA GPU where there is one, got {place}")
+    place = measure.require_device("cpu" if device is None else device)
     return place, _build(model, image_size, META, dtype)
 
 

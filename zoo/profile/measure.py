@@ -79,6 +79,24 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> int:
     return most
 
 
+def require_device(device: torch.device | str) -> torch.device:
+    """The device, if it is here.
+
+    Raises:
+        ValueError: for one that is not.
+    """
+    try:
+        place = torch.device(device)
+    except RuntimeError:  # torch knows none of the name
+        place = None
+    here = {"cpu": 1, "meta": 1, "cuda": torch.cuda.device_count()}
+    if place is None or (place.index or 0) >= here.get(place.type, 0):
+        raise ValueError(
+            f"device must be one that is here: cpu, meta or an NVIDIA GPU where there is one, got {device}"
+        )
+    return place
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be had."""
     if device.type == "cuda":
