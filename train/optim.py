@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, param_groups_weight_decay
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from zoo.registry import nearest
+from zoo.train.coat import COAT
 
+OWN: dict[str, type[Optimizer]] = {"coat": COAT}  # besides timm's
 ADAM_BETAS = (0.9, 0.999)  # what an optimiser with another number of them does not get
 
 
-def build_optimizer(model: nn.Module, name: str, *, lr: float, weight_decay: float, **kwargs: Any) -> Optimizer:
-    """An optimiser by timm's name ("adamw", "lamb", "lion", ...), with two parameter groups.
+def build_optimizer(
+    model: nn.Module,
+    name: str,
+    *,
+    lr: float,
+    weight_decay: float,
+    around: Callable[[list[dict[str, Any]], Callable[..., Optimizer]], Optimizer] | None = None,
+    **kwargs: Any,
+) -> Optimizer:
+    """An optimiser by timm's name ("adamw", "lamb", "lion", ...) or ours ("coat"), with two parameter groups.
 
     Weight decay is off for biases, for every parameter of at most one dimension and for what the model's
     `no_weight_decay()` names. Modules may bound the rates of their parameters, see `parameter_groups`.
@@ -26,25 +38,37 @@ def build_optimizer(model: nn.Module, name: str, *, lr: float, weight_decay: flo
         name: see `timm.optim.list_optimizers()`.
         lr: peak learning rate.
         weight_decay: decoupled where the optimiser is (AdamW).
+        around: makes the optimiser of the groups and of what makes one of any groups, such as
+            `zoo.train.parallel.ShardedOptimizer`.
         kwargs: of the optimiser, such as `betas` and `eps`. An optimiser of three betas takes three, or its own where
             `betas` is Adam's default.
 
     Raises:
         ValueError: timm has no optimiser of that name, or it does not take these arguments.
     """
+    if name.lower() in OWN:
+        make = partial(OWN[name.lower()], lr=lr, weight_decay=0.0, **kwargs)
+    else:
+        make = partial(create_optimizer_v2, opt=name, lr=lr, weight_decay=0.0, **_known(name, kwargs))
+    try:
+        groups = parameter_groups(unwrapped(model), lr, weight_decay)
+        return around(groups, make) if around else make(groups)
+    except (TypeError, ValueError, AssertionError, ImportError) as error:
+        raise ValueError(f"optimizer {name!r} cannot be made with {kwargs}: {error or type(error).__name__}") from error
+
+
+def _known(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that timm's optimiser of a name is given."""
     names, kind = list_optimizers(), name.lower().split("_")[-1]  # "lookahead_adamw" is adamw with something around it
     if kind not in names:
-        raise ValueError(f"timm has no optimizer {name!r}{nearest(name, names)}; timm.optim.list_optimizers() has all")
+        others = nearest(name, [*names, *OWN])
+        raise ValueError(f"timm has no optimizer {name!r}{others}; timm.optim.list_optimizers() has all")
     info = get_optimizer_info(kind)
     if info.has_betas and "betas" in kwargs and len(kwargs["betas"]) != info.num_betas:
         if tuple(kwargs["betas"]) != ADAM_BETAS:
             raise ValueError(f"optimizer {name!r} takes {info.num_betas} betas, got {tuple(kwargs['betas'])}")
-        kwargs = {key: value for key, value in kwargs.items() if key != "betas"}
-    try:
-        groups = parameter_groups(unwrapped(model), lr, weight_decay)
-        return create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=0.0, **kwargs)
-    except (TypeError, ValueError, AssertionError, ImportError) as error:
-        raise ValueError(f"optimizer {name!r} cannot be made with {kwargs}: {error or type(error).__name__}") from error
+        return {key: value for key, value in kwargs.items() if key != "betas"}
+    return kwargs
 
 
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -64,6 +88,19 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[d
         group["params"] = [p for p in group["params"] if bounds.get(p, lr) >= lr]
     slow = [{"params": params, "lr": bound, "weight_decay": decay} for (bound, decay), params in own.items()]
     return [*(group for group in common if group["params"]), *slow]
+
+
+def state_bytes(optimizer: Optimizer) -> int:
+    """What an optimiser remembers of its parameters in this process, in bytes."""
+    tensors = [
+        value for state in states_of(optimizer).values() for value in state.values() if isinstance(value, Tensor)
+    ]
+    return sum(getattr(tensor, "_local_tensor", tensor).nbytes for tensor in tensors if tensor.dim())
+
+
+def states_of(optimizer: Optimizer) -> dict[Tensor, dict[str, Any]]:
+    """What an optimiser remembers, by parameter; of a sharded one, this process's."""
+    return getattr(optimizer, "optim", optimizer).state
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -1,7 +1,8 @@
-"""Sharding over processes (FSDP2), the same on GPUs and, with gloo, on CPUs."""
+"""Sharding over processes (ZeRO's stages by FSDP2), the same on GPUs and, with gloo, on CPUs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
@@ -9,11 +10,13 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.optim import Optimizer
 
 BLOCK_LISTS = ("blocks", "layers")
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, *, free_root: bool = False) -> nn.Module:
+def shard(model: nn.Module, mesh: DeviceMesh, *, free: bool | None = None, free_root: bool = False) -> nn.Module:
     """Shard a model in place over the data-parallel dimension of Lightning's mesh.
 
     Every child of a `ModuleList` or `Sequential` named `blocks` or `layers` is a unit of its own: its weights are
@@ -23,7 +26,9 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, free_root: bool = False) -> nn.
     Args:
         model: built alike in every process (same seed, or same checkpoint): each keeps its part of its own copy.
         mesh: with the dimensions "data_parallel" and "tensor_parallel".
-        free_root: free the root unit after each forward pass too; else it stays whole until a backward pass.
+        free: free every unit after a forward pass, or none, which then stay whole until the backward pass; None: all
+            but the root unit.
+        free_root: where ``free`` is None, free the root unit after each forward pass too.
 
     Raises:
         ValueError: the mesh splits tensors too, for which the zoo's layers have no plan.
@@ -35,12 +40,13 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, free_root: bool = False) -> nn.
         )
     data_parallel = mesh["data_parallel"]
     for shared in [one for module in model.modules() for one in getattr(module, "shared_modules", ())]:
-        fully_shard(shared, mesh=data_parallel)  # before the block that holds it, which is freed before others call it
+        # before the block that holds it, which is freed before others call it
+        fully_shard(shared, mesh=data_parallel, reshard_after_forward=free)
     for name, module in list(model.named_modules()):
         if name.rpartition(".")[2] in BLOCK_LISTS and isinstance(module, (nn.ModuleList, nn.Sequential)):
             for block in module:
-                fully_shard(block, mesh=data_parallel)
-    fully_shard(model, mesh=data_parallel, reshard_after_forward=True if free_root else None)
+                fully_shard(block, mesh=data_parallel, reshard_after_forward=free)
+    fully_shard(model, mesh=data_parallel, reshard_after_forward=True if free is None and free_root else free)
     return model
 
 
@@ -69,11 +75,13 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     Args:
         tensor_parallel_size: kept for `ModelParallelStrategy`; must be 1.
+        free: see `shard`.
         kwargs: of `ModelParallelStrategy`.
     """
 
-    def __init__(self, tensor_parallel_size: int = 1, **kwargs: Any) -> None:
+    def __init__(self, tensor_parallel_size: int = 1, free: bool | None = None, **kwargs: Any) -> None:
         super().__init__(tensor_parallel_size=tensor_parallel_size, **kwargs)
+        self.free = free
 
     def setup_environment(self) -> None:
         if self._data_parallel_size == "auto":
@@ -81,7 +89,53 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
 
+class ShardedOptimizer(ZeroRedundancyOptimizer):
+    """An optimiser of which each process keeps the states of some parameters, whole ones, and updates those.
+
+    Args:
+        groups: of all parameters.
+        make: makes the optimiser of some groups.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], make: Callable[..., Optimizer]) -> None:
+        super().__init__(groups, make)  # type: ignore[arg-type]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep this process's part, once: torch's class keeps a copy beside its own optimiser's."""
+        self.optim.load_state_dict(self._own_part(state_dict))
+        for own, shown in zip(self.optim.param_groups, self.param_groups, strict=True):
+            shown.update({name: value for name, value in own.items() if name != "params"})
+
+    def _own_part(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        places = {parameter: place for place, parameter in enumerate(parameters)}
+        groups, state, count = [], {}, 0
+        for saved, own in zip(state_dict["param_groups"], self.optim.param_groups, strict=True):
+            groups.append({**saved, "params": []})
+            for parameter in own["params"]:
+                if (found := state_dict["state"].get(places[parameter])) is not None:
+                    state[count] = found
+                groups[-1]["params"].append(count)
+                count += 1
+        return {"state": state, "param_groups": groups}
+
+
+class ZeRO1Strategy(DDPStrategy):
+    """DDP whose processes share the optimiser's states: `--trainer.strategy zero1`."""
+
+    sharded_optimizer = ShardedOptimizer
+
+
+STRATEGIES: dict[str, tuple[type[Strategy], dict[str, Any], str]] = {
+    "fsdp2": (FSDP2Strategy, {}, "fully sharded data parallel, version 2"),
+    "zero1": (ZeRO1Strategy, {}, "ZeRO stage 1: states of the optimiser sharded"),
+    "zero2": (FSDP2Strategy, {"free": False}, "ZeRO stage 2: gradients too; weights whole from forward to backward"),
+    "zero3": (FSDP2Strategy, {"free": True}, "ZeRO stage 3: weights too, whole one block at a time"),
+}
+
+
 def register_strategies() -> None:
-    """Make "fsdp2" a name that `Trainer(strategy=...)` knows."""
-    if "fsdp2" not in StrategyRegistry:
-        StrategyRegistry.register("fsdp2", FSDP2Strategy, description="fully sharded data parallel, version 2")
+    """Make "fsdp2", "zero1", "zero2" and "zero3" names that `Trainer(strategy=...)` knows."""
+    for name, (strategy, options, description) in STRATEGIES.items():
+        if name not in StrategyRegistry:
+            StrategyRegistry.register(name, strategy, description=description, **options)

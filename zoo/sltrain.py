@@ -34,11 +34,16 @@ class SLTrain(Change, kind="sltrain"):
     """Share of a matrix that has numbers of its own."""
     alpha: float = 16.0
     """The product of the two narrow matrices is times alpha / r."""
+    start: str = "sparse"
+    """What a layer is at first: "sparse", the sparse part alone (B is 0), or "drawn", the product too, as arXiv
+    2505.22922 has it for low ranks without a sparse part (density 0), which would stay 0 behind one another."""
     skip: tuple[str, ...] = ()
     """Names of layers to leave, with wildcards."""
 
     def __post_init__(self):
         check_options(self.rank, self.density, self.alpha)
+        if self.start not in ("sparse", "drawn"):
+            raise ValueError(f"start must be 'sparse' or 'drawn', got {self.start!r}")
 
     def install(self, model: nn.Module) -> None:
         """Replace them, in place."""
@@ -64,6 +69,8 @@ class SLTrain(Change, kind="sltrain"):
         )  # fmt: skip
         if layer.bias is not None:
             made.B.bias = layer.bias
+        if self.start == "drawn":
+            nn.init.kaiming_uniform_(made.B.weight, a=5**0.5)
         return made.train(layer.training)
 
     def _is_smaller(self, layer: nn.Linear) -> bool:

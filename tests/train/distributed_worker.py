@@ -1,7 +1,7 @@
-"""One of two processes (see test_distributed.py): trains by DDP, by FSDP2, and by FSDP2 with a stop and a resume.
+"""One of two processes (see test_distributed.py): trains by DDP and FSDP2; ZeRO-1 and FSDP2 with a stop and a resume.
 
-Before that it notes how far the gradients of sharded models are from those of whole ones, and what adapters learn by
-DDP from what they learn in one process.
+Before that it notes how far the gradients of sharded models are from those of whole ones, what adapters learn by DDP
+from what they learn in one process, and what ZeRO's stages hold.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import zoo
 from cases.distributed_adapters import RUNS, arguments, compare_adapters
+from zoo.benchmarks import zero
 from zoo.cli import main
 from zoo.train.memory import lean
 from zoo.train.parallel import shard
@@ -112,9 +113,12 @@ if __name__ == "__main__":
     compare_memory(Path(sys.argv[1]))
     compare_masks(Path(sys.argv[1]))
     compare_adapters(Path(sys.argv[1]))
+    zero.stages(f"{sys.argv[1]}/zero", torch.float64, {"dim": 64, "depth": 2, "mlp_dim": 96})
     dist.destroy_process_group()
     train("ddp", "--trainer.strategy=ddp", "--trainer.max_steps=6")
     train("fsdp2", "--trainer.strategy=fsdp2", "--trainer.max_steps=6")
+    train("zero1", "--trainer.strategy=zero1", "--trainer.max_steps=3")
+    train("zero1", "--trainer.strategy=zero1", "--trainer.max_steps=6", "--resume")
     train("resumed", "--trainer.strategy=fsdp2", "--trainer.max_steps=3")
     train("resumed", "--trainer.strategy=fsdp2", "--trainer.max_steps=6", "--resume")
     for run in RUNS:

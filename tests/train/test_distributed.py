@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from cases.distributed_adapters import RUNS, arguments
 from zoo.adapt import ADAPTERS
+from zoo.benchmarks import zero
 from zoo.cli import main
 from zoo.train.history import read_history
 
@@ -52,6 +53,7 @@ def launch(folder: Path, rank: int, port: int) -> subprocess.Popen[str]:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
+    (folder / "zero").mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -74,7 +76,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "resumed"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "resumed", "zero1"])
 def test_two_processes_equal_one(runs: Path, name: str) -> None:
     expected, got = read_history(runs / "one"), read_history(runs / name)
     assert [row["step"] for row in got] == [row["step"] for row in expected]
@@ -112,8 +114,9 @@ def test_what_learns_in_a_step_is_agreed_on(runs: Path, name: str) -> None:
         torch.testing.assert_close(two["state_dict"][key], tensor, msg=lambda m, key=key: f"{key}: {m}")
 
 
-def test_sharded_run_resumes_exactly(runs: Path) -> None:
-    whole, resumed = (load_file(runs / run / "model" / "model.safetensors") for run in ("fsdp2", "resumed"))
+@pytest.mark.parametrize(("name", "broken"), [("fsdp2", "resumed"), ("ddp", "zero1")])
+def test_sharded_run_resumes_exactly(runs: Path, name: str, broken: str) -> None:
+    whole, resumed = (load_file(runs / run / "model" / "model.safetensors") for run in (name, broken))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
@@ -136,3 +139,21 @@ def test_gradients_of_memory_methods(runs: Path) -> None:
 def test_masks_move_alike_in_all_processes(runs: Path) -> None:
     apart = json.loads((runs / "masks.json").read_text())
     assert apart.keys() == {"iss_p", "evolution"} and max(apart.values()) < 1e-12, apart
+
+
+def test_stages_of_zero_share_what_the_paper_says_and_train_to_the_same_weights(runs: Path) -> None:
+    found = json.loads((runs / "zero" / "found.json").read_text())
+    single = found["single"]
+    assert single["weights"] == single["at rest"] == single["gradients"] == 8 * found["parameters"]
+    for stage, record in found["stages"].items():
+        formula = zero.expected(stage, single, 2)
+        one, other = record["processes"]
+        assert record["apart"] < 1e-12, stage
+        for part, divided in zip(zero.PARTS, zero.STAGES[stage], strict=True):
+            if (stage, part) == ("zero2", "weights"):  # whole ones beside the own part, see the module
+                assert one["at rest"] + other["at rest"] == single["weights"] == one[part] - one["at rest"]
+            elif divided:
+                assert one[part] + other[part] == single[part], (stage, part)
+                assert max(one[part], other[part]) < 1.1 * formula[part], (stage, part)
+            else:
+                assert one[part] == other[part] == single[part], (stage, part)

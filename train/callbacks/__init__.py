@@ -6,6 +6,7 @@ from zoo.train.callbacks.export import ExportModel
 from zoo.train.callbacks.held_out import HeldOut
 from zoo.train.callbacks.nan_guard import NaNGuard, NonFiniteError
 from zoo.train.callbacks.progress import ProgressBar, ValidateAtEnd
+from zoo.train.callbacks.refactorize import Refactorize
 from zoo.train.callbacks.rng import RNGState
 from zoo.train.callbacks.stages import Stages
 from zoo.train.callbacks.stop import StopOnSignal, Stopped
@@ -22,6 +23,7 @@ __all__ = [
     "ProgressBar",
     "ProgressiveUnfreezing",
     "RNGState",
+    "Refactorize",
     "Stages",
     "StopOnSignal",
     "Stopped",

@@ -34,7 +34,7 @@ class Task(LightningModule):
     Args:
         model: a name of `zoo.list_models()`, "local-dir:FOLDER" (as `zoo.save_model` writes it), or a module.
         model_args: further arguments of `zoo.create_model`: `pretrained`, `checkpoint_path` and config overrides.
-        optimizer: timm's name of an optimiser.
+        optimizer: timm's name of an optimiser, or "coat" (`zoo.train.coat`).
         lr: peak learning rate.
         weight_decay: see `build_optimizer` for what is exempt.
         betas: of the Adam family, two or for Adan three; others ignore it.
@@ -124,7 +124,7 @@ class Task(LightningModule):
         self.lean = Lean(self.model, self.memory)
         if self.device_mesh is not None:
             check_sharded(self.memory)
-            shard(self.model, self.device_mesh)
+            shard(self.model, self.device_mesh, free=getattr(self.trainer.strategy, "free", None))
             if self.average is not None:
                 shard(self.average, self.device_mesh, free_root=True)
 
@@ -228,13 +228,15 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         check_trainable(self.trained)
-        optimizer = self._optimizer(self.trained) if self.lean is None else self.lean.optimizer(self._optimizer)
+        sharded = getattr(self.trainer.strategy, "sharded_optimizer", None)
+        build = partial(self._optimizer, around=sharded)
+        optimizer = build(self.trained) if self.lean is None else self.lean.optimizer(build)
         scheduler = LambdaLR(optimizer, lambda step: self._lr_factor(step))  # a function: its state is the step alone
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _optimizer(self, model: nn.Module) -> Optimizer:
+    def _optimizer(self, model: nn.Module, around: Callable[..., Optimizer] | None = None) -> Optimizer:
         options = {"lr": self.lr, "weight_decay": self.weight_decay, **self.optimizer_args}
-        return build_optimizer(model, self.optimizer_name, **options)
+        return build_optimizer(model, self.optimizer_name, around=around, **options)
 
     def _lr_factor(self, step: int) -> float:
         total = self.schedule_steps

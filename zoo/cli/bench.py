@@ -26,6 +26,7 @@ BENCHMARKS = {
     "needle": "recall beyond the trained length, with a memory and with a window",
     "extrapolation": "positional beside standard attention on larger numbers than trained on",
     "squash": "long convolutions with squashed kernels and without, on few digits",
+    "zero": "bytes a process holds under ZeRO's stages, two processes",
     "sltrain": "memory of training with sparse plus low-rank matrices",
     "context": "Mamba beyond the length it was trained on, with LongMamba and without",
     "cache": "every cache policy: answers, memory and time beside the dense cache",
