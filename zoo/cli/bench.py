@@ -34,6 +34,7 @@ BENCHMARKS = {
     "prefix": "N continuations of one prompt: its keys kept once and copied",
     "adapters": "adapters beside full training: memory, time and what they learn",
     "memory": "ways to train in less memory beside plain training, over length and depth",
+    "sparse_training": "training with few numbers: memory, time and what is learnt beside full training",
     "sparse_tuning": "fine-tuning by SPT beside LoRA: memory and time of a training step",
     "offload": "models larger than memory: peak, bytes read and time",
     "widths": "experts in several widths: bits, bytes read for a token, and the order of their planes",
