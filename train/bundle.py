@@ -38,10 +38,12 @@ from zoo.train.data import (
     EllipsoidsDataModule,
     ListOps,
     ScenesDataModule,
+    SeriesDataModule,
     SpikeSums,
     SyntheticDataModule,
 )
 from zoo.train.data.digits import STD
+from zoo.train.tasks.anomaly import separation
 from zoo.train.tasks.diffusion import velocity_errors
 from zoo.train.tasks.segmentation import dice
 
@@ -55,7 +57,7 @@ VECTORS: dict[str, DataModule] = {  # family -> what scores it
     "positional": ArraysDataModule(algorithm="sort"),
 }
 # data that need no download: recipes are named after them
-LAYOUTS = ("arrays", "digits", "docs", "ellipsoids", "listops", "scenes", "spikes")
+LAYOUTS = ("arrays", "digits", "docs", "ellipsoids", "listops", "scenes", "series", "spikes")
 
 
 def recipes() -> dict[str, str]:
@@ -74,6 +76,7 @@ def score(model: nn.Module) -> dict[str, Any]:
     the velocity. Image tokenizers: PSNR of all test digits. Segmentation: Dice coefficient of ``VOLUMES`` generated
     volumes. Text classifiers: accuracy on ``EXPRESSIONS`` generated expressions of ListOps. Models of vectors: mean
     squared error on the family's generated data, or accuracy on ``SERIES`` sums of spoken digits where they classify.
+    Detection of anomalies: area under the receiver operating characteristic on a generated series.
     """
     task = zoo.model_info(str(model.config_name)).task
     metric, value, data, inputs = SCORES[task](model.eval())
@@ -142,6 +145,12 @@ def _series_accuracy(model: nn.Module) -> Score:
     return "accuracy", value, f"{SERIES} generated pairs of spoken digits", spikes
 
 
+def _separation(model: nn.Module) -> Score:
+    windows, anomalous = _test_samples(SeriesDataModule())
+    value = separation(model, windows, anomalous)
+    return "auroc", value, f"{len(windows)} windows of a generated series", windows
+
+
 SCORES: dict[str, Callable[[nn.Module], Score]] = {
     "image-classification": _accuracy,
     "language": _bits_per_byte,
@@ -152,6 +161,7 @@ SCORES: dict[str, Callable[[nn.Module], Score]] = {
     "segmentation": _dice,
     "sequence-classification": _series_accuracy,
     "sequence-regression": _squared_error,
+    "anomaly-detection": _separation,
 }
 
 

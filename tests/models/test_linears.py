@@ -78,6 +78,8 @@ def inputs(model: Any, batch: int = 2, length: int = 24) -> Tensor:
     if hasattr(config, "in_features"):
         shape = (batch, getattr(config, "length", length), config.in_features)
         return torch.randn(shape, dtype=next(model.parameters()).dtype)
+    if hasattr(config, "input_shape"):
+        return torch.randn(batch, *config.input_shape, dtype=next(model.parameters()).dtype)
     if hasattr(config, "num_levels"):
         return torch.randint(0, config.num_levels, (batch, config.in_chans, *config.image_shape))
     return torch.randn(batch, config.in_chans, *config.image_shape)

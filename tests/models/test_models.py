@@ -21,7 +21,8 @@ WITHOUT_BRANCHES = ("simplenet_nano", "lightcnn_nano")  # that drop_path_rate co
 SEQUENCES = zoo.list_models("*_nano", task="sequence-classification")
 CODES = zoo.list_models("*_nano", task="image-tokenization")
 DIFFUSION = zoo.list_models("*_nano", task="image-diffusion")
-NANO = LANGUAGE + TEXT + VISION + GENERATION + SEGMENTATION + REGRESSION + SEQUENCES + CODES + DIFFUSION
+SERIES = zoo.list_models("*_nano", task="anomaly-detection")
+NANO = LANGUAGE + TEXT + VISION + GENERATION + SEGMENTATION + REGRESSION + SEQUENCES + CODES + DIFFUSION + SERIES
 
 
 def inputs(model: Any, batch: int = 2, length: int = 20) -> Tensor:
@@ -32,6 +33,8 @@ def inputs(model: Any, batch: int = 2, length: int = 20) -> Tensor:
     if hasattr(config, "in_features"):
         shape = (batch, getattr(config, "length", length), config.in_features)
         return torch.randn(shape, dtype=next(model.parameters()).dtype)
+    if hasattr(config, "input_shape"):
+        return torch.randn(batch, *config.input_shape, dtype=next(model.parameters()).dtype)
     if hasattr(config, "num_levels"):
         return torch.randint(0, config.num_levels, (batch, config.in_chans, *config.image_shape))
     return torch.randn(batch, config.in_chans, *config.image_shape, dtype=next(model.parameters()).dtype)

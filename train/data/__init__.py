@@ -14,6 +14,7 @@ from zoo.train.data.listops import ListOps
 from zoo.train.data.loader import Batch, BatchLoader, Source
 from zoo.train.data.rewarded import PreferencesDataModule, RewardedTask, SortLetters
 from zoo.train.data.scenes import ScenesDataModule
+from zoo.train.data.series import SeriesDataModule
 from zoo.train.data.sessions import KeyValues, Mixture, Passkeys, Session, VariableTracking
 from zoo.train.data.shapes import ShapesDataModule
 from zoo.train.data.spikes import SpikeSums
@@ -47,6 +48,7 @@ __all__ = [
     "RewardedTask",
     "ScenesDataModule",
     "SelectiveCopying",
+    "SeriesDataModule",
     "Session",
     "ShapesDataModule",
     "SortLetters",

@@ -1,5 +1,6 @@
 """Tasks: what a model learns from a batch, how it is optimised and what is measured."""
 
+from zoo.train.tasks.anomaly import AnomalyDetection
 from zoo.train.tasks.base import Task
 from zoo.train.tasks.classification import ImageClassification, SequenceClassification, TextClassification
 from zoo.train.tasks.contrastive import ContrastiveLearning
@@ -20,6 +21,7 @@ from zoo.train.tasks.tokenization import ImageTokenization
 from zoo.train.tasks.vocabulary import VocabularyAdaptation
 
 __all__ = [
+    "AnomalyDetection",
     "ArchitectureSearch",
     "ContrastiveLearning",
     "DraftLayerTraining",

@@ -36,6 +36,8 @@ def sample(model: Any, batch: int, tokens: int | None = None) -> Tensor:
         return torch.randint(0, config.num_levels, (batch, config.in_chans, *config.image_shape), **place)
     if hasattr(config, "image_shape"):
         return torch.randn(batch, config.in_chans, *config.image_shape, dtype=like.dtype, **place)
+    if hasattr(config, "input_shape"):
+        return torch.randn(batch, *config.input_shape, dtype=like.dtype, **place)
     raise TypeError(f"the configuration of {type(model).__name__} does not say what it reads: give a model of the zoo")
 
 
