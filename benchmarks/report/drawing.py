@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo.profile.sample import answer, sample
 
-WIDTH, LINE, PAD, GAP, LETTER = 350.0, 24.0, 8.0, 9.0, 6.1
+WIDTH, LINE, PAD, GAP, LETTER, BOLD = 350.0, 24.0, 8.0, 9.0, 6.1, 6.6
 SIDE_BY_SIDE = 4  # at most
 SILENT = ("Identity", "Dropout", "DropPath")
 LISTS = ("ModuleList", "Sequential")
@@ -164,7 +164,7 @@ def _lines(box: Box, width: float) -> Iterator[tuple[str, str]]:
     """(what is strong, what is not) of each line of a box's head."""
     times = f" × {box.times}" if box.times > 1 else ""
     rest = " ".join(part for part in (box.kind, box.detail) if part)
-    if len(box.name + times + rest) * LETTER < width - 14:
+    if len(box.name + times) * BOLD + len(rest) * LETTER < width - 20:
         yield box.name + times, rest
     else:
         yield box.name + times, ""
@@ -183,7 +183,7 @@ def _draw(box: Box, x: float, y: float, width: float, height: float, write: Call
     for strong, rest in _lines(box, width):
         strong = _cut(strong, width)
         write(f'<text x="{x + 7:.1f}" y="{line:.1f}"><tspan class="name">{html.escape(strong)}</tspan>')
-        shown = _cut(rest, width - len(strong) * (LETTER + 0.5))
+        shown = _cut(rest, width - len(strong) * BOLD)
         gap = ' dx="6"' if strong else ""
         write(f"<tspan{gap}>{html.escape(shown)}</tspan></text>")
         line += LINE - 9

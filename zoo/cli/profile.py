@@ -118,7 +118,7 @@ def _show_metrics(found: Profile) -> None:
     from zoo.profile.metrics import metrics
 
     memory = total_memory(torch.device("cuda" if torch.cuda.is_available() and "cpu" not in found.device else "cpu"))
-    shown = Table(title=f"utilisation, compression and energy ({found.energy_source})", title_justify="left")
+    shown = Table(title="utilisation, compression, energy", title_justify="left")
     for column in ("phase", "of memory", "of operations", "of bandwidth", "compression", "joules"):
         shown.add_column(column, justify="left" if column == "phase" else "right")
     for phase in found.phases:
@@ -126,6 +126,7 @@ def _show_metrics(found: Profile) -> None:
         shares = one.memory_utilisation, one.compute_utilisation, one.bandwidth_utilisation
         shown.add_row(phase.name, *(f"{s:.2%}" for s in shares), f"{one.compression:.2f}", _figure(one.energy))
     show(shown)
+    say(f"energy: {found.energy_source}")
 
 
 def _figure(value: float | None, scale: float = 1.0) -> str:
