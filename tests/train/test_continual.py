@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -136,8 +137,15 @@ def test_what_was_learnt_is_a_small_folder(kind, tmp_path):
         kind(zoo.create_model("vit_nano"), None)
 
 
-def test_a_stream_that_goes_on_beyond_its_tasks(trainer):
-    made = ContinualClassification("vit_nano", {"depth": 1, "adapter": {"kind": "paca"}}, sizes=[5, 5])
+def test_a_run_over_a_stream(trainer):
+    """Each task's expert learns in its epoch alone, what is held out is scored from the start; then it ends."""
+    made = ContinualClassification("vit_nano", {"depth": 1, "adapter": {"kind": "paca"}}, sizes=[5, 5], dynamic=True)
+    made.configure_model()
+    heads: Any = [expert.head.weight for expert in made.experts.experts]
+    seen = [[head.detach().clone() for head in heads]]
+    made.on_train_epoch_end = lambda: seen.append([head.detach().clone() for head in heads])
     data = DigitStreamDataModule(tasks=2, items=8, batch_size=4)
     with pytest.raises(ValueError, match="has 2 tasks, one an epoch"):
-        trainer(max_epochs=3, limit_val_batches=0).fit(made, data)
+        trainer(max_epochs=3, limit_val_batches=1, num_sanity_val_steps=1).fit(made, data)
+    moved = [[not torch.equal(a, b) for a, b in zip(*pair, strict=True)] for pair in pairwise(seen)]
+    assert moved == [[True, False], [False, True]]

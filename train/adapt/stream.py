@@ -92,4 +92,5 @@ def _experts(kind: Callable[..., ContinualClassifier], sizes: tuple[int, ...], b
     made = kind(build(), None)
     for classes in sizes:
         made.begin(classes)
+    made.seen.fill_(1)  # nothing is frozen yet: the optimiser takes all
     return made
