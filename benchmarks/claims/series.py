@@ -54,4 +54,4 @@ def _learned(windows: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return model.graph().detach()
+    return model.neighbors().detach()

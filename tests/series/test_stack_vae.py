@@ -62,7 +62,7 @@ def test_the_losses_by_hand() -> None:
     found = model(x)
     torch.manual_seed(3)
     h = model.encoder(x.transpose(1, 2))
-    h = 0.5 * torch.einsum("ij,bjd->bid", model.graph(), h) + 0.5 * h
+    h = 0.5 * torch.einsum("ij,bjd->bid", model.neighbors(), h) + 0.5 * h
     mean, log_variance = model.mean(h), model.log_variance(h)
     z = torch.distributions.Normal(mean, (log_variance / 2).exp())
     h = model.decoder(mean + z.scale * torch.randn_like(mean))
@@ -71,7 +71,7 @@ def test_the_losses_by_hand() -> None:
     losses = model.auxiliary_losses
     divergence = torch.distributions.kl_divergence(z, torch.distributions.Normal(0 * mean, 1.0))
     close(losses["divergence"], divergence.sum() / 4 / 35)
-    others = torch.einsum("ij,btj->bti", model.graph(own=0.0), x)
+    others = torch.einsum("ij,btj->bti", model.neighbors(own=0.0), x)
     close(losses["graph"], (x - others).square().mean())
     model.eval()(x)
     assert not model.auxiliary_losses
@@ -90,7 +90,7 @@ def test_without_the_graph_channels_are_apart() -> None:
 def test_channels_in_another_order() -> None:
     model, x, order = built(), torch.randn(2, 7, 5, dtype=torch.double), torch.tensor([3, 0, 4, 1, 2])
     wanted = model(x)[..., order]
-    model.graph.nodes.data = model.graph.nodes.data[order]
+    model.neighbors.nodes.data = model.neighbors.nodes.data[order]
     close(model(x[..., order]), wanted)
 
 

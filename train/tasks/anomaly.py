@@ -6,12 +6,32 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
+from torchmetrics.utilities.data import dim_zero_cat
 
 from zoo.train.tasks.base import Task
 from zoo.train.tasks.metrics import Mean
 
 Batch = tuple[Tensor, Tensor]
+
+
+class _OfBoth(Metric):
+    """NaN, and no warning, where all moments are of one kind, as in the few batches that are tried before training."""
+
+    target: list[Tensor]
+
+    def compute(self) -> Tensor:
+        found = dim_zero_cat(self.target)
+        return super().compute() if 0 < found.sum() < found.numel() else torch.tensor(torch.nan, device=found.device)
+
+
+class Separation(_OfBoth, BinaryAUROC):
+    """Area under the receiver operating characteristic."""
+
+
+class Precision(_OfBoth, BinaryAveragePrecision):
+    """Area under the precision-recall curve."""
 
 
 class AnomalyDetection(Task):
@@ -32,7 +52,7 @@ class AnomalyDetection(Task):
     def __init__(self, model: str | nn.Module, model_args: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(model, model_args, **kwargs)
         self.loss, self.diagnosis = Mean(), Mean()
-        self.auroc, self.auprc = BinaryAUROC(), BinaryAveragePrecision()
+        self.auroc, self.auprc = Separation(), Precision()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         windows, _ = batch

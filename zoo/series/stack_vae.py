@@ -109,7 +109,7 @@ class StackVAE(Reports):
 
     Attributes:
         config, grad_checkpointing: whether encoder and decoder are recomputed in the backward pass.
-        encoder, graph, mean, log_variance, decoder, out_mean, out_log_variance.
+        encoder, neighbors, mean, log_variance, decoder, out_mean, out_log_variance.
     """
 
     def __init__(self, config: StackVAEConfig):
@@ -120,7 +120,7 @@ class StackVAE(Reports):
             nn.Linear(c.window, c.hidden_dim), nn.ReLU(), nn.Linear(c.hidden_dim, c.hidden_dim), nn.ReLU(),
             nn.Linear(c.hidden_dim, c.latent_dim),
         )  # fmt: skip
-        self.graph = ChannelGraph(c.channels, c.node_dim, c.neighbors, c.scaled_graph)
+        self.neighbors = ChannelGraph(c.channels, c.node_dim, c.neighbors, c.scaled_graph)
         self.mean, self.log_variance = (nn.Linear(c.latent_dim, c.latent_dim) for _ in range(2))
         self.decoder = nn.Sequential(
             nn.Linear(c.latent_dim, c.hidden_dim), nn.ReLU(), nn.Linear(c.hidden_dim, c.hidden_dim), nn.ReLU()
@@ -139,7 +139,7 @@ class StackVAE(Reports):
             ValueError: for series of another shape, or integers.
         """
         self._check(series)
-        c, x, adjacency = self.config, series.mT, self.graph()
+        c, x, adjacency = self.config, series.mT, self.neighbors()
         h = self._run(self.encoder, x)  # (B, channels, latent_dim)
         h = c.mix * (adjacency @ h) + (1 - c.mix) * h
         mean, log_variance = self.mean(h), self.log_variance(h)
@@ -148,7 +148,7 @@ class StackVAE(Reports):
             return self.out_mean(self._run(self.decoder, mean)).mT
         h = self._run(self.decoder, drawn(mean, log_variance))
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance) / 2  # (B, channels, latent_dim)
-        others = self.graph(own=0.0) if c.neighbors_alone else adjacency
+        others = self.neighbors(own=0.0) if c.neighbors_alone else adjacency
         divergence = divergence.sum((1, 2)).mean() / (c.window * c.channels)
         self.report({"divergence": divergence, "graph": (x - others @ x).square().mean()}, {})
         return drawn(self.out_mean(h), self.out_log_variance(h)).mT
