@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from zoo.kernels.dispatch import available_implementations, implementation, is_automatic
 from zoo.language.base import LanguageModel
 from zoo.layers import CausalAttention, SlidingWindowAttention
 from zoo.layers.attention.keys import Place
@@ -21,6 +22,8 @@ from zoo.layers.replay import autocast_mode
 from zoo.layers.report import Reports
 from zoo.train.memory.blockwise import Blockwise
 from zoo.train.memory.spool import Host, Spool
+
+BY_SIZE = ("rms_norm", "rope")  # operations that compute few numbers in another way than many
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,7 @@ class Memo(Blockwise, kind="memo"):
         if any(block is one for one in kept):
             return block(x, *args)
         passing = _Pass(block, x, args[-1], math.ceil(self.alpha * x.shape[1]), store)
-        with saved_tensors_hooks(passing.pack, passing.unpack):
+        with passing.as_always(), saved_tensors_hooks(passing.pack, passing.unpack):
             return block(x, _Noting(passing), args[-1])
 
 
@@ -101,7 +104,7 @@ class _Slot(NamedTuple):
     held: Any
     dim: int | None = None
     number: int | str = 0  # among the tensors that are computed again
-    by_rows: bool = False  # its first dimension is batch times tokens
+    by_rows: bool = False  # the dimension was one with those beside it: batch, tokens and heads
 
 
 class _Pass:
@@ -121,7 +124,13 @@ class _Pass:
         self.slots: dict[tuple[Any, ...], tuple[StorageWeakRef, _Slot]] = {}
         self.count = 0
         self.again: dict[int | str, Tensor] = {}
+        chosen = first < self.length and is_automatic()
+        self.fixed = {name: available_implementations(name, x.device)[0] for name in BY_SIZE if chosen}
         self.one = {number: tensor.shape for number, tensor in self._saved_of(x[:, :1], 0).items()}  # of one token
+
+    def as_always(self) -> AbstractContextManager[Any]:
+        """Within it operations are computed in one way, few tokens or many, so that they save the same."""
+        return implementation(**self.fixed) if self.fixed else nullcontext()
 
     def pack(self, tensor: Tensor) -> Tensor | _Slot:
         """Move a saved tensor, or the first of its tokens."""
@@ -140,13 +149,13 @@ class _Pass:
         dim = next(
             (dim for dim, (size, least) in enumerate(zip(tensor.shape, one, strict=True)) if size != least), None
         )
-        if dim == 0 and tensor.shape[0] != self.length:
-            return self._part(tensor.unflatten(0, (self.batch, self.length)), 1, number, by_rows=True)
-        return self._part(tensor, dim, number)
+        if dim is None or one[dim] == 1:
+            return self._part(tensor, dim, number)
+        return self._part(tensor.unflatten(dim, (self.batch, self.length, -1)), dim + 1, number, by_rows=True)
 
     def _part(self, tensor: Tensor, dim: int | None, number: int | str, by_rows: bool = False) -> _Slot:
         if dim is None or self.first == self.length:
-            return _Slot(self.store.put(tensor.flatten(0, 1) if by_rows else tensor))
+            return _Slot(self.store.put(tensor.flatten(dim - 1, dim + 1) if dim is not None and by_rows else tensor))
         key = (*_key(tensor), tensor._version)
         storage, slot = self.slots.get(key, (None, None))
         if slot is None or storage is None or storage.expired():  # else it is saved once more
@@ -165,21 +174,23 @@ class _Pass:
             self._compute_again()
         rest = self.again[packed.number]
         if packed.by_rows:
-            rest = rest.unflatten(0, (self.batch, -1))
+            rest = rest.unflatten(packed.dim - 1, (self.batch, self.length - self.first, -1))
         whole = rest if packed.held is None else torch.cat([packed.held.get(), rest], packed.dim)
         if whole.shape[packed.dim] != self.length:
             raise RuntimeError(f"memo: {type(self.block).__name__} computed the rest of its tokens in another way")
-        return whole.flatten(0, 1) if packed.by_rows else whole
+        return whole.flatten(packed.dim - 1, packed.dim + 1) if packed.by_rows else whole
 
     def _compute_again(self) -> None:
         """What the block saves of the other tokens, from its input and the output of attention."""
         output = self.output.get()[:, :, self.first :]
         self.again = self._saved_of(self.x.get()[:, self.first :], self.first, output)
+        if len(self.again) != self.count + 3:
+            raise RuntimeError(f"memo: {type(self.block).__name__} computes some tokens in another way than all")
 
     def _saved_of(self, x: Tensor, first: int, output: Tensor | None = None) -> dict[int | str, Tensor]:
         """What it saves of tokens x (B, n, dim) from ``first`` on, by number, and their q, k and v; attention gives
         ``output`` (B, H, n, d), zeros for None."""
-        x = x.detach().requires_grad_(self.learns)
+        x = x.detach().contiguous().requires_grad_(self.learns)  # rows of it are views, as of the whole
         apart, found = {*self.apart, _place(x)}, []
 
         def pack(tensor: Tensor) -> None:
@@ -188,7 +199,7 @@ class _Pass:
 
         ids = None if self.seq_idx is None else self.seq_idx[:, first : first + x.shape[1]]
         state = _Recalled(first, x.device, output)
-        with torch.enable_grad(), self.autocast(), saved_tensors_hooks(pack, _unread):
+        with torch.enable_grad(), self.autocast(), self.as_always(), saved_tensors_hooks(pack, _unread):
             self.block(x, state, ids)
         return {**dict(enumerate(found)), **state.given}
 

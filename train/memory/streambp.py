@@ -78,7 +78,7 @@ class _Streamed(torch.autograd.Function):
         ctx.block, ctx.chunk_size, ctx.autocast, ctx.drawn = block, chunk_size, autocast_mode(x.device), []
         ctx.parameters = parameters
         state, y = _fresh(block, x), torch.empty_like(x)
-        for chunk, read, ids in zip(*_chunks(chunk_size, y, x, seq_idx), strict=True):
+        for chunk, read, ids in zip(*_chunks(chunk_size, y, x.detach(), seq_idx), strict=True):
             before = random_state(x.device)
             with ctx.autocast():
                 chunk.copy_(block(read, state, ids))
@@ -90,6 +90,7 @@ class _Streamed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, seq_idx = ctx.saved_tensors[:2]
+        x = x.detach()  # views of x itself would claim to require gradients
         dx = torch.empty_like(x)
         sums = [torch.zeros_like(parameter) for parameter in ctx.parameters]
         chunks = list(zip(*_chunks(ctx.chunk_size, x, dx, dy, seq_idx), ctx.drawn, strict=True))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import zoo
 from cases.names import by_kind
+from zoo.kernels.flops import flop_counter
 from zoo.train.memory import MEMORIES, Memory, as_memories, lean
 from zoo.train.memory.options import with_memory
 
@@ -115,6 +116,18 @@ def test_adapters_and_frozen_layers(kind):
     lean(model, kind, **CASES[kind])
     assert_same(gradients(model, x), expected)
     assert sum(g is not None for g in expected) < len(expected)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_operations_are_counted(kind):
+    """Under a FLOP counter, which puts hooks on what modules are called with."""
+    model, x = transformer(kind), torch.randint(0, 255, (2, 24))
+    with flop_counter(display=False) as plain:
+        gradients(model, x)
+    lean(model, kind, **CASES[kind])
+    with flop_counter(display=False) as counter:
+        gradients(model, x)
+    assert counter.get_total_flops() >= plain.get_total_flops() > 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

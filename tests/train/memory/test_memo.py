@@ -45,6 +45,17 @@ def test_gradients_are_those_of_plain_training(alpha, kind, batch):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("alpha", [0.1, 0.9])
+def test_long_texts_and_short_rests_are_computed_in_the_same_way(alpha):
+    """Norms and rotations compute few numbers by other operations than many, which save other tensors."""
+    model: Any = zoo.create_model("transformer_nano", **SHAPE | {"dim": 128}).train()
+    tokens = text(1200)[:1]
+    expected = gradients(model, tokens)
+    lean(model, "memo", alpha=alpha, keep=1)
+    for found, wanted in zip(gradients(model, tokens), expected, strict=True):
+        assert (found - wanted).norm() < 1e-5 * wanted.norm()
+
+
 def test_moved_bytes_grow_with_alpha_and_attention_is_computed_once(monkeypatch):
     """Input and output of attention whole, of the rest the share: a line in alpha."""
     spools: list[Spool] = []
