@@ -95,7 +95,10 @@ class CausalAttention(Mixer):
 
     def forward(self, x: Tensor, state: KeyValueState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
-        place = self.place(x, state, seq_idx)
+        return self.at(x, self.place(x, state, seq_idx), state)
+
+    def at(self, x: Tensor, place: Place, state: KeyValueState | None = None) -> Tensor:
+        """Tokens x (B, T, dim) that stand at ``place`` -> (B, T, dim)."""
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = self.rotated(place.position, self.q_norm(q), self.k_norm(k))  # (B, T, H, d)
         y = self.mix(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), place, state)

@@ -1,6 +1,9 @@
 """Training in less memory: one door, and a method a file behind it."""
 
 from zoo.train.memory.blockwise import Blockwise, Checkpointing
+from zoo.train.memory.coat import COATMemory
+from zoo.train.memory.informative import fit_predictors
+from zoo.train.memory.lemo import LeMo
 from zoo.train.memory.memo import Memo, swap_share
 from zoo.train.memory.method import MEMORIES, Lean, Memory, as_memories, as_memory, check_sharded, lean
 from zoo.train.memory.reversible import Reversible
@@ -10,7 +13,9 @@ from zoo.train.memory.streambp import StreamBP
 __all__ = [
     "MEMORIES",
     "Blockwise",
+    "COATMemory",
     "Checkpointing",
+    "LeMo",
     "Lean",
     "Memo",
     "Memory",
@@ -20,6 +25,7 @@ __all__ = [
     "as_memories",
     "as_memory",
     "check_sharded",
+    "fit_predictors",
     "lean",
     "swap_share",
 ]

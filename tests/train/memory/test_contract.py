@@ -22,6 +22,8 @@ CASES: dict[str, dict[str, Any]] = {
     "reversible": {},
     "memo": {"alpha": 0.4, "keep": 1},
     "ssdtrain": {"resident": 2**14, "smallest": 2**10},
+    "coat": {"activations": False},
+    "lemo": {"keep": 1.0, "layers": (1,)},
 }  # kind -> options
 CHANGES = {"reversible": [{"kind": "reversible"}]}  # of the transformer, for methods that ask for some
 LANGUAGE = zoo.list_models("*_nano", task="language")
