@@ -126,6 +126,14 @@ def test_gradients_are_dense_while_numbers_shrink():
     assert ends[0] > 0.9 and ends[1] <= 0.21
 
 
+def test_sharded_weights_are_refused():
+    model: Any = zoo.mask_weights(zoo.create_model("vit_nano", depth=1), "iss_p")
+    held = model.blocks[0].mlp.fc1.parametrizations.weight.original
+    held.full_tensor = lambda: held  # as a DTensor has it
+    with pytest.raises(ValueError, match="masks that move need whole weights, these are sharded: train by DDP"):
+        zoo.after_step(model)
+
+
 def test_evolution_keeps_count_and_replaces_the_weakest():
     w = torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
     options: Any = {"zeta": 0.3, "every": 2, "evolutions": 2, "seed": 1}
