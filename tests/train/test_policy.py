@@ -202,6 +202,19 @@ def test_a_resumed_run_ends_the_same(kind, trainer, pairs, tmp_path: Path):
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
+def test_the_reward_rises(trainer):
+    """From a third, which chance has, by what answers are worth alone."""
+    seed_everything(0, verbose=False)
+    sizes = {"dim": 32, "depth": 1, "num_heads": 2, "num_kv_heads": 2, "mlp_dim": 32, "vocab_size": 4}
+    task = ReMax("transformer_nano", sizes, answer_length=2, gamma=1.0, lr=2e-2, weight_decay=0.0, schedule_steps=60)
+    data = SyntheticDataModule(SortLetters(3, 2), batch_size=64, train_samples=64 * 40, val_samples=200)
+    made = trainer(max_epochs=1)
+    before = made.validate(task, data, verbose=False)[0]
+    made.fit(task, data)
+    after = made.validate(task, data, verbose=False)[0]
+    assert before["val/reward"] < 0.45 and after["val/reward"] > 0.6, (before, after)
+
+
 NAMES = {"remax": ("reward", "greedy"), "hypo": ("loss", "accuracy", "kl", "reward", "win")}
 
 
