@@ -28,6 +28,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # model, its o
     "mobiletl": ("mcunet_nano", {}, {"also": ["head.*"]}),
     "peqa": ("transformer_nano", {**SMALL, "quantize": INT}, {}),
     "l4q": ("transformer_nano", {**SMALL, "quantize": INT}, {"rank": 2}),
+    "rows": ("transformer_nano", {**SMALL, "tie_embeddings": False}, {"rows": [*range(0, 256, 3)]}),
     "perp": ("transformer_nano", {**SMALL, "changes": [{"kind": "pruned", "ratio": 0.6}]}, {"rank": 2}),
     "pst": ("transformer_nano", SMALL, {"rank": 2, "score_rank": 2}),
     "sketchtune": ("transformer_nano", {**SMALL, "quantize": TABLE}, {}),

@@ -34,6 +34,7 @@ TEXT: dict[str, tuple[dict[str, Any], list[Any]]] = {  # model_args, further cal
     "peqa": ({"quantize": INT, "adapter": {"kind": "peqa"}}, []),
     "l4q": ({"quantize": INT, "adapter": {"kind": "l4q", "rank": 2}}, []),
     "sketchtune": ({"quantize": TABLE, "adapter": {"kind": "sketchtune"}}, []),
+    "rows": ({"tie_embeddings": False, "adapter": {"kind": "rows", "rows": [32, 101, 116]}}, []),
     "perp": ({"changes": [PRUNED], "adapter": {"kind": "perp", "rank": 2}}, []),
     "pst": ({"adapter": {"kind": "pst", "rank": 2, "score_rank": 2, "steps": 4}}, []),
     "ist": ({"adapter": {"kind": "lora", "rank": 2}}, [lambda: ImportanceSampling(every_n_steps=2)]),
