@@ -8,7 +8,7 @@ windows of 128 bytes of the training documents), all tokens in one width or each
 taught that a bit is worth so many nats (alpha). Scored in bits per byte of test documents. Then it decodes from files
 (`zoo.offload`, policy "d2moe") with room for half of the planes: bytes that are read for a token, and their share by
 plane. Last, what the routers asked for in 32 prompts of 64 bytes is put on a line of time, planes loaded one after
-another from a disk that takes as long for an expert's 4 bits as 16 tokens to compute, in both orders.
+another from disks that take as long for an expert's 4 bits as 16 and as 64 tokens to compute, in both orders.
 
 Expected (arXiv 2504.15299): routers lose less than one width for all tokens of the same mean, between two of which the
 line is straight (section on dual routing); fewer bits are fewer bytes; and the hottest expert's bits first end sooner
@@ -37,17 +37,11 @@ from zoo.quantize.d2moe import routers
 
 MODEL, BASE, BITS = "moe_nano", 2, 4
 ALPHAS = (0.002, 0.01, 0.03)  # nats a bit
-REQUESTS, LENGTH, TOKENS, DISK = 32, 64, 32, 16
-COLUMNS = [
-    "widths",
-    "mean bits",
-    "bits per byte",
-    "to one width",
-    "kB a token",
-    "by plane",
-    "one by one",
-    "hottest first",
-]
+REQUESTS, LENGTH, TOKENS, DISKS = 32, 64, 32, (16, 64)
+COLUMNS = (
+    "widths", "mean bits", "bits per byte", "to one width", "kB a token", "by plane",
+    *(f"{order}, disk {disk}" for disk in DISKS for order in ("one by one", "hottest first")),
+)  # fmt: skip
 
 
 def fixed(model: Any, width: int) -> Any:
@@ -123,18 +117,20 @@ def read(model: Any) -> dict[str, Any]:
 
 @torch.inference_mode()
 def ends(model: Any) -> dict[str, float]:
-    """Order -> the mean time of a layer over prompts, in which a token takes 1."""
+    """Order and disk -> the mean time of a layer over prompts, in which a token takes 1."""
     size = [model.experts[0].w1.nbytes_at(width) for width in range(BASE, BITS + 1)]
-    load = [DISK * (now - before) / size[-1] for before, now in zip([0, *size], size, strict=False)]
+    shares = [(now - before) / size[-1] for before, now in zip([0, *size], size, strict=False)]
     prompts = torch.cat([inputs for inputs, _ in text("test", windows=REQUESTS)])[:, :LENGTH]
     with noted(model) as seen:
         for prompt in prompts:
             model(prompt[None])
-    found = dict.fromkeys(ORDERS, 0.0)
+    found = {f"{name} {disk}": 0.0 for disk in DISKS for name in ORDERS}
     for asked in seen:
         for name, order in ORDERS.items():
             planes = order(needs(asked, BITS - BASE + 1))
-            found[name] += timeline(planes, asked, load, 1.0).end / len(seen)
+            for disk in DISKS:
+                load = [disk * share for share in shares]
+                found[f"{name} {disk}"] += timeline(planes, asked, load, 1.0).end / len(seen)
     return found
 
 
@@ -154,8 +150,8 @@ def show(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         gain = "" if r["widths"].startswith("all") else f"{r['score'] - on_the_line(records, r['bits']):+.3f}"
         rows.append([
             r["widths"], f"{r['bits']:.2f}", f"{r['score']:.3f}", gain, f"{r['read'] / 1e3:.0f}",
-            " / ".join(f"{share:.0%}" for share in r["shares"]), f"{r['ends']['one_by_one']:.1f}",
-            f"{r['ends']['hottest_first']:.1f}",
+            " / ".join(f"{share:.0%}" for share in r["shares"]),
+            *(f"{r['ends'][f'{order} {disk}']:.1f}" for disk in DISKS for order in ("one_by_one", "hottest_first")),
         ])  # fmt: skip
     return rows
 
@@ -169,8 +165,10 @@ def verdicts(records: Sequence[Mapping[str, Any]]) -> list[str]:
             r["score"] < on_the_line(records, r["bits"]) for r in own
         ),
         "Fewer bits are fewer bytes": all(a["read"] <= b["read"] for a, b in itertools.pairwise(by_bits)),
-        "The hottest first end sooner": all(r["ends"]["hottest_first"] < r["ends"]["one_by_one"] for r in records),
     }
+    for disk in DISKS:
+        sooner = [r["ends"][f"hottest_first {disk}"] < r["ends"][f"one_by_one {disk}"] for r in records]
+        found[f"The hottest first end sooner, disk {disk}"] = all(sooner)
     return [f"{said}: {'met' if met else 'missed'}." for said, met in found.items()]
 
 

@@ -163,9 +163,10 @@ def test_the_benchmark_of_widths(model):
         model(torch.tensor([PROMPTS[2]]))
     assert len(seen) == 2 and all(sum(asked.values()) == 4 * model.experts[0].top_k for asked in seen)
     assert "routings" not in vars(routers(model)[0])
-    score = {"read": 1.0, "shares": [1.0, 0.0, 0.0], "ends": {"one_by_one": 2.0, "hottest_first": 1.5}}
+    ends = {f"one_by_one {disk}": 2.0 for disk in (16, 64)} | {"hottest_first 16": 1.5, "hottest_first 64": 2.5}
+    score = {"read": 1.0, "shares": [1.0, 0.0, 0.0], "ends": ends}
     held = [{"widths": f"all {bits}", "bits": bits, "score": 5.0 - bits, **score} for bits in (2, 3, 4)]
     assert bench.on_the_line(held, 2.5) == 2.5 and bench.on_the_line(held, 4.0) == 1.0
     held.append({"widths": "alpha 0.01", "bits": 2.5, "score": 2.4, **score, "read": 2.0})
     assert bench.show(held)[-1][3] == "-0.100"
-    assert [line.rpartition(": ")[2] for line in bench.verdicts(held)] == ["met.", "missed.", "met."]
+    assert [line.rpartition(": ")[2] for line in bench.verdicts(held)] == ["met.", "missed.", "met.", "missed."]
