@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from zoo.kernels.dispatch import compute_dtype
 from zoo.language.base import LanguageModel
 from zoo.layers import CausalAttention, SlidingWindowAttention, State
 from zoo.layers.attention.keys import Keys
@@ -92,7 +93,7 @@ class _Streamed(torch.autograd.Function):
         x, seq_idx = ctx.saved_tensors[:2]
         x = x.detach()  # views of x itself would claim to require gradients
         dx = torch.empty_like(x)
-        sums = [torch.zeros_like(parameter) for parameter in ctx.parameters]
+        sums = [torch.zeros_like(parameter, dtype=compute_dtype(parameter)) for parameter in ctx.parameters]
         chunks = list(zip(*_chunks(ctx.chunk_size, x, dx, dy, seq_idx), ctx.drawn, strict=True))
         after: list[Tensor] = []  # gradients of the state behind a chunk
         for (part, dpart, dout, ids, drawn), state in zip(
@@ -113,7 +114,8 @@ class _Streamed(torch.autograd.Function):
             after = list(found[1 : 1 + len(before)])
             for total, gradient in zip(sums, found[1 + len(before) :], strict=True):
                 total.add_(gradient)
-        return dx, None, None, None, *sums
+        found = (total.to(parameter.dtype) for total, parameter in zip(sums, ctx.parameters, strict=True))
+        return dx, None, None, None, *found
 
 
 class _Past(KeyValueState):

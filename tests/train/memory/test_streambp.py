@@ -76,6 +76,26 @@ def test_logits_are_never_whole(monkeypatch):
     assert largest and max(largest) <= 512 * 256 < tokens.numel() * 256
 
 
+@pytest.mark.parametrize("name", ["transformer_nano", "falcon_h1_nano"])
+@pytest.mark.parametrize("cast", [True, False])
+def test_low_precision_is_as_near_as_plain_training(name, cast):
+    """Under autocast, and of a model in bfloat16."""
+    torch.manual_seed(0)
+    model: Any = zoo.create_model(name, depth=2).train().to(torch.float32 if cast else torch.bfloat16)
+    exact: Any = zoo.create_model(name, depth=2).train()
+    exact.load_state_dict(model.state_dict())
+    wanted = torch.cat([gradient.flatten() for gradient in gradients(exact, text())])
+
+    def error() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            found = torch.cat([gradient.float().flatten() for gradient in gradients(model, text())])
+        return ((found - wanted).norm() / wanted.norm()).item()
+
+    plain = error()
+    lean(model, "streambp", chunk_size=7)
+    assert error() < 1.2 * plain < 0.03
+
+
 def test_dropout_draws_the_same_twice():
     class Dropped(nn.Module):
         def __init__(self, mlp: nn.Module):
