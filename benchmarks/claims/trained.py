@@ -184,7 +184,7 @@ def elm_time_constants() -> Found:
     found = {}
     for name, longest in (("slow", 150.0), ("fast", 5.0)):
         torch.manual_seed(0)
-        model = zoo.create_model("elm_nano", in_features=1, num_classes=2, tau_max=longest)
+        model = zoo.create_model("elm_nano", in_features=1, num_classes=2, tau_max=longest, dt=1.0)
         fitted(model, _first_step, 200, 5e-3)
         x, label = _first_step(500)
         with torch.no_grad():
