@@ -4,7 +4,7 @@
 
     {"schema": 1, "subject": "claims", "command": "zoo claims",   # of the last run
      "machine": {date, commit, processor, cores, threads, ..., packages},   # as of all results; of the last run
-     "claims": [                     # every declared claim that was run or is out of reach, in the order of declaration
+     "claims": [                     # every declared claim that was run or is out of reach, by name
         {"name", "families": [...], "paper": "2312.00752", "source", "says", "evidence", "measured", "value",
          "bound": {"at_least": 0.97, "at_most": null} or null, "bound_text": "≥ 0.97" or "-",
          "verdict": "met" | "missed" | "out of reach" | "failed",
@@ -116,7 +116,7 @@ class Results:
     def content(self) -> dict[str, Any]:
         """Of the file, with what others have written meanwhile; what is no longer declared has gone."""
         records = self.records if self.path is None else read(self.path) | self.added
-        kept = [records[name] for name in declared() if name in records]
+        kept = [records[name] for name in sorted(declared()) if name in records]
         return {"subject": "claims", "command": self.command, "machine": self.machine, "claims": kept}
 
     def page(self) -> None:
