@@ -61,10 +61,12 @@ COLUMNS = [
     "method", "paper", "task", "learns", "peak (MiB)", "of all weights", "time (ms)", "of all weights", "score",
     "expected (found)", "met",
 ]  # fmt: skip
-REASONS = """What is not met is as measured. Of these shapes PaCA computes 1.5 % fewer operations than LoRA (78.4 and 79.6 GFLOPs,
-counted): its 22 % are the launches of LoRA's small products on a GPU. IST lets one of the nano's three layers learn in a
-step, so that each has a third of LoRA's steps. L4Q's gradient of a whole matrix lives for a moment, which is little of a
-model of 7 billion numbers and much of four blocks. The figures of LoRA on recurrences are in half precision on a GPU.
+REASONS = """\
+What is not met is as measured. Of these shapes PaCA computes 1.5 % fewer operations than LoRA (78.4 and 79.6
+GFLOPs, counted); the paper's 22 % are of GPUs, where each of LoRA's small products is a launch. IST lets one of
+the nano's three layers learn in a step, so that each has a third of LoRA's steps. L4Q's gradient of a whole
+matrix lives for a moment, which is little of a model of 7 billion numbers and much of four blocks. The figures
+of LoRA on recurrences are of half precision on a GPU.
 """
 WHAT_ALL = {ALL_IMAGES: ALL_IMAGES, SAME: ALL_IMAGES, MOBILE: ALL_IMAGES, MAMBA_FULL: MAMBA_FULL, MAMBA: MAMBA_FULL}
 

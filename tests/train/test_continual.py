@@ -141,7 +141,8 @@ def test_a_run_over_a_stream(trainer):
     """Each task's expert learns in its epoch alone, what is held out is scored from the start; then it ends."""
     made = ContinualClassification("vit_nano", {"depth": 1, "adapter": {"kind": "paca"}}, sizes=[5, 5], dynamic=True)
     made.configure_model()
-    heads: Any = [expert.head.weight for expert in made.experts.experts]
+    known: Any = made.experts
+    heads: Any = [expert.head.weight for expert in known.experts]
     seen = [[head.detach().clone() for head in heads]]
     made.on_train_epoch_end = lambda: seen.append([head.detach().clone() for head in heads])
     data = DigitStreamDataModule(tasks=2, items=8, batch_size=4)
