@@ -21,7 +21,7 @@ from zoo.kernels.step_program.records import BASE, FACTOR, SOURCE, Records, Valu
 NORM, LINEAR, CONV, SSD, SCAN, TURN, ATTEND, GLU, SCALE, ROUTE, COMBINE, DIGITS, PICK, BLEND = range(14)
 ROUND = 24
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu", "sigmoid", "squared_relu", "clamped", "capped", "none")
-CHUNK = 1 << 16  # bytes of a matrix that a thread takes at a time
+CHUNK = 1 << 15  # bytes of a matrix that a thread takes at a time
 SEGMENT = 1 << 10  # bytes of a row of a matrix whose rows are inputs
 CHANNELS = 64  # of a chunk of SCAN
 WIDE = 4096  # columns of a chunk of GLU

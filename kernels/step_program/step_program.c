@@ -1,8 +1,9 @@
 /* One step of decoding as a list of records, each an operation on rows of floats, run by all threads in one region.
 
    A record is a number of the operation, the number of its chunks and its arguments: pointers, sizes, the bits of floats.
-   Threads take chunks of a record as they come, and go on to the next once all of its chunks are done; none waits for a
-   thread that has taken nothing, as one may that has no core at the moment. The rows m of a value lie apart by a stride.
+   Threads take chunks of a record as they come, one after another of a part of their own, as memory is read fastest, then
+   of others' parts; they go on to the next record once all chunks are done. None waits for a thread that has taken
+   nothing, as one may that has no core at the moment. The rows m of a value lie apart by a stride.
    Numbers of the file are those of program.py. */
 
 #include <sched.h>
@@ -14,6 +15,7 @@
 #include "mixers.h"
 #include "recall.h"
 
+#define PORTIONS 7 /* most parts of a record that threads begin with */
 #define PATIENCE 4096 /* turns of waiting before a thread gives its core away */
 
 typedef struct {
@@ -21,7 +23,7 @@ typedef struct {
 } record;
 
 typedef struct {
-    int64_t taken, done, apart[6];
+    int64_t taken[PORTIONS], done;
 } progress;
 
 /* y = base + factor (w n(x) + b), or w n(x silu(z)), over groups of a row; n: over the root mean square, or of what is
@@ -88,19 +90,34 @@ INLINE void pause_core(void) {
 #endif
 }
 
+/* a chunk of ``count``, of the own portion while there is one; -1 where all are taken */
+INLINE int64_t take(int64_t *taken, int64_t count, int64_t portions, int64_t own) {
+    for (int64_t i = 0; i < portions; i++) {
+        const int64_t p = (own + i) % portions, first = count * p / portions, size = count * (p + 1) / portions - first;
+        if (__atomic_load_n(&taken[p], __ATOMIC_RELAXED) >= size) continue;
+        const int64_t chunk = __atomic_fetch_add(&taken[p], 1, __ATOMIC_RELAXED);
+        if (chunk < size) return first + chunk;
+    }
+    return -1;
+}
+
 void run_program_f32(int64_t count, int64_t threads, const record *records, progress *at) {
+    const int64_t portions = threads < PORTIONS ? threads : PORTIONS;
+    int64_t arrived = 0;
     memset(at, 0, count * sizeof *at);
 #pragma omp parallel num_threads(threads)
-    for (int64_t k = 0; k < count; k++) {
-        for (int64_t turns = 0; k && __atomic_load_n(&at[k - 1].done, __ATOMIC_ACQUIRE) < records[k - 1].chunks; turns++)
-            if (turns < PATIENCE)
-                pause_core();
-            else
-                sched_yield();
-        int64_t chunk;
-        while ((chunk = __atomic_fetch_add(&at[k].taken, 1, __ATOMIC_RELAXED)) < records[k].chunks) {
-            work(&records[k], chunk);
-            __atomic_fetch_add(&at[k].done, 1, __ATOMIC_RELEASE);
+    {
+        const int64_t own = __atomic_fetch_add(&arrived, 1, __ATOMIC_RELAXED);
+        for (int64_t k = 0; k < count; k++) {
+            for (int64_t turns = 0; k && __atomic_load_n(&at[k - 1].done, __ATOMIC_ACQUIRE) < records[k - 1].chunks; turns++)
+                if (turns < PATIENCE)
+                    pause_core();
+                else
+                    sched_yield();
+            for (int64_t chunk; (chunk = take(at[k].taken, records[k].chunks, portions, own)) >= 0;) {
+                work(&records[k], chunk);
+                __atomic_fetch_add(&at[k].done, 1, __ATOMIC_RELEASE);
+            }
         }
     }
 }

@@ -76,10 +76,15 @@ class Steps(Writer):
 
 
 class Stepper:
-    """The programs of a model, one for each number of rows."""
+    """The programs of a model, one for each number of rows.
 
-    def __init__(self, model: Stepped):
-        self.model, self.made = model, cast("dict[int, Steps | None]", {})
+    Args:
+        model: whose steps they are.
+        alone: nobody changes the model while this exists, so that a program is not compared with it before each run.
+    """
+
+    def __init__(self, model: Stepped, alone: bool = False):
+        self.model, self.alone, self.made = model, alone, cast("dict[int, Steps | None]", {})
         self.lock = threading.Lock()  # a program has one memory
 
     def __call__(self, x: Tensor, states: Any) -> Tensor | None:
@@ -102,7 +107,7 @@ class Stepper:
 
     def _steps(self, x: Tensor) -> Steps | None:
         steps = self.made.get(len(x))
-        if len(x) not in self.made or (steps is not None and not steps.is_current):
+        if len(x) not in self.made or (steps is not None and not self.alone and not steps.is_current):
             self.made[len(x)] = steps = self._write(x)
         return steps
 
@@ -140,10 +145,11 @@ def _is_step(x: Tensor) -> bool:
 
 
 @contextmanager
-def programmed(model: nn.Module) -> Iterator[None]:
-    """As ``decoding``, and the blocks of a language model run as one program where they can."""
+def programmed(model: nn.Module, alone: bool = False) -> Iterator[None]:
+    """As ``decoding``, and the blocks of a language model run as one program where they can; ``alone`` as ``Stepper``
+    has it."""
     held, mine = vars(model), "stepper" not in vars(model)
-    held.setdefault("stepper", Stepper(model))  # type: ignore[arg-type]
+    held.setdefault("stepper", Stepper(model, alone))  # type: ignore[arg-type]
     try:
         with decoding(model):
             yield

@@ -205,6 +205,24 @@ def test_the_families_that_have_a_program_are_those_tested_here():
     assert reasons["lizard"] == "LizardAttention" and reasons["mor"] == "its blocks are not run one after the other"
 
 
+def test_a_program_is_compared_with_the_model_where_somebody_may_have_changed_it(monkeypatch):
+    """Between the steps of a stream, not within a call."""
+    model, seen, current = scrambled("mamba_nano"), [], Writer.is_current.fget
+    monkeypatch.setattr(Writer, "is_current", property(lambda self: (seen.append(1), current(self))[1]))
+    prompt = torch.randint(0, 256, (1, 4))
+    zoo.generate(model, prompt, 6, temperature=0)
+    assert not seen
+    stream = zoo.stream(model, prompt, 6, temperature=0)
+    said = torch.stack([next(stream).tokens for _ in range(3)], 1)
+    with torch.no_grad(), implementation("reference"):  # layer by layer
+        state = model.init_state(1)
+        model(torch.cat([prompt, said[:, :2]], 1), state)
+        model.head.weight.neg_()
+        expected = model(said[:, 2:], state)[0, -1].argmax()
+    found = [step.tokens for step in stream]
+    assert found[0] == expected and len(found) == 3 and len(seen) == 4
+
+
 def test_a_window_that_another_holds_is_not_written_to():
     model, tokens = scrambled("transformer_nano", window=3), torch.randint(0, 256, (2, 9))
     with torch.no_grad(), programmed(model):

@@ -103,7 +103,7 @@ def generate(
         new = [torch.tensor(beam.tokens, device=prompts.tokens.device) for beam in beams]
         chances = [torch.tensor(beam.log_probs, device=prompts.tokens.device) for beam in beams]
     else:
-        new, chances = _rows(list(_steps(model, given, asked)))
+        new, chances = _rows(list(_steps(model, given, asked, alone=True)))
     if isinstance(tokens, Tensor):
         said = pad_sequence(new, batch_first=True, padding_value=asked.filler)
         whole: Any = torch.cat([tokens.repeat_interleave(asked.num_samples, 0), said], dim=1)
@@ -160,12 +160,14 @@ def _shortened(prompts: Batch, asked: Options) -> Batch:
     return prompts if asked.compress is None else asked.compress.shorten(prompts)
 
 
-def _steps(model: LanguageModel, prompts: Batch, asked: Options, state: ModelState | None = None) -> Iterator[Step]:
+def _steps(
+    model: LanguageModel, prompts: Batch, asked: Options, state: ModelState | None = None, alone: bool = False
+) -> Iterator[Step]:
     """Token by token, or draft by draft."""
     if asked.memory is not None:
         return asked.memory.steps(model, prompts, asked)
     if asked.draft is None:
-        return steps(model, prompts, asked, state)
+        return steps(model, prompts, asked, state, alone)
     return asked.draft.begin(model, asked).steps(prompts)
 
 

@@ -50,18 +50,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def generating(model: LanguageModel, options: Options) -> Iterator[None]:
+def generating(model: LanguageModel, options: Options, alone: bool = False) -> Iterator[None]:
     """Within it the model is in eval mode, batch-invariant where that is asked for, and where it is not compiled its
-    steps are programs or its linear layers read their matrices as fast as there is memory."""
+    steps are programs or its linear layers read their matrices as fast as there is memory; ``alone``: nobody changes
+    the model meanwhile."""
     invariant = batch_invariant(model) if options.batch_invariant else nullcontext()
-    with evaluating(model), invariant, nullcontext() if options.compile else programmed(model):
+    with evaluating(model), invariant, nullcontext() if options.compile else programmed(model, alone):
         yield
 
 
 @torch.no_grad()
-def steps(model: LanguageModel, prompts: Batch, options: Options, state: ModelState | None) -> Iterator[Step]:
-    """The prompts once in parallel, then a token a row and step, until all rows have ended."""
-    with generating(model, options):
+def steps(
+    model: LanguageModel, prompts: Batch, options: Options, state: ModelState | None, alone: bool = False
+) -> Iterator[Step]:
+    """The prompts once in parallel, then a token a row and step, until all rows have ended; ``alone``: whoever takes
+    the steps does nothing else between two."""
+    with generating(model, options, alone):
         shared, copied = options.share_prompt, options.num_samples * prompts.tokens.shape[1]
         shared = copied >= SHARED_FROM if shared is None else shared
         logits, state = prefilled(model, prompts, options, options.num_samples, state, shared=shared)
