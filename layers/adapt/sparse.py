@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.kernels.dispatch import full_precision
 from zoo.layers.adapt.marks import device_of
+from zoo.layers.precision import autocast_dtype
 from zoo.layers.quant.between import between
 from zoo.layers.sparse.masks import Mask
 from zoo.layers.sparse.pattern import Pattern
@@ -28,7 +30,8 @@ class MaskedLoRA(nn.Module):
 
     .. math:: W = (W_0 + \alpha / r \, B A) \odot M
 
-    A and B learn, B is 0 at first. Merged, the layer has the same mask and computes the same, bit for bit.
+    A and B learn, B is 0 at first. W is not kept, but made again for the backward pass. Merged, the layer has the same
+    mask and computes the same, bit for bit.
 
     Args:
         layer: with a mask.
@@ -48,22 +51,49 @@ class MaskedLoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (..., out_features)."""
-        return F.linear(x, self._held[0](self._dense()), self.base_layer.bias)
+        low, held, bias = autocast_dtype(x.device.type), self._held, self.base_layer.bias
+        x, bias = (part if part is None or low is None else part.to(low) for part in (x, bias))
+        return _MaskedProduct.apply(x, held.original, held[0].mask, self.A, self.B, self.factor, bias)  # type: ignore[return-value]
 
     @torch.no_grad()
     def plain(self) -> nn.Linear:
         """A masked layer of its own with the product in the numbers beneath the mask."""
         made = copy.deepcopy(self.base_layer)
-        made.parametrizations["weight"].original.copy_(self._dense())  # type: ignore[index]
+        held: Any = made.parametrizations["weight"]  # type: ignore[index]
+        held.original.copy_(_moved(held.original, self.A, self.B, self.factor))
         return made
-
-    def _dense(self) -> Tensor:
-        return self._held.original + self.factor * (self.B @ self.A)
 
     @property
     def _held(self) -> Any:
         """The weight and its mask."""
         return self.base_layer.parametrizations.weight  # type: ignore[union-attr]
+
+
+class _MaskedProduct(torch.autograd.Function):
+    """x W^T + b, of which x, the parameters and the mask are kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, mask: Tensor, A: Tensor, B: Tensor, factor: float, bias: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mask, A, B)
+        ctx.factor = factor
+        return F.linear(x, (_moved(weight, A, B, factor) * mask).to(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (dy,), (x, weight, mask, A, B) = gradients, ctx.saved_tensors
+        dx = dy @ (_moved(weight, A, B, ctx.factor) * mask).to(dy.dtype) if ctx.needs_input_grad[0] else None
+        rows = dy.flatten(0, -2)
+        G = (rows.mT @ x.flatten(0, -2)).to(weight.dtype) * mask
+        dw, db = G if ctx.needs_input_grad[1] else None, rows.sum(0) if ctx.needs_input_grad[6] else None
+        return dx, dw, None, ctx.factor * (B.mT @ G), ctx.factor * (G @ A.mT), None, db
+
+
+def _moved(weight: Tensor, A: Tensor, B: Tensor, factor: float) -> Tensor:
+    """W_0 + alpha / r B A."""
+    with full_precision(weight.device):
+        return weight + factor * (B @ A)
 
 
 class StructuredScores(nn.Module):

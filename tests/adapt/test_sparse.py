@@ -23,7 +23,7 @@ def pruned(name: str = "transformer_nano", **options: Any) -> Any:
     return built(name, changes=[PRUNED], **options)
 
 
-@pytest.mark.parametrize(("name", "rank"), [("transformer_nano", 3), ("vovnet_nano", 0)])
+@pytest.mark.parametrize(("name", "rank"), [("transformer_nano", 3), ("vit_nano", 2), ("vovnet_nano", 0)])
 def test_perp_keeps_every_zero(name, rank, tmp_path):
     """Untrained it is the pruned model; what else learns are biases and norms; merging is exact and has the masks."""
     model = pruned(name)
@@ -62,7 +62,15 @@ def test_a_masked_product_by_hand():
     ].mask  # fmt: skip
     x = torch.randn(5, layer.in_features, dtype=torch.float64)
     torch.testing.assert_close(layer(x), x @ ((weight + 3 * layer.B @ layer.A) * mask).mT)
-    assert torch.equal(layer.plain()(x), layer(x))
+    torch.testing.assert_close(layer.plain()(x), layer(x), rtol=0, atol=0)
+    dy = torch.randn(5, layer.out_features, dtype=torch.float64)
+    layer(x.requires_grad_()).backward(dy)
+    A, B, again = (t.detach().clone().requires_grad_() for t in (layer.A, layer.B, x))
+    (again @ ((weight.detach() + 3 * B @ A) * mask).mT).backward(dy)
+    for found, expected in ((layer.A, A), (layer.B, B), (x, again)):
+        torch.testing.assert_close(found.grad, expected.grad)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.float()(x.detach().float()).dtype == torch.bfloat16
 
 
 def scores(**options: Any) -> StructuredScores:
