@@ -23,6 +23,7 @@ import torch
 import yaml
 from safetensors.torch import save
 from torch import Tensor, nn
+from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio as si_sdr
 
 import zoo
 from zoo.checkpoints import bundled, read_state_dict
@@ -37,6 +38,7 @@ from zoo.train.data import (
     DocumentationDataModule,
     EllipsoidsDataModule,
     ListOps,
+    MicrophonesDataModule,
     ScenesDataModule,
     SeriesDataModule,
     SpikeSums,
@@ -57,7 +59,7 @@ VECTORS: dict[str, DataModule] = {  # family -> what scores it
     "positional": ArraysDataModule(algorithm="sort"),
 }
 # data that need no download: recipes are named after them
-LAYOUTS = ("arrays", "digits", "docs", "ellipsoids", "listops", "scenes", "series", "spikes")
+LAYOUTS = ("arrays", "digits", "docs", "ellipsoids", "listops", "microphones", "scenes", "series", "spikes")
 
 
 def recipes() -> dict[str, str]:
@@ -76,7 +78,8 @@ def score(model: nn.Module) -> dict[str, Any]:
     the velocity. Image tokenizers: PSNR of all test digits. Segmentation: Dice coefficient of ``VOLUMES`` generated
     volumes. Text classifiers: accuracy on ``EXPRESSIONS`` generated expressions of ListOps. Models of vectors: mean
     squared error on the family's generated data, or accuracy on ``SERIES`` sums of spoken digits where they classify.
-    Detection of anomalies: area under the receiver operating characteristic on a generated series.
+    Detection of anomalies: area under the receiver operating characteristic on a generated series. Enhancement of
+    speech: gain in the scale-invariant ratio of signal to distortion, in dB, on generated mixtures.
     """
     task = zoo.model_info(str(model.config_name)).task
     metric, value, data, inputs = SCORES[task](model.eval())
@@ -151,6 +154,12 @@ def _separation(model: nn.Module) -> Score:
     return "auroc", value, f"{len(windows)} windows of a generated series", windows
 
 
+def _gain(model: nn.Module) -> Score:
+    mixtures, voices = _test_samples(MicrophonesDataModule())
+    value = si_sdr(model(mixtures), voices).mean() - si_sdr(mixtures[:, :1], voices).mean()
+    return "si_sdr_gain", value.item(), f"{len(mixtures)} generated mixtures", mixtures
+
+
 SCORES: dict[str, Callable[[nn.Module], Score]] = {
     "image-classification": _accuracy,
     "language": _bits_per_byte,
@@ -162,6 +171,7 @@ SCORES: dict[str, Callable[[nn.Module], Score]] = {
     "sequence-classification": _series_accuracy,
     "sequence-regression": _squared_error,
     "anomaly-detection": _separation,
+    "speech-enhancement": _gain,
 }
 
 

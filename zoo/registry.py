@@ -19,7 +19,7 @@ from zoo.checkpoints.index import tags as published_tags
 TASKS = (
     "language", "text-classification", "image-classification", "image-generation", "segmentation", "multi-task",
     "sequence-classification", "sequence-regression", "image-tokenization", "image-diffusion",
-    "anomaly-detection",
+    "anomaly-detection", "speech-enhancement",
 )  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def register_model(
 
 def entries() -> dict[str, ModelEntry]:
     """All registered models, the library's own families included."""
-    for module in ("zoo.language", "zoo.vision", "zoo.sequence", "zoo.generative", "zoo.series"):
+    for module in ("zoo.language", "zoo.vision", "zoo.sequence", "zoo.generative", "zoo.series", "zoo.audio"):
         importlib.import_module(module)
     return _entries
 

@@ -12,6 +12,7 @@ from zoo.checkpoints.convert import (
     bamba,
     based,
     deepseek,
+    deftan2,
     dense,
     efficientvit,
     elm,
@@ -63,6 +64,7 @@ CONVERTERS = (
 )  # fmt: skip
 _AUTHORS = (
     based,
+    deftan2,
     efficientvit,
     elm,
     m3vit,

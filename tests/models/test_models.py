@@ -21,8 +21,10 @@ WITHOUT_BRANCHES = ("simplenet_nano", "lightcnn_nano")  # that drop_path_rate co
 SEQUENCES = zoo.list_models("*_nano", task="sequence-classification")
 CODES = zoo.list_models("*_nano", task="image-tokenization")
 DIFFUSION = zoo.list_models("*_nano", task="image-diffusion")
+SPEECH = zoo.list_models("*_nano", task="speech-enhancement")
 SERIES = zoo.list_models("*_nano", task="anomaly-detection")
-NANO = LANGUAGE + TEXT + VISION + GENERATION + SEGMENTATION + REGRESSION + SEQUENCES + CODES + DIFFUSION + SERIES
+OTHERS = SEQUENCES + CODES + DIFFUSION + SERIES + SPEECH
+NANO = LANGUAGE + TEXT + VISION + GENERATION + SEGMENTATION + REGRESSION + OTHERS
 
 
 def inputs(model: Any, batch: int = 2, length: int = 20) -> Tensor:

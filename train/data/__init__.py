@@ -12,6 +12,7 @@ from zoo.train.data.histogram import histogram_bits_per_dim
 from zoo.train.data.images import ImageDataModule
 from zoo.train.data.listops import ListOps
 from zoo.train.data.loader import Batch, BatchLoader, Source
+from zoo.train.data.microphones import MicrophonesDataModule
 from zoo.train.data.rewarded import PreferencesDataModule, RewardedTask, SortLetters
 from zoo.train.data.scenes import ScenesDataModule
 from zoo.train.data.series import SeriesDataModule
@@ -42,6 +43,7 @@ __all__ = [
     "InductionHeads",
     "KeyValues",
     "ListOps",
+    "MicrophonesDataModule",
     "Mixture",
     "Passkeys",
     "PreferencesDataModule",

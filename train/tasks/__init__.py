@@ -8,6 +8,7 @@ from zoo.train.tasks.diffusion import ImageDiffusion
 from zoo.train.tasks.draft_layer import DraftLayerTraining
 from zoo.train.tasks.dual_input import DualInputClassification
 from zoo.train.tasks.elastic import ElasticLanguageModeling
+from zoo.train.tasks.enhancement import SpeechEnhancement
 from zoo.train.tasks.generation import ImageGeneration
 from zoo.train.tasks.language import LanguageModeling
 from zoo.train.tasks.linearization import Linearization
@@ -39,6 +40,7 @@ __all__ = [
     "Segmentation",
     "SequenceClassification",
     "SequenceRegression",
+    "SpeechEnhancement",
     "Task",
     "TextClassification",
     "VocabularyAdaptation",

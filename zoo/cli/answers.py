@@ -51,3 +51,30 @@ def find_anomalies(model: Any, known: Namespace) -> int:
             checked(draw_scores, model, series, scores, known.output)
             say(f"written: {known.output}")
     return 0
+
+
+def enhance(model: Any, known: Namespace) -> int:
+    """The speech in what microphones heard: a WAV file, or spectrograms above one another."""
+    import torch
+    from rich.table import Table
+
+    from zoo.audio import as_loud_as_in, draw_spectrograms, read_wave, write_wave
+
+    if len(known.files) > 1 and known.output is not None:
+        raise UsageError(f"--output is of one sound, got {len(known.files)} files")
+    rate, table = model.config.sample_rate, Table("sound", "seconds", "speech", "of the power, %")
+    for path in known.files:
+        heard = checked(read_wave, path, model.config.num_mics, rate)
+        with torch.no_grad():
+            speech = as_loud_as_in(heard[0], model(heard[None])[0])
+        for index, share in enumerate((speech.square().sum(1) / heard[0].square().sum()).tolist()):
+            table.add_row(str(path), f"{heard.shape[1] / rate:.2f}", str(index + 1), f"{100 * share:.1f}")
+        if known.output is not None and known.output.suffix == ".png":
+            named = {"microphone": heard[0], **{f"speech {i + 1}": wave for i, wave in enumerate(speech)}}
+            checked(draw_spectrograms, named, rate, known.output)
+        elif known.output is not None:
+            checked(write_wave, known.output, speech, rate)
+    show(table)
+    if known.output is not None:
+        say(f"written: {known.output}")
+    return 0

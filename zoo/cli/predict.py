@@ -10,13 +10,17 @@ from zoo.cli.errors import UsageError, checked
 from zoo.cli.options import add_checkpoint, add_image_reading, add_import, add_model, image_reading, model_with_weights
 from zoo.cli.output import show
 
-HELP = "the likeliest classes of images, what a tokenizer makes of them, or the anomalies of a series"
+HELP = "classes of images, what a tokenizer makes of them, anomalies of a series, or the speech in a sound"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="images; series as .csv or .npy, a line a moment"
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="images; a series as .csv or .npy; a sound as .wav",
     )
     add_checkpoint(parser)
     parser.add_argument(
@@ -31,19 +35,20 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        metavar="FILE.png",
-        help="images above what their codes decode to (tokenizers), a series above its scores",
+        metavar="FILE",
+        help="a .png: images above what their codes decode to, a series above its scores, spectrograms; or a .wav",
     )
     add_image_reading(parser)
     add_import(parser)
 
 
 def run(known: Namespace) -> int:
-    from zoo.cli.answers import find_anomalies, reconstruct
+    from zoo.audio import DeFTAN2
+    from zoo.cli.answers import enhance, find_anomalies, reconstruct
     from zoo.generative import WeTok
     from zoo.series import StackVAE
 
-    ways = {WeTok: reconstruct, StackVAE: find_anomalies}
+    ways = {WeTok: reconstruct, StackVAE: find_anomalies, DeFTAN2: enhance}
     model = checked(model_with_weights, known.model, known.checkpoint)
     way = next((way for kind, way in ways.items() if isinstance(model, kind)), _classify)
     return way(model.eval(), known)
@@ -55,7 +60,7 @@ def _classify(model: Any, known: Namespace) -> int:
     import zoo
 
     if known.output is not None:
-        raise UsageError(f"--output is of an image tokenizer or a model of series, got {type(model).__name__}")
+        raise UsageError(f"--output is of an image tokenizer, of series or of sounds, got {type(model).__name__}")
     found = checked(zoo.predict, model, known.files, top_k=known.top_k, **image_reading(known))
     labels = model.pretrained_cfg["label_names"]
     if known.labels is not None:

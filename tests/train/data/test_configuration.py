@@ -21,6 +21,7 @@ MODULES = {
     "ArraysDataModule": "{batch_size: 8}",
     "ScenesDataModule": "{batch_size: 8}",
     "EllipsoidsDataModule": "{batch_size: 2}",
+    "MicrophonesDataModule": "{batch_size: 2}",
     "SeriesDataModule": "{batch_size: 2}",
     "ShapesDataModule": "{batch_size: 2}",
     "DocumentationDataModule": "{seq_len: 32, windows: random}",
