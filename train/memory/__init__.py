@@ -7,11 +7,13 @@ from zoo.train.memory.lemo import LeMo
 from zoo.train.memory.memo import Memo, swap_share
 from zoo.train.memory.method import MEMORIES, Lean, Memory, as_memories, as_memory, check_sharded, lean
 from zoo.train.memory.reversible import Reversible
+from zoo.train.memory.sltt import SLTT
 from zoo.train.memory.ssdtrain import SSDTrain
 from zoo.train.memory.streambp import StreamBP
 
 __all__ = [
     "MEMORIES",
+    "SLTT",
     "Blockwise",
     "COATMemory",
     "Checkpointing",

@@ -20,6 +20,7 @@ from zoo.vision.s4 import S4Pixel, S4PixelConfig
 from zoo.vision.seqboat import SeqBoatPixel, SeqBoatPixelConfig
 from zoo.vision.shvit import SHViT, SHViTConfig
 from zoo.vision.simplenet import SimpleNet, SimpleNetConfig
+from zoo.vision.spiking_resnet import SpikingResNet, SpikingResNetConfig
 from zoo.vision.vim import Vim, VimConfig
 from zoo.vision.vit import ViT, ViTConfig
 from zoo.vision.vmamba import VMamba, VMambaConfig
@@ -62,6 +63,8 @@ __all__ = [
     "SeqBoatPixelConfig",
     "SimpleNet",
     "SimpleNetConfig",
+    "SpikingResNet",
+    "SpikingResNetConfig",
     "TiledBlock",
     "UperNet",
     "VMamba",
