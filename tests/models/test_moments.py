@@ -14,7 +14,7 @@ from zoo.layers.moe import experts as expert_layers
 from zoo.layers.quant import Format, Record, matrices
 from zoo.quantize import METHODS, Calibration
 from zoo.quantize.feedback import feedback_codes
-from zoo.quantize.moments import hidden, output_error, second_moments
+from zoo.quantize.moments import hidden, mean_squares, output_error, second_moments
 from zoo.quantize.rounding import grid
 
 TOKENS = torch.randint(0, 256, (4, 32), generator=torch.Generator().manual_seed(0))
@@ -79,6 +79,18 @@ def test_what_each_expert_sees(model, seen, moments):
             torch.testing.assert_close(moments[f"blocks.0.mlp.{name}"][e], expected, rtol=1e-4, atol=1e-5)
         only = Routing(torch.ones(len(x), 1), torch.full((len(x), 1), e), None)
         torch.testing.assert_close(layer.visit(x, only).output, h @ layer.w2[e], rtol=1e-4, atol=1e-5)
+
+
+def test_an_expert_that_saw_nothing_is_rounded_as_without_calibration(model):
+    """One token; a moment of zeros would make every table as good as any other."""
+    layer, matrix = model.blocks[0].mlp, matrices(model, "blocks.0.mlp.w1").float()
+    found = mean_squares(second_moments(model, ["blocks.0.mlp.w1"], Calibration([TOKENS[:1, :1]])))["blocks.0.mlp.w1"]
+    alone = (found == 1).flatten(1).all(1)
+    assert alone.sum() == layer.num_experts - layer.top_k
+    made: Any = METHODS["sketch"](bits=3)
+    form = made.format(matrix.shape[-1])
+    with_, without = (made.record(matrix, form, known).dequantise() for known in (found, None))
+    assert torch.equal(with_[alone], without[alone]) and not torch.equal(with_[~alone], without[~alone])
 
 
 def test_hidden_numbers_of_every_kind_of_expert():

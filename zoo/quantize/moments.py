@@ -23,7 +23,8 @@ CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 @torch.no_grad()
 def second_moments(model: nn.Module, names: Iterable[str], calibration: Calibration) -> dict[str, Tensor]:
     r""":math:`H = \frac{1}{M} \sum_m x_m x_m^T`, float32, of all inputs of a weight's rows, by the name of the weight:
-    (C, C) of linear layers and of convolutions without groups, (E, C, C) of experts, of the tokens that each has got.
+    (C, C) of linear layers and of convolutions without groups, (E, C, C) of experts, of the tokens that each has got;
+    of one that has got none, of inputs that are all alike.
 
     Others, embeddings and convolutions in groups, are not in it. Weights that are tied have the sum of theirs.
     """
@@ -50,7 +51,12 @@ def second_moments(model: nn.Module, names: Iterable[str], calibration: Calibrat
         calibration.run(model)
     weights = {name: getattr(module, name.rpartition(".")[2]) for name, module in places.items()}
     found = {name: (sums[id(w)], counts[id(w)]) for name, w in weights.items() if id(w) in sums}
-    return {name: moment / count.clamp(min=1).to(moment.device) for name, (moment, count) in found.items()}
+    return {name: _mean(moment, count.to(moment.device)) for name, (moment, count) in found.items()}
+
+
+def _mean(moment: Tensor, count: Tensor) -> Tensor:
+    alike = torch.eye(moment.shape[-1], device=moment.device)
+    return torch.where(count > 0, moment / count.clamp(min=1), alike)
 
 
 def _rows(module: Any) -> Any:
