@@ -88,6 +88,7 @@ class Search:
 
     def linas(self, evaluations: int, generations: int = 20) -> None:
         """What is measured teaches predictors, on which NSGA-II runs; the best that it has seen is measured next."""
+        require_at_least(3, population=self.population, evaluations=evaluations)  # predictors are tried on thirds
         self._measure(self._drawn(min(self.population, evaluations)))
         while len(self.archive) < evaluations and len(self.archive) < self._all():
             predict = fitted(np.array(list(self.archive)), np.array(list(self.archive.values())))

@@ -38,7 +38,7 @@ class IncrementalClassifier(nn.Module):
         image_bytes: of a kept image; a byte a pixel and channel where None.
         steps, batch_size, lr: of a task, by AdamW; batches are drawn from its images and the kept ones alike.
         auxiliary: alpha.
-        seed: of all that is drawn.
+        seed: of the batches; fresh heads are drawn as torch's own seed has it.
 
     Raises:
         ValueError: for numbers out of range; when a task begins whose layers the budget does not hold.
@@ -92,18 +92,20 @@ class IncrementalClassifier(nn.Module):
             ValueError: for other classes, or a budget that does not hold the task's layers.
         """
         old, last = sum(self.sizes), int(classes.max()) + 1
-        if int(classes.min()) < old:
+        if int(classes.min()) != old:
             raise ValueError(f"the classes of this task begin at {old}, got {int(classes.min())}")
         self.begin(last - old)
         draws = torch.Generator().manual_seed(derive_seed(self.seed, len(self.sizes)))
-        kept = [(part, torch.full((len(part),), index)) for index, part in enumerate(self.kept)]
+        kept = [(part, classes.new_full((len(part),), index)) for index, part in enumerate(self.kept)]
         x, y = (torch.cat(parts) for parts in zip((images, classes), *kept, strict=True))
-        second = nn.Linear(self.model.num_features, last - old + 1) if old and self.auxiliary else None
+        second = None
+        if old and self.auxiliary:
+            second = nn.Linear(self.model.num_features, last - old + 1, device=images.device)
         learning = [*self.learning(), *(() if second is None else second.parameters())]
         optimizer = torch.optim.AdamW(learning, lr=self.lr, weight_decay=0.01)
         self.train()
         for _ in range(self.steps):
-            chosen = torch.randint(len(x), (self.batch_size,), generator=draws)
+            chosen = torch.randint(len(x), (self.batch_size,), generator=draws).to(x.device)
             features = self.features(x[chosen])
             loss = F.cross_entropy(self.head(features), y[chosen])
             if second is not None:
@@ -196,11 +198,11 @@ class IncrementalClassifier(nn.Module):
 def herded(features: Tensor, count: int) -> Tensor:
     """Of features (N, D) the ``count`` whose mean is the nearest to the mean of all, chosen one by one."""
     mean, total, chosen = features.mean(0), torch.zeros_like(features[0]), []
-    free = torch.ones(len(features), dtype=torch.bool)
+    free = torch.ones(len(features), dtype=torch.bool, device=features.device)
     for number in range(min(count, len(features))):
         distance = (mean - (total + features) / (number + 1)).norm(dim=1)
         best = int(distance.masked_fill(~free, torch.inf).argmin())
         chosen.append(best)
         free[best] = False
         total = total + features[best]
-    return torch.tensor(chosen, dtype=torch.int64)
+    return torch.tensor(chosen, dtype=torch.int64, device=features.device)

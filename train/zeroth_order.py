@@ -78,8 +78,8 @@ class Subspace:
     def _directions(self, past: Tensor) -> Tensor:
         spread = past.std(0, correction=0)
         _, values, rows = torch.linalg.svd((past - past.mean(0)) / spread.where(spread > 0, 1.0), full_matrices=False)
-        share = values.square().cumsum(0) / values.square().sum().clamp(min=torch.finfo(past.dtype).tiny)
-        kept = int((share <= 1 - self.nu).sum()) + 1
+        share = values.square().cumsum(0)  # over its own end, so that no rounding takes it beyond 1
+        kept = int((share <= (1 - self.nu) * share[-1]).sum()) + 1
         return rows[kept:]
 
 

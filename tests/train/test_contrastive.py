@@ -130,6 +130,16 @@ def test_views_of_digits_find_each_other_and_a_resumed_run_ends_the_same(trainer
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
+def test_the_scale_stops_at_100_and_comes_back(trainer):
+    """A step beyond ends there, where the loss has a gradient that leads back: pairs of noise deserve a small one."""
+    task = ContrastiveLearning("vit_nano", {"num_classes": 8}, temperature=0.006)
+    trainer(max_steps=1, limit_val_batches=0).fit(task, DigitViewsDataModule(batch_size=16))
+    assert task.scale.item() == pytest.approx(100.0)
+    x, y = F.normalize(torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(0)), dim=2)
+    (gradient,) = torch.autograd.grad(contrastive_loss(x, y, task.scale), [task.log_scale])
+    assert gradient > 1
+
+
 def process(rank: int, address: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     group, _ = dist.new_subgroups(2)

@@ -71,6 +71,11 @@ def test_it_is_better_than_chance_and_ends_with_the_space():
         assert len(search.archive) == 6
 
 
+def test_predictors_need_something_to_leave_out():
+    with pytest.raises(ValueError, match="population must be at least 3"):
+        Search([3] * 4, worth, population=2).linas(20)
+
+
 def test_predictors_tell_what_they_have_not_seen():
     genomes = np.random.default_rng(0).integers(0, 4, (60, 6))
     values = np.array([worth(tuple(genome)) for genome in genomes])

@@ -116,5 +116,7 @@ def test_errors():
         made(4)
     model = made(steps=1)
     model.learn(*task(0))
-    with pytest.raises(ValueError, match="the classes of this task begin at 2, got 0"):
-        model.learn(*task(0))
+    for number in (0, 2):
+        with pytest.raises(ValueError, match=f"the classes of this task begin at 2, got {2 * number}"):
+            model.learn(*task(number))
+    assert model.sizes == [2]

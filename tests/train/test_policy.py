@@ -157,6 +157,16 @@ def test_without_a_divergence_it_is_dpo(pairs):
     assert not [name for name in task.state_dict() if "reference" in name]
 
 
+def test_the_loss_of_a_far_pair_is_finite(pairs):
+    options = {"model_args": {"pretrained": True}, "reference": "transformer_nano"}
+    task, said = quiet(PreferenceOptimization("transformer_nano", **options)), {}
+    task._trainer.datamodule = pairs
+    task._margins = lambda *_: torch.tensor([[-2000.0, 0.0]]).expand(4, -1)
+    task.log_means = lambda split, **values: said.update(values)
+    task.evaluate(next(iter(pairs.train_dataloader())), 0, "val")
+    torch.testing.assert_close(said["loss"], torch.full((4,), 200.0))
+
+
 def test_preferences_have_fewer_vowels(pairs):
     tokens, labels = next(iter(pairs.train_dataloader()))
     assert tokens.shape == labels.shape == (4, 2, 14) and torch.equal(tokens[:, 0, :8], tokens[:, 1, :8])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -74,7 +75,7 @@ class ContrastiveLearning(Task):
     @property
     def scale(self) -> Tensor:
         """What products of features are multiplied by."""
-        return self.log_scale.clamp(max=math.log(MOST)).exp()
+        return self.log_scale.exp()
 
     def encode(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """Features (B, D) of length 1."""
@@ -84,6 +85,12 @@ class ContrastiveLearning(Task):
         first, second = (self.encode(self.trained, view) for view in batch)
         loss = contrastive_loss(first, second, self.scale, rows=self.rows, group=self.group)
         return self.log_training(loss, scale=self.scale)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """And the scale goes no further, from where it may come back: a clamp in the loss would leave no gradient."""
+        super().optimizer_step(*args, **kwargs)
+        with torch.no_grad():
+            self.log_scale.clamp_(max=math.log(MOST))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val")
@@ -101,8 +108,8 @@ class ContrastiveLearning(Task):
             mean.update(value, count)
             self.log(f"{split}/{name}", mean, on_epoch=True, prog_bar=True)
 
-    def _optimizer(self, model: nn.Module) -> Optimizer:
-        optimizer = super()._optimizer(model)
+    def _optimizer(self, model: nn.Module, around: Callable[..., Optimizer] | None = None) -> Optimizer:
+        optimizer = super()._optimizer(model, around)
         if hasattr(self, "log_scale"):
             optimizer.add_param_group({"params": [self.log_scale], "weight_decay": 0.0})
         return optimizer

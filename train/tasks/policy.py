@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -90,6 +91,6 @@ class PolicyTask(Task):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self.evaluate(batch, batch_idx, "test")
 
+    @abstractmethod
     def evaluate(self, batch: Any, number: int, split: str) -> None:
         """Log what a batch of held-out prompts tells."""
-        raise NotImplementedError

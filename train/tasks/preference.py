@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.layers.options import require_at_least
@@ -96,7 +97,7 @@ class PreferenceOptimization(PolicyTask):
         worth, before = self.reward(said, None), torch.stack([self.reward(tokens[:, i], None) for i in (0, 1)], 1)
         self.log_means(
             split,
-            loss=-(self.beta * (margins[:, 0] - margins[:, 1])).sigmoid().log(),
+            loss=-F.logsigmoid(self.beta * (margins[:, 0] - margins[:, 1])),
             accuracy=margins[:, 0] > margins[:, 1],
             kl=own - base,
             reward=worth,
