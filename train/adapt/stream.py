@@ -44,6 +44,9 @@ class ContinualClassification(ImageClassification):
         **kwargs: Any,
     ) -> None:
         super().__init__(model, model_args, **kwargs)
+        if self.memory:
+            kinds = ", ".join(method.kind for method in self.memory)
+            raise ValueError(f"experts of a stream learn by plain passes: leave out the memory method {kinds}")
         kind = partial(DynamicConPET, top_k=top_k) if dynamic else StaticConPET
         self.wrap = partial(_experts, partial(kind, pad=pad), tuple(sizes))
         self.sketch()  # a model without adapters fails here

@@ -89,7 +89,7 @@ class Task(LightningModule):
         listed = memory if isinstance(memory, list) else [] if memory is None else [memory]
         self.memory = as_memories([*[{"kind": "checkpointing"}] * grad_checkpointing, *listed])
         if self.memory and not str(model).startswith("local-dir:"):
-            sketch = self.sketch()
+            sketch = _sketch(*self.given)  # what a task makes of it is checked with the model
             for method in self.memory:
                 method.check(sketch)
         self.lean: Lean | None = None

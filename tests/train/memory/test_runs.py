@@ -15,7 +15,9 @@ import torch
 
 from zoo.cli import main
 from zoo.cli.errors import UsageError
+from zoo.train.adapt import ContinualClassification
 from zoo.train.callbacks import newest_checkpoint
+from zoo.train.tasks import VocabularyAdaptation
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning"),  # LightningCLI's own calls
@@ -28,6 +30,13 @@ SHORT = [
 ]  # fmt: skip
 BOTH = ["--memory", "streambp", "--memory.chunk_size=8", "--memory=ssdtrain", "--memory.resident=0"]
 BOTH += ["--memory.smallest", "1"]
+
+
+def test_tasks_that_make_something_of_their_model_take_methods():
+    task = VocabularyAdaptation("transformer_nano", grad_checkpointing=True, memory={"kind": "ssdtrain"})
+    assert [method.kind for method in task.memory] == ["checkpointing", "ssdtrain"]
+    with pytest.raises(ValueError, match="leave out the memory method ssdtrain"):
+        ContinualClassification("vit_nano", {"adapter": {"kind": "paca"}}, sizes=[2] * 5, memory={"kind": "ssdtrain"})
 
 
 def arguments(output: Path, *options: str, steps: int) -> list[str]:
