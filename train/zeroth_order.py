@@ -166,9 +166,11 @@ class _Step:
 
         subspace = method.subspace
         with torch.no_grad():
-            gradient = estimate(loss, e, method.samples, method.mu, seed, subspace.free(e.numel()))
-            for p, part in zip(self.learning, before, strict=True):  # from the copy: steps there and back round
-                p.copy_(part)
+            try:
+                gradient = estimate(loss, e, method.samples, method.mu, seed, subspace.free(e.numel()))
+            finally:
+                for p, part in zip(self.learning, before, strict=True):  # from the copy: steps there and back round
+                    p.copy_(part)
         task.log("train/loss", losses[0], prog_bar=True, sync_dist=True)
         parts = subspace.project(gradient).split([p.numel() for p in self.learning])
         slope = sum((p * part.view_as(p)).sum() for p, part in zip(self.learning, parts, strict=True))

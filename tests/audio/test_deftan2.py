@@ -219,6 +219,8 @@ def test_wrong_sounds(tmp_path: Any) -> None:
         read_wave(path, 2, 8000)
     with pytest.raises(ValueError, match="must have 2 channels and 16000 samples a second"):
         read_wave(path, 2, 16000)
+    with pytest.raises(ValueError, match="waves must be finite, got 1 samples that are not"):
+        write_wave(path, torch.tensor([[0.5, torch.nan]]), 8000)
     path.write_bytes(b"RIFF")
     with pytest.raises(ValueError, match="must be a WAV file of 16 bits"):
         read_wave(path, 2, 8000)

@@ -15,7 +15,7 @@ from zoo.layers.quant import records
 from zoo.train.callbacks import LastCheckpoint, RNGState, newest_checkpoint
 from zoo.train.data import DigitConceptDataModule
 from zoo.train.tasks import ImageDiffusion
-from zoo.train.zeroth_order import Subspace, ZerothOrder, estimate
+from zoo.train.zeroth_order import Subspace, ZerothOrder, _Step, estimate
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
@@ -123,6 +123,23 @@ def test_no_step_keeps_activations(compressed: Path, trainer, monkeypatch):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         trainer(ZerothOrder(), **options).fit(task, DigitConceptDataModule())
     assert sum(kept) == 96
+
+
+def test_a_step_that_fails_leaves_the_parameters_where_they_were(monkeypatch):
+    task = ImageDiffusion("dit_nano")
+    p = torch.nn.Parameter(torch.randn(3, 2))
+    seen: list[Tensor] = []
+
+    def failing(batch: Any, batch_idx: int) -> Tensor:
+        seen.append(p.detach().clone())
+        if len(seen) == 2:
+            raise RuntimeError("no memory")
+        return p.sum()
+
+    monkeypatch.setattr(task, "training_step", failing)
+    with pytest.raises(RuntimeError, match="no memory"):
+        _Step(ZerothOrder(mu=0.1), task, [p])(None, 0)
+    assert not torch.equal(seen[1], seen[0]) and torch.equal(p, seen[0])
 
 
 def test_a_concept_is_few_images_of_one_digit_turned():

@@ -89,8 +89,11 @@ class Lean:
             method.check(model)
         self.model, self.methods, self.steps = model, tuple(methods), 0
         self.open: list[ExitStack] = []
-        for method in self.methods:
-            method.install(model)
+        with ExitStack() as undone:
+            for method in self.methods:
+                undone.callback(method.remove, model)
+                method.install(model)
+            undone.pop_all()
         self.hooks = []
         if methods:
             self.hooks.append(model.register_forward_pre_hook(self._enter))

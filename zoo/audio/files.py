@@ -41,8 +41,14 @@ def read_wave(path: str | Path, channels: int, sample_rate: int) -> Tensor:
 
 
 def write_wave(path: str | Path, waves: Tensor, sample_rate: int) -> None:
-    """A WAV file of 16 bits of waves (channels, N); what is above full scale is made quieter, as a whole."""
+    """A WAV file of 16 bits of waves (channels, N); what is above full scale is made quieter, as a whole.
+
+    Raises:
+        ValueError: for waves that are not finite, which 16 bits cannot say.
+    """
     waves = waves.detach().float().cpu()
+    if not waves.isfinite().all():
+        raise ValueError(f"{path}: waves must be finite, got {int((~waves.isfinite()).sum())} samples that are not")
     waves = waves / max(1.0, waves.abs().max().item() * FULL / (FULL - 1))
     with wave.open(str(path), "wb") as file:
         file.setnchannels(len(waves))

@@ -158,6 +158,18 @@ def test_methods_of_other_things_go_together():
     assert type(optimizer) is torch.optim.SGD and optimizer.param_groups[0]["step"] == 2
 
 
+def test_where_a_later_method_cannot_be_installed_the_earlier_ones_are_taken_back():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Failing(Other):
+        def install(self, model: nn.Module) -> None:
+            raise OSError("no such file")
+
+    model: Any = zoo.create_model("transformer_nano", device="meta")
+    with pytest.raises(OSError, match="no such file"):
+        lean(model, {"kind": "streambp"}, Failing())
+    assert not model.grad_checkpointing and not model._forward_hooks
+
+
 @pytest.mark.parametrize(
     ("methods", "options", "message"),
     [
