@@ -18,7 +18,7 @@ from zoo.adapt import own_names
 
 SMALL = {"dim": 16, "depth": 2, "num_heads": 2, "num_kv_heads": 1, "mlp_dim": 32}
 INT, TABLE = {"bits": 3, "group_size": 16}, {"bits": 2, "layout": "table"}
-CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # model, its options, the adapter's
+TUNED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # model, its options, the adapter's
     "lora": ("transformer_nano", SMALL, {"rank": 2}),
     "dora": ("transformer_nano", SMALL, {"rank": 2}),
     "paca": ("transformer_nano", SMALL, {"rank": 2}),
@@ -37,7 +37,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # model, its o
 
 def adapted(kind: str) -> Any:
     torch.manual_seed(0)
-    name, options, fields = CASES[kind]
+    name, options, fields = TUNED[kind]
     model: Any = zoo.create_model(name, dtype=torch.float64, adapter={"kind": kind, **fields}, **options)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -89,7 +89,7 @@ def apart(kind: str, rank: int) -> dict[str, float]:
 def compare_adapters(folder: Path) -> None:
     """Write what each process found."""
     rank = dist.get_rank()
-    found = {kind: apart(kind, rank) for kind in CASES}
+    found = {kind: apart(kind, rank) for kind in TUNED}
     (folder / f"adapters-{rank}.json").write_text(json.dumps(found))
 
 

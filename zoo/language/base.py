@@ -15,6 +15,7 @@ from zoo.kernels.dispatch import compute_dtype
 from zoo.language.block import Block, LanguageConfig
 from zoo.language.ids import check_call
 from zoo.language.rows import RowStates, by_rows
+from zoo.language.steps import StepsAsProgram
 from zoo.layers import Mixer, ModelState, RMSNorm
 from zoo.layers.cache.build import Cache, assigned, finish, governed, tell
 from zoo.layers.cache.pruning import Pruning
@@ -24,20 +25,17 @@ from zoo.layers.moe.experts import RoutedExperts
 from zoo.layers.precision import computes_in
 from zoo.layers.quant import count_parameters
 from zoo.layers.recompute import recompute
-from zoo.layers.step import Stepper, Undescribed, Value, Writer
 
 
-class LanguageModel(nn.Module, ABC):
+class LanguageModel(StepsAsProgram, ABC):
     """Tokens to logits through a stack of blocks; a family says how block i is built.
 
     Attributes:
         straight: the blocks are run one after the other.
         exits: where tokens may leave them, see ``zoo.add_exits``; None for nowhere.
-        stepper: runs the blocks and the head on one token, within ``layers.step.programmed``.
     """
 
     straight: ClassVar[bool] = True
-    stepper: Stepper | None = None
 
     def __init__(self, config: LanguageConfig):
         super().__init__()
@@ -167,7 +165,7 @@ class LanguageModel(nn.Module, ABC):
             return by_rows(self, tokens, state, seq_idx, logits_to_keep)
         self._check(tokens, state, labels, seq_idx, logits_to_keep, num_scored)
         entered = order = None
-        if labels is None and self.stepper is not None and self._is_step(tokens, state, seq_idx):
+        if labels is None and self.stepper is not None and self.is_step(tokens, state, seq_idx):
             entered = self.enter(tokens)
             if (stepped := self.stepper.logits(entered, state, computes_in(self).dtype)) is not None:
                 return stepped
@@ -245,51 +243,9 @@ class LanguageModel(nn.Module, ABC):
             leaving.end()
         return x if pruning is None else pruning.whole(x)
 
-    def step_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor | None:
-        """x (B, 1, dim) through all blocks by a program, where there is one for it."""
-        if self.stepper is None or state is None or not self._steps_plainly(seq_idx):
-            return None
-        return self.stepper(x, state)
-
-    def _is_step(self, tokens: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> bool:
-        """Whether a program from the embedding to the head may do; what policies are told of is not in one."""
-        return state is not None and tokens.shape[1] == 1 and not state.governed and self._steps_plainly(seq_idx)
-
-    @property
-    def writes_steps(self) -> bool:
-        """Whether a program can be made of a step."""
-        return self.straight or type(self).write_blocks is not LanguageModel.write_blocks
-
-    def write_blocks(self, p: Writer, x: Value) -> None:
-        """What the blocks, which change x (rows, dim), add to a program of steps; each mixer's state is announced."""
-        for block in self.blocks:
-            p.again()
-            p.next_state()
-            p.call(block, x)
-
-    def read_step(self, p: Writer, x: Value) -> Value:
-        """What ``read_out`` adds to a program of steps."""
-        if type(self).forward_norm is not LanguageModel.forward_norm:
-            raise Undescribed(f"the norm before the head of {type(self).__name__}")
-        return self.read_stream(p, x)
-
-    def read_stream(self, p: Writer, x: Value) -> Value:
-        """The same of x (rows, dim), of which the norm before the head is all that ``forward_norm`` computes."""
-        p.place(self)
-        logits = p.call(self.head, p.times(p.call(self.norm, x), self.norm_factor))
-        return logits if self.softcap is None else p.capped(logits, self.softcap)
-
-    def _steps_plainly(self, seq_idx: Tensor | None) -> bool:
-        return seq_idx is None and self.exits is None and self.writes_steps
-
     def read(self, x: Tensor) -> Tensor:
         """The residual stream (B, T, dim) after any block -> probabilities (B, T, vocab_size) of the next token."""
         return probabilities(capped(self.head(self.forward_norm(x)), self.softcap))
-
-    def forward_norm(self, x: Tensor) -> Tensor:
-        """(B, T, dim) as the head reads it."""
-        x = self.norm(x)
-        return x if self.norm_factor == 1 else x * self.norm_factor
 
     def init_state(
         self,
