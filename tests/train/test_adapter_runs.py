@@ -57,7 +57,7 @@ def made(name: str) -> tuple[Any, Any, list[Any]]:
         task = ImageClassification("mcunet_nano", {"adapter": {"kind": name}}, lr=1e-2, schedule_steps=9)
         return task, TurnedDigitsDataModule(batch_size=4), []
     adapter = {"adapter": {"kind": "lora", "rank": 2}, "depth": 1}
-    task = ContinualClassification("vit_nano", adapter, dynamic=name == "conpet_dynamic", **STREAM)
+    task = ContinualClassification("vit_nano", adapter, dynamic=name == "conpet_dynamic", top_k=2, **STREAM)
     return task, DigitStreamDataModule(tasks=2, items=12, batch_size=4), []
 
 

@@ -69,6 +69,11 @@ class ContinualClassification(ImageClassification):
         """No step has a gradient for all experts."""
         expect_unused(self.trainer.strategy)
 
+    def on_train_start(self) -> None:
+        """A run that was broken off in the middle of a task goes on with what learns in it."""
+        super().on_train_start()
+        self.experts.meet(min(self.current_epoch + 1, len(self.experts.sizes)))
+
     def on_train_epoch_start(self) -> None:
         """The next task.
 
