@@ -32,6 +32,8 @@ def test_stages_and_unfreezing():
         callback.on_train_epoch_start(SimpleNamespace(current_epoch=epoch), task)
         counts.append(sum(p.numel() for p in model.parameters() if p.requires_grad))
     assert counts == [14_862, 330, 1_002, 11_022, 14_662, 14_862, 14_862]
+    callback.on_train_start(SimpleNamespace(current_epoch=2), task)  # of a run that was resumed within an epoch
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 1_002
 
 
 def test_frozen_layers_stay_and_the_first_stage_leaves_what_joins(trainer):

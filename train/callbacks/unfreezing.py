@@ -33,11 +33,12 @@ class ProgressiveUnfreezing(Callback):
         self.layers, self.first_epoch, self.every_n_epochs = list(layers), first_epoch, every_n_epochs
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look for every name."""
+        """Look for every name, and freeze: an epoch that is resumed in its middle does not start again."""
         names = [name for name, _ in self._model(pl_module).named_parameters()]
         unknown = [layer for layer in self.layers if not any(_within(name, layer) for name in names)]
         if unknown:
             raise ValueError(f"no parameter's name begins with {unknown}; the model has {names}")
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze and unfreeze."""
