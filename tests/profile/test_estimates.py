@@ -62,13 +62,15 @@ def test_the_six_metrics_by_hand():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU's energy is read there")
-def test_energy_is_read_or_said_to_be_unavailable(tmp_path):
+def test_energy_is_read_or_said_to_be_unavailable(tmp_path, monkeypatch):
     assert measured_energy(lambda: None, least=0, rapl=tmp_path).joules is None
     domain = tmp_path / "intel-rapl:0"
     domain.mkdir()
     (domain / "energy_uj").write_text("999000")
     (domain / "max_energy_range_uj").write_text("999999")
-    found = measured_energy(lambda: (domain / "energy_uj").write_text("1000"), least=0, rapl=tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # what a model on the CPU takes is not the GPU's
+    cpu = torch.device("cpu")
+    found = measured_energy(lambda: (domain / "energy_uj").write_text("1000"), cpu, least=0, rapl=tmp_path)
     assert found.joules == pytest.approx(0.002) and found.source.startswith("RAPL")  # past the counter's end
 
 

@@ -141,10 +141,12 @@ def test_large_models_are_counted_without_memory():
 
 def test_energy_is_asked_for(monkeypatch):
     monkeypatch.setattr(
-        import_module("zoo.profile"), "measured_energy", lambda call: Energy(call() is None or 2.0, "RAPL")
+        import_module("zoo.profile"),
+        "measured_energy",
+        lambda call, device: Energy(call() is None or 2.0, f"RAPL {device}"),
     )
     found = zoo.profile("vit_nano", training=False, runs=1, energy=True)
-    assert (found.phases[0].energy, found.energy_source) == (2.0, "RAPL")
+    assert (found.phases[0].energy, found.energy_source) == (2.0, "RAPL cpu")
     assert zoo.profile("vit_nano", training=False, runs=1).energy_source == "not measured"
 
 

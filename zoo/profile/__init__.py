@@ -218,7 +218,7 @@ def _measured(
                 memory = measure.peak_memory(ready, device)
                 model.zero_grad()
                 if energy and name != "decode":  # whose state has room for few steps
-                    used = measured_energy(ready)
+                    used = measured_energy(ready, device)
                     model.zero_grad()
                 if name == "forward":
                     layers = measure.seconds_by_layer(model, ready, device, runs)

@@ -76,13 +76,18 @@ class Energy:
     source: str
 
 
-def measured_energy(call: Callable[[], Any], *, least: float = 0.5, rapl: Path = RAPL) -> Energy:
+def measured_energy(
+    call: Callable[[], Any], device: torch.device | None = None, *, least: float = 0.5, rapl: Path = RAPL
+) -> Energy:
     """Joules of one call, run for at least so many seconds: of a GPU by NVML, of a CPU's packages by RAPL.
 
     What else runs on the machine is in it.
+
+    Args:
+        device: that computes; a GPU where there is one when None.
     """
-    if torch.cuda.is_available():
-        return _by_power(call, least)
+    if torch.cuda.is_available() if device is None else device.type == "cuda":
+        return _by_power(call, device, least)
     domains = [path for path in sorted(rapl.glob("intel-rapl:*")) if path.name.count(":") == 1]
     counters = [domain / "energy_uj" for domain in domains]
     if not counters:
@@ -98,13 +103,13 @@ def measured_energy(call: Callable[[], Any], *, least: float = 0.5, rapl: Path =
     return Energy(used / 1e6 / count, "RAPL, packages")
 
 
-def _by_power(call: Callable[[], Any], least: float) -> Energy:
+def _by_power(call: Callable[[], Any], device: torch.device | None, least: float) -> Energy:
     try:
-        before = torch.cuda.power_draw()
+        before = torch.cuda.power_draw(device)
         started = time.perf_counter()
         count = _repeated(call, least)
-        torch.cuda.synchronize()
-        taken, after = time.perf_counter() - started, torch.cuda.power_draw()
+        torch.cuda.synchronize(device)
+        taken, after = time.perf_counter() - started, torch.cuda.power_draw(device)
     except (ModuleNotFoundError, RuntimeError) as error:
         return Energy(None, f"unavailable: NVML cannot be read ({error})")
     return Energy((before + after) / 2000 * taken / count, "NVML, mean of the power before and after")
