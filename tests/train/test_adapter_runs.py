@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,6 +60,18 @@ def made(name: str) -> tuple[Any, Any, list[Any]]:
     adapter = {"adapter": {"kind": "lora", "rank": 2}, "depth": 1}
     task = ContinualClassification("vit_nano", adapter, dynamic=name == "conpet_dynamic", top_k=2, **STREAM)
     return task, DigitStreamDataModule(tasks=2, items=12, batch_size=4), []
+
+
+def test_an_average_begins_where_its_ladder_does():
+    task, data, (prune,) = made("ladder")
+    task.keep_average = True
+    task.configure_model()
+    data.setup()
+    before = {key: tensor.clone() for key, tensor in task.average.state_dict().items()}
+    prune.on_fit_start(SimpleNamespace(datamodule=data), task)  # type: ignore[arg-type]
+    average, trained = task.average.state_dict(), task.trained.state_dict()
+    assert all(torch.equal(tensor, trained[key]) for key, tensor in average.items())
+    assert any(not torch.equal(tensor, before[key]) for key, tensor in average.items())
 
 
 class Killed(Callback):

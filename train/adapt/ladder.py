@@ -41,6 +41,8 @@ class PrunedLadder(Callback):
         if not isinstance(pl_module, LanguageModeling) or not isinstance(data, DataModule):
             raise TypeError(f"PrunedLadder takes a LanguageModeling on a DataModule, got {type(pl_module).__name__}")
         prune_into_ladder(unwrapped(pl_module.trained), self._batches(data, pl_module.device))
+        if pl_module.average is not None:  # which was made before
+            pl_module.average.load_state_dict(unwrapped(pl_module.trained).state_dict())
         self.done = True
 
     def state_dict(self) -> dict[str, Any]:
