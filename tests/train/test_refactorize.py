@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,6 +50,27 @@ def test_layers_of_both_kinds_and_convolutions_keep_their_outputs():
             balance(outer, inner)
         assert len(pairs) == (3 if one is model else 14)
         torch.testing.assert_close(one(x), before, rtol=1e-4, atol=1e-5)
+
+
+def test_an_average_of_the_weights_goes_on_with_the_new_factors():
+    """Means of both compute what they computed in the mean, to the second order of what they are apart."""
+    task: Any = LanguageModeling("transformer_nano", {**SMALL, "changes": [LOW], "dtype": torch.float64})
+    task.keep_average = True
+    task.configure_model()
+    with torch.no_grad():
+        for parameter in task.average.parameters():
+            parameter += 1e-4 * torch.randn_like(parameter)
+
+    def products(mean: bool = False) -> list[torch.Tensor]:
+        own, averaged = factors(task.trained), factors(task.average)
+        if not mean:
+            return [outer @ inner for outer, inner in averaged]
+        return [(a + c) @ (b + d) / 4 for (a, b), (c, d) in zip(own, averaged, strict=True)]
+
+    before = products(), products(mean=True)
+    Refactorize(every_n_steps=3).on_train_batch_start(SimpleNamespace(global_step=3, optimizers=[]), task, None, 0)  # type: ignore[arg-type]
+    for one, other in zip(before, (products(), products(mean=True)), strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-6)
 
 
 def test_a_drawn_start_lets_every_layer_learn():

@@ -28,7 +28,8 @@ class Refactorize(Callback):
 
     Of all products of this value these have the smallest norms. It takes the layers of ``zoo.sltrain`` and
     ``zoo.factorize``. The first moment of all parameters is then set to zero, as it was made for the factors before
-    (the second stays), and the learning rate rises again over `recovery_steps`.
+    (the second stays), and the learning rate rises again over `recovery_steps`. An average of the weights (`EMA`) keeps
+    its products, in factors that go on with the new ones.
 
         trainer.callbacks+: zoo.train.callbacks.Refactorize
 
@@ -69,8 +70,11 @@ class Refactorize(Callback):
             return
         self._step = step
         if self.refactorize:
-            for outer, inner in factors(_model(pl_module)):
+            pairs, average = factors(_model(pl_module)), cast(Task, pl_module).average
+            for outer, inner in pairs:
                 balance(outer, inner)
+            for averaged, (outer, _) in zip([] if average is None else factors(average), pairs, strict=False):
+                follow(*averaged, outer)
         if self.reset:
             for optimizer in trainer.optimizers:
                 forget(optimizer)
@@ -111,6 +115,16 @@ def balance(outer: Tensor, inner: Tensor) -> None:
     if torch.distributed.is_initialized():  # signs are free, and machines may choose others
         for factor in (outer, inner):
             torch.distributed.broadcast(factor, 0)
+
+
+@torch.no_grad()
+def follow(outer: Tensor, inner: Tensor, new: Tensor) -> None:
+    """Averaged factors of the same product that are the nearest to the new outer factor, in place: balanced ones times
+    the orthogonal matrix that takes them there. Means of them and of the new factors are of one basis again."""
+    balance(outer, inner)
+    U, _, Vh = torch.linalg.svd(outer.flatten(1).double().mT @ new.flatten(1).double())
+    outer.copy_((outer.flatten(1).double() @ U @ Vh).view_as(outer))
+    inner.copy_(((U @ Vh).mT @ inner.flatten(1).double()).view_as(inner))
 
 
 @torch.no_grad()
