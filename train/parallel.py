@@ -100,6 +100,11 @@ class ShardedOptimizer(ZeroRedundancyOptimizer):
     def __init__(self, groups: list[dict[str, Any]], make: Callable[..., Optimizer]) -> None:
         super().__init__(groups, make)  # type: ignore[arg-type]
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """One more, with the optimiser's own numbers where it says none, which torch's class leaves out."""
+        own = self.optim.defaults if hasattr(self, "optim") else {}
+        super().add_param_group({**own, **param_group})
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep this process's part, once: torch's class keeps a copy beside its own optimiser's."""
         self.optim.load_state_dict(self._own_part(state_dict))

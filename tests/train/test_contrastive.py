@@ -11,12 +11,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoo
 from zoo.train.callbacks import LastCheckpoint, RNGState, newest_checkpoint
 from zoo.train.contrastive import contrastive_loss, in_parts, one_way
 from zoo.train.data import DigitViewsDataModule
+from zoo.train.parallel import ShardedOptimizer
 from zoo.train.tasks import ContrastiveLearning
 
 pytestmark = [
@@ -159,6 +161,21 @@ def test_two_processes(tmp_path: Path):
     found = [(one + two) / 2, torch.cat([x1, x2]) / 2, torch.cat([y1, y2]) / 2, (s1 + s2) / 2]
     for part, expected in zip(found, value_and_gradients(info_nce(*inputs), inputs), strict=True):
         torch.testing.assert_close(part, expected, **EXACT)
+
+
+def test_the_scale_learns_where_processes_share_the_optimiser(tmp_path: Path):
+    """Its group, added later, has the rate of the others."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        task = ContrastiveLearning("vit_nano", {"num_classes": 8}, lr=0.01)
+        task.configure_model()
+        optimizer = task._optimizer(task.trained, around=ShardedOptimizer)
+        LambdaLR(optimizer, lambda step: 1.0)
+        before, task.log_scale.grad = task.log_scale.item(), torch.ones(())
+        optimizer.step()
+        assert task.log_scale.item() == pytest.approx(before - 0.01)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_errors():
