@@ -149,6 +149,25 @@ def test_images_that_were_seen_are_told(tmp_path):
         assert told == any("of what it was calibrated on" in str(one.message) for one in found)
 
 
+def test_an_evaluation_that_is_broken_off_leaves_nothing_on_the_model():
+    from lightning import LightningModule, Trainer
+
+    from zoo.train.callbacks import HeldOut
+
+    class Broken(LightningModule):
+        trained = torch.nn.Linear(2, 2)
+
+        def validation_step(self, batch, batch_idx):
+            raise RuntimeError("no memory")
+
+    Broken.trained.quantization = {SEEN: {"every": 1, "numbers": ""}}  # type: ignore[assignment]
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(callbacks=[HeldOut()], accelerator="cpu", enable_model_summary=False, **options)
+    with pytest.raises(RuntimeError, match="no memory"):
+        trainer.validate(Broken(), DataLoader([torch.zeros(2)]), verbose=False)
+    assert not Broken.trained._forward_pre_hooks
+
+
 def test_the_numbers_of_a_calibration():
     """Few, whatever its size; the same wherever a window begins; other texts have others."""
     generator = torch.Generator().manual_seed(0)

@@ -23,4 +23,8 @@ class HeldOut(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.open.close()
 
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """An evaluation that was broken off leaves nothing on the model."""
+        self.open.close()
+
     on_test_start, on_test_end = on_validation_start, on_validation_end
