@@ -49,7 +49,7 @@ MODELS = (
     "convfirst_tiny", "vim_tiny", "vit_tiny_patch16_224", "shvit_s1", "efficientvit_m0", "m3vit_tiny",
     "pcdarts_imagenet", "simplenetv1_small_m1_05", "lightcnn_cifar", "longconv_pixel_scifar",
     "seqboat_pixel_lra_image", "mcunet_in2", "vovnet27_slim", "mambavision_t", "vanilla_vmamba_tiny", "axial_nano",
-    "revunet3d_nano", "s4_pixel_nano",
+    "revunet3d_nano", "s4_pixel_nano", "spiking_resnet18",
 )  # fmt: skip
 PEERS = ("convnext_atto", "efficientnet_b0")  # of timm
 FUSED, TILES = "convfirst_tiny", (64, 32, 16)
