@@ -207,8 +207,8 @@ def test_the_families_that_have_a_program_are_those_tested_here():
 
 def test_a_program_is_compared_with_the_model_where_somebody_may_have_changed_it(monkeypatch):
     """Between the steps of a stream, not within a call."""
-    model, seen, current = scrambled("mamba_nano"), [], Writer.is_current.fget
-    monkeypatch.setattr(Writer, "is_current", property(lambda self: (seen.append(1), current(self))[1]))
+    model, seen, known = scrambled("mamba_nano"), [], Writer.is_current
+    monkeypatch.setattr(Writer, "is_current", property(lambda self: (seen.append(1), known.__get__(self))[1]))
     prompt = torch.randint(0, 256, (1, 4))
     zoo.generate(model, prompt, 6, temperature=0)
     assert not seen

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoo
+from cases.contrastive import features, half, value_and_gradients
 from zoo.train.callbacks import LastCheckpoint, RNGState, newest_checkpoint
 from zoo.train.contrastive import contrastive_loss, in_parts, one_way
 from zoo.train.data import DigitViewsDataModule
@@ -29,21 +30,10 @@ pytestmark = [
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 
 
-def features(count: int = 11, dim: int = 5) -> list[Tensor]:
-    """Pairs and a scale, in float64, that need gradients."""
-    generator = torch.Generator().manual_seed(0)
-    made = [F.normalize(torch.randn(count, dim, dtype=torch.float64, generator=generator)) for _ in range(2)]
-    return [tensor.requires_grad_() for tensor in (*made, torch.tensor(9.0, dtype=torch.float64))]
-
-
 def info_nce(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     """As its equation has it, of the whole batch."""
     chances = [(scale * x @ y.mT).softmax(1).diagonal(), (scale * y @ x.mT).softmax(1).diagonal()]
     return -sum(p.log().mean() for p in chances) / 2
-
-
-def value_and_gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    return [loss.detach(), *torch.autograd.grad(loss, inputs)]
 
 
 @pytest.mark.parametrize("rows", [None, 1, 4, 11, 50])
@@ -142,20 +132,9 @@ def test_the_scale_stops_at_100_and_comes_back(trainer):
     assert gradient > 1
 
 
-def process(rank: int, address: str, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    group, _ = dist.new_subgroups(2)
-    x, y, scale = features(10)
-    own = slice(5 * rank, 5 * rank + 5)
-    inputs = [tensor.detach()[own].clone().requires_grad_() for tensor in (x, y)]
-    loss = contrastive_loss(*inputs, scale, rows=2, group=group)
-    torch.save(value_and_gradients(loss, [*inputs, scale]), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path):
-    mp.spawn(process, (f"file://{tmp_path}/store", str(tmp_path)), nprocs=2)
+    mp.spawn(half, (f"file://{tmp_path}/store", str(tmp_path)), nprocs=2)
     (one, x1, y1, s1), (two, x2, y2, s2) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     inputs = features(10)
     found = [(one + two) / 2, torch.cat([x1, x2]) / 2, torch.cat([y1, y2]) / 2, (s1 + s2) / 2]
