@@ -1,6 +1,6 @@
 """Training in less memory: one door, and a method a file behind it."""
 
-from zoo.train.memory.blockwise import Blockwise, Checkpointing
+from zoo.train.memory.checkpointing import Checkpointing
 from zoo.train.memory.coat import COATMemory
 from zoo.train.memory.informative import fit_predictors
 from zoo.train.memory.lemo import LeMo
@@ -14,7 +14,6 @@ from zoo.train.memory.streambp import StreamBP
 __all__ = [
     "MEMORIES",
     "SLTT",
-    "Blockwise",
     "COATMemory",
     "Checkpointing",
     "LeMo",

@@ -1,14 +1,11 @@
-"""Methods that say how a model's blocks are run, and the plainest of them."""
+"""The plainest method, whose blocks are computed again; others run them in other ways."""
 
 from __future__ import annotations
 
 import dataclasses
-from contextlib import AbstractContextManager
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from zoo.layers.recompute import recomputed_by
 from zoo.train.memory.method import Memory
 
 
@@ -33,18 +30,3 @@ class Checkpointing(Memory, kind="checkpointing"):
     def remove(self, model: nn.Module) -> None:
         """Its blocks store their activations."""
         model.set_grad_checkpointing(False)  # type: ignore[operator]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Blockwise(Checkpointing):
-    """A method that runs each block in another way: ``run`` is called in the place of ``recompute``."""
-
-    sharded = False
-
-    def forward(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Its blocks are run by ``run``."""
-        return recomputed_by(self.run)
-
-    def run(self, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
-        """``block(x, *args)``."""
-        raise NotImplementedError

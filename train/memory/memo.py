@@ -20,14 +20,14 @@ from zoo.layers.attention.keys import Place
 from zoo.layers.recompute import recomputed_by
 from zoo.layers.replay import autocast_mode
 from zoo.layers.report import Reports
-from zoo.train.memory.blockwise import Blockwise
+from zoo.train.memory.checkpointing import Checkpointing
 from zoo.train.memory.spool import Host, Spool
 
 BY_SIZE = ("rms_norm", "rope")  # operations that compute few numbers in another way than many
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Memo(Blockwise, kind="memo"):
+class Memo(Checkpointing, kind="memo"):
     """Of each block the input and the output of attention are moved to the host whole, of everything else that its
     backward pass needs the first ``alpha`` of the tokens; the rest is computed again from these two, token by token,
     so that attention is never computed twice.
@@ -38,6 +38,8 @@ class Memo(Blockwise, kind="memo"):
 
     Paper: Zhao et al., "MEMO: Fine-grained Tensor Management For Ultra-long Context LLM Training", arXiv 2407.12117.
     """
+
+    sharded = False
 
     alpha: float = 0.5
     """Share of the tokens that is moved."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,16 +17,17 @@ from zoo.layers import CausalAttention, SlidingWindowAttention, State
 from zoo.layers.attention.keys import Keys
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.options import require_at_least
+from zoo.layers.recompute import recomputed_by
 from zoo.layers.replay import autocast_mode, if_drawn, random_state, replayed
 from zoo.layers.report import Reports
 from zoo.layers.states import Several
-from zoo.train.memory.blockwise import Blockwise
+from zoo.train.memory.checkpointing import Checkpointing
 
 MIXES = (CausalAttention.mix, SlidingWindowAttention.mix)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StreamBP(Blockwise, kind="streambp"):
+class StreamBP(Checkpointing, kind="streambp"):
     """Of each block only the input is kept, and at no time the activations of more than ``chunk_size`` tokens.
 
     What a causal block makes of a chunk depends on the chunk and on its state before it: for attention the keys and
@@ -37,6 +39,8 @@ class StreamBP(Blockwise, kind="streambp"):
 
     Paper: Luo et al., "StreamBP", arXiv 2506.03077.
     """
+
+    sharded = False
 
     chunk_size: int = 512
     """Tokens of each sequence that a block computes at once."""
@@ -61,6 +65,10 @@ class StreamBP(Blockwise, kind="streambp"):
                 raise ValueError(
                     f"streambp: blocks.{part_name} ({type(part).__name__}) attends otherwise in training: {way_out}"
                 )
+
+    def forward(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Its blocks go through ``run``."""
+        return recomputed_by(self.run)
 
     def run(self, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
         """x (B, T, dim) through a block, by chunks."""
