@@ -19,7 +19,7 @@ from zoo.checkpoints.index import tags as published_tags
 TASKS = (
     "language", "text-classification", "image-classification", "image-generation", "segmentation", "multi-task",
     "sequence-classification", "sequence-regression", "image-tokenization", "image-diffusion",
-    "anomaly-detection", "speech-enhancement",
+    "anomaly-detection", "speech-enhancement", "video-segmentation",
 )  # fmt: skip
 
 
@@ -113,7 +113,15 @@ def register_model(
 
 def entries() -> dict[str, ModelEntry]:
     """All registered models, the library's own families included."""
-    for module in ("zoo.language", "zoo.vision", "zoo.sequence", "zoo.generative", "zoo.series", "zoo.audio"):
+    for module in (
+        "zoo.language",
+        "zoo.vision",
+        "zoo.sequence",
+        "zoo.generative",
+        "zoo.series",
+        "zoo.audio",
+        "zoo.video",
+    ):
         importlib.import_module(module)
     return _entries
 

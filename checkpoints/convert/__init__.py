@@ -14,6 +14,7 @@ from zoo.checkpoints.convert import (
     deepseek,
     deftan2,
     dense,
+    efficienttam,
     efficientvit,
     elm,
     falcon_h1,
@@ -65,6 +66,7 @@ CONVERTERS = (
 _AUTHORS = (
     based,
     deftan2,
+    efficienttam,
     efficientvit,
     elm,
     m3vit,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
+from cases import tracking
 from cases.names import by_kind
 
 LANGUAGE = zoo.list_models("*_nano", task="language")
@@ -23,7 +24,8 @@ CODES = zoo.list_models("*_nano", task="image-tokenization")
 DIFFUSION = zoo.list_models("*_nano", task="image-diffusion")
 SPEECH = zoo.list_models("*_nano", task="speech-enhancement")
 SERIES = zoo.list_models("*_nano", task="anomaly-detection")
-OTHERS = SEQUENCES + CODES + DIFFUSION + SERIES + SPEECH
+VIDEO = zoo.list_models("*_nano", task="video-segmentation")
+OTHERS = SEQUENCES + CODES + DIFFUSION + SERIES + SPEECH + VIDEO
 NANO = LANGUAGE + TEXT + VISION + GENERATION + SEGMENTATION + REGRESSION + OTHERS
 
 
@@ -44,6 +46,8 @@ def inputs(model: Any, batch: int = 2, length: int = 20) -> Tensor:
 
 def loss_of(model: Any, x: Tensor) -> Tensor:
     """What training minimises: the model's loss and the side losses of its layers."""
+    if hasattr(model, "track"):
+        return tracking.loss(model, x)
     scored = x.is_floating_point() or hasattr(model.config, "num_classes")
     loss = model(x).square().mean() if scored else model(x, labels=x)
     return loss + sum(zoo.auxiliary_losses(model).values())

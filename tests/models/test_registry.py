@@ -187,6 +187,12 @@ def conv_first(dims: tuple[int, ...], depths: tuple[int, ...]) -> int:
 
 # Ours, or of sizes whose papers give no count: a sum over the paper's equations.
 BY_HAND = {
+    # the authors' count, without the one vector of 256 that their code never reads
+    **{
+        f"efficienttam_{size}{way}": count - 256
+        for size, count in (("ti", 17_866_018), ("s", 34_055_842))
+        for way in ("", "_1")
+    },
     "convfirst_tiny": conv_first((32, 64, 128, 256), (1, 1, 4, 2)),
     "convfirst_small": conv_first((48, 96, 192, 384), (2, 2, 6, 3)),
     "convfirst_base": conv_first((64, 128, 256, 512), (3, 3, 9, 4)),

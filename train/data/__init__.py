@@ -3,6 +3,7 @@
 from zoo.train.data.arrays import ArraysDataModule
 from zoo.train.data.base import DataModule
 from zoo.train.data.bigram import bigram_bits_per_byte
+from zoo.train.data.clips import ClipsDataModule
 from zoo.train.data.demonstrations import Demonstrations
 from zoo.train.data.digit_stream import DigitStreamDataModule, TurnedDigitsDataModule
 from zoo.train.data.digit_views import DigitConceptDataModule, DigitViewsDataModule
@@ -28,6 +29,7 @@ __all__ = [
     "ArraysDataModule",
     "Batch",
     "BatchLoader",
+    "ClipsDataModule",
     "DataModule",
     "Demonstrations",
     "DigitConceptDataModule",

@@ -19,6 +19,7 @@ from zoo.train.tasks.reinforce import ReMax
 from zoo.train.tasks.search import ArchitectureSearch
 from zoo.train.tasks.segmentation import Segmentation
 from zoo.train.tasks.tokenization import ImageTokenization
+from zoo.train.tasks.tracking import VideoSegmentation
 from zoo.train.tasks.vocabulary import VocabularyAdaptation
 
 __all__ = [
@@ -43,5 +44,6 @@ __all__ = [
     "SpeechEnhancement",
     "Task",
     "TextClassification",
+    "VideoSegmentation",
     "VocabularyAdaptation",
 ]

@@ -78,3 +78,57 @@ def enhance(model: Any, known: Namespace) -> int:
     if known.output is not None:
         say(f"written: {known.output}")
     return 0
+
+
+def follow(model: Any, known: Namespace) -> int:
+    """The object that a point or a box names in the first frame of a clip, in each of them."""
+    import torch
+    from rich.table import Table
+
+    from zoo.video import draw_strip, read_clip
+
+    pictures, own = checked(read_clip, known.files, model.config.img_size)
+    prompt = _prompt(known, own, model.config.img_size)
+    state, masks, table = model.init_state(), [], Table("frame", "object", "of the picture, %", "fit, as expected")
+    with torch.no_grad():
+        for number, frame in enumerate(model.normalised(pictures)):
+            found = checked(model.step, frame[None], state, None if number else prompt)
+            masks.append(found.mask[0] > 0)
+            said = "seen" if found.score[0] > 0 else "not seen"
+            table.add_row(str(number), said, f"{100 * masks[-1].float().mean():.1f}", f"{found.iou[0]:.2f}")
+    show(table)
+    if known.output is not None:
+        chosen = checked(draw_strip, pictures, torch.stack(masks), prompt, known.output)
+        say(f"written: {known.output}, frames {', '.join(map(str, chosen))}")
+    return 0
+
+
+def _prompt(known: Namespace, own: tuple[int, int], size: int) -> Any:
+    """What --point and --box name, from pixels of the clip (width, height) to those that the model reads."""
+    import torch
+
+    from zoo.video import Prompt
+
+    if not known.point and known.box is None:
+        raise UsageError("a video model follows what --point X,Y or --box LEFT,TOP,RIGHT,BOTTOM names: give one")
+    given = {"--point": (known.point or [], 2), "--box": ([known.box] if known.box else [], 4)}
+    found: dict[str, Any] = {}
+    for option, (texts, count) in given.items():
+        rows = []
+        for text in texts:
+            numbers = checked(_numbers, option, text, count)
+            if any(not 0 <= number < side for number, side in zip(numbers, own * 2, strict=False)):
+                raise UsageError(f"{option} must be in the picture of {own[0]} x {own[1]} pixels, got {text}")
+            rows.append([number * size / side for number, side in zip(numbers, own * 2, strict=False)])
+        if rows:
+            found[option] = torch.tensor(rows)
+    points = found.get("--point")
+    labels = None if points is None else torch.ones(1, len(points), dtype=torch.long)
+    return Prompt(None if points is None else points[None], labels, found.get("--box"))
+
+
+def _numbers(option: str, text: str, count: int) -> list[float]:
+    numbers = [float(part) for part in text.split(",")]
+    if len(numbers) != count:
+        raise ValueError(f"{option} takes {count} numbers with commas between them, got {text!r}")
+    return numbers

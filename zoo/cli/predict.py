@@ -10,7 +10,9 @@ from zoo.cli.errors import UsageError, checked
 from zoo.cli.options import add_checkpoint, add_image_reading, add_import, add_model, image_reading, model_with_weights
 from zoo.cli.output import show
 
-HELP = "classes of images, what a tokenizer makes of them, anomalies of a series, or the speech in a sound"
+HELP = (
+    "classes of images, what a tokenizer makes of them, anomalies of a series, speech in a sound, an object in a clip"
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -20,9 +22,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="images; a series as .csv or .npy; a sound as .wav",
+        help="images; a series as .csv or .npy; a sound as .wav; a clip as a .gif, a folder of pictures or pictures",
     )
     add_checkpoint(parser)
+    parser.add_argument(
+        "--point",
+        action="append",
+        metavar="X,Y",
+        help="pixel of the object in the first frame of a clip; again for more",
+    )
+    parser.add_argument("--box", metavar="LEFT,TOP,RIGHT,BOTTOM", help="pixels around the object, in that frame")
     parser.add_argument(
         "--labels",
         type=Path,
@@ -36,7 +45,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="a .png: images above what their codes decode to, a series above its scores, spectrograms; or a .wav",
+        help="a .png: images above what their codes decode to, a series above its scores, spectrograms, a strip of "
+        "frames; or a .wav",
     )
     add_image_reading(parser)
     add_import(parser)
@@ -44,13 +54,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(known: Namespace) -> int:
     from zoo.audio import DeFTAN2
-    from zoo.cli.answers import enhance, find_anomalies, reconstruct
+    from zoo.cli.answers import enhance, find_anomalies, follow, reconstruct
     from zoo.generative import WeTok
     from zoo.series import StackVAE
+    from zoo.video import EfficientTAM
 
-    ways = {WeTok: reconstruct, StackVAE: find_anomalies, DeFTAN2: enhance}
+    ways = {WeTok: reconstruct, StackVAE: find_anomalies, DeFTAN2: enhance, EfficientTAM: follow}
     model = checked(model_with_weights, known.model, known.checkpoint)
     way = next((way for kind, way in ways.items() if isinstance(model, kind)), _classify)
+    if way is not follow and (known.point or known.box):
+        raise UsageError(f"--point and --box are of a video model, got {type(model).__name__}")
     return way(model.eval(), known)
 
 
@@ -60,7 +73,7 @@ def _classify(model: Any, known: Namespace) -> int:
     import zoo
 
     if known.output is not None:
-        raise UsageError(f"--output is of an image tokenizer, of series or of sounds, got {type(model).__name__}")
+        raise UsageError(f"--output is of an image tokenizer, of series, sounds or clips, got {type(model).__name__}")
     found = checked(zoo.predict, model, known.files, top_k=known.top_k, **image_reading(known))
     labels = model.pretrained_cfg["label_names"]
     if known.labels is not None:
