@@ -167,7 +167,8 @@ class _Step:
         subspace = method.subspace
         with torch.no_grad():
             try:
-                gradient = estimate(loss, e, method.samples, method.mu, seed, subspace.free(e.numel()))
+                apart = derive_seed(seed, 1)  # from what the task draws
+                gradient = estimate(loss, e, method.samples, method.mu, apart, subspace.free(e.numel()))
             finally:
                 for p, part in zip(self.learning, before, strict=True):  # from the copy: steps there and back round
                     p.copy_(part)

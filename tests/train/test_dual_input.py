@@ -11,6 +11,7 @@ import torch
 import zoo
 from zoo.train.callbacks import ProgressiveUnfreezing
 from zoo.train.data import DigitsDataModule
+from zoo.train.memory import Memory
 from zoo.train.tasks import DualInputClassification
 from zoo.train.tasks.dual_input import distorted
 
@@ -57,6 +58,21 @@ def test_frozen_layers_stay_and_the_first_stage_leaves_what_joins(trainer):
     assert moved(0) == {"blocks", "branch_heads"}
     assert moved(1) == {"head"}
     assert moved(2) == {"head", "join", "blocks", "branch_heads"}
+
+
+def test_both_stages_train_in_less_memory(trainer):
+    passes = []
+
+    class Counted(Memory):
+        def forward(self, model):
+            passes.append(model)
+            return super().forward(model)
+
+    task = DualInputClassification("lightcnn_nano", dual_epochs=1)
+    task.memory = (Counted(),)
+    run = trainer(max_epochs=2, limit_train_batches=1, limit_val_batches=1)
+    run.fit(task, DigitsDataModule(batch_size=32))
+    assert passes == [task.model] * 2
 
 
 def test_distortions():

@@ -142,6 +142,25 @@ def test_a_step_that_fails_leaves_the_parameters_where_they_were(monkeypatch):
     assert not torch.equal(seen[1], seen[0]) and torch.equal(p, seen[0])
 
 
+def test_directions_are_not_what_the_task_draws(monkeypatch):
+    """From one seed they would be the task's own noise, and the estimate biased."""
+    task = ImageDiffusion("dit_nano")
+    p = torch.nn.Parameter(torch.zeros(64))
+    drawn: list[Tensor] = []
+    seen: list[Tensor] = []
+
+    def drawing(batch: Any, batch_idx: int) -> Tensor:
+        drawn.append(torch.randn(64))
+        seen.append(p.detach().clone())
+        return p.sum()
+
+    monkeypatch.setattr(task, "training_step", drawing)
+    monkeypatch.setattr(task, "log", lambda *_, **__: None)
+    _Step(ZerothOrder(samples=1, mu=1.0), task, [p])(None, 0)
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.nn.functional.cosine_similarity(seen[1] - seen[0], drawn[0], dim=0).abs() < 0.5
+
+
 def test_a_concept_is_few_images_of_one_digit_turned():
     from zoo.train.data import DigitsDataModule
 

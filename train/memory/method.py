@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
@@ -89,7 +89,9 @@ class Lean:
             method.check(model)
         self.model, self.methods, self.steps = model, tuple(methods), 0
         self.open: list[ExitStack] = []
+        self.recomputed = getattr(model, "grad_checkpointing", False)  # before, which methods turn on and off
         with ExitStack() as undone:
+            undone.callback(self._recompute_as_before)
             for method in self.methods:
                 undone.callback(method.remove, model)
                 method.install(model)
@@ -111,13 +113,27 @@ class Lean:
         for method in self.methods:
             method.after_step(self.model, optimizer, self.steps)
 
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """Around a forward pass by another of the model's functions than ``forward``."""
+        self._enter(self.model, None)
+        try:
+            yield
+        finally:
+            self._leave()
+
     def remove(self) -> None:
         """Take the methods off the model."""
         for hook in self.hooks:
             hook.remove()
         for method in reversed(self.methods):
             method.remove(self.model)
+        self._recompute_as_before()
         self.hooks, self.methods = [], ()
+
+    def _recompute_as_before(self) -> None:
+        if self.recomputed:
+            self.model.set_grad_checkpointing(True)  # type: ignore[operator]
 
     def _enter(self, model: nn.Module, _: Any) -> None:
         stack = ExitStack()

@@ -55,7 +55,9 @@ class DualInputClassification(ImageClassification):
         if self.current_epoch >= self.dual_epochs:
             return super().training_step(batch, batch_idx)
         images, targets = batch
-        branches = self.trained.forward_branches(images, distorted(images, *self.distortion))  # type: ignore[operator]
+        assert self.lean is not None
+        with self.lean.around():
+            branches = self.trained.forward_branches(images, distorted(images, *self.distortion))  # type: ignore[operator]
         return self.log_training(sum((self._loss(logits.float(), targets) for logits in branches), torch.zeros(())))
 
 

@@ -88,6 +88,17 @@ def test_gradients_are_the_same_or_the_model_is_refused(kind, name):
 
 
 @pytest.mark.parametrize("kind", CASES)
+def test_blocks_that_were_computed_again_before_still_are_afterwards(kind):
+    model = transformer(kind)
+    model.set_grad_checkpointing(True)
+    lean(model, kind, **CASES[kind]).remove()
+    assert model.grad_checkpointing
+    model.set_grad_checkpointing(False)
+    lean(model, kind, **CASES[kind]).remove()
+    assert not model.grad_checkpointing
+
+
+@pytest.mark.parametrize("kind", CASES)
 def test_packed_sequences_padding_and_ignored_labels(kind):
     model, x = transformer(kind, window=9, full_layers=(1,)), torch.randint(0, 255, (3, 24))
     ids = torch.tensor([[0] * 10 + [1] * 14, [-1] * 5 + [0] * 19, [0] * 3 + [1] * 8 + [2] * 13])
