@@ -148,7 +148,7 @@ def measure(options: Any, tick: Callable[[str], None]) -> dict[str, Any]:
     found: dict[str, Any] = {"machine": machine(), "settings": {**vars(options), "room": ROOM}, "bytes": {}}
     for name in CASES:
         tick(f"memory: {name}")
-        sizes = [(1, 32), *by_length, *by_depth]
+        sizes = [(2, 32), *by_length, *by_depth]
         measured = in_fresh_process(peaks, stepping, name, sizes, environment=RETURNING)
         found["bytes"][name] = {"length": measured[: len(by_length)], "depth": measured[len(by_length) :]}
     tick("time")
