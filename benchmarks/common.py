@@ -48,8 +48,9 @@ def interleaved(
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Time calls in turns, so that whatever slows the machine slows all of them.
 
-    The first run of each is a warm-up and not counted, unless it takes three budgets: then it is the only one, so that
-    a side a thousand times slower than the other does not take an afternoon. Print how many runs a figure stands for.
+    The first run of each is a warm-up and not counted, unless it takes three budgets, and ten seconds at least: then it
+    is the only one, so that a side a thousand times slower than the other does not take an afternoon. Print how many
+    runs a figure stands for.
 
     Args:
         calls: name -> what to time.
@@ -74,7 +75,7 @@ def interleaved(
             taken = (time.perf_counter() - before) / repeats[name]
             repeats[name] = max(1, min(100, int(shortest / taken)))
             results.setdefault(name, result)
-            if turn == 0 and taken > 3 * budget:
+            if turn == 0 and taken > max(3 * budget, 10.0):
                 slow.add(name)
             if turn > 0 or name in slow:
                 seconds[name].append(taken)

@@ -184,6 +184,11 @@ def _seconds(taken: Mapping[str, list[float]], name: str, side: str, kind: str) 
     found = taken[f"{name} {side} {kind if kind != 'decode' else f'decode {1 + STEPS}'}"]
     if kind == "decode":
         found = [(both - first) / STEPS for first, both in zip(taken[f"{name} {side} decode 1"], found, strict=False)]
+        if statistics.median(found) <= 0:
+            raise ValueError(
+                f"{STEPS} tokens of {name} took less than what its prompt's time varies by: measure on an idle "
+                "machine, or with a larger --budget"
+            )
     return [float(f"{seconds:.4g}") for seconds in found]
 
 
