@@ -258,6 +258,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
         label = "tokens" if kind == "length" else "blocks"
         axis.set(xlabel=label, ylabel="peak of a training step, MiB", xscale="log", yscale="log")
         axis.set_xticks(values, [str(value) for value in values])
+        axis.set_yticks(ticks := [50, 100, 200, 400, 800], [str(tick) for tick in ticks])
+        axis.minorticks_off()
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=80)
     pyplot.close(figure)
