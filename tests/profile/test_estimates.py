@@ -34,13 +34,17 @@ def test_no_term_is_negative():
 
 
 def test_runtime_of_a_model_is_judged_by_held_out_lengths(monkeypatch):
-    def seconds(call, device, runs):
-        call()
-        return Seconds(1.0, 1.0, 1.0)
+    order = []
 
-    monkeypatch.setattr(import_module("zoo.profile.runtime"), "seconds", seconds)
+    def timed(call, device):
+        call()
+        order.append(call)
+        return 1.0
+
+    monkeypatch.setattr(import_module("zoo.profile.measure"), "timed", timed)
     model = zoo.create_model("mamba2_nano").train()
-    found = idealised_runtime(model, (4, 8, 12), (10,), runs=1)
+    found = idealised_runtime(model, (4, 8, 12), (10,), runs=2)
+    assert len(set(order)) == 8 and order[:8] == order[8:], "in turns"
     assert model.training and set(found.errors) == {"prompt of 10", "step after 10"}
     assert all(abs(error) < 1e-9 for error in found.errors.values())
     assert found.seconds(5, 3) == pytest.approx(3)

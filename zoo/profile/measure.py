@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,12 +16,21 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from zoo.profile.peaks import timed, wait
 from zoo.profile.record import Seconds
 
+Key = TypeVar("Key", bound=Hashable)
+
 
 def seconds(call: Callable[[], Any], device: torch.device, runs: int) -> Seconds:
     """Of a call, after one that is not counted."""
-    call()
-    found = [timed(call, device) for _ in range(runs)]
-    return Seconds(statistics.median(found), min(found), max(found))
+    return seconds_in_turns({"": call}, device, runs)[""]
+
+
+def seconds_in_turns(calls: Mapping[Key, Callable[[], Any]], device: torch.device, runs: int) -> dict[Key, Seconds]:
+    """Of each call, after one that is not counted: a run of all, then the next, so that a pause meets one of each."""
+    for call in calls.values():
+        call()
+    turns = [{key: timed(call, device) for key, call in calls.items()} for _ in range(runs)]
+    found = {key: [turn[key] for turn in turns] for key in calls}
+    return {key: Seconds(statistics.median(taken), min(taken), max(taken)) for key, taken in found.items()}
 
 
 def seconds_by_layer(model: nn.Module, call: Callable[[], Any], device: torch.device, runs: int) -> dict[str, float]:

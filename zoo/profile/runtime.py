@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from zoo.profile.measure import seconds
+from zoo.profile.measure import seconds_in_turns
 from zoo.profile.sample import sample
 
 
@@ -111,19 +111,21 @@ def idealised_runtime(
     device, mode = next(model.parameters()).device, model.training
     model.eval()
     try:
-        measured = {length: _times(model, length, batch, device, runs) for length in sorted({*lengths, *held_out})}
+        calls: dict[tuple[str, int], Callable[[], Any]] = {}
+        for n in sorted({*lengths, *held_out}):
+            calls["prompt", n], calls["step", n] = _calls(model, n, batch, runs)
+        measured = {key: taken.median for key, taken in seconds_in_turns(calls, device, runs).items()}
     finally:
         model.train(mode)
-    found = fit({n: measured[n][0] for n in lengths}, {n: measured[n][1] for n in lengths})
-    errors = {f"prompt of {n}": found.prefill(n) / measured[n][0] - 1 for n in held_out}
-    errors |= {f"step after {n}": found.decode(n) / measured[n][1] - 1 for n in held_out}
+    found = fit({n: measured["prompt", n] for n in lengths}, {n: measured["step", n] for n in lengths})
+    errors = {f"prompt of {n}": found.prefill(n) / measured["prompt", n] - 1 for n in held_out}
+    errors |= {f"step after {n}": found.decode(n) / measured["step", n] - 1 for n in held_out}
     return dataclasses.replace(found, errors=errors)
 
 
-def _times(model: Any, length: int, batch: int, device: torch.device, runs: int) -> tuple[float, float]:
-    tokens = sample(model, batch, length)
-    read: Callable[[], Any] = lambda: model(tokens, model.init_state(batch, length + 1), logits_to_keep=1)  # noqa: E731
-    state = model.init_state(batch, length + runs + 2)
+def _calls(model: Any, length: int, batch: int, runs: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """What reads a prompt, and what goes a step on after it."""
+    tokens, state = sample(model, batch, length), model.init_state(batch, length + runs + 2)
     model(tokens, state, logits_to_keep=1)
-    step = seconds(lambda: model(tokens[:, :1], state), device, runs)
-    return seconds(read, device, runs).median, step.median
+    read = lambda: model(tokens, model.init_state(batch, length + 1), logits_to_keep=1)  # noqa: E731
+    return read, lambda: model(tokens[:, :1], state)
