@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import prod
 from typing import Any
@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.layers.quant.inputs import Inputs
 from zoo.layers.quant.layouts import LAYOUTS, SCALES
 
+PLAIN = Inputs()
 OUTLIERS = ("outlier_index", "outlier_value")
 Sizes = dict[str, tuple[tuple[int, ...], torch.dtype] | None]
 
@@ -49,8 +51,14 @@ class Format:
     """What multiplies the matrix is rounded to integers of so many bits, a scale a token; None: it is not."""
     base_bits: int = 2
     """Of "nested": bits of its integers, behind which a sign each follows."""
+    inputs: Inputs = PLAIN
+    """What else is done to what multiplies the matrix; a mapping of its fields is one too."""
 
     def __post_init__(self):
+        if isinstance(self.inputs, Mapping):
+            object.__setattr__(self, "inputs", Inputs(**self.inputs))
+        if self.inputs.rounds and self.activation_bits is None:
+            raise ValueError(f"inputs are rounded to activation_bits, which are None, got {self.inputs}")
         if type(self.bits) is not int or not 1 <= self.bits <= 8:
             raise ValueError(f"bits must be an integer in [1, 8], got {self.bits!r}")
         if self.group_size is not None and (not isinstance(self.group_size, int) or self.group_size < 1):
@@ -78,6 +86,11 @@ class Format:
                 raise ValueError(f"layout {self.layout!r} has no {field.name}, got {getattr(self, field.name)!r}")
         own: Any = self
         layout.check(own)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is a scale for each row and group, and nothing else: no outliers, no rule of inputs."""
+        return not self.outliers and self.group_rows == 1 and self.inputs == PLAIN
 
     def groups(self, columns: int) -> int:
         """Groups of a row; a row no longer than a group is one.
@@ -121,7 +134,9 @@ class Format:
         if self.outliers:
             kinds = torch.int32, SCALES[self.scale_dtype]
             found |= {name: ((self.outliers,), kind) for name, kind in zip(OUTLIERS, kinds, strict=True)}
-        return {name: kept and ((*stack, *kept[0]), kept[1]) for name, kept in found.items()}
+        stack = [*([self.inputs.ranges] if self.inputs.times else []), *stack]
+        found = {name: kept and ((*stack, *kept[0]), kept[1]) for name, kept in found.items()}
+        return found if self.inputs == PLAIN else found | self.inputs.tensors(columns)
 
     def nbytes(self, shape: Sequence[int]) -> int:
         """Bytes of a record of matrices (..., N, C). Of integers: b bits a code, rows filled up to 8 codes, a scale of

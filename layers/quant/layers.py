@@ -58,6 +58,7 @@ class Conv(nn.Module):
         """x (B, in_channels, ...) -> (B, out_channels, ...), in the dtype of x, under autocast in its dtype."""
         low = autocast_dtype(x.device.type)
         x = x if low is None else x.to(low)
+        x = self.weight.rounded(x, axis=1)
         kernel = self.weight.dequantise().to(x.dtype).view(self.out_channels, -1, *self.kernel_size)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return self.function(x, kernel, bias, self.stride, self.padding, self.dilation, self.groups)

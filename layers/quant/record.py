@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from zoo.kernels.lowbit_matmul import pack, unpack
 from zoo.layers.precision import Packed
 from zoo.layers.quant.format import OUTLIERS, Format
+from zoo.layers.quant.inputs import INPUTS, Inputs
 from zoo.layers.quant.layouts import LAYOUTS
 from zoo.layers.quant.outliers import add_outliers, cut, outlier_product
+from zoo.layers.quant.times import Clock
 
 BLOCKED = ("scale", "zero")
 
@@ -39,6 +42,7 @@ class Record(Packed):
         super().__init__()
         self.shape, self.format = torch.Size(shape), format
         self._width: int | None = None
+        self.clock: Clock | None = None
         for name, kept in format.tensors(shape).items():
             tensor = None if kept is None else torch.empty(kept[0], dtype=kept[1])
             self.register_parameter(name, None if tensor is None else _frozen(tensor))
@@ -136,8 +140,10 @@ class Record(Packed):
         return unpack(self.codes, self.format.bits, self.shape[-1])
 
     def dequantise(self, rows: Tensor | int | None = None) -> Tensor:
-        """The numbers (..., N, C) in float32: of all rows, or those of an index into the first axis."""
+        """The numbers (..., N, C) in float32: of all rows, or those of an index into the first axis; of the first range
+        of times where there are several."""
         w = self._layout.dequantise(self._read(rows), self.format, self.shape[-1])
+        w = self.format.inputs.columns_back(w, self._balance())
         return add_outliers(w, self.shape, *self._outliers, rows) if self.format.outliers else w
 
     def matmul(
@@ -152,11 +158,35 @@ class Record(Packed):
         Args:
             changed: tensors in place of some of the record's, which may have gradients where the layout's product has.
         """
-        y = self._layout.matmul(x, {**self._read(index), **(changed or {})}, self.format, bias)
-        if not self.format.outliers:
+        if self.format.inputs.times:
+            if self.clock is None:
+                raise ValueError("a record with times reads those that its model is called with: install it in one")
+            return self.clock.by_range(x, self.format.inputs.times, partial(self._in_range, bias=bias, index=index))
+        return self._product(x, bias, index, changed)
+
+    def rounded(self, x: Tensor, axis: int = -1) -> Tensor:
+        """x with channels along an axis as it multiplies the matrix, of scales that are stored; otherwise x."""
+        form = self.format
+        if not form.inputs.parts:
+            return x
+        return form.inputs.rounded(x, form.activation_bits or 8, self._parameters, axis)
+
+    def _in_range(self, x: Tensor, span: int, *, bias: Tensor | None, index: int | None) -> Tensor:
+        return self._product(x, bias, index, None, span)
+
+    def _product(
+        self, x: Tensor, bias: Tensor | None, index: int | None, changed: Mapping[str, Tensor] | None, span: int = 0
+    ) -> Tensor:
+        form, given = self.format, x
+        x = form.inputs.moved(x, self._balance(span))
+        if form.inputs.rounds:
+            x = form.inputs.rounded(x, form.activation_bits or 8, self._parameters)
+            form = _of_floats(form)
+        y = self._layout.matmul(x, {**self._read(index, span), **(changed or {})}, form, bias)
+        if not form.outliers:
             return y
         place, value = (t if index is None else t[index] for t in self._outliers)
-        return y + outlier_product(x, place, value, self.shape[-2]).to(y.dtype)
+        return y + outlier_product(given, place, value, self.shape[-2]).to(y.dtype)
 
     @property
     def nbytes(self) -> int:
@@ -177,9 +207,17 @@ class Record(Packed):
         assert place is not None and value is not None
         return place, value
 
-    def _read(self, index: Tensor | int | None) -> Mapping[str, Tensor | None]:
-        """The layout's tensors, of all rows or of an index into the first axis, with scales and zeros for each row."""
-        given = {name: t for name, t in self._parameters.items() if name not in OUTLIERS}
+    def _balance(self, span: int = 0) -> Tensor | None:
+        """Factors (C,) of the channels in a range of times."""
+        found = self._parameters.get("balance")
+        return None if found is None else found[span]
+
+    def _read(self, index: Tensor | int | None, span: int = 0) -> Mapping[str, Tensor | None]:
+        """The layout's tensors of a range of times, of all rows or of an index into the first axis, with scales and
+        zeros for each row."""
+        given = {name: t for name, t in self._parameters.items() if name not in (*OUTLIERS, *INPUTS)}
+        if self.format.inputs.times:
+            given = {name: t if t is None else t[span] for name, t in given.items()}
         if self.width < self.format.bits:
             given = self._layout.narrowed(given, self.format, self.width)
         r = self.format.group_rows
@@ -204,6 +242,12 @@ def _of_blocks(found: Mapping[str, Tensor | None], format: Format) -> dict[str, 
     """Scales and zeros of each row as those of each block."""
     r = format.group_rows
     return {name: t[..., ::r, :] if r > 1 and name in BLOCKED and t is not None else t for name, t in found.items()}
+
+
+@cache
+def _of_floats(format: Format) -> Format:
+    """The format of which nothing but the matrix is read."""
+    return dataclasses.replace(format, activation_bits=None, inputs=Inputs())
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

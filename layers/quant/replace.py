@@ -12,6 +12,7 @@ from zoo.layers.moe.experts import RoutedExperts
 from zoo.layers.quant.format import Format
 from zoo.layers.quant.layers import Conv, Embedding, Linear
 from zoo.layers.quant.record import Record
+from zoo.layers.quant.times import Clock
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # no subclass: those have rules of their own
 
@@ -71,6 +72,11 @@ def install(model: nn.Module, given: Mapping[str, Record | Format]) -> None:
             with weight.device:
                 made[id(weight)] = weight, found if isinstance(found, Record) else Record(shape, found)
         _put(model, name, made[id(weight)][1])
+    timed = [record for _, record in made.values() if record.format.inputs.times]
+    if timed:
+        clock = Clock.of(model)
+        for record in timed:
+            record.clock = clock
 
 
 def records(model: nn.Module) -> dict[str, Record]:

@@ -38,7 +38,7 @@ def matrix(p: Writer, weight: object) -> Matrix:
         raise Undescribed(f"a matrix in a {type(weight).__name__}")
     p.visit(weight)
     form, shape = weight.format, tuple(weight.shape)
-    plain, rounded = not form.outliers and form.group_rows == 1, form.activation_bits or 0
+    plain, rounded = form.is_plain, form.activation_bits or 0
     if plain and form.layout == "int":
         found = integers(p, shape, weight.codes, weight.scale, weight.zero, form.bits)
         return found._replace(rounded=rounded)

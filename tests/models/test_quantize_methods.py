@@ -19,8 +19,9 @@ from zoo.quantize import METHODS, Calibration
 QUICK: dict[str, dict[str, Any]] = {
     "smoothquant_plus": {"steps": 2}, "omniquant": {"epochs": 1}, "easyquant": {"steps": 5}, "lowbit_fp": {"steps": 3},
     "db_llm": {"epochs": 1}, "topkld": {"epochs": 1},
-    "d2moe": {"epochs": 1},
+    "d2moe": {"epochs": 1}, "q_diffusion": {"steps": 1, "activation_bits": 8},
 }  # fmt: skip
+OF_IMAGES = ("q_diffusion",)  # methods of diffusion models
 
 
 def text(name: str, rows: int = 4) -> Tensor:
@@ -31,6 +32,8 @@ def text(name: str, rows: int = 4) -> Tensor:
 def calibration(model: Any) -> Calibration:
     if hasattr(model.config, "vocab_size"):
         return Calibration(text("compound").split(2))
+    if hasattr(model, "guided"):
+        return Calibration.of_samples(model, count=4, steps=3)
     generator = torch.Generator().manual_seed(0)
     return Calibration([torch.randn(2, model.config.in_chans, *model.config.image_shape, generator=generator)])
 
@@ -62,10 +65,21 @@ def breaks(pieces: int):
     return progress
 
 
+def small_model(method: str) -> Any:
+    """One that the method takes."""
+    if method in OF_IMAGES:
+        model = zoo.create_model("dit_nano", dim=16, num_heads=2, depth=1)
+        for parameter in model.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.2)
+        return model.eval()
+    kind, sizes = ("moe_nano", {"num_experts": 3}) if method == "d2moe" else ("transformer_nano", {})
+    return zoo.create_model(kind, dim=32, num_heads=2, num_kv_heads=1, mlp_dim=32, depth=2, **sizes).eval()
+
+
 @pytest.mark.parametrize("method", list(METHODS))
 def test_a_call_that_broke_off_goes_on_to_the_same_bytes(method, tmp_path):
-    kind, sizes = ("moe_nano", {"num_experts": 3}) if method == "d2moe" else ("transformer_nano", {})
-    small = zoo.create_model(kind, dim=32, num_heads=2, num_kv_heads=1, mlp_dim=32, depth=2, **sizes).eval()
+    small = small_model(method)
     call = {"method": method, "calibration": calibration(small), **QUICK.get(method, {})}
     expected = zoo.quantize(copy.deepcopy(small), **call).state_dict()
     for pieces in (1, 4):

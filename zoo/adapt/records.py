@@ -29,8 +29,7 @@ class OfRecords(Adapter):
         if type(module) is not Linear:
             return False
         form = module.weight.format
-        plain = not form.outliers and form.group_rows == 1 and form.activation_bits is None
-        return plain and form.layout == self.layout
+        return form.is_plain and form.activation_bits is None and form.layout == self.layout
 
     def chosen(self, model: nn.Module) -> dict[str, Any]:
         """The layers that ``targets`` name; a ValueError for a model without such records, too."""

@@ -27,6 +27,7 @@ from zoo.quantize.files import as_bytes, from_bytes
 from zoo.quantize.lowbit_fp import LowBitFP
 from zoo.quantize.method import METHODS, Method, method_of
 from zoo.quantize.omniquant import OmniQuant
+from zoo.quantize.q_diffusion import QDiffusion
 from zoo.quantize.rounding import RTN
 from zoo.quantize.seen import SEEN, fingerprint
 from zoo.quantize.sketch import Sketch
@@ -49,6 +50,7 @@ __all__ = [
     "LowBitFP",
     "Method",
     "OmniQuant",
+    "QDiffusion",
     "Sketch",
     "SmoothQuantPlus",
     "TopKLD",
@@ -79,7 +81,7 @@ def quantize(
         model: of ``create_model``, or any module.
         method: a name of ``zoo.quantize.METHODS``: "rtn" (round to nearest), "smoothquant_plus".
         calibration: what a calibrated method sees of the model's inputs; see ``Calibration``. A few numbers of it are
-            kept, by which it is noticed when the model is scored on the same.
+            kept, by which it is noticed when the model is scored on the same. A diffusion model draws its own.
         skip: patterns of names of weights that stay, such as "head.weight" or "blocks.0.*".
         embeddings: compress embeddings, and with them heads that are tied to one.
         folder: keeps what is done, a piece after another: the same call, of the same weights and calibration, goes on
@@ -112,6 +114,9 @@ def quantize(
         raise ValueError(
             "the model is being trained for a few bits or numbers: zoo.settle(model) ends that, then quantise it"
         )
+    chosen.check(model)
+    if chosen.calibrated and calibration is None and hasattr(model, "guided") and _has_memory(model):
+        calibration = Calibration.of_samples(model)
     if chosen.calibrated and calibration is None:
         raise ValueError(
             f"{method} needs calibration=zoo.quantize.Calibration(inputs), inputs that the model takes; the command "
@@ -143,9 +148,13 @@ def quantize(
         model.train(training)
         raise
     install(model, weights)
-    seen = {SEEN: fingerprint(calibration.batches)} if calibration is not None and chosen.calibrated else {}
+    seen = {SEEN: fingerprint(calibration.inputs)} if calibration is not None and chosen.calibrated else {}
     model.quantization = {"method": method, **chosen.fields(), **seen}  # type: ignore[assignment]
     return model.train(training)
+
+
+def _has_memory(model: nn.Module) -> bool:
+    return not any(parameter.is_meta for parameter in model.parameters())
 
 
 def _wanted(model: nn.Module, skip: tuple[str, ...], embeddings: bool) -> dict[str, Any]:
@@ -171,7 +180,7 @@ def _signature(
     chosen: Method, method: str, model: nn.Module, names: Iterable[str], calibration: Calibration | None
 ) -> dict[str, Any]:
     """What makes a call another one."""
-    seen = () if calibration is None else calibration.batches
+    seen = () if calibration is None else calibration.tensors
     chosen_names = torch.tensor(list("\n".join(names).encode()), dtype=torch.uint8)
     known = {"model": digest([*model.state_dict().values(), chosen_names]), "calibration": digest(seen)}
     return {"method": method, **chosen.fields(), **known}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 COMPARED = 1 << 24  # outputs that are kept of a model
+Batch = Tensor | tuple[Tensor, ...]
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Batches of inputs: tokens (B, T) int64 of a language model, or images (B, C, H, W).
+    """Batches of inputs: tokens (B, T) int64 of a language model, images (B, C, H, W), or all that a model is called
+    with, such as the noisy images, times and classes of a diffusion model (``of_samples``).
 
     They must not be of the text or the images that the model is scored on: ``score_text`` and ``zoo eval`` warn of it.
 
@@ -29,15 +31,26 @@ class Calibration:
         ValueError: for no batch, or one that is no tensor, or holds what is no number.
     """
 
-    batches: Sequence[Tensor]
+    batches: Sequence[Batch]
     tokenizer: Tokenizer | None = None
     """Which has made the tokens, where that is known: it must be the model's."""
 
     def __post_init__(self):
-        if not self.batches or not all(isinstance(batch, Tensor) and batch.numel() for batch in self.batches):
+        given = self.tensors
+        if not self.batches or not all(isinstance(tensor, Tensor) and tensor.numel() for tensor in given):
             raise ValueError("calibration needs at least one batch, each a tensor of inputs of the model")
-        if not all(batch.is_meta or batch.isfinite().all() for batch in self.batches):
+        if not all(tensor.is_meta or tensor.isfinite().all() for tensor in given):
             raise ValueError("calibration holds infinities or what is no number: leave these inputs out")
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of all batches."""
+        return [tensor for batch in self.batches for tensor in _arguments(batch)]
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """What comes first of each batch."""
+        return [_arguments(batch)[0] for batch in self.batches]
 
     @classmethod
     def of_text(cls, tokenizer: Tokenizer, text: str, *, length: int = 128, count: int = 64, batch_size: int = 8):
@@ -69,13 +82,63 @@ class Calibration:
         chosen = every[:: -(-len(every) // count)]
         return cls(torch.stack(list(map(image_reader(model), chosen))).split(batch_size))
 
+    @classmethod
+    def of_samples(
+        cls,
+        model: Any,
+        *,
+        count: int = 64,
+        steps: int = 20,
+        at: Sequence[int] | None = None,
+        guidance: float = 0.0,
+        seed: int = 0,
+    ):
+        """What a diffusion model is called with at the steps of drawing ``count`` images: a batch (images, times,
+        classes) a step, of all classes in turn and of none. No data are needed.
+
+        Args:
+            model: of ``zoo.generative.DiffusionModel``; it is left in its mode.
+            steps: of drawing.
+            at: of which steps, from 0; None for all.
+            guidance: as of ``sample``; a batch then holds each image with its class and without.
+            seed: of the noise.
+
+        Raises:
+            ValueError: for a model that is none, or steps that there are not.
+
+        Paper: Li et al., "Q-Diffusion: Quantizing Diffusion Models", arXiv 2302.04304: inputs over all times.
+        """
+        if not hasattr(model, "guided"):
+            raise ValueError(f"{type(model).__name__} is no diffusion model: calibrate it with a text or images")
+        chosen = range(steps) if at is None else at
+        if not all(0 <= step < steps for step in chosen):
+            raise ValueError(f"at must hold steps from 0 to {steps - 1}, got {list(chosen)}")
+        seen: list[tuple[Tensor, ...]] = []
+
+        def see(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen.append(tuple(tensor.clone() for tensor in args))
+
+        handle = model.register_forward_pre_hook(see)
+        try:
+            classes = torch.arange(count, device=next(model.parameters()).device) % (model.config.num_classes + 1)
+            generator = torch.Generator().manual_seed(seed)
+            model.sample(count, classes=classes, steps=steps, guidance=guidance, generator=generator)
+        finally:
+            handle.remove()
+        return cls([seen[step] for step in chosen])
+
     def check(self, model: nn.Module) -> None:
         """Raise a ValueError for inputs of another kind than the model takes, or tokens of another vocabulary."""
         if self.tokenizer is not None:
             self.tokenizer.check(model)
+        if hasattr(model, "guided") and any(isinstance(batch, Tensor) for batch in self.batches):
+            raise ValueError(
+                f"{type(model).__name__} is called with noisy images and times: calibrate it with tuples of them, as "
+                "Calibration.of_samples(model) makes"
+            )
         vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
         wanted = "images" if hasattr(model, "pretrained_cfg") else "tokens" if vocabulary is not None else None
-        for batch in self.batches:
+        for batch in self.inputs:
             found = "images" if batch.is_floating_point() else "tokens"
             if wanted not in (None, found):
                 raise ValueError(f"calibration holds {found}, {type(model).__name__} takes {wanted}")
@@ -90,15 +153,18 @@ class Calibration:
 
     def run(self, model: nn.Module) -> None:
         """Every batch through the model once."""
-        device = next(model.parameters()).device
-        for batch in self.batches:
-            model(batch.to(device))
+        for _ in self.outputs(model):
+            pass
 
     def outputs(self, model: nn.Module) -> Iterator[Tensor]:
         """The model's outputs for each batch."""
         device = next(model.parameters()).device
         for batch in self.batches:
-            yield model(batch.to(device))
+            yield model(*(tensor.to(device) for tensor in _arguments(batch)))
+
+
+def _arguments(batch: Batch) -> tuple[Tensor, ...]:
+    return batch if isinstance(batch, tuple) else (batch,)
 
 
 @contextmanager

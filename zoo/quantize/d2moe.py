@@ -108,7 +108,7 @@ class D2MoE(Method, name="d2moe", calibrated=True):
         _change()(widths=widths).install(student)
         install(student, {name: self._of(student, name) for name in experts})
         held, device = routers(student), next(model.parameters()).device
-        pairs = list(zip(calibration.batches, taught, strict=True))
+        pairs = list(zip(calibration.inputs, taught, strict=True))
 
         def loss(batch: Tensor, teacher: Tensor, soft: bool) -> Tensor:
             for router in held:

@@ -44,11 +44,16 @@ def learnt(
         epochs: passes; 0 gives the start.
         lr: of Adam.
         judge: what is compared between passes; None: ``loss``.
+
+    Raises:
+        ValueError: for a calibration of more than inputs, as diffusion models have it: they say no logits.
     """
+    if any(not isinstance(batch, Tensor) for batch in calibration.batches):
+        raise ValueError(f"what logits say is learnt, {type(model).__name__} makes none: take q_diffusion")
     values = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
     taught = [output.detach().log_softmax(-1) for output in calibration.outputs(model)]
     device = next(model.parameters()).device
-    pairs = list(zip(calibration.batches, taught, strict=True))
+    pairs = list(zip(calibration.inputs, taught, strict=True))
 
     def said(batch: Tensor) -> Tensor:
         given = {name: as_weight(model, name, matrix) for name, matrix in rounded(values).items()}

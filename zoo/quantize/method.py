@@ -83,6 +83,9 @@ class Method:
             base_bits=self.base_bits,
         )  # fmt: skip
 
+    def check(self, model: nn.Module) -> None:
+        """Raise a ValueError for a model that the method does not know."""
+
     def prepare(
         self, model: nn.Module, names: Sequence[str], calibration: Calibration | None, store: Store
     ) -> Mapping[str, Any]:

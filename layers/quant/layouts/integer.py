@@ -20,7 +20,7 @@ class Integer(Layout):
 
     activation_widths = range(2, 9)
     in_parts = False
-    options = (*Layout.options, "symmetric")
+    options = (*Layout.options, "symmetric", "inputs")
 
     def tensors(self, form: Format, rows: int, columns: int) -> Sizes:
         """codes (N, bytes), scale and zero (N, G)."""
