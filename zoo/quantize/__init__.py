@@ -34,6 +34,7 @@ from zoo.quantize.sketch import Sketch
 from zoo.quantize.smoothquant_plus import SmoothQuantPlus
 from zoo.quantize.store import Store, digest
 from zoo.quantize.topkld import TopKLD
+from zoo.quantize.vidit_q import ViDiTQ
 
 LEARNING = (Nearest, WeightNoise, Mask)  # what training for a few bits or numbers puts between weights and layers
 FORMAT = "format"  # among the tensors of a record that is kept
@@ -54,6 +55,7 @@ __all__ = [
     "Sketch",
     "SmoothQuantPlus",
     "TopKLD",
+    "ViDiTQ",
     "quantize",
 ]
 
