@@ -26,6 +26,7 @@ from zoo.quantize.easyquant import EasyQuant
 from zoo.quantize.files import as_bytes, from_bytes
 from zoo.quantize.lowbit_fp import LowBitFP
 from zoo.quantize.method import METHODS, Method, method_of
+from zoo.quantize.mixdq import MixDQ
 from zoo.quantize.omniquant import OmniQuant
 from zoo.quantize.q_diffusion import QDiffusion
 from zoo.quantize.rounding import RTN
@@ -50,6 +51,7 @@ __all__ = [
     "EasyQuant",
     "LowBitFP",
     "Method",
+    "MixDQ",
     "OmniQuant",
     "QDiffusion",
     "Sketch",
