@@ -6,6 +6,7 @@ from zoo.generative.dit import DiT, DiTConfig
 from zoo.generative.lookup_free import GroupedLookupFree
 from zoo.generative.next_scale import NextScale, NextScaleConfig
 from zoo.generative.pictures import draw, picture, pixels, psnr, read
+from zoo.generative.reordering import ReorderedAttention, reorder_attention
 from zoo.generative.unet import UNet, UNetConfig
 from zoo.generative.wetok import Scales, WeTok, WeTokConfig, generative
 
@@ -18,6 +19,7 @@ __all__ = [
     "GroupedLookupFree",
     "NextScale",
     "NextScaleConfig",
+    "ReorderedAttention",
     "Scales",
     "UNet",
     "UNetConfig",
@@ -29,4 +31,5 @@ __all__ = [
     "pixels",
     "psnr",
     "read",
+    "reorder_attention",
 ]

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.layers.attention.reordered import DenseProduct
+
 
 @dataclass
 class Past:
@@ -39,6 +41,7 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
+        self.product: nn.Module = DenseProduct()
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, past: Past | None = None) -> Tensor:
@@ -46,7 +49,7 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         if past is not None:
             k, v = past.extend(k, v)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, H, T, head_dim)
+        y = self.product(q, k, v, mask)  # (B, H, T, head_dim)
         return self.proj(y.transpose(1, 2).flatten(2))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from zoo.config import require_positive
 from zoo.generative.diffusion import DiffusionConfig, DiffusionModel, waves
+from zoo.layers.attention.reordered import DenseProduct
 from zoo.registry import Paper, register_model
 
 TIME_SCALE = 1000.0  # steps of the authors' time
@@ -98,6 +99,7 @@ class Attention(nn.Module):
         self.head_dim = head_dim
         self.to_q = nn.Linear(dim, dim, bias=False)
         self.to_k, self.to_v = (nn.Linear(context_dim, dim, bias=False) for _ in range(2))
+        self.product: nn.Module = DenseProduct()
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -105,7 +107,7 @@ class Attention(nn.Module):
         context = x if context is None else context
         projected = self.to_q(x), self.to_k(context), self.to_v(context)
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in projected)
-        return self.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.to_out[0](self.product(q, k, v).transpose(1, 2).flatten(2))
 
 
 class GatedGELU(nn.Module):
