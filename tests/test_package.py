@@ -126,7 +126,8 @@ def test_metadata(built: Path) -> None:
     assert meta["Name"] == "efficient-zoo"
     assert meta["License-Expression"] == "Apache-2.0" and "Apache License" in files["LICENSE"]
     assert meta["Requires-Python"] == ">=3.10"
-    assert set(meta.get_all("Provides-Extra", [])) == {"dev", "cuda", "text", "export", "gguf", "peft", "eval"}
+    extras = {"dev", "cuda", "text", "export", "gguf", "peft", "eval", "worlds", "atari"}
+    assert set(meta.get_all("Provides-Extra", [])) == extras
     core = [r for r in meta.get_all("Requires-Dist", []) if "extra ==" not in r]
     assert "torch>=2.11" in core and "lightning>=2.6.4" in core
     assert not [r for r in core if r.startswith(("transformers", "mamba", "pytest", "datasets"))]

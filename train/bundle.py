@@ -37,6 +37,7 @@ from zoo.train.data import (
     DigitTokensDataModule,
     DocumentationDataModule,
     EllipsoidsDataModule,
+    EnvironmentDataModule,
     ListOps,
     MicrophonesDataModule,
     ScenesDataModule,
@@ -45,6 +46,7 @@ from zoo.train.data import (
     SyntheticDataModule,
 )
 from zoo.train.data.digits import STD
+from zoo.train.data.environments import ACTION, FIRST
 from zoo.train.tasks.anomaly import separation
 from zoo.train.tasks.diffusion import velocity_errors
 from zoo.train.tasks.segmentation import dice
@@ -59,7 +61,7 @@ VECTORS: dict[str, DataModule] = {  # family -> what scores it
     "positional": ArraysDataModule(algorithm="sort"),
 }
 # data that need no download: recipes are named after them
-LAYOUTS = ("arrays", "digits", "docs", "ellipsoids", "listops", "microphones", "scenes", "series", "spikes")
+LAYOUTS = ("arrays", "cartpole", "digits", "docs", "ellipsoids", "listops", "microphones", "scenes", "series", "spikes")
 
 
 def recipes() -> dict[str, str]:
@@ -79,7 +81,8 @@ def score(model: nn.Module) -> dict[str, Any]:
     volumes. Text classifiers: accuracy on ``EXPRESSIONS`` generated expressions of ListOps. Models of vectors: mean
     squared error on the family's generated data, or accuracy on ``SERIES`` sums of spoken digits where they classify.
     Detection of anomalies: area under the receiver operating characteristic on a generated series. Enhancement of
-    speech: gain in the scale-invariant ratio of signal to distortion, in dB, on generated mixtures.
+    speech: gain in the scale-invariant ratio of signal to distortion, in dB, on generated mixtures. World models: PSNR
+    of the frames that are expected next, of play at random.
     """
     task = zoo.model_info(str(model.config_name)).task
     metric, value, data, inputs = SCORES[task](model.eval())
@@ -160,6 +163,16 @@ def _gain(model: nn.Module) -> Score:
     return "si_sdr_gain", value.item(), f"{len(mixtures)} generated mixtures", mixtures
 
 
+def _next_frames(model: nn.Module) -> Score:
+    data = EnvironmentDataModule(model.config.environment, repeat=model.config.repeat)  # type: ignore[arg-type, union-attr]
+    frames, moves = _test_samples(data)
+    firsts = moves[..., FIRST] > 0
+    expected = model(frames, moves[..., ACTION].long(), firsts=firsts)
+    errors = (expected[:, :-1] - frames[:, 1:]).square().flatten(2).mean(2)
+    value = -10 * errors[~firsts[:, 1:]].mean().log10()
+    return "psnr", value.item(), f"the frames after those of {len(frames)} sequences of random play", frames
+
+
 SCORES: dict[str, Callable[[nn.Module], Score]] = {
     "image-classification": _accuracy,
     "language": _bits_per_byte,
@@ -172,6 +185,7 @@ SCORES: dict[str, Callable[[nn.Module], Score]] = {
     "sequence-regression": _squared_error,
     "anomaly-detection": _separation,
     "speech-enhancement": _gain,
+    "world-model": _next_frames,
 }
 
 

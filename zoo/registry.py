@@ -19,7 +19,7 @@ from zoo.checkpoints.index import tags as published_tags
 TASKS = (
     "language", "text-classification", "image-classification", "image-generation", "segmentation", "multi-task",
     "sequence-classification", "sequence-regression", "image-tokenization", "image-diffusion",
-    "anomaly-detection", "speech-enhancement", "video-segmentation",
+    "anomaly-detection", "speech-enhancement", "video-segmentation", "world-model",
 )  # fmt: skip
 
 
@@ -113,16 +113,8 @@ def register_model(
 
 def entries() -> dict[str, ModelEntry]:
     """All registered models, the library's own families included."""
-    for module in (
-        "zoo.language",
-        "zoo.vision",
-        "zoo.sequence",
-        "zoo.generative",
-        "zoo.series",
-        "zoo.audio",
-        "zoo.video",
-    ):
-        importlib.import_module(module)
+    for kind in ("language", "vision", "sequence", "generative", "series", "audio", "video", "worlds"):
+        importlib.import_module(f"zoo.{kind}")
     return _entries
 
 

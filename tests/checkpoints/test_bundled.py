@@ -26,6 +26,8 @@ def test_the_index_is_of_the_files_that_are_there():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_recorded_metric(name):
     entry = bundled.index()[name]
+    if entry["recipe"].startswith("cartpole_"):
+        pytest.importorskip("gymnasium", reason="environments are Gymnasium's: pip install 'efficient-zoo[worlds]'")
     found = score(zoo.create_model(name, pretrained=True))
     assert found["metric"] == entry["metric"]
     if found["data_digest"] == entry["data_digest"]:

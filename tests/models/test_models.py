@@ -23,9 +23,10 @@ SEQUENCES = zoo.list_models("*_nano", task="sequence-classification")
 CODES = zoo.list_models("*_nano", task="image-tokenization")
 DIFFUSION = zoo.list_models("*_nano", task="image-diffusion")
 SPEECH = zoo.list_models("*_nano", task="speech-enhancement")
+WORLDS = zoo.list_models("*_nano", task="world-model")
 SERIES = zoo.list_models("*_nano", task="anomaly-detection")
 VIDEO = zoo.list_models("*_nano", task="video-segmentation")
-OTHERS = SEQUENCES + CODES + DIFFUSION + SERIES + SPEECH + VIDEO
+OTHERS = SEQUENCES + CODES + DIFFUSION + SERIES + SPEECH + VIDEO + WORLDS
 NANO = LANGUAGE + TEXT + VISION + GENERATION + SEGMENTATION + REGRESSION + OTHERS
 
 
@@ -164,7 +165,7 @@ def test_compiles_as_one_graph(name):
     loss, expected = loss_of(compiled, x), loss_of(model, x)
     torch.testing.assert_close(loss, expected)
     # what training mode alone reads
-    beside = ("mtp.", "micro.", "embedder.", "log_variance.", "out_log_variance.")
+    beside = ("mtp.", "micro.", "embedder.", "log_variance.", "out_log_variance.", "reward.", "end.", "agent.")
     read = [p for name, p in model.named_parameters() if not name.startswith(beside)]
     gradients = torch.autograd.grad(loss, read)
     for a, b in zip(gradients, torch.autograd.grad(expected, read), strict=True):

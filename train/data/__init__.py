@@ -8,6 +8,7 @@ from zoo.train.data.demonstrations import Demonstrations
 from zoo.train.data.digit_stream import DigitStreamDataModule, TurnedDigitsDataModule
 from zoo.train.data.digit_views import DigitConceptDataModule, DigitViewsDataModule
 from zoo.train.data.digits import DigitLevelsDataModule, DigitsDataModule, DigitTokensDataModule
+from zoo.train.data.environments import EnvironmentDataModule
 from zoo.train.data.grown import GrownSourceDataModule
 from zoo.train.data.histogram import histogram_bits_per_dim
 from zoo.train.data.images import ImageDataModule
@@ -40,6 +41,7 @@ __all__ = [
     "DigitsDataModule",
     "DocumentationDataModule",
     "EllipsoidsDataModule",
+    "EnvironmentDataModule",
     "GrownSourceDataModule",
     "ImageDataModule",
     "InductionHeads",

@@ -21,6 +21,7 @@ from zoo.train.tasks.segmentation import Segmentation
 from zoo.train.tasks.tokenization import ImageTokenization
 from zoo.train.tasks.tracking import VideoSegmentation
 from zoo.train.tasks.vocabulary import VocabularyAdaptation
+from zoo.train.tasks.world import WorldModeling
 
 __all__ = [
     "AnomalyDetection",
@@ -46,4 +47,5 @@ __all__ = [
     "TextClassification",
     "VideoSegmentation",
     "VocabularyAdaptation",
+    "WorldModeling",
 ]

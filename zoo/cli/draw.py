@@ -15,7 +15,7 @@ def add_drawing(parser: ArgumentParser) -> None:
     """What is drawn, and where to; temperature and seed are those of texts."""
     images = parser.add_argument_group("images")
     images.add_argument("--output", type=Path, metavar="FILE.png", help="draw images, one picture of all of them")
-    images.add_argument("--images", type=int, default=16, metavar="N", help="how many (16)")
+    images.add_argument("--images", type=int, default=16, metavar="N", help="how many, or steps to imagine (16)")
     images.add_argument("--class", type=int, dest="image_class", metavar="I", help="of this class; all in turn")
     images.add_argument("--guidance", type=float, default=0.0, metavar="W", help="of the class over none (0)")
 
@@ -28,11 +28,17 @@ def drawn(known: Namespace) -> int:
     """
     import torch
 
+    from zoo.cli.imagine import play_on
     from zoo.generative import draw, picture
+    from zoo.worlds import Drama
 
     if known.images < 1:
         raise UsageError(f"--images must be at least 1, got {known.images}")
     model = checked(model_with_weights, known.model, None)
+    if isinstance(model, Drama):
+        if known.image_class is not None or known.guidance:
+            raise UsageError(f"{known.model} imagines without classes: leave out --class and --guidance")
+        return play_on(model, known)
     options: dict[str, Any] = {
         "temperature": known.temperature, "generator": torch.Generator().manual_seed(known.seed)
     }  # fmt: skip

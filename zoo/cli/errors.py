@@ -17,7 +17,7 @@ PARSER_NOISE = (
 )
 EXTRAS = {  # package -> the extra of pyproject.toml that installs it
     "transformers": "text", "datasets": "text", "onnx": "export", "onnxscript": "export",
-    "mamba_ssm": "cuda", "lm_eval": "eval", "peft": "peft",
+    "mamba_ssm": "cuda", "lm_eval": "eval", "peft": "peft", "gymnasium": "worlds", "ale_py": "atari",
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from zoo.cli.options import add_import, add_model, saved
 from zoo.cli.output import say
 from zoo.cli.text import INTERRUPTED, add_sampling, model_and_tokenizer, put, sampling, write
 
-HELP = "continue a text with a language model, or draw images with a generator of them"
+HELP = "continue a text with a language model, draw images with a generator of them, or imagine with a world model"
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from zoo.cli.options import add_checkpoint, add_image_reading, add_import, add_m
 from zoo.cli.output import show
 
 HELP = (
-    "classes of images, what a tokenizer makes of them, anomalies of a series, speech in a sound, an object in a clip"
+    "classes of images, what a tokenizer makes of them, anomalies of a series, speech in a sound, an object in a clip, "
+    "or what comes next"
 )
 
 
@@ -22,7 +24,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="images; a series as .csv or .npy; a sound as .wav; a clip as a .gif, a folder of pictures or pictures",
+        help="images; a series as .csv or .npy; a sound as .wav; a clip as a .gif, a folder of pictures or pictures; "
+        "frames and actions as .npz",
     )
     add_checkpoint(parser)
     parser.add_argument(
@@ -48,6 +51,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="a .png: images above what their codes decode to, a series above its scores, spectrograms, a strip of "
         "frames; or a .wav",
     )
+    parser.add_argument(
+        "--context", type=int, default=8, metavar="N", help="frames that a world model sees before it imagines the rest"
+    )
     add_image_reading(parser)
     add_import(parser)
 
@@ -55,11 +61,15 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(known: Namespace) -> int:
     from zoo.audio import DeFTAN2
     from zoo.cli.answers import enhance, find_anomalies, follow, reconstruct
+    from zoo.cli.imagine import foretell
     from zoo.generative import WeTok
     from zoo.series import StackVAE
     from zoo.video import EfficientTAM
+    from zoo.worlds import Drama
 
-    ways = {WeTok: reconstruct, StackVAE: find_anomalies, DeFTAN2: enhance, EfficientTAM: follow}
+    ways: dict[type, Callable[[Any, Namespace], int]] = {
+        WeTok: reconstruct, StackVAE: find_anomalies, DeFTAN2: enhance, EfficientTAM: follow, Drama: foretell
+    }  # fmt: skip
     model = checked(model_with_weights, known.model, known.checkpoint)
     way = next((way for kind, way in ways.items() if isinstance(model, kind)), _classify)
     if way is not follow and (known.point or known.box):
@@ -73,7 +83,8 @@ def _classify(model: Any, known: Namespace) -> int:
     import zoo
 
     if known.output is not None:
-        raise UsageError(f"--output is of an image tokenizer, of series, sounds or clips, got {type(model).__name__}")
+        kinds = "an image tokenizer, of series, sounds, clips or worlds"
+        raise UsageError(f"--output is of {kinds}, got {type(model).__name__}")
     found = checked(zoo.predict, model, known.files, top_k=known.top_k, **image_reading(known))
     labels = model.pretrained_cfg["label_names"]
     if known.labels is not None:

@@ -22,6 +22,7 @@ MODULES = {
     "ClipsDataModule": "{batch_size: 2}",
     "ScenesDataModule": "{batch_size: 8}",
     "EllipsoidsDataModule": "{batch_size: 2}",
+    "EnvironmentDataModule": "{batch_size: 2, steps: 40, held_out: 40}",
     "MicrophonesDataModule": "{batch_size: 2}",
     "SeriesDataModule": "{batch_size: 2}",
     "ShapesDataModule": "{batch_size: 2}",
@@ -48,6 +49,8 @@ def test_every_module_is_covered():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_module_from_yaml(name: str, tmp_path: Path):
+    if name == "EnvironmentDataModule":
+        pytest.importorskip("gymnasium", reason="environments are Gymnasium's: pip install 'efficient-zoo[worlds]'")
     file = tmp_path / "text.txt"
     file.write_text("to be or not to be\n" * 100)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
