@@ -13,6 +13,7 @@ class PatchEmbed(nn.Module):
     Args:
         img_size: side or (height, width) in pixels.
         patch_size, stride: in pixels; stride defaults to the patch size.
+        bias: of the linear map.
 
     Raises:
         ValueError: when the image is smaller than a patch or the patches do not cover it exactly.
@@ -21,7 +22,13 @@ class PatchEmbed(nn.Module):
     of_image_size = ("img_size", "grid_size", "num_patches")
 
     def __init__(
-        self, img_size: int | tuple[int, int], patch_size: int, in_chans: int, dim: int, stride: int | None = None
+        self,
+        img_size: int | tuple[int, int],
+        patch_size: int,
+        in_chans: int,
+        dim: int,
+        stride: int | None = None,
+        bias: bool = True,
     ):
         super().__init__()
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
@@ -34,7 +41,7 @@ class PatchEmbed(nn.Module):
                 )
         self.grid_size = patch_grid(self.img_size, patch_size, stride)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
-        self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=stride)
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=stride, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> (B, patches, dim)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,6 +50,14 @@ class SquaredReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., dim) -> (..., dim)."""
         return self.w2(F.relu(self.w1(x)).square())
+
+
+class QuickGELU(nn.Module):
+    """y = x sigmoid(1.702 x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (...) -> (...)."""
+        return x * torch.sigmoid(1.702 * x)
 
 
 class Mlp(nn.Module):

@@ -113,9 +113,11 @@ class ModelState(Several, list[State]):
 
     Attributes:
         governed: a cache policy says what attention remembers.
+        image: (B, n, dim), what rows see besides their text, in a model of images.
     """
 
     governed: bool = False
+    image: Tensor | None = None
 
     @property
     def states(self) -> list[State]:
@@ -125,8 +127,13 @@ class ModelState(Several, list[State]):
     def of(self, states: Iterable[State]) -> ModelState:
         """A model's state of other states."""
         state = ModelState(states)
-        state.governed = self.governed
+        state.governed, state.image = self.governed, self.image
         return state
+
+    def reorder(self, index: Tensor) -> None:
+        """Row i becomes the old row ``index[i]``."""
+        super().reorder(index)
+        self.image = None if self.image is None else self.image[index]
 
 
 def parts(state: State) -> Iterator[State]:

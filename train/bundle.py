@@ -40,6 +40,7 @@ from zoo.train.data import (
     EnvironmentDataModule,
     ListOps,
     MicrophonesDataModule,
+    PicturesDataModule,
     ScenesDataModule,
     SeriesDataModule,
     SpikeSums,
@@ -50,6 +51,7 @@ from zoo.train.data.environments import ACTION, FIRST
 from zoo.train.tasks.anomaly import separation
 from zoo.train.tasks.diffusion import velocity_errors
 from zoo.train.tasks.segmentation import dice
+from zoo.train.tasks.vision_language import answered
 
 WINDOWS, LENGTH = 32, 256  # of the test documents that score a language model
 VOLUMES = 64  # that score a segmentation model
@@ -61,7 +63,10 @@ VECTORS: dict[str, DataModule] = {  # family -> what scores it
     "positional": ArraysDataModule(algorithm="sort"),
 }
 # data that need no download: recipes are named after them
-LAYOUTS = ("arrays", "cartpole", "digits", "docs", "ellipsoids", "listops", "microphones", "scenes", "series", "spikes")
+LAYOUTS = (
+    "arrays", "cartpole", "digits", "docs", "ellipsoids", "listops", "microphones", "pictures", "scenes", "series",
+    "spikes",
+)  # fmt: skip
 
 
 def recipes() -> dict[str, str]:
@@ -82,7 +87,8 @@ def score(model: nn.Module) -> dict[str, Any]:
     squared error on the family's generated data, or accuracy on ``SERIES`` sums of spoken digits where they classify.
     Detection of anomalies: area under the receiver operating characteristic on a generated series. Enhancement of
     speech: gain in the scale-invariant ratio of signal to distortion, in dB, on generated mixtures. World models: PSNR
-    of the frames that are expected next, of play at random.
+    of the frames that are expected next, of play at random. Vision-language models: share of captions and answers about
+    generated pictures that are right, letter by letter.
     """
     task = zoo.model_info(str(model.config_name)).task
     metric, value, data, inputs = SCORES[task](model.eval())
@@ -173,6 +179,14 @@ def _next_frames(model: nn.Module) -> Score:
     return "psnr", value.item(), f"the frames after those of {len(frames)} sequences of random play", frames
 
 
+def _answers(model: nn.Module) -> Score:
+    known: Any = model
+    images, text = _test_samples(PicturesDataModule(features=known.num_features, image_token=known.config.image_token))
+    rows = [model(*part) for part in zip(images.split(100), text["tokens"].split(100), strict=True)]
+    right = answered(torch.cat(rows), text["labels"])[1].float().mean().item()
+    return "accuracy", right, f"texts about {len(images)} generated pictures", images
+
+
 SCORES: dict[str, Callable[[nn.Module], Score]] = {
     "image-classification": _accuracy,
     "language": _bits_per_byte,
@@ -186,10 +200,11 @@ SCORES: dict[str, Callable[[nn.Module], Score]] = {
     "anomaly-detection": _separation,
     "speech-enhancement": _gain,
     "world-model": _next_frames,
+    "vision-language": _answers,
 }
 
 
-def _test_samples(data: DataModule) -> tuple[Tensor, Tensor]:
+def _test_samples(data: DataModule) -> tuple[Tensor, Any]:
     data.setup()
     source = data.test_dataloader().source
     return source.fetch(torch.arange(len(source)), 0)

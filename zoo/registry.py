@@ -19,7 +19,7 @@ from zoo.checkpoints.index import tags as published_tags
 TASKS = (
     "language", "text-classification", "image-classification", "image-generation", "segmentation", "multi-task",
     "sequence-classification", "sequence-regression", "image-tokenization", "image-diffusion",
-    "anomaly-detection", "speech-enhancement", "video-segmentation", "world-model",
+    "anomaly-detection", "speech-enhancement", "video-segmentation", "world-model", "vision-language",
 )  # fmt: skip
 
 
@@ -113,7 +113,8 @@ def register_model(
 
 def entries() -> dict[str, ModelEntry]:
     """All registered models, the library's own families included."""
-    for kind in ("language", "vision", "sequence", "generative", "series", "audio", "video", "worlds"):
+    kinds = ("language", "vision", "sequence", "generative", "series", "audio", "video", "worlds", "vision_language")
+    for kind in kinds:
         importlib.import_module(f"zoo.{kind}")
     return _entries
 

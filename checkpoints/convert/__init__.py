@@ -25,6 +25,7 @@ from zoo.checkpoints.convert import (
     jamba,
     kimi_linear,
     lfm2,
+    llava,
     m3vit,
     mamba,
     mambavision,
@@ -60,7 +61,7 @@ __all__ = [
 ]
 
 CONVERTERS = (
-    bamba, kimi_linear, deepseek, dense, *fla.LAYOUTS, falcon_h1, gpt_oss, granite_hybrid, jamba, lfm2, mamba,
+    bamba, kimi_linear, deepseek, llava, dense, *fla.LAYOUTS, falcon_h1, gpt_oss, granite_hybrid, jamba, lfm2, mamba,
     mambavision, minimax, mixtral, nemotron_h, qwen3_next, recurrent_gemma, rwkv7, smallthinker, xlstm, zamba2,
 )  # fmt: skip
 _AUTHORS = (
@@ -85,7 +86,7 @@ _TRANSFORMERS: dict[str, Any] = {  # family -> converter
     "recurrent_gemma": recurrent_gemma, "rwkv7": rwkv7, **{layout.family: layout for layout in fla.LAYOUTS},
     "kimi_linear": kimi_linear,
     "jamba": jamba, "bamba": bamba, "granite_hybrid": granite_hybrid, "nemotron_h": nemotron_h, "zamba2": zamba2,
-    "smallthinker": smallthinker, "xlstm": xlstm,
+    "smallthinker": smallthinker, "xlstm": xlstm, "llava": llava,
 }  # fmt: skip
 _IN_FILES = {  # where files differ from memory
     "deepseek": deepseek.to_transformers, "moe": mixtral.to_transformers, "qwen3_next": qwen3_next.to_transformers,
@@ -94,7 +95,7 @@ _IN_FILES = {  # where files differ from memory
     "minimax": minimax.to_transformers,
 }  # fmt: skip
 _SETTLED = (
-    {"moe": mixtral.settled, "zamba2": zamba2.settled, "kimi_linear": hybrid.written_out}
+    {"moe": mixtral.settled, "zamba2": zamba2.settled, "kimi_linear": hybrid.written_out, "llava": llava.settled}
     | dict.fromkeys(("gpt_oss", "minimax", "smallthinker", "transformer"), dense.settled)
     | dict.fromkeys(("bamba", "granite_hybrid", "jamba", "nemotron_h"), hybrid.settled)
     | {layout.family: layout.settled for layout in fla.LAYOUTS}

@@ -33,6 +33,7 @@ from zoo.cache import (
     TokenSelect,
     ZipVL,
 )
+from zoo.vision_language import EfficientVLA
 
 
 class Case(NamedTuple):
@@ -53,6 +54,7 @@ POLICIES = [
     Case(H2O(heavy=4, recent=4), H2O(heavy=100, recent=100)),
     Case(InfLLM(init=2, local=8, block=4, top_k=2, representatives=2, chunk=4), InfLLM()),
     Case(LazyEviction(budget=8, window=3, threshold=0.03), LazyEviction(budget=100, window=10)),
+    Case(EfficientVLA(images=(0, 1, 2), budget=1, layer=0), EfficientVLA(images=(0, 1, 2))),
     Case(PromptDistill(budget=8, layer=0), PromptDistill()),
     Case(RazorAttention(sink=2, recent=6), RazorAttention()),
     Case(SpecKV(budget=10, window=4, kernel=3), SpecKV()),

@@ -26,7 +26,8 @@ SPEECH = zoo.list_models("*_nano", task="speech-enhancement")
 WORLDS = zoo.list_models("*_nano", task="world-model")
 SERIES = zoo.list_models("*_nano", task="anomaly-detection")
 VIDEO = zoo.list_models("*_nano", task="video-segmentation")
-OTHERS = SEQUENCES + CODES + DIFFUSION + SERIES + SPEECH + VIDEO + WORLDS
+SIGHT = zoo.list_models("*_nano", task="vision-language")
+OTHERS = SEQUENCES + CODES + DIFFUSION + SERIES + SPEECH + VIDEO + WORLDS + SIGHT
 NANO = LANGUAGE + TEXT + VISION + GENERATION + SEGMENTATION + REGRESSION + OTHERS
 
 

@@ -70,6 +70,7 @@ PUBLISHED = {
     "vmamba_base_s2l15": 88_557_800, "vmamba_tiny_s1l8": 30_249_064, "vmamba_small_s1l20": 49_012_840,
     "vmamba_base_s1l20": 86_614_504,
     "wetok_24": 448_405_827, "wetok_48": 447_881_507, "wetok_192": 460_294_179, "wetok_768": 1_673_089_059,
+    "llava_1_5_7b": 7_063_427_072, "llava_1_5_13b": 13_351_494_656,
     "deftan2": 3_997_988, "stack_vae_smap": 151_540, "stack_vae_smd": 151_930, "stack_vae_msl": 152_440,
     "drama": 7_155_459,
     "spiking_resnet18": 11_176_906, "spiking_resnet34": 21_288_778,
@@ -194,6 +195,9 @@ BY_HAND = {
         for size, count in (("ti", 17_866_018), ("s", 34_055_842))
         for way in ("", "_1")
     },
+    # a decoder, OpenAI's CLIP ViT-L/14 of 303,179,776 parameters, and what the paper counts as trained
+    "adem_vl_7b": PUBLISHED["llama2_7b"] + 303_179_776 + 4_530_432,
+    "adem_vl_13b": PUBLISHED["llama2_13b"] + 303_179_776 + 5_449_984,
     "convfirst_tiny": conv_first((32, 64, 128, 256), (1, 1, 4, 2)),
     "convfirst_small": conv_first((48, 96, 192, 384), (2, 2, 6, 3)),
     "convfirst_base": conv_first((64, 128, 256, 512), (3, 3, 9, 4)),

@@ -15,6 +15,7 @@ from zoo.train.data.images import ImageDataModule
 from zoo.train.data.listops import ListOps
 from zoo.train.data.loader import Batch, BatchLoader, Source
 from zoo.train.data.microphones import MicrophonesDataModule
+from zoo.train.data.pictures import PicturesDataModule
 from zoo.train.data.rewarded import PreferencesDataModule, RewardedTask, SortLetters
 from zoo.train.data.scenes import ScenesDataModule
 from zoo.train.data.series import SeriesDataModule
@@ -50,6 +51,7 @@ __all__ = [
     "MicrophonesDataModule",
     "Mixture",
     "Passkeys",
+    "PicturesDataModule",
     "PreferencesDataModule",
     "RewardedTask",
     "ScenesDataModule",

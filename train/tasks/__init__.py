@@ -20,6 +20,7 @@ from zoo.train.tasks.search import ArchitectureSearch
 from zoo.train.tasks.segmentation import Segmentation
 from zoo.train.tasks.tokenization import ImageTokenization
 from zoo.train.tasks.tracking import VideoSegmentation
+from zoo.train.tasks.vision_language import VisionLanguage
 from zoo.train.tasks.vocabulary import VocabularyAdaptation
 from zoo.train.tasks.world import WorldModeling
 
@@ -46,6 +47,7 @@ __all__ = [
     "Task",
     "TextClassification",
     "VideoSegmentation",
+    "VisionLanguage",
     "VocabularyAdaptation",
     "WorldModeling",
 ]

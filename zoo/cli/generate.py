@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Generator
 from typing import Any
 
 from zoo.cli.decoding import Decoding, add_decoding, grouped
@@ -11,14 +10,16 @@ from zoo.cli.draw import add_drawing, drawn
 from zoo.cli.errors import UsageError, checked
 from zoo.cli.options import add_import, add_model, saved
 from zoo.cli.output import say
-from zoo.cli.text import INTERRUPTED, add_sampling, model_and_tokenizer, put, sampling, write
+from zoo.cli.sight import add_sight, continued
+from zoo.cli.text import INTERRUPTED, add_sampling, model_and_tokenizer, put, sampling, texts, write
 
-HELP = "continue a text with a language model, draw images with a generator of them, or imagine with a world model"
+HELP = "continue a text, after images too, draw images with a generator of them, or imagine with a world model"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--prompt", default="", help="text to continue")
+    add_sight(parser)
     add_sampling(parser, max_new_tokens=200)
     add_decoding(parser)
     parser.add_argument(
@@ -35,6 +36,8 @@ def run(known: Namespace) -> int:
     if known.output is not None:
         return drawn(known)
     grouped(known)  # what is no option is said before a model is read
+    if known.image:
+        return continued(known)
     model, tokenizer = model_and_tokenizer(known.model)
     model = _offloaded(known, model)
     ids = checked(tokenizer.encode, known.prompt)
@@ -46,7 +49,7 @@ def run(known: Namespace) -> int:
     with decoding.steered():
         steps = checked(zoo.stream, model, [ids], known.max_new_tokens, tokenizer=tokenizer, **options)
         put(known.prompt)
-        whole = write(_texts(steps, tokenizer.stream(ids, known.stop)))
+        whole = write(texts(steps, tokenizer.stream(ids, known.stop)))
     put("\n")
     for line in decoding.counts():
         say(line, stderr=True)
@@ -66,9 +69,3 @@ def _offloaded(known: Namespace, model: Any) -> Any:
     kind, _, folder = saved(known.model).partition(":")
     source = folder if kind == "local-dir" else model
     return checked(zoo.offload, source, memory=known.offload, policy=known.offload_policy or "tpi_llm")
-
-
-def _texts(steps: Any, shown: Any) -> Generator[str, None, None]:
-    for step in steps:
-        yield shown.add(int(step.tokens))
-    yield shown.end()

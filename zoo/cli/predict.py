@@ -12,8 +12,8 @@ from zoo.cli.options import add_checkpoint, add_image_reading, add_import, add_m
 from zoo.cli.output import show
 
 HELP = (
-    "classes of images, what a tokenizer makes of them, anomalies of a series, speech in a sound, an object in a clip, "
-    "or what comes next"
+    "classes of images, a text about them, a tokenizer's codes, anomalies of a series, speech in a sound, an object in "
+    "a clip, or what comes next"
 )
 
 
@@ -54,6 +54,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--context", type=int, default=8, metavar="N", help="frames that a world model sees before it imagines the rest"
     )
+    parser.add_argument(
+        "--prompt", default="", metavar="TEXT", help="what a vision-language model is asked (default: for a caption)"
+    )
     add_image_reading(parser)
     add_import(parser)
 
@@ -62,15 +65,20 @@ def run(known: Namespace) -> int:
     from zoo.audio import DeFTAN2
     from zoo.cli.answers import enhance, find_anomalies, follow, reconstruct
     from zoo.cli.imagine import foretell
+    from zoo.cli.sight import described
     from zoo.generative import WeTok
     from zoo.series import StackVAE
     from zoo.video import EfficientTAM
+    from zoo.vision_language import Llava
     from zoo.worlds import Drama
 
     ways: dict[type, Callable[[Any, Namespace], int]] = {
-        WeTok: reconstruct, StackVAE: find_anomalies, DeFTAN2: enhance, EfficientTAM: follow, Drama: foretell
+        WeTok: reconstruct, StackVAE: find_anomalies, DeFTAN2: enhance, EfficientTAM: follow, Drama: foretell,
+        Llava: described,
     }  # fmt: skip
     model = checked(model_with_weights, known.model, known.checkpoint)
+    if known.prompt and not isinstance(model, Llava):
+        raise UsageError(f"--prompt is of a vision-language model, got {type(model).__name__}")
     way = next((way for kind, way in ways.items() if isinstance(model, kind)), _classify)
     if way is not follow and (known.point or known.box):
         raise UsageError(f"--point and --box are of a video model, got {type(model).__name__}")

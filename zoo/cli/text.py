@@ -46,8 +46,11 @@ def model_and_tokenizer(name: str) -> tuple[Any, Any]:
     """A model with its weights, and its tokenizer."""
     import zoo
     from zoo.language import LanguageModel
+    from zoo.vision_language import Llava
 
     model = checked(model_with_weights, name, None)
+    if isinstance(model, Llava):
+        raise UsageError(f"{name} reads texts about images: give it one, `zoo generate {name} --image FILE`")
     if not isinstance(model, LanguageModel):
         raise UsageError(f"text needs a language model, got {type(model).__name__}: `zoo list --task language`")
     tokenizer = checked(zoo.load_tokenizer, saved(name))
@@ -66,6 +69,13 @@ def write(pieces: Generator[str, None, None]) -> bool:
             if stopped:
                 return False
     return True
+
+
+def texts(steps: Any, shown: Any) -> Generator[str, None, None]:
+    """The text of steps as they come, through a decoder of the tokenizer."""
+    for step in steps:
+        yield shown.add(int(step.tokens))
+    yield shown.end()
 
 
 def put(text: str) -> None:

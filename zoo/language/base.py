@@ -136,6 +136,7 @@ class LanguageModel(StepsAsProgram, ABC):
         logits_to_keep: int = 0,
         seq_idx: Tensor | None = None,
         num_scored: int | Tensor | None = None,
+        embedded: Tensor | None = None,
     ) -> Tensor:
         """Logits, or the loss when labels are given.
 
@@ -150,6 +151,7 @@ class LanguageModel(StepsAsProgram, ABC):
                 that of the state when its id is that of the state's newest token, or when no id was given before.
             num_scored: what the sum of the losses is divided by, in place of the tokens scored in this call: the tokens
                 scored in all calls whose gradients are added up, so that each token counts the same.
+            embedded: (B, T, dim), what ``enter`` makes of the tokens, where some stand for something else.
 
         Returns:
             Logits (B, T or logits_to_keep, vocab_size), or the mean loss in nats a scored token.
@@ -162,17 +164,24 @@ class LanguageModel(StepsAsProgram, ABC):
             self._check(tokens, None, labels, seq_idx, logits_to_keep, num_scored)
             if labels is not None:
                 raise ValueError("the loss of a batch is a mean over its rows: within batch_invariant leave out labels")
+            if embedded is not None:
+                raise ValueError("within batch_invariant rows are read from their tokens: leave out embedded")
             return by_rows(self, tokens, state, seq_idx, logits_to_keep)
         self._check(tokens, state, labels, seq_idx, logits_to_keep, num_scored)
-        entered = order = None
+        if embedded is not None and embedded.shape != (*tokens.shape, self.stream_dim):
+            raise ValueError(
+                f"embedded must be (batch, length, dim) {(*tokens.shape, self.stream_dim)}, got {tuple(embedded.shape)}"
+            )
+        entered, order = embedded, None
         if labels is None and self.stepper is not None and self.is_step(tokens, state, seq_idx):
-            entered = self.enter(tokens)
+            entered = self.enter(tokens) if entered is None else entered
             if (stepped := self.stepper.logits(entered, state, computes_in(self).dtype)) is not None:
                 return stepped
         if seq_idx is not None:  # padding to the beginning of each row
             order = (seq_idx >= 0).to(torch.uint8).argsort(dim=1, stable=True)
             tokens, seq_idx = tokens.gather(1, order), seq_idx.gather(1, order)
             labels = None if labels is None else labels.gather(1, order)
+            entered = None if entered is None else entered.take_along_dim(order[..., None], 1)
         x = self.forward_residual(tokens, state, seq_idx, entered)
         if labels is not None:
             return self.loss(self.forward_norm(x), tokens, labels, seq_idx, num_scored)

@@ -43,6 +43,8 @@ def _of_folder(folder: Path, source: str) -> Tokenizer:
         return FileTokenizer(folder, source)
     content = read_config(folder) if (folder / CONFIG).exists() else {}
     fields = content.get("config", content)
+    if isinstance(fields, dict):
+        fields = fields.get("language_options", fields)  # of a model of images and texts
     if isinstance(fields, dict) and fields.get("vocab_size") == BYTES:
         return ByteTokenizer(source)
     raise ValueError(
@@ -63,7 +65,8 @@ def _of_name(name: str) -> Tokenizer:
     weights = INDEX.get(entry.name, {}).get(tag)
     if entry.task == "language" and weights is not None and (place := weights.tokenizer_place) is not None:
         return _of_hub(*place, name)
-    if getattr(entry.configure(), "vocab_size", None) == BYTES:
+    config = entry.configure()
+    if getattr(getattr(config, "language_config", config), "vocab_size", None) == BYTES:
         return ByteTokenizer(name)
     raise ValueError(
         f"nothing says which tokenizer belongs to {name}: give zoo.load_tokenizer the folder, or the "

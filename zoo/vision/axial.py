@@ -23,6 +23,7 @@ from zoo.config import require_positive, require_ranges
 from zoo.kernels.dispatch import compute_dtype
 from zoo.layers import recompute
 from zoo.layers.attention import AxialAttention, KeyValueState, shift_down, shift_right
+from zoo.layers.mlp import QuickGELU
 from zoo.registry import Paper, register_model
 
 States = list[KeyValueState | None]
@@ -80,14 +81,6 @@ class AxialConfig:
     def image_shape(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return (self.img_size, self.img_size) if isinstance(self.img_size, int) else tuple(self.img_size)  # type: ignore[return-value]
-
-
-class QuickGELU(nn.Module):
-    """y = x sigmoid(1.702 x)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (...) -> (...)."""
-        return x * torch.sigmoid(1.702 * x)
 
 
 class AxialBlock(nn.Module):

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from zoo.config import require_positive
 from zoo.layers import Attention, DropPath, Mlp, PatchEmbed
+from zoo.layers.mlp import QuickGELU
 from zoo.registry import Paper, register_model
 from zoo.vision.base import drop_path_rates
 from zoo.vision.tokens import POOLINGS, TokenConfig, TokenModel
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,12 +45,18 @@ class ViTConfig(TokenConfig):
     """Added to the variance in the layer norms."""
     fc_norm: bool | None = None
     """The final norm follows the pooling instead of preceding it; None: where patches are pooled, as in timm."""
+    pre_norm: bool = False
+    """A norm stands before the first block, and patches have no bias, as in CLIP."""
+    activation: str = "gelu"
+    """Of the MLP: "gelu" or "quick_gelu", as in CLIP."""
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, "patch_size", "dim", "depth", "num_heads")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {tuple(ACTIVATIONS)}, got {self.activation!r}")
 
     @property
     def norm_after_pooling(self) -> bool:
@@ -64,7 +73,7 @@ class ViTBlock(nn.Module):
         self.norm1 = nn.LayerNorm(c.dim, c.norm_eps)
         self.attn = Attention(c.dim, c.num_heads, c.qkv_bias, c.proj_drop_rate)
         self.norm2 = nn.LayerNorm(c.dim, c.norm_eps)
-        self.mlp = Mlp(c.dim, int(c.dim * c.mlp_ratio), c.proj_drop_rate)
+        self.mlp = Mlp(c.dim, int(c.dim * c.mlp_ratio), c.proj_drop_rate, ACTIVATIONS[c.activation])
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,9 +89,11 @@ class ViT(TokenModel):
 
     def __init__(self, config: ViTConfig):
         super().__init__(config)
-        self.patch_embed = PatchEmbed(config.img_size, config.patch_size, config.in_chans, config.dim)
+        c = config
+        self.patch_embed = PatchEmbed(c.img_size, c.patch_size, c.in_chans, c.dim, bias=not c.pre_norm)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches + 1, config.dim))
+        self.norm_pre = nn.LayerNorm(c.dim, c.norm_eps) if c.pre_norm else nn.Identity()
         rates = drop_path_rates(config.drop_path_rate, config.depth)
         self.blocks = nn.ModuleList(self.build_block(index, rate) for index, rate in enumerate(rates))
         norms = nn.LayerNorm(config.dim, config.norm_eps), nn.Identity()
@@ -112,6 +123,10 @@ class ViT(TokenModel):
     def token_place(num_patches: int) -> int:
         """Before all patches."""
         return 0
+
+    def forward_embed(self, x: Tensor) -> Tensor:
+        """Class token and patches, plus positions, and the norm that may follow."""
+        return self.norm_pre(super().forward_embed(x))
 
     def forward_norm(self, x: Tensor) -> Tensor:
         """Final layer norm."""

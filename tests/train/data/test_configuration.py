@@ -24,6 +24,7 @@ MODULES = {
     "EllipsoidsDataModule": "{batch_size: 2}",
     "EnvironmentDataModule": "{batch_size: 2, steps: 40, held_out: 40}",
     "MicrophonesDataModule": "{batch_size: 2}",
+    "PicturesDataModule": "{batch_size: 2}",
     "SeriesDataModule": "{batch_size: 2}",
     "ShapesDataModule": "{batch_size: 2}",
     "DocumentationDataModule": "{seq_len: 32, windows: random}",

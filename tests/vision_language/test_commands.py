@@ -1,0 +1,65 @@
+"""`zoo generate --image` and `zoo predict`, from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import zoo
+from zoo.cli import main
+from zoo.vision_language import IMAGE, answer, prepare_images
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    torch.manual_seed(0)
+    return zoo.create_model("llava_nano").eval()
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory) -> Path:
+    return zoo.save_model(model, tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "picture.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_pixels_of_a_file_are_those_of_the_data(model, picture):
+    pixels = prepare_images(model, [picture])
+    assert pixels.shape == (1, 1, 24, 24)
+    assert torch.equal(pixels[0, 0], torch.from_numpy(np.asarray(Image.open(picture)) / np.float32(255)))
+
+
+def test_what_follows_an_image(model, folder, picture, capsys):
+    said = answer(model, prepare_images(model, [picture]), f"{IMAGE}caption: ", zoo.load_tokenizer(folder), 8)
+    options = ["--max-new-tokens", "8", "--temperature", "0"]
+    for prompt in ("caption: ", f"{IMAGE}caption: ", ""):
+        assert main(["generate", str(folder), "--image", str(picture), "--prompt", prompt, *options]) == 0
+        assert capsys.readouterr().out.rstrip("\n") == f"{IMAGE}caption: {said[0]}".rstrip("\n")
+    assert main(["predict", str(folder), str(picture), "--prompt", "where is the disc? "]) == 0
+    assert "picture.png" in capsys.readouterr().out
+
+
+def test_commands_that_lack_something(folder, picture, capsys):
+    for arguments, error in (
+        (["generate", str(folder), "--prompt", "caption: "], "--image FILE"),
+        (
+            ["generate", str(folder), "--image", str(picture), "--prompt", f"{IMAGE}{IMAGE}a"],
+            "got 2 of them and 1 image",
+        ),
+        (["generate", str(folder), "--image", str(picture), "--prompt", f"see {IMAGE}"], "a text must follow"),
+        (["generate", "transformer_nano", "--image", str(picture)], "image is of a vision-language model"),
+        (["predict", "vit_nano", str(picture), "--prompt", "what"], "prompt is of a vision-language model"),
+    ):
+        assert main(arguments) == 2
+        assert error in capsys.readouterr().err.replace("\n", " ")
