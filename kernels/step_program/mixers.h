@@ -66,6 +66,29 @@ static void scan_channels(const int64_t *a, int64_t chunk) {
     }
 }
 
+/* a step of linear systems, a channel each, of complex modes h: h' = a h + b x - q 2 Re(v h), y = Re(c h') + D x; without
+   q the matrix of the system is diagonal. chunk: 64 channels of a row. a: x x_row y y_row a b c q v D state next dim N */
+static void modes_channels(const int64_t *a, int64_t chunk) {
+    const int64_t dim = a[12], N = a[13], blocks = (dim + 63) / 64, m = chunk / blocks, first = chunk % blocks * 64;
+    const int64_t last = first + 64 < dim ? first + 64 : dim;
+    for (int64_t d = first; d < last; d++) {
+        const float x = F(0)[m * a[1] + d], *keep = F(4) + d * N, *in = F(5) + d * N, *out = F(6) + d * N;
+        const float *q = F(7) + (a[7] ? d * N : 0), *v = F(8) + (a[7] ? d * N : 0), *h = F(10) + (m * dim + d) * N;
+        float *next = OUT(11) + (m * dim + d) * N, seen = 0, sum = 0;
+        if (a[7])
+            for (int64_t n = 0; n < N; n += 2) seen += 2 * (v[n] * h[n] - v[n + 1] * h[n + 1]);
+        for (int64_t n = 0; n < N; n += 2) {
+            float re = keep[n] * h[n] - keep[n + 1] * h[n + 1] + in[n] * x;
+            float im = keep[n] * h[n + 1] + keep[n + 1] * h[n] + in[n + 1] * x;
+            if (a[7]) re -= q[n] * seen, im -= q[n + 1] * seen;
+            next[n] = re;
+            next[n + 1] = im;
+            sum += out[n] * re - out[n + 1] * im;
+        }
+        OUT(2)[m * a[3] + d] = sum + F(9)[d] * x;
+    }
+}
+
 /* y_j = x + (the x before - x) mu_j for several mu; chunk: a row. a: x x_row y y_row mu state next brief D count. next may
    be state */
 static void shift_row(const int64_t *a, int64_t m) {

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from zoo.kernels.step_program.program import WIDE, Program
+from zoo.kernels.step_program.program import CHANNELS, WIDE, Program
 from zoo.kernels.step_program.records import Value, bits_of
 
 DECAY, SHIFT, LEAK, ROTATE, RECALL, GATES, BONUS, FEATURES, QUOTIENT, SLSTM = range(14, 24)
+MODES = 25
 FUNCTIONS = ("softplus", "softplus_of_negative", "sigmoid")  # of DECAY
 COLUMNS = 64  # of a chunk of RECALL
 ADDED, CORRECTED, TURNED = range(3)  # kinds of RECALL
@@ -126,6 +127,26 @@ class Recurrences(Program):
         heads, head_dim = R.shape[:2]
         y = self.empty(heads * head_dim)
         return y, self.add(SLSTM, self.rows * heads, *x.place, *y.place, self.floats(R), 0, 0, heads, head_dim)
+
+    def modes(
+        self, x: Value, parts: Sequence[Tensor], feedback: Sequence[Tensor], D: Tensor, made_of: Iterable[Tensor]
+    ) -> tuple[Value, int]:
+        """A step of a linear system a channel; state and next are arguments 10 and 11.
+
+        Args:
+            parts: complex a, b and c (dim, N / 2): h' = a h + b x, y = Re(c h') + D x.
+            feedback: none, or complex q and v: - q 2 Re(v h) in h'.
+            D: of the skip connection, (dim,).
+            made_of: the parameters that these were made of.
+        """
+        for tensor in made_of:
+            self.watch(tensor)
+        x, y = self.whole(x), self.empty(x.width)
+        reals = (torch.view_as_real(t.detach().resolve_conj()).float() for t in (*parts, *feedback))
+        numbers = [self.pointer(t.contiguous()) for t in reals]
+        places = *x.place, *y.place, *numbers, *[0] * (2 - len(feedback)), self.floats(D)
+        chunks = self.rows * -(-x.width // CHANNELS)
+        return y, self.add(MODES, chunks, *places, 0, 0, x.width, 2 * parts[0].shape[1])
 
 
 def _place(value: Value | None) -> tuple[int, int]:

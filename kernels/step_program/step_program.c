@@ -81,6 +81,7 @@ static void work(const record *r, int64_t chunk) {
         case 22: quotient_head(r->a, chunk); return;
         case 23: slstm_head(r->a, chunk); return;
         case 24: round_row(r->a, chunk); return;
+        case 25: modes_channels(r->a, chunk); return;
     }
 }
 

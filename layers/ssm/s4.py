@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from zoo.layers.ssm.hippo import DiagonalPlusLowRank, legs_dplr
-from zoo.layers.ssm.state_space import Span, StateSpaceKernel, StateSpaceMixer, as_complex, as_real, wide
+from zoo.layers.ssm.state_space import (
+    Recurrence,
+    Span,
+    StateSpaceKernel,
+    StateSpaceMixer,
+    as_complex,
+    as_real,
+    wide,
+)
 
 NODES = 3  # nodes of the generating function over the length of the kernel
 BLOCK = 2**20  # complex numbers of an intermediate result, half of which are conjugates
@@ -66,6 +74,15 @@ class S4Kernel(StateSpaceKernel):
         """x' = A x + B u in O(N), y = 2 Re(C x')."""
         modes = self._next_modes(u[..., None], as_complex(x))
         return 2 * (self.output_vectors[0] * modes).real.sum(-1), as_real(modes)
+
+    def recurrence(self) -> Recurrence:
+        """What ``_next_modes`` solves, of which the low rank is all that is not diagonal."""
+        A, P, rate = self.eigenvalues, self.low_rank, 2 / self.dt
+        keep, Q, b = (rate + A) / (rate - A), P / (rate - A), 2 * self.input_vector / (rate - A)
+        below = 1 + _inner(P, Q)
+        return Recurrence(
+            keep, b - Q * _inner(P, b) / below, 2 * self.output_vectors[0], Q, P.conj() * (1 + keep) / below
+        )
 
     def span(self, length: int) -> Span:
         """The powers of A, as a dense matrix of real numbers, by doubling."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.layers.ssm.hippo import Diagonal, diagonal_legs
-from zoo.layers.ssm.state_space import Span, StateSpaceKernel, StateSpaceMixer, as_complex, as_real
+from zoo.layers.ssm.state_space import Recurrence, Span, StateSpaceKernel, StateSpaceMixer, as_complex, as_real
 
 Discretisation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -58,6 +58,11 @@ class S4DKernel(StateSpaceKernel):
         log_A, B = self._discrete()
         modes = log_A.exp() * as_complex(x) + B * u[..., None]
         return 2 * (self.output_vectors[0] * modes).real.sum(-1), as_real(modes)
+
+    def recurrence(self) -> Recurrence:
+        """A, B and 2 C."""
+        log_A, B = self._discrete()
+        return Recurrence(log_A.exp(), B, 2 * self.output_vectors[0])
 
     def span(self, length: int) -> Span:
         """The powers 0 to ``length`` of A."""

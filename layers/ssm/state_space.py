@@ -34,6 +34,16 @@ class Span(NamedTuple):
     power: Tensor
 
 
+class Recurrence(NamedTuple):
+    """A step x' = a x + b u - q 2 Re(v x), y = Re(c x') of complex modes (D, N / 2); without q diagonal."""
+
+    a: Tensor
+    b: Tensor
+    c: Tensor
+    q: Tensor | None = None
+    v: Tensor | None = None
+
+
 class Systems(KeepsFloat32, ABC):
     """What a layer of linear systems asks of them.
 
@@ -212,7 +222,7 @@ class LinearSystems(Mixer):
             seen = seen.where(index == 1, 0)
             u = u.where(index == index[:, -1:], 0)
             x = x.where(index[:, -1:] == 1, 0)
-        return y + seen, x + torch.einsum("btd,dtn->bdn", u, span.inputs)
+        return y + seen, (x + torch.einsum("btd,dtn->bdn", u, span.inputs)).contiguous()  # as steps take it
 
     def init_state(self, batch_size, max_length=None, device=None, dtype=None) -> StateSpaceState:
         """Zeros; the size does not depend on ``max_length``.

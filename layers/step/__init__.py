@@ -12,6 +12,7 @@ from zoo.layers.step import (  # noqa: F401  (what they describe)
     linear_attention,
     linears,
     recurrent,
+    state_spaces,
 )
 from zoo.layers.step.attention import attend_step
 from zoo.layers.step.feed_forward import moe_step, swiglu_step

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.kernels.step_program import Chosen, Value
-from zoo.layers.mlp import SquaredReLU, SwiGLU, clamped_swiglu
+from zoo.layers.mlp import Mlp, SquaredReLU, SwiGLU, clamped_swiglu
 from zoo.layers.moe.deepseek import DeepSeekMoE
 from zoo.layers.moe.experts import RoutedExperts
 from zoo.layers.moe.moe import MoE
@@ -21,6 +21,7 @@ from zoo.layers.step.writer import Undescribed, Writer, describes
 ACTIVATIONS: dict[tuple, str] = {
     (F.silu,): "silu",
     (F.gelu,): "gelu",
+    (F.gelu, ("approximate", "none")): "gelu",
     (F.gelu, ("approximate", "tanh")): "gelu_tanh",
     (F.relu,): "relu",
     (torch.sigmoid,): "sigmoid",
@@ -43,6 +44,15 @@ def swiglu_step(p: Writer, module: SwiGLU, x: Value, gate: float = 1.0) -> Value
     """W2 (act(gate W1 x) * W3 x)."""
     first = p.times(p.call(module.w1, x), gate)
     return p.call(module.w2, p.glu(first, p.call(module.w3, x), **activation(module.act)))
+
+
+@describes(Mlp)
+def _mlp(p: Writer, module: Mlp, x: Value) -> Value:
+    """W2 gelu(W1 x), biases included."""
+    p.expect(module.act, nn.GELU)
+    p.expect(module.drop, nn.Dropout)
+    act = partial(F.gelu, approximate=module.act.approximate)
+    return p.call(module.fc2, p.glu(p.call(module.fc1, x), None, **activation(act)))
 
 
 @describes(SquaredReLU)

@@ -61,6 +61,8 @@ CASES: dict[str, tuple[str, dict]] = {
     "based": ("based_nano", {"feature_dim": 5, "window": 4}),
     "xlstm": ("xlstm_nano", {"value_dim": 24, "eps": 0.01}),
     "xlstm1": ("xlstm1_nano", {"d_conv": 3}),
+    "s4": ("s4_nano", {"num_ssm": 1, "d_state": 6, "mlp_every": 1, "dim": 72}),
+    "s4d": ("s4d_nano", {"discretisation": "bilinear", "init": "lin", "drop_rate": 0.1}),
     "zamba2": ("zamba2_nano", {"num_shared_blocks": 2, "mixers": "M***"}),
     "zamba2_1": ("zamba2_nano", {"attention_adapters": False, "rope_base": None}),
 }

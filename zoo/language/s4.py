@@ -21,6 +21,7 @@ from zoo.language.block import Block, LanguageConfig
 from zoo.layers import Mixer, Mlp, State
 from zoo.layers.ssm import S4, S4D, hippo, s4d
 from zoo.layers.ssm.s4_block import twice
+from zoo.layers.step import Value, Writer, describes
 from zoo.registry import Paper, nearest, register_model
 
 
@@ -103,6 +104,15 @@ class S4LanguageBlock(Block):
         return x
 
 
+@describes(S4LanguageBlock)
+def _block(p: Writer, block: S4LanguageBlock, x: Value) -> Value:
+    p.expect(block.drop, nn.Dropout)
+    p.accumulate(x, p.call(block.mixer, p.call(block.norm, x)))
+    if block.mlp is not None and block.mlp_norm is not None:
+        p.accumulate(x, p.call(block.mlp, p.call(block.mlp_norm, x)))
+    return x
+
+
 class S4LanguageModel(LanguageModel):
     """A stack of S4 blocks, some of them with a feed-forward layer."""
 
@@ -121,6 +131,10 @@ class S4LanguageModel(LanguageModel):
     def forward_norm(self, x: Tensor) -> Tensor:
         """(B, T, dim) as the head reads it."""
         return F.dropout(super().forward_norm(x), self.config.embedding_drop_rate, self.training)
+
+    def read_step(self, p: Writer, x: Value) -> Value:
+        """The norm and the head; nothing is dropped in a program."""
+        return self.read_stream(p, x)
 
     def build_mixer(self) -> Mixer:
         """The state space of a block."""
