@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from zoo.layers.report import Reports
 from zoo.layers.states import Several
 from zoo.train.memory.checkpointing import Checkpointing
 
+Result = TypeVar("Result")
 MIXES = (CausalAttention.mix, SlidingWindowAttention.mix)
 
 
@@ -86,7 +87,7 @@ class _Streamed(torch.autograd.Function):
     ) -> Tensor:
         ctx.block, ctx.chunk_size, ctx.autocast, ctx.drawn = block, chunk_size, autocast_mode(x.device), []
         ctx.parameters = parameters
-        state, y = _fresh(block, x), torch.empty_like(x)
+        state, y = fresh(block, x), torch.empty_like(x)
         for chunk, read, ids in zip(*_chunks(chunk_size, y, x.detach(), seq_idx), strict=True):
             before = random_state(x.device)
             with ctx.autocast():
@@ -100,30 +101,76 @@ class _Streamed(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, seq_idx = ctx.saved_tensors[:2]
         x = x.detach()  # views of x itself would claim to require gradients
+        again = Again(ctx.block, ctx.chunk_size, ctx.parameters, ctx.autocast, ctx.drawn)
+        dx, found = whole(again.backward(x, dy, seq_idx))
+        return dx, None, None, None, *found
+
+
+@dataclasses.dataclass
+class Again:
+    """What the backward pass of a block by chunks computes once more.
+
+    Attributes:
+        block, chunk_size, parameters: of the forward pass.
+        autocast: its mode.
+        drawn: its random states, one or None a chunk.
+    """
+
+    block: Any
+    chunk_size: int
+    parameters: Sequence[nn.Parameter]
+    autocast: Callable[[], AbstractContextManager[Any]]
+    drawn: Sequence[Any]
+
+    def backward(
+        self, x: Tensor, dy: Tensor, seq_idx: Tensor | None = None
+    ) -> Generator[int, None, tuple[Tensor, list[Tensor]]]:
+        """The gradients of x (B, T, dim) and of the parameters; after each chunk its tokens are yielded, and after the
+        pass that makes the states before them all tokens."""
         dx = torch.empty_like(x)
-        sums = [torch.zeros_like(parameter, dtype=compute_dtype(parameter)) for parameter in ctx.parameters]
-        chunks = list(zip(*_chunks(ctx.chunk_size, x, dx, dy, seq_idx), ctx.drawn, strict=True))
+        sums = [torch.zeros_like(parameter, dtype=compute_dtype(parameter)) for parameter in self.parameters]
+        chunks = list(zip(*_chunks(self.chunk_size, x, dx, dy, seq_idx), self.drawn, strict=True))
         after: list[Tensor] = []  # gradients of the state behind a chunk
-        for (part, dpart, dout, ids, drawn), state in zip(
-            reversed(chunks), reversed(_states(ctx, x, chunks)), strict=True
-        ):
+        states = self._states(x, chunks)
+        if len(chunks) > 1:
+            yield x.shape[1]
+        for (part, dpart, dout, ids, drawn), state in zip(reversed(chunks), reversed(states), strict=True):
             state = _opened(state)
             before = [tensor for tensor in _tensors(state) if tensor.requires_grad]
             part = part.detach().requires_grad_()
-            with torch.enable_grad(), ctx.autocast(), replayed(drawn, x.device):
-                y = ctx.block(part.view_as(part), state, ids)  # FLOP counters put hooks on inputs, but not on leaves
+            with torch.enable_grad(), self.autocast(), replayed(drawn, x.device):
+                y = self.block(part.view_as(part), state, ids)  # FLOP counters put hooks on inputs, but not on leaves
             outputs = [y, *(tensor for tensor in _tensors(state) if tensor.is_floating_point())] if after else [y]
             pairs = [pair for pair in zip(outputs, [dout, *after], strict=True) if pair[0].requires_grad]
             found = torch.autograd.grad(
-                [output for output, _ in pairs], [part, *before, *ctx.parameters],
+                [output for output, _ in pairs], [part, *before, *self.parameters],
                 [gradient.to(output.dtype) for output, gradient in pairs], materialize_grads=True,
             )  # fmt: skip
             dpart.copy_(found[0])
             after = list(found[1 : 1 + len(before)])
             for total, gradient in zip(sums, found[1 + len(before) :], strict=True):
                 total.add_(gradient)
-        found = (total.to(parameter.dtype) for total, parameter in zip(sums, ctx.parameters, strict=True))
-        return dx, None, None, None, *found
+            yield part.shape[1]
+        return dx, [total.to(parameter.dtype) for total, parameter in zip(sums, self.parameters, strict=True)]
+
+    def _states(self, x: Tensor, chunks: Sequence[Any]) -> list[State]:
+        """The state before each chunk."""
+        state = fresh(self.block, x)
+        found = [_kept(state)]
+        for part, _, _, ids, drawn in chunks[:-1]:
+            with torch.no_grad(), self.autocast(), replayed(drawn, x.device):
+                self.block.remember(part, state, ids)
+            found.append(_kept(state))
+        return found
+
+
+def whole(pieces: Generator[Any, None, Result]) -> Result:
+    """What a generator returns, once it has run to its end."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return end.value
 
 
 class _Past(KeyValueState):
@@ -144,7 +191,8 @@ class _Past(KeyValueState):
         return new if start == 0 else self.keys()
 
 
-def _fresh(block: Any, x: Tensor) -> State:
+def fresh(block: Any, x: Tensor) -> State:
+    """The state of a block before x (B, T, dim)."""
     return block.mixer.init_state(x.shape[0], x.shape[1])
 
 
@@ -153,17 +201,6 @@ def _chunks(size: int, *tensors: Tensor | None) -> Sequence[Sequence[Tensor | No
     some = next(tensor for tensor in tensors if tensor is not None)
     count = -(-some.shape[1] // size)
     return [[None] * count if tensor is None else tensor.split(size, 1) for tensor in tensors]
-
-
-def _states(ctx: Any, x: Tensor, chunks: Sequence[Any]) -> list[State]:
-    """The state before each chunk."""
-    state = _fresh(ctx.block, x)
-    found = [_kept(state)]
-    for part, _, _, ids, drawn in chunks[:-1]:
-        with ctx.autocast(), replayed(drawn, x.device):
-            ctx.block.remember(part, state, ids)
-        found.append(_kept(state))
-    return found
 
 
 def _kept(state: State) -> State:
