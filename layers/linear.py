@@ -98,7 +98,12 @@ class BlockLinear(nn.Module):
 
 def is_plain(linear: nn.Module) -> bool:
     """Whether ``linear`` is nothing but x W^T + b: no adapter, compressed or distributed weight, or hook is in it."""
-    return type(linear) is nn.Linear and type(linear.weight) in (Tensor, nn.Parameter) and not is_watched(linear)
+    return type(linear) is nn.Linear and _is_whole(linear) and not is_watched(linear)
+
+
+def _is_whole(linear: nn.Linear) -> bool:
+    """Whether its matrix is a tensor of torch's own, which is not compressed or distributed."""
+    return type(linear.weight) in (Tensor, nn.Parameter)
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -124,7 +129,7 @@ def decoding(model: nn.Module) -> Iterator[None]:
     """Within it plain linear layers compute few rows by ``row_linear``, which reads a matrix as fast as there is
     memory, unless that is less than what the call costs; whatever else replaces, wraps or watches one is in effect as
     before."""
-    plain = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
+    plain = [m for m in model.modules() if type(m) is nn.Linear and _is_whole(m) and "forward" not in vars(m)]
     linears = [m for m in plain if m.weight.numel() >= LEAST or m.weight.dtype != torch.float32]
     for linear in linears:
         linear.forward = MethodType(_few_rows, linear)

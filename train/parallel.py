@@ -1,10 +1,12 @@
-"""Sharding over processes (ZeRO's stages by FSDP2), the same on GPUs and, with gloo, on CPUs."""
+"""Models over processes: ZeRO's stages by FSDP2, the plans of ``zoo.parallelize``; on GPUs and, with gloo, on CPUs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch.distributed as dist
+from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -12,6 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import Optimizer
+
+from zoo.parallel import PLANS, parallelize, whole_state_dict
 
 BLOCK_LISTS = ("blocks", "layers")
 
@@ -31,12 +35,12 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, free: bool | None = None, free_
         free_root: where ``free`` is None, free the root unit after each forward pass too.
 
     Raises:
-        ValueError: the mesh splits tensors too, for which the zoo's layers have no plan.
+        ValueError: the mesh splits tensors too, see ``PlanStrategy``.
     """
     if mesh["tensor_parallel"].size() > 1:
         raise ValueError(
-            "the zoo's tasks shard over data-parallel processes alone, got tensor_parallel_size="
-            f"{mesh['tensor_parallel'].size()}: use the strategy 'fsdp2', or set tensor_parallel_size to 1"
+            "this strategy shards over data-parallel processes alone, got tensor_parallel_size="
+            f"{mesh['tensor_parallel'].size()}: use the strategy 'tensor_parallel', or set tensor_parallel_size to 1"
         )
     data_parallel = mesh["data_parallel"]
     for shared in [one for module in model.modules() for one in getattr(module, "shared_modules", ())]:
@@ -57,13 +61,16 @@ def expect_unused(strategy: Strategy) -> None:
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """A model's weights, whole and on the CPU.
+    """A model's weights, whole and on the CPU, as they were named before the model was sharded.
 
     Where it is sharded every process must call this, and only the first one gets them; the others get {}.
     """
     if isinstance(model, FSDPModule):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+    if getattr(model, "parallel", None) is not None:
+        whole = whole_state_dict(model)
+        return {name: value.detach().cpu() for name, value in whole.items()} if dist.get_rank() == 0 else {}
     return {name: value.detach().cpu() for name, value in model.state_dict().items()}
 
 
@@ -87,6 +94,44 @@ class FSDP2Strategy(ModelParallelStrategy):
         if self._data_parallel_size == "auto":
             self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+
+class PlanStrategy(ModelParallelStrategy):
+    """`zoo.parallelize` over all processes: `--trainer.strategy tensor_parallel` and those beside it.
+
+    All processes are given the same data, but under the plan "expert". Checkpoints are folders with a file per process,
+    and resume with another number of processes too.
+
+    Args:
+        plan: one of ``zoo.parallel.PLANS``.
+        node_size: see ``zoo.parallelize``.
+        kwargs: of `ModelParallelStrategy`.
+    """
+
+    def __init__(self, plan: str = "tensor", node_size: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if plan not in PLANS:
+            raise ValueError(f"plan must be one of {', '.join(PLANS)}, got {plan!r}")
+        self.plan, self.node_size = plan, node_size
+
+    def setup_environment(self) -> None:
+        every = self.num_nodes * self.num_processes
+        self._data_parallel_size, self._tensor_parallel_size = (every, 1) if self.plan == "expert" else (1, every)
+        super().setup_environment()
+
+
+def distribute(model: nn.Module, strategy: Strategy, mesh: DeviceMesh, *, free_root: bool = False) -> nn.Module:
+    """Spread a model over Lightning's mesh, in place, as its strategy has it: see ``shard`` and ``PlanStrategy``."""
+    if isinstance(strategy, PlanStrategy):
+        dimension = "data_parallel" if strategy.plan == "expert" else "tensor_parallel"
+        return parallelize(model, mesh[dimension], strategy.plan, node_size=strategy.node_size)
+    return shard(model, mesh, free=None if free_root else getattr(strategy, "free", None), free_root=free_root)
+
+
+def data_processes(trainer: Trainer) -> tuple[int, int]:
+    """The number of this process among those with data of their own, and how many these are."""
+    shares = trainer.distributed_sampler_kwargs
+    return (shares["rank"], shares["num_replicas"]) if shares else (0, 1)
 
 
 class ShardedOptimizer(ZeroRedundancyOptimizer):
@@ -136,11 +181,16 @@ STRATEGIES: dict[str, tuple[type[Strategy], dict[str, Any], str]] = {
     "zero1": (ZeRO1Strategy, {}, "ZeRO stage 1: states of the optimiser sharded"),
     "zero2": (FSDP2Strategy, {"free": False}, "ZeRO stage 2: gradients too; weights whole from forward to backward"),
     "zero3": (FSDP2Strategy, {"free": True}, "ZeRO stage 3: weights too, whole one block at a time"),
+    "tensor_parallel": (PlanStrategy, {"plan": "tensor"}, PLANS["tensor"]),
+    "sequence_parallel": (PlanStrategy, {"plan": "sequence"}, PLANS["sequence"]),
+    "expert_parallel": (PlanStrategy, {"plan": "expert"}, PLANS["expert"]),
+    "context_parallel": (PlanStrategy, {"plan": "context"}, PLANS["context"]),
+    "token_ring": (PlanStrategy, {"plan": "token_ring"}, PLANS["token_ring"]),
 }
 
 
 def register_strategies() -> None:
-    """Make "fsdp2", "zero1", "zero2" and "zero3" names that `Trainer(strategy=...)` knows."""
+    """Make "fsdp2", "zero1", "tensor_parallel" and the others names that `Trainer(strategy=...)` knows."""
     for name, (strategy, options, description) in STRATEGIES.items():
         if name not in StrategyRegistry:
             StrategyRegistry.register(name, strategy, description=description, **options)

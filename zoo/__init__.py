@@ -26,6 +26,7 @@ from zoo.layers.report import activity, after_step, auxiliary_losses
 from zoo.linearize import linearize
 from zoo.masks import mask_weights
 from zoo.offload import offload
+from zoo.parallel import parallelize
 from zoo.perplexity import TextScore, score_text
 from zoo.predict import predict, read_labels
 from zoo.profile import profile
@@ -87,6 +88,7 @@ __all__ = [
     "model_info",
     "noisy_weights",
     "offload",
+    "parallelize",
     "predict",
     "prefetch",
     "prepack",

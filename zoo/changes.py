@@ -63,8 +63,10 @@ def apply(model: nn.Module, change: Change) -> None:
 
     Raises:
         ValueError: for a model whose matrices are factors (``zoo.factorize``) or records (``zoo.quantize``), or that
-            has adapters, all of which come later; or as the change has it.
+            has adapters, all of which come later; for one that processes share; or as the change has it.
     """
+    if getattr(model, "parallel", None) is not None:
+        raise ValueError(f"{change.kind} comes before zoo.parallelize: change the model before it is shared out")
     if not change.last:
         require_unadapted(model, change.kind)
         if ranks_in(model) or records(model):

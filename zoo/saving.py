@@ -43,8 +43,8 @@ def save_model(
 
     Raises:
         ValueError: for a model that ``create_model`` did not build or would build otherwise (a head replaced by hand, a
-            grown vocabulary, an adapter), or that was fused, a tensor that is not plain and cannot be made so, or a
-            path that is a file.
+            grown vocabulary, an adapter), that was fused or that processes share, a tensor that is not plain and cannot
+            be made so, or a path that is a file.
     """
     model = getattr(model, "_orig_mod", model)
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
@@ -53,6 +53,10 @@ def save_model(
         raise ValueError(f"save_model takes a model built by create_model, got {type(model).__name__}")
     if getattr(model, "fused", False):
         raise ValueError("a fused model cannot be rebuilt from its configuration: save it before fuse() or deploy=True")
+    if getattr(model, "parallel", None) is not None:
+        raise ValueError(
+            "processes share this model: load zoo.parallel.whole_state_dict(model) into a new one, and save that"
+        )
     known: Any = model
     entry = lookup(known.config_name)
     compressed = described_records(model)

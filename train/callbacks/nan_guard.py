@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class NaNGuard(Callback):
         parameters = list(pl_module.parameters())
         gradients = [_local(p.grad) for p in parameters if p.grad is not None]
         norms = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])
-        squared = norms.square().sum()
+        squared = (norms.square() * norms.new_tensor([_share(p.grad) for p in parameters if p.grad is not None])).sum()
         bad = torch.stack([~self._loss.isfinite(), ~norms.isfinite().all()]).float()
         if trainer.world_size > 1:  # so that all stop, or none
             bad = trainer.strategy.reduce(bad, reduce_op="sum")
@@ -94,6 +95,14 @@ def _in_any_process(names: list[str]) -> list[str]:
     gathered: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(gathered, names)
     return list(dict.fromkeys(name for part in gathered for name in part))
+
+
+def _share(gradient: Tensor) -> float:
+    """What a process counts of its own part: several may have the same."""
+    if not isinstance(gradient, DTensor):
+        return 1.0
+    sizes = zip(gradient.device_mesh.shape, gradient.placements, strict=True)
+    return 1 / prod(size for size, placement in sizes if placement.is_replicate())
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -10,14 +10,16 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 
+from zoo.train.parallel import data_processes
+
 
 class RNGState(Callback):
     """Save and restore Python's, numpy's and torch's generators: a resumed run draws what an unbroken one draws.
 
     Evaluation is put aside: what it draws leaves training's random numbers as they were, so that evaluating more or
-    less often, or not again after a resume, changes nothing. Every process starts from a stream of its own (so that
-    dropout differs between them) and its own state is saved. Where a run is resumed with more processes than were
-    saved, the new ones get fresh streams.
+    less often, or not again after a resume, changes nothing. Every process with data of its own starts from a stream of
+    its own (so that dropout differs between them) and its own state is saved. Where a run is resumed with more
+    processes than were saved, the new ones get fresh streams.
     """
 
     def __init__(self) -> None:
@@ -25,8 +27,9 @@ class RNGState(Callback):
         self._training: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_rank and self._resumed is None:
-            _reseed(trainer.global_rank)
+        rank, _ = data_processes(trainer)
+        if rank and self._resumed is None:
+            _reseed(rank)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._resumed is None:
@@ -35,7 +38,8 @@ class RNGState(Callback):
             restore(self._resumed[trainer.global_rank])
         else:
             restore(self._resumed[0])
-            _reseed(trainer.global_rank)
+            if rank := data_processes(trainer)[0]:
+                _reseed(rank)
         self._resumed = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

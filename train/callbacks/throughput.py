@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from zoo.kernels.flops import flop_counter
 from zoo.train.callbacks.rng import capture, restore
+from zoo.train.parallel import data_processes
 from zoo.train.tasks import Task
 
 
@@ -28,8 +29,8 @@ class Throughput(Callback):
 
     FLOPs are counted once, by `torch.utils.flop_counter`, on a copy of the model before the first batch trains it:
     matrix products, convolutions, attention and the operations that the kernels register, not element-wise work.
-    Recomputed activations are counted. The training step itself never runs under the counter, which would round it
-    otherwise.
+    Recomputed activations are counted, models whose layers are shared out (`zoo.parallelize`) are not. The training
+    step itself never runs under the counter, which would round it otherwise.
 
     Args:
         every_n_steps: batches per window.
@@ -73,7 +74,7 @@ class Throughput(Callback):
             return None
         _synchronise(pl_module.device)
         seconds = time.perf_counter() - self._start
-        self.rate = self._items * trainer.world_size / seconds
+        self.rate = self._items * data_processes(trainer)[1] / seconds
         pl_module.log(f"train/{pl_module.unit}_per_second", self.rate, prog_bar=True)
         if self.flops_per_batch and self.peak_flops:
             achieved = self.flops_per_batch * self._batches / seconds
@@ -98,8 +99,11 @@ def training_flops(task: Task, batch: Any) -> int:
     """FLOPs of a training step, forward and backward, of this process.
 
     The step is taken by a copy of the model, which is dropped with its gradients; random numbers are put back and
-    nothing is logged. A sharded model cannot be copied: it takes the step itself, and gets its buffers back.
+    nothing is logged. A sharded model cannot be copied: it takes the step itself, and gets its buffers back. 0 where
+    layers are shared out, whose tensors the counter does not tell from whole ones.
     """
+    if getattr(task.trained, "parallel", None) is not None:
+        return 0
     model, random_state = task.trained, capture()
     task.model = model if isinstance(model, FSDPModule) else copy.deepcopy(model)
     buffers = [(buffer, buffer.clone()) for buffer in task.model.buffers()]

@@ -22,14 +22,15 @@ from zoo.layers.precision import is_narrow
 from zoo.layers.quant import check_trainable
 from zoo.train.memory import Lean, as_memories, check_sharded
 from zoo.train.optim import ADAM_BETAS, build_optimizer, unwrapped, warmup_cosine
-from zoo.train.parallel import shard
+from zoo.train.parallel import distribute
 
 
 class Task(LightningModule):
     """A model, what it learns from a batch, and how it is optimised. Subclasses write the steps.
 
     The model is made in `configure_model`, so every strategy of Lightning can use the task; under
-    `ModelParallelStrategy` (FSDP2) each of its blocks, then the whole, is sharded over the data-parallel processes.
+    `ModelParallelStrategy` (FSDP2) each of its blocks, then the whole, is sharded over the data-parallel processes, or
+    it is shared out by a plan of `zoo.parallelize`.
 
     Args:
         model: a name of `zoo.list_models()`, "local-dir:FOLDER" (as `zoo.save_model` writes it), or a module.
@@ -124,9 +125,9 @@ class Task(LightningModule):
         self.lean = Lean(self.model, self.memory)
         if self.device_mesh is not None:
             check_sharded(self.memory)
-            shard(self.model, self.device_mesh, free=getattr(self.trainer.strategy, "free", None))
+            distribute(self.model, self.trainer.strategy, self.device_mesh)
             if self.average is not None:
-                shard(self.average, self.device_mesh, free_root=True)
+                distribute(self.average, self.trainer.strategy, self.device_mesh, free_root=True)
 
     def on_fit_start(self) -> None:
         """The model remembers how its training data are prepared: `zoo.save_model` writes it with the weights."""

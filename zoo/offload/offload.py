@@ -14,7 +14,8 @@ from zoo.factory import create_model
 from zoo.language.base import LanguageModel
 from zoo.layers.cache.budget import UNITS, Bytes, parsed
 from zoo.offload.files import Piece, is_saved, listed, spilled
-from zoo.offload.policy import Offload, Part, absent, tensors_of
+from zoo.offload.policy import Offload, Part, absent, held_of, hold, parameter_of, tensors_of
+from zoo.offload.ring import TPILLM
 from zoo.registry import nearest
 
 
@@ -34,8 +35,9 @@ def offload(
     Args:
         model: a folder of ``zoo.save_model``, whose files are read where they are; one of another library, or a model,
             whose offloaded weights are first written to a file without a name. A model is changed in place, and can
-            neither be trained nor saved, copied or pickled from then on.
-        memory: bytes, such as 2_000_000_000 or "2GB".
+            neither be trained nor saved, copied or pickled from then on. Of one that several processes share
+            (``zoo.parallelize``, plan "tensor") each offloads its own part, by "tpi_llm".
+        memory: bytes, such as 2_000_000_000 or "2GB"; of each process.
         policy: one of ``zoo.offload``: "tpi_llm", "se_moe", "edge_moe", "d2moe" or "llm_in_a_flash", or an object of
             their classes.
         folder: where that file is to be; the system's for temporary files when None.
@@ -61,6 +63,11 @@ def offload(
             "offload takes a language model that is plain, without exits, and not offloaded yet, got "
             f"{type(model).__name__}"
         )
+    if (shared := getattr(model, "parallel", None)) and (shared.plan != "tensor" or not isinstance(how, TPILLM)):
+        raise ValueError(
+            "processes that share a model offload one of plan='tensor' by policy='tpi_llm', got plan="
+            f"{shared.plan!r} and {type(how).__name__}"
+        )
     parts = how.parts(model)
     least, rest = how.least(parts), stays(model, parts)
     if limit - rest < least:
@@ -84,9 +91,9 @@ def full_names(model: nn.Module, parts: list[Part]) -> list[tuple[str, ...]]:
 
 def stays(model: nn.Module, parts: list[Part]) -> int:
     """Bytes of parameters and buffers that are in no part."""
-    gone = {id(part.module.get_parameter(name)) for part in parts for name in part.names}
+    gone = {id(parameter_of(part.module, name)) for part in parts for name in part.names}
     held = {id(t): t for t in (*model.parameters(), *model.buffers()) if id(t) not in gone}
-    return sum(tensor.nbytes for tensor in held.values())
+    return sum(held_of(tensor).nbytes for tensor in held.values())
 
 
 def _pieces(
@@ -98,7 +105,7 @@ def _pieces(
         bundles = ((own[0], how.bundled(part, tensors_of(part))) for part, own in zip(parts, names, strict=True))
         written = spilled(bundles, folder)
         return [[written[own[0]]] for own in names]
-    every = {name: model.get_parameter(name) for own in names for name in own}
+    every = {name: held_of(parameter_of(model, name)) for own in names for name in own}
     found = {
         name: known[name]
         for name, tensor in every.items()
@@ -115,9 +122,10 @@ def _pieces(
 @torch.no_grad()
 def _release(model: nn.Module, parts: list[Part]) -> None:
     """The parameters of the parts take no memory; those that stay take their own, not that of a mapped file."""
-    gone = {id(part.module.get_parameter(name)) for part in parts for name in part.names}
+    gone = {id(parameter_of(part.module, name)) for part in parts for name in part.names}
     for parameter in model.parameters():
-        parameter.data = absent(parameter) if id(parameter) in gone else parameter.detach().clone()
+        held = held_of(parameter).detach()
+        hold(parameter, absent(held) if id(parameter) in gone else held.clone())
 
 
 def _bytes(memory: int | str) -> int:

@@ -104,8 +104,27 @@ class Slotted(Offload):
 
 def tensors_of(part: Part) -> list[Tensor]:
     """Its tensors."""
-    found: list[Tensor] = [part.module.get_parameter(name) for name in part.names]
+    found = [held_of(parameter_of(part.module, name)) for name in part.names]
     return found if part.index is None else [tensor[part.index] for tensor in found]
+
+
+def parameter_of(module: nn.Module, name: str) -> Any:
+    """A parameter of a module or of those in it, whole or shared out."""
+    path, _, leaf = name.rpartition(".")
+    return module.get_submodule(path)._parameters[leaf]
+
+
+def held_of(parameter: Any) -> Tensor:
+    """What this process has of a parameter: all of it, or its part where processes share a model."""
+    return getattr(parameter, "_local_tensor", parameter)
+
+
+def hold(parameter: Any, tensor: Tensor) -> None:
+    """Let a parameter, or the part of it that this process has, be in another memory."""
+    if hasattr(parameter, "_local_tensor"):
+        parameter._local_tensor = tensor
+    else:
+        parameter.data = tensor
 
 
 def watched(module: nn.Module) -> None:
@@ -149,14 +168,14 @@ def use_in_turn(parts: Sequence[Part], slots: Slots, kept: int = 0) -> None:
         for other in slots.in_use - {number}:  # of a pass that was broken off
             put_back(other)
         for name, tensor in zip(parts[number].names, slots.take(number), strict=True):
-            parameter = parts[number].module.get_parameter(name)
-            parameter.data = tensor.to(parameter.device)
+            parameter = parameter_of(parts[number].module, name)
+            hold(parameter, tensor.to(parameter.device))
         slots.announce(soon(number))
 
     def put_back(number: int) -> None:
         for name in parts[number].names:
-            parameter = parts[number].module.get_parameter(name)
-            parameter.data = absent(parameter)
+            parameter = parameter_of(parts[number].module, name)
+            hold(parameter, absent(held_of(parameter)))
         slots.release(number)
 
     def after(number: int, *_: Any) -> None:

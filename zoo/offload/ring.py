@@ -40,8 +40,9 @@ class Ring(Slotted):
 class TPILLM(Ring, name="tpi_llm"):
     """TPI-LLM's sliding window: attention and MLP of each block are loaded in turn, and go once they were used.
 
-    All are read in every pass, prompt or step, unless all have room. Embedding, norms and head stay. There is one
-    process here: the paper's also shares each block with other devices.
+    All are read in every pass, prompt or step, unless all have room. Embedding, norms and head stay, in the paper with
+    one device alone. Processes that share the model (``zoo.parallelize``) load their parts of each block; the two sums
+    a block are torch's, where the paper sends them over a star of devices.
 
     Paper: Li et al., "TPI-LLM", arXiv 2410.00531.
     """
