@@ -16,6 +16,7 @@ from torch import Tensor
 from zoo.kernels import (
     block_sparse_attention,
     causal_conv1d,
+    deformable_attention_3d,
     delta_rule,
     generalized_delta_rule,
     grouped_matmul,
@@ -148,6 +149,13 @@ def table_inputs(length: int) -> Inputs:
     return {"x": torch.randn(1, length, 512), "tables": 0.02 * torch.randn(64, 256, 512)}
 
 
+def camera_inputs(length: int) -> Inputs:
+    return {
+        "value": torch.randn(1, 16, 24, 8, 32), "depth": torch.randn(1, 16, 24, 32).softmax(-1),
+        "locations": torch.rand(1, length, 8, 8, 3), "weights": torch.randn(1, length, 8, 8).softmax(-1),
+    }  # fmt: skip
+
+
 def norm_inputs(length: int) -> Inputs:
     return {"x": torch.randn(1, length, 1536), "weight": torch.randn(1536), "z": torch.randn(1, length, 1536)}
 
@@ -234,6 +242,14 @@ def eager_lookup(x: Tensor, tables: Tensor) -> Tensor:
     return F.embedding_bag(*bags, per_sample_weights=weights.flatten(0, -2), mode="sum").view(*x.shape[:-1], -1)
 
 
+def eager_lift(value: Tensor, depth: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """Through the volume."""
+    volume = torch.einsum("bhwnc,bhwd->bncdhw", value, depth).flatten(0, 1)
+    grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)[:, None]
+    read = F.grid_sample(volume, grid, align_corners=False)[:, :, 0].unflatten(0, value.shape[::3][:2])
+    return torch.einsum("bncqp,bqnp->bqnc", read, weights)
+
+
 def eager_norm(x: Tensor, weight: Tensor, z: Tensor) -> Tensor:
     return F.rms_norm(x * F.silu(z), (x.shape[-1],), weight, 1e-5)
 
@@ -311,6 +327,10 @@ SUBJECTS = [
         partial(block_sparse_attention, block_size=BLOCK, causal=True), sparse_inputs, {"eager": eager_blocks},
     ),
     Subject("grouped_matmul", "grouped_matmul", grouped_matmul, expert_inputs, {"eager": eager_experts}),
+    Subject(
+        "deformable_attention_3d", "deformable_attention_3d", deformable_attention_3d, camera_inputs,
+        {"eager": eager_lift},
+    ),
     Subject("hashed_lookup", "hashed_lookup", hashed_lookup, table_inputs, {"eager": eager_lookup}),
     Subject("rms_norm, gated", "rms_norm", rms_norm, norm_inputs, {"eager": eager_norm}),
     Subject("rope", "rope", rope, rope_inputs, {"eager": eager_rope}),

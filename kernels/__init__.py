@@ -4,6 +4,7 @@ from zoo.kernels.binary_matmul import binary_matmul
 from zoo.kernels.block_sparse_attention import block_sparse_attention
 from zoo.kernels.causal_conv1d import ConvOutput, causal_conv1d
 from zoo.kernels.cross_entropy import linear_cross_entropy
+from zoo.kernels.deformable_attention_3d import deformable_attention_3d
 from zoo.kernels.delta_rule import delta_rule
 from zoo.kernels.dispatch import available_implementations, implementation
 from zoo.kernels.generalized_delta_rule import generalized_delta_rule
@@ -61,6 +62,7 @@ __all__ = [
     "block_sparse_attention",
     "butterfly_conv",
     "causal_conv1d",
+    "deformable_attention_3d",
     "delta_rule",
     "dft_factors",
     "expert_utilisation",

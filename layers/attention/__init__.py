@@ -6,6 +6,7 @@ from zoo.layers.attention.cascaded_group import CascadedGroupAttention
 from zoo.layers.attention.causal import CausalAttention
 from zoo.layers.attention.code_matched import CodeMatchedAttention, ProductQuantizer
 from zoo.layers.attention.convolved import ConvolvedAttention, ShortConv
+from zoo.layers.attention.deformable import CameraAttention, DeformableAttention
 from zoo.layers.attention.full import Attention
 from zoo.layers.attention.gated import GatedAttention
 from zoo.layers.attention.gated_linear import GatedLinearAttention, Retention, RetentionState
@@ -36,10 +37,12 @@ __all__ = [
     "Attention",
     "AxialAttention",
     "BidirectionalScatterbrain",
+    "CameraAttention",
     "CascadedGroupAttention",
     "CausalAttention",
     "CodeMatchedAttention",
     "ConvolvedAttention",
+    "DeformableAttention",
     "FeatureMemory",
     "GatedAttention",
     "GatedLinearAttention",

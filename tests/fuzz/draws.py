@@ -438,6 +438,24 @@ def hashed_lookup(dice: Dice) -> Draw:
     )
 
 
+def deformable_attention_3d(dice: Dice) -> Draw:
+    """Points well inside a cell, or outside the volume: their gradient leaps where cells meet."""
+    heads, points, dim, bins = dice.pick((1, 2, 3)), dice.pick((1, 2, 3)), dice.pick((1, 2, 5, 70)), dice.size()
+    sizes, shape = (dice.size(), dice.size()), (dice.batch, dice.pick((1, 2, 3, 5)), heads, points)
+    places = [
+        (torch.randint(-2, size + 2, shape, generator=dice.generator) + 0.7 + 0.6 * dice.rand(*shape)) / size
+        for size in (*sizes, bins)
+    ]
+    return Draw(
+        {
+            "value": dice.cast(dice.values(dice.batch, sizes[1], sizes[0], heads, dim)),
+            "depth": dice.cast(dice.values(dice.batch, sizes[1], sizes[0], bins)),
+            "locations": dice.cast(torch.stack(places, -1)),
+            "weights": dice.cast(dice.values(*shape)),
+        }
+    )
+
+
 def lowbit_matmul(dice: Dice) -> Draw:
     """Groups of any size, in rows that are a block of codes or two and a rest, or less than one."""
     bits, groups = dice.pick(range(1, 9)), dice.pick((1, 2, 3))
@@ -498,6 +516,7 @@ DRAWS: dict[str, Callable[[Dice], Draw]] = {
     for function in (
         block_sparse_attention,
         causal_conv1d,
+        deformable_attention_3d,
         delta_rule,
         generalized_delta_rule,
         grouped_matmul,

@@ -6,6 +6,7 @@ Nothing here is imported from the library: these are what its references are hel
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -262,6 +263,22 @@ def hashed_lookup(x, tables, *, temperature=1.0, scaled=False):
         outputs.append(y)
     empty = x.new_zeros(0, dim) + 0 * (x.sum() + tables.sum())
     return (torch.stack(outputs) if outputs else empty).reshape(*x.shape[:-1], dim)
+
+
+def deformable_attention_3d(value, depth, locations, weights):
+    """Every pixel and bin, with what is left of 1 at its distance along all three axes."""
+    (batch, height, width, heads, dim), bins = value.shape, depth.shape[3]
+    queries, points = weights.shape[1], weights.shape[3]
+    unread = 0 * (value.sum() + depth.sum() + locations.sum() + weights.sum())
+    y = [unread + value.new_zeros(dim) for _ in range(batch * queries * heads)]
+    for b, q, n, p in product(*map(range, (batch, queries, heads, points))):
+        u, v, d = (x * size - 0.5 for x, size in zip(locations[b, q, n, p], (width, height, bins), strict=True))
+        for j, i, k in product(*map(range, (height, width, bins))):
+            if max(abs(u.item() - i), abs(v.item() - j), abs(d.item() - k)) < 1:
+                share = (1 - (u - i).abs()) * (1 - (v - j).abs()) * (1 - (d - k).abs())
+                read = weights[b, q, n, p] * share * depth[b, j, i, k] * value[b, j, i, n]
+                y[(b * queries + q) * heads + n] = y[(b * queries + q) * heads + n] + read
+    return (torch.stack(y) if y else unread + value.new_zeros(0, dim)).view(batch, queries, heads, dim)
 
 
 def _code(row: list[int], column: int, columns: int, bits: int) -> int:
