@@ -31,6 +31,8 @@ from zoo.cli import recipe_names, recipe_path
 from zoo.generative import DiffusionModel, NextScale
 from zoo.train.data import (
     ArraysDataModule,
+    CamerasDataModule,
+    CloudsDataModule,
     DataModule,
     DigitLevelsDataModule,
     DigitsDataModule,
@@ -64,8 +66,8 @@ VECTORS: dict[str, DataModule] = {  # family -> what scores it
 }
 # data that need no download: recipes are named after them
 LAYOUTS = (
-    "arrays", "cartpole", "digits", "docs", "ellipsoids", "listops", "microphones", "pictures", "scenes", "series",
-    "spikes",
+    "arrays", "cameras", "cartpole", "clouds", "digits", "docs", "ellipsoids", "listops", "microphones", "pictures",
+    "scenes", "series", "spikes",
 )  # fmt: skip
 
 
@@ -88,7 +90,8 @@ def score(model: nn.Module) -> dict[str, Any]:
     Detection of anomalies: area under the receiver operating characteristic on a generated series. Enhancement of
     speech: gain in the scale-invariant ratio of signal to distortion, in dB, on generated mixtures. World models: PSNR
     of the frames that are expected next, of play at random. Vision-language models: share of captions and answers about
-    generated pictures that are right, letter by letter.
+    generated pictures that are right, letter by letter. Clouds of points: accuracy on generated clouds. Occupancy of
+    the ground: intersection over union of generated scenes.
     """
     task = zoo.model_info(str(model.config_name)).task
     metric, value, data, inputs = SCORES[task](model.eval())
@@ -187,6 +190,19 @@ def _answers(model: nn.Module) -> Score:
     return "accuracy", right, f"texts about {len(images)} generated pictures", images
 
 
+def _cloud_accuracy(model: nn.Module) -> Score:
+    points, kinds = _test_samples(CloudsDataModule())
+    value = (model(points).argmax(1) == kinds).float().mean().item()
+    return "accuracy", value, f"{len(points)} generated test clouds", points.nan_to_num()
+
+
+def _overlap(model: nn.Module) -> Score:
+    images, targets = _test_samples(CamerasDataModule())
+    found, wanted = model(images) > 0, targets["occupancy"] > 0
+    value = (found & wanted).sum() / (found | wanted).sum()
+    return "iou", value.item(), f"{len(images)} generated test scenes", images
+
+
 SCORES: dict[str, Callable[[nn.Module], Score]] = {
     "image-classification": _accuracy,
     "language": _bits_per_byte,
@@ -201,6 +217,8 @@ SCORES: dict[str, Callable[[nn.Module], Score]] = {
     "speech-enhancement": _gain,
     "world-model": _next_frames,
     "vision-language": _answers,
+    "point-classification": _cloud_accuracy,
+    "birds-eye-occupancy": _overlap,
 }
 
 

@@ -20,6 +20,7 @@ TASKS = (
     "language", "text-classification", "image-classification", "image-generation", "segmentation", "multi-task",
     "sequence-classification", "sequence-regression", "image-tokenization", "image-diffusion",
     "anomaly-detection", "speech-enhancement", "video-segmentation", "world-model", "vision-language",
+    "point-classification", "birds-eye-occupancy",
 )  # fmt: skip
 
 
@@ -113,7 +114,10 @@ def register_model(
 
 def entries() -> dict[str, ModelEntry]:
     """All registered models, the library's own families included."""
-    kinds = ("language", "vision", "sequence", "generative", "series", "audio", "video", "worlds", "vision_language")
+    kinds = (
+        "language", "vision", "sequence", "generative", "series", "audio", "video", "worlds", "vision_language",
+        "spatial",
+    )  # fmt: skip
     for kind in kinds:
         importlib.import_module(f"zoo.{kind}")
     return _entries

@@ -39,7 +39,7 @@ def deformable_attention_3d(
         ValueError: for tensors whose shapes or dtypes do not fit together, or images or volumes of no size.
         RuntimeError: when the named implementation cannot run on the device of the tensors.
 
-    Paper: Li et al., "DFA3D: 3D Deformable Attention For 2D-to-3D Feature Lifting", arXiv 2307.12972, section 3.
+    Paper: Li et al., "DFA3D: 3D Deformable Attention For 2D-to-3D Feature Lifting", arXiv 2307.12972.
     """
     sizes = Sizes("deformable_attention_3d")
     sizes.check("BHWNC", value=value)

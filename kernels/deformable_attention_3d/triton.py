@@ -79,9 +79,9 @@ def _real(*tensors: Tensor) -> Any:
 
 
 @triton.jit
-def _place(locations, at, axis: tl.constexpr, size, mask, REAL: tl.constexpr):
-    """Coordinates in places, those before them, and whether anything is read there."""
-    x = tl.load(locations + 3 * at + axis, mask=mask, other=-2.0).to(REAL) * size - 0.5
+def _place(coordinates, at, size, mask, REAL: tl.constexpr):
+    """Beyond which places coordinates lie and how far, and whether anything is read there."""
+    x = tl.load(coordinates + 3 * at, mask=mask, other=-2.0).to(REAL) * size - 0.5
     reads = (x >= -1) & (x < size)
     x = tl.where(reads, x, 0.0)
     first = tl.floor(x)
@@ -109,12 +109,12 @@ def _gather(
     total = tl.zeros([ROWS, COLUMNS], dtype=REAL)
     for p in range(P):
         at = (row * N + head) * P + p
-        right, i, reads_u = _place(locations, at, 0, W, row < M, REAL)
-        below, j, reads_v = _place(locations, at, 1, H, row < M, REAL)
-        behind, k, reads_d = _place(locations, at, 2, D, row < M, REAL)
+        right, i, reads_u = _place(locations, at, W, row < M, REAL)
+        below, j, reads_v = _place(locations + 1, at, H, row < M, REAL)
+        behind, k, reads_d = _place(locations + 2, at, D, row < M, REAL)
         reads = reads_u & reads_v & reads_d
         a = tl.load(weights + at, mask=row < M, other=0.0).to(REAL)
-        for c in tl.static_range(4):
+        for c in tl.static_range(4):  # pyright: ignore[reportGeneralTypeIssues]
             dx: tl.constexpr = c % 2
             dy: tl.constexpr = c // 2
             inside = reads & (i + dx >= 0) & (i + dx < W) & (j + dy >= 0) & (j + dy < H)
@@ -142,16 +142,16 @@ def _slopes(
     here = row < M
     for p in range(P):
         at = (row * N + head) * P + p
-        right, i, reads_u = _place(locations, at, 0, W, here, REAL)
-        below, j, reads_v = _place(locations, at, 1, H, here, REAL)
-        behind, k, reads_d = _place(locations, at, 2, D, here, REAL)
+        right, i, reads_u = _place(locations, at, W, here, REAL)
+        below, j, reads_v = _place(locations + 1, at, H, here, REAL)
+        behind, k, reads_d = _place(locations + 2, at, D, here, REAL)
         reads = reads_u & reads_v & reads_d
         a = tl.load(weights + at, mask=here, other=0.0).to(REAL)
         du = tl.zeros([ROWS], dtype=REAL)
         dv = tl.zeros([ROWS], dtype=REAL)
         dd = tl.zeros([ROWS], dtype=REAL)
         da = tl.zeros([ROWS], dtype=REAL)
-        for c in tl.static_range(4):
+        for c in tl.static_range(4):  # pyright: ignore[reportGeneralTypeIssues]
             dx: tl.constexpr = c % 2
             dy: tl.constexpr = c // 2
             inside = reads & (i + dx >= 0) & (i + dx < W) & (j + dy >= 0) & (j + dy < H)

@@ -34,7 +34,7 @@ class DeformableAttention(nn.Module):
     Raises:
         ValueError: for sizes below 1 or heads that do not divide dim.
 
-    Paper: Li et al., "DFA3D", arXiv 2307.12972, section 3; offsets, weights and initial values of the authors' code.
+    Paper: Li et al., "DFA3D", arXiv 2307.12972; offsets, weights and initial values of the authors' code.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class CameraAttention(nn.Module):
     Args:
         dim, num_heads, num_points, num_levels, lift: of `DeformableAttention`.
 
-    Paper: Li et al., "BEVFormer", arXiv 2203.17270, section 3.3; in space: Li et al., "DFA3D", arXiv 2307.12972.
+    Paper: Li et al., "BEVFormer", arXiv 2203.17270; in space: Li et al., "DFA3D", arXiv 2307.12972.
     """
 
     def __init__(self, dim: int, num_heads: int, num_points: int, num_levels: int = 1, lift: bool = True):
@@ -166,5 +166,5 @@ class CameraAttention(nn.Module):
         place = torch.where(seen < 0, count, seen).flatten()  # one more for what is none
         found = found.view(batch, cameras * longest, dim)
         total = queries.new_zeros(batch, count + 1, dim).index_add(1, place, found)[:, :-1]
-        times = queries.new_zeros(count + 1).index_add(0, place, torch.ones_like(queries[0, :1, 0]).expand(len(place)))
+        times = queries.new_zeros(count + 1).index_add(0, place, queries.new_ones(len(place)))
         return self.out(total / times[:-1, None].clamp(min=1))

@@ -76,4 +76,5 @@ def test_files_through_a_tokenizer(tmp_path, capsys):
     for other, kind in (("lightcnn_nano", "LightCNN"), ("next_scale_nano", "NextScale")):
         zoo.save_model(zoo.create_model(other), tmp_path / other)
         assert main(["predict", str(tmp_path / other), *arguments[2:]]) == 2
-        assert f"output is of an image tokenizer, of series, sounds or clips, got {kind}" in capsys.readouterr().err
+        rule = "output is of an image tokenizer, of series, sounds, clips, worlds, points or cameras"
+        assert f"{rule}, got {kind}" in capsys.readouterr().err

@@ -24,10 +24,12 @@ CODES = zoo.list_models("*_nano", task="image-tokenization")
 DIFFUSION = zoo.list_models("*_nano", task="image-diffusion")
 SPEECH = zoo.list_models("*_nano", task="speech-enhancement")
 WORLDS = zoo.list_models("*_nano", task="world-model")
+CLOUDS = zoo.list_models("*_nano", task="point-classification")
+CAMERAS = zoo.list_models("*_nano", task="birds-eye-occupancy")
 SERIES = zoo.list_models("*_nano", task="anomaly-detection")
 VIDEO = zoo.list_models("*_nano", task="video-segmentation")
 SIGHT = zoo.list_models("*_nano", task="vision-language")
-OTHERS = SEQUENCES + CODES + DIFFUSION + SERIES + SPEECH + VIDEO + WORLDS + SIGHT
+OTHERS = SEQUENCES + CODES + DIFFUSION + SERIES + SPEECH + VIDEO + WORLDS + SIGHT + CLOUDS + CAMERAS
 NANO = LANGUAGE + TEXT + VISION + GENERATION + SEGMENTATION + REGRESSION + OTHERS
 
 

@@ -71,6 +71,7 @@ PUBLISHED = {
     "vmamba_base_s1l20": 86_614_504,
     "wetok_24": 448_405_827, "wetok_48": 447_881_507, "wetok_192": 460_294_179, "wetok_768": 1_673_089_059,
     "llava_1_5_7b": 7_063_427_072, "llava_1_5_13b": 13_351_494_656,
+    "scatterformer_waymo": 4_246_496, "scatterformer_nuscenes": 4_249_824,
     "deftan2": 3_997_988, "stack_vae_smap": 151_540, "stack_vae_smd": 151_930, "stack_vae_msl": 152_440,
     "drama": 7_155_459,
     "spiking_resnet18": 11_176_906, "spiking_resnet34": 21_288_778,

@@ -3,7 +3,9 @@
 from zoo.train.data.arrays import ArraysDataModule
 from zoo.train.data.base import DataModule
 from zoo.train.data.bigram import bigram_bits_per_byte
+from zoo.train.data.cameras import CamerasDataModule
 from zoo.train.data.clips import ClipsDataModule
+from zoo.train.data.clouds import CloudsDataModule
 from zoo.train.data.demonstrations import Demonstrations
 from zoo.train.data.digit_stream import DigitStreamDataModule, TurnedDigitsDataModule
 from zoo.train.data.digit_views import DigitConceptDataModule, DigitViewsDataModule
@@ -31,7 +33,9 @@ __all__ = [
     "ArraysDataModule",
     "Batch",
     "BatchLoader",
+    "CamerasDataModule",
     "ClipsDataModule",
+    "CloudsDataModule",
     "DataModule",
     "Demonstrations",
     "DigitConceptDataModule",

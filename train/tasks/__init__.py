@@ -13,6 +13,8 @@ from zoo.train.tasks.generation import ImageGeneration
 from zoo.train.tasks.language import LanguageModeling
 from zoo.train.tasks.linearization import Linearization
 from zoo.train.tasks.multi_task import MultiTask
+from zoo.train.tasks.occupancy import BirdsEyeOccupancy
+from zoo.train.tasks.points import PointClassification
 from zoo.train.tasks.preference import PreferenceOptimization
 from zoo.train.tasks.regression import SequenceRegression
 from zoo.train.tasks.reinforce import ReMax
@@ -27,6 +29,7 @@ from zoo.train.tasks.world import WorldModeling
 __all__ = [
     "AnomalyDetection",
     "ArchitectureSearch",
+    "BirdsEyeOccupancy",
     "ContrastiveLearning",
     "DraftLayerTraining",
     "DualInputClassification",
@@ -38,6 +41,7 @@ __all__ = [
     "LanguageModeling",
     "Linearization",
     "MultiTask",
+    "PointClassification",
     "PreferenceOptimization",
     "ReMax",
     "Segmentation",

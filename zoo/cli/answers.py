@@ -132,3 +132,54 @@ def _numbers(option: str, text: str, count: int) -> list[float]:
     if len(numbers) != count:
         raise ValueError(f"{option} takes {count} numbers with commas between them, got {text!r}")
     return numbers
+
+
+def classify_points(model: Any, known: Namespace) -> int:
+    """The likeliest classes of clouds of points, and a cloud from above."""
+    import torch
+    from rich.table import Table
+
+    from zoo.spatial import draw_cloud, read_points
+
+    if not model.config.num_classes:
+        raise UsageError(f"{model.config_name} has no classes: it maps points to features of the ground")
+    if len(known.files) > 1 and known.output is not None:
+        raise UsageError(f"--output is of one cloud, got {len(known.files)} files")
+    names = model.config.label_names
+    names = names if len(names) == model.config.num_classes else ("",) * model.config.num_classes
+    for path in known.files:
+        points = checked(read_points, path, model.config.in_chans)
+        with torch.no_grad():
+            shares = checked(model, points[None])[0].softmax(0)
+        table = Table("class", "label", "probability", title=str(path), title_justify="left")
+        order = shares.topk(min(known.top_k, len(shares))).indices.tolist()
+        for index in order:
+            table.add_row(str(index), names[index], f"{shares[index]:.4f}")
+        show(table)
+        if known.output is not None:
+            title = f"{names[order[0]] or order[0]}, {shares[order[0]]:.2f}"
+            checked(draw_cloud, model, points, title, known.output)
+            say(f"written: {known.output}")
+    return 0
+
+
+def look_around(model: Any, known: Namespace) -> int:
+    """Where something stands around cameras, of an image of each: the likeliest cells of the ground."""
+    import torch
+    from rich.table import Table
+
+    from zoo.spatial import draw_ground, read_views
+
+    c = model.config
+    with torch.no_grad():
+        shares = model(checked(read_views, known.files, model)[None])[0].sigmoid()
+    table = Table("x, m", "y, m", "occupied", title=f"{int((shares > 0.5).sum())} of {shares.numel()} cells")
+    for index in shares.flatten().topk(min(known.top_k, shares.numel())).indices.tolist():
+        row, column = divmod(index, c.cells)
+        x, y = ((place + 0.5) / c.cells * 2 * c.reach - c.reach for place in (column, row))
+        table.add_row(f"{x:.1f}", f"{y:.1f}", f"{shares[row, column]:.4f}")
+    show(table)
+    if known.output is not None:
+        checked(draw_ground, model, shares, known.output)
+        say(f"written: {known.output}")
+    return 0

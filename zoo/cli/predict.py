@@ -12,8 +12,8 @@ from zoo.cli.options import add_checkpoint, add_image_reading, add_import, add_m
 from zoo.cli.output import show
 
 HELP = (
-    "classes of images, a text about them, a tokenizer's codes, anomalies of a series, speech in a sound, an object in "
-    "a clip, or what comes next"
+    "classes of images or points, a text about images, a tokenizer's codes, anomalies of a series, speech in a sound, "
+    "an object in a clip, what comes next, or what stands around cameras"
 )
 
 
@@ -24,8 +24,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="images; a series as .csv or .npy; a sound as .wav; a clip as a .gif, a folder of pictures or pictures; "
-        "frames and actions as .npz",
+        help="images; a series or points as .csv or .npy; a sound as .wav; a clip as a .gif, a folder of pictures or "
+        "pictures; frames and actions as .npz",
     )
     add_checkpoint(parser)
     parser.add_argument(
@@ -42,14 +42,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="names of the classes: one a line, or JSON (default: those the model was trained with)",
     )
     parser.add_argument(
-        "--top-k", type=int, default=5, metavar="K", help="classes an image, or moments a series (default: 5)"
+        "--top-k", type=int, default=5, metavar="K", help="classes, moments of a series, or cells of a map (default: 5)"
     )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
         help="a .png: images above what their codes decode to, a series above its scores, spectrograms, a strip of "
-        "frames; or a .wav",
+        "frames, what is seen from above; or a .wav",
     )
     parser.add_argument(
         "--context", type=int, default=8, metavar="N", help="frames that a world model sees before it imagines the rest"
@@ -63,19 +63,26 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(known: Namespace) -> int:
     from zoo.audio import DeFTAN2
-    from zoo.cli.answers import enhance, find_anomalies, follow, reconstruct
+    from zoo.cli.answers import classify_points, enhance, find_anomalies, follow, look_around, reconstruct
     from zoo.cli.imagine import foretell
     from zoo.cli.sight import described
     from zoo.generative import WeTok
     from zoo.series import StackVAE
+    from zoo.spatial import DFA3D, ScatterFormer
     from zoo.video import EfficientTAM
     from zoo.vision_language import Llava
     from zoo.worlds import Drama
 
     ways: dict[type, Callable[[Any, Namespace], int]] = {
-        WeTok: reconstruct, StackVAE: find_anomalies, DeFTAN2: enhance, EfficientTAM: follow, Drama: foretell,
+        WeTok: reconstruct,
+        StackVAE: find_anomalies,
+        DeFTAN2: enhance,
+        EfficientTAM: follow,
+        Drama: foretell,
         Llava: described,
-    }  # fmt: skip
+        ScatterFormer: classify_points,
+        DFA3D: look_around,
+    }
     model = checked(model_with_weights, known.model, known.checkpoint)
     if known.prompt and not isinstance(model, Llava):
         raise UsageError(f"--prompt is of a vision-language model, got {type(model).__name__}")
@@ -91,7 +98,7 @@ def _classify(model: Any, known: Namespace) -> int:
     import zoo
 
     if known.output is not None:
-        kinds = "an image tokenizer, of series, sounds, clips or worlds"
+        kinds = "an image tokenizer, of series, sounds, clips, worlds, points or cameras"
         raise UsageError(f"--output is of {kinds}, got {type(model).__name__}")
     found = checked(zoo.predict, model, known.files, top_k=known.top_k, **image_reading(known))
     labels = model.pretrained_cfg["label_names"]

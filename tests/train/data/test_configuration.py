@@ -23,6 +23,8 @@ MODULES = {
     "ScenesDataModule": "{batch_size: 8}",
     "EllipsoidsDataModule": "{batch_size: 2}",
     "EnvironmentDataModule": "{batch_size: 2, steps: 40, held_out: 40}",
+    "CamerasDataModule": "{batch_size: 2}",
+    "CloudsDataModule": "{batch_size: 2}",
     "MicrophonesDataModule": "{batch_size: 2}",
     "PicturesDataModule": "{batch_size: 2}",
     "SeriesDataModule": "{batch_size: 2}",
