@@ -189,9 +189,10 @@ def test_commands(model: Drama, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 QUICK = [
     "--data.batch_size=4", "--data.length=8", "--data.steps=100", "--data.held_out=40", "--data.eval_batch_size=8",
-    "--model.dreams=6", "--model.episodes=2", "--model.model_args={horizon: 3}", "--trainer.limit_train_batches=6",
-    "--trainer.max_epochs=1", "--model.schedule_steps=6", "--trainer.accelerator=cpu",
-    "--trainer.enable_progress_bar=false", "--throughput.count_flops=false", "--checkpoint.every_n_steps=3",
+    "--model.dreams=6", "--model.play=4", "--model.episodes=2", "--model.model_args={horizon: 3}",
+    "--trainer.limit_train_batches=6", "--trainer.max_epochs=1", "--model.schedule_steps=6",
+    "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--throughput.count_flops=false",
+    "--checkpoint.every_n_steps=3",
 ]  # fmt: skip
 
 
