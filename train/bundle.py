@@ -40,6 +40,8 @@ from zoo.train.data import (
     DocumentationDataModule,
     EllipsoidsDataModule,
     EnvironmentDataModule,
+    FiguresDataModule,
+    FigureTokensDataModule,
     ListOps,
     MicrophonesDataModule,
     PicturesDataModule,
@@ -47,6 +49,7 @@ from zoo.train.data import (
     SeriesDataModule,
     SpikeSums,
     SyntheticDataModule,
+    figures,
 )
 from zoo.train.data.digits import STD
 from zoo.train.data.environments import ACTION, FIRST
@@ -60,14 +63,15 @@ VOLUMES = 64  # that score a segmentation model
 EXPRESSIONS = 1000  # that score a text classifier
 SERIES = 1000  # that score a classifier of series
 LISTOPS = ListOps(min_length=6, max_length=40, max_args=5, max_depth=3)  # as in its recipe
+FIGURES = "wetok_shapes_nano"  # the tokenizer of generated figures; the others are of digits
 VECTORS: dict[str, DataModule] = {  # family -> what scores it
     "drope": ScenesDataModule(test_samples=1000),
     "positional": ArraysDataModule(algorithm="sort"),
 }
 # data that need no download: recipes are named after them
 LAYOUTS = (
-    "arrays", "cameras", "cartpole", "clouds", "digits", "docs", "ellipsoids", "listops", "microphones", "pictures",
-    "scenes", "series", "spikes",
+    "arrays", "cameras", "cartpole", "clouds", "digits", "docs", "ellipsoids", "figures", "listops", "microphones",
+    "pictures", "scenes", "series", "spikes",
 )  # fmt: skip
 
 
@@ -83,11 +87,12 @@ def score(model: nn.Module) -> dict[str, Any]:
 
     Image classifiers: accuracy on all test digits. Language models: bits per byte on ``WINDOWS`` windows spread over
     the test documents of Python's documentation, which differ between Python versions: so the digest. Image generators:
-    bits per dimension of all test digits, or of the tokenizer's codes of them; by diffusion, the mean squared error of
-    the velocity. Image tokenizers: PSNR of all test digits. Segmentation: Dice coefficient of ``VOLUMES`` generated
-    volumes. Text classifiers: accuracy on ``EXPRESSIONS`` generated expressions of ListOps. Models of vectors: mean
-    squared error on the family's generated data, or accuracy on ``SERIES`` sums of spoken digits where they classify.
-    Detection of anomalies: area under the receiver operating characteristic on a generated series. Enhancement of
+    bits per dimension of all test digits, or of the tokenizer's codes of them or of generated figures; by diffusion,
+    the mean squared error of the velocity. Image tokenizers: PSNR of these. Segmentation: Dice coefficient of
+    ``VOLUMES`` generated volumes. Text classifiers: accuracy on ``EXPRESSIONS`` generated expressions of ListOps.
+    Models of vectors: mean squared error on the family's generated data, or accuracy on ``SERIES`` sums of spoken
+    digits where they classify. Detection of anomalies: area under the receiver operating characteristic on a generated
+    series. Enhancement of
     speech: gain in the scale-invariant ratio of signal to distortion, in dB, on generated mixtures. World models: PSNR
     of the frames that are expected next, of play at random. Vision-language models: share of captions and answers about
     generated pictures that are right, letter by letter. Clouds of points: accuracy on generated clouds. Occupancy of
@@ -117,11 +122,14 @@ def _bits_per_byte(model: nn.Module) -> Score:
 
 
 def _bits_per_dim(model: nn.Module) -> Score:
-    tokens = isinstance(model, NextScale)
-    images, labels = _test_samples(DigitTokensDataModule() if tokens else DigitLevelsDataModule())
-    loss = model(images, labels=images, **({"classes": labels} if tokens else {}))
-    read = _test_samples(DigitsDataModule())[0] if tokens else images  # codes may differ between processors
-    return "bits_per_dim", loss.item() / math.log(2), _digits(labels), read
+    if not isinstance(model, NextScale):
+        images, labels = _test_samples(DigitLevelsDataModule())
+        return "bits_per_dim", model(images, labels=images).item() / math.log(2), _digits(labels), images
+    tokenizer = model.config.tokenizer
+    data = (FigureTokensDataModule if tokenizer == FIGURES else DigitTokensDataModule)(tokenizer)
+    tokens, labels = _test_samples(data)
+    images, _, what = _images(str(tokenizer))  # codes may differ between processors
+    return "bits_per_dim", model(tokens, labels=tokens, classes=labels).item() / math.log(2), what, images
 
 
 def _velocity_error(model: nn.Module) -> Score:
@@ -131,9 +139,18 @@ def _velocity_error(model: nn.Module) -> Score:
 
 
 def _psnr(model: nn.Module) -> Score:
+    images, std, what = _images(str(model.config_name))
+    squares = ((model(images) - images) * std).square().flatten(1).mean(1)
+    return "psnr", (-10 * squares.log10()).mean().item(), what, images
+
+
+def _images(tokenizer: str) -> tuple[Tensor, float, str]:
+    """What scores a tokenizer, the deviation that it was normalised by, and what it is."""
+    if tokenizer == FIGURES:
+        images, labels = _test_samples(FiguresDataModule())
+        return images, figures.STD, f"{len(labels)} generated figures"
     images, labels = _test_samples(DigitsDataModule())
-    squares = ((model(images) - images) * STD).square().flatten(1).mean(1)
-    return "psnr", (-10 * squares.log10()).mean().item(), _digits(labels), images
+    return images, STD, _digits(labels)
 
 
 def _dice(model: nn.Module) -> Score:

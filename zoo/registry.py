@@ -18,9 +18,9 @@ from zoo.checkpoints.index import tags as published_tags
 
 TASKS = (
     "language", "text-classification", "image-classification", "image-generation", "segmentation", "multi-task",
-    "sequence-classification", "sequence-regression", "image-tokenization", "image-diffusion",
-    "anomaly-detection", "speech-enhancement", "video-segmentation", "world-model", "vision-language",
-    "point-classification", "birds-eye-occupancy",
+    "sequence-classification", "sequence-regression", "image-tokenization", "image-diffusion", "anomaly-detection",
+    "speech-enhancement", "video-segmentation", "world-model", "vision-language", "point-classification",
+    "birds-eye-occupancy",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from zoo.train.data.digit_stream import DigitStreamDataModule, TurnedDigitsDataM
 from zoo.train.data.digit_views import DigitConceptDataModule, DigitViewsDataModule
 from zoo.train.data.digits import DigitLevelsDataModule, DigitsDataModule, DigitTokensDataModule
 from zoo.train.data.environments import EnvironmentDataModule
+from zoo.train.data.figures import FiguresDataModule, FigureTokensDataModule, MovingFiguresDataModule
 from zoo.train.data.grown import GrownSourceDataModule
 from zoo.train.data.histogram import histogram_bits_per_dim
 from zoo.train.data.images import ImageDataModule
@@ -47,6 +48,8 @@ __all__ = [
     "DocumentationDataModule",
     "EllipsoidsDataModule",
     "EnvironmentDataModule",
+    "FigureTokensDataModule",
+    "FiguresDataModule",
     "GrownSourceDataModule",
     "ImageDataModule",
     "InductionHeads",
@@ -54,6 +57,7 @@ __all__ = [
     "ListOps",
     "MicrophonesDataModule",
     "Mixture",
+    "MovingFiguresDataModule",
     "Passkeys",
     "PicturesDataModule",
     "PreferencesDataModule",

@@ -7,6 +7,7 @@ from zoo.generative.lookup_free import GroupedLookupFree
 from zoo.generative.next_scale import NextScale, NextScaleConfig
 from zoo.generative.pictures import draw, picture, pixels, psnr, read
 from zoo.generative.reordering import ReorderedAttention, reorder_attention
+from zoo.generative.scale_kv import ScaleKV, selectivity
 from zoo.generative.unet import UNet, UNetConfig
 from zoo.generative.wetok import Scales, WeTok, WeTokConfig, generative
 
@@ -20,6 +21,7 @@ __all__ = [
     "NextScale",
     "NextScaleConfig",
     "ReorderedAttention",
+    "ScaleKV",
     "Scales",
     "UNet",
     "UNetConfig",
@@ -32,4 +34,5 @@ __all__ = [
     "psnr",
     "read",
     "reorder_attention",
+    "selectivity",
 ]

@@ -16,17 +16,29 @@ from zoo.layers.attention.reordered import DenseProduct
 
 @dataclass
 class Past:
-    """Keys and values (B, heads, T, head_dim) that attention has seen; None before the first."""
+    """Keys and values (B, heads, T, head_dim) that attention has seen; None before the first.
+
+    A subclass may keep fewer when a scale has ended, of those that all later queries would see.
+    """
 
     key: Tensor | None = None
     value: Tensor | None = None
+    peak: int = 0
+    """Bytes that both have taken at most."""
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The new ones behind those there are."""
         if self.key is not None and self.value is not None:
             key, value = torch.cat([self.key, key], 2), torch.cat([self.value, value], 2)
         self.key, self.value = key, value
+        self.peak = max(self.peak, self.nbytes)
         return key, value
+
+    def look(self, query: Tensor) -> None:
+        """The queries (B, heads, T, head_dim) of the newest tokens, once their keys are held."""
+
+    def end(self, scale: int) -> None:
+        """All tokens of this scale have been read."""
 
     @property
     def nbytes(self) -> int:
@@ -49,6 +61,8 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         if past is not None:
             k, v = past.extend(k, v)
+            past.look(q)
+            mask = mask if mask is None else mask[:, -k.shape[2] :]  # what a past let go of, every query saw
         y = self.product(q, k, v, mask)  # (B, H, T, head_dim)
         return self.proj(y.transpose(1, 2).flatten(2))
 

@@ -8,8 +8,9 @@ independently, as many small softmaxes in place of one over a large table, and t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +82,14 @@ class NextScaleConfig:
     def num_levels(self) -> int:
         """Values of an index."""
         return 2**self.bits
+
+
+class Cache(Protocol):
+    """What decides which keys and values are kept between scales."""
+
+    def pasts(self, model: NextScale) -> Sequence[Past]:
+        """Empty ones, one a block."""
+        ...
 
 
 class NextScale(nn.Module):
@@ -172,6 +181,7 @@ class NextScale(nn.Module):
         temperature: float = 1.0,
         top_k: int | None = None,
         guidance: float = 0.0,
+        cache: Cache | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw tokens (batch_size, groups, tokens) int64, in eval mode.
@@ -181,6 +191,7 @@ class NextScale(nn.Module):
             temperature: divides the logits; 0 takes the likeliest.
             top_k: only so many indices of each softmax.
             guidance: w of (1 + w k / (K - 1)) given the class less w k / (K - 1) without it, at scale k of K.
+            cache: which keys and values are kept between scales, such as ``ScaleKV``; all where None.
             generator: source of randomness.
 
         Raises:
@@ -192,7 +203,8 @@ class NextScale(nn.Module):
         training = self.training
         self.eval()
         try:
-            return self.decode(batch_size, draw, classes=classes, guidance=guidance)
+            pasts = None if cache is None else cache.pasts(self)
+            return self.decode(batch_size, draw, classes=classes, guidance=guidance, pasts=pasts)
         finally:
             self.train(training)
 
@@ -205,6 +217,7 @@ class NextScale(nn.Module):
         guidance: float = 0.0,
         given: Tensor | None = None,
         stop: int | None = None,
+        pasts: Sequence[Past] | None = None,
     ) -> Tensor:
         """Tokens (batch_size, groups, tokens), a scale at a time, each from the keys of the coarser ones.
 
@@ -213,8 +226,9 @@ class NextScale(nn.Module):
             classes, guidance: as of ``sample``.
             given: tokens of the first scales, which are read in one pass.
             stop: scales that are made at most; all where None.
+            pasts: empty ones, one a block, which hold its keys; those that keep all where None.
         """
-        config, pasts = self.config, [Past() for _ in self.blocks]
+        config, pasts = self.config, [Past() for _ in self.blocks] if pasts is None else pasts
         tokens = given if given is not None else self.positions.new_empty(batch_size, config.groups, 0).long()
         asked = self._classes(classes, tokens)
         both = torch.cat([asked, self._classes(None, tokens)]) if guidance else asked
@@ -227,6 +241,7 @@ class NextScale(nn.Module):
             x = torch.cat([x, self._unconditional(x, index, read)]) if guidance else x
             for block, past in zip(self.blocks, pasts, strict=True):
                 x = block(x, both, mask, past)
+                past.end(index)
             read = inputs.shape[1]
             logits = self.logits(x[:, -config.sizes[index] :], both)
             if guidance:
@@ -304,3 +319,8 @@ _register = partial(
 @_register()
 def next_scale_nano():
     return NextScaleConfig()
+
+
+@_register()
+def next_scale_shapes_nano():
+    return NextScaleConfig(scales=(1, 2, 3, 4, 6, 8), scale_decay=0.75, tokenizer="wetok_shapes_nano", dim=64, depth=6)

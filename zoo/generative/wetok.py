@@ -311,6 +311,14 @@ def wetok_scales_nano():
 
 
 @_register()
+def wetok_shapes_nano():
+    return WeTokConfig(
+        img_size=16, in_chans=1, dims=(16, 32), num_blocks=1, norm_groups=8, groups=2, bits=4,
+        scales=(1, 2, 3, 4, 6, 8), scale_decay=0.75, mean=(0.106,), std=(0.251,),
+    )  # fmt: skip
+
+
+@_register()
 def wetok_24():
     return WeTokConfig(groups=8)
 
