@@ -10,6 +10,7 @@ from zoo.train.tasks.dual_input import DualInputClassification
 from zoo.train.tasks.elastic import ElasticLanguageModeling
 from zoo.train.tasks.enhancement import SpeechEnhancement
 from zoo.train.tasks.generation import ImageGeneration
+from zoo.train.tasks.koala import UNetDistillation
 from zoo.train.tasks.language import LanguageModeling
 from zoo.train.tasks.linearization import Linearization
 from zoo.train.tasks.multi_task import MultiTask
@@ -50,6 +51,7 @@ __all__ = [
     "SpeechEnhancement",
     "Task",
     "TextClassification",
+    "UNetDistillation",
     "VideoSegmentation",
     "VisionLanguage",
     "VocabularyAdaptation",

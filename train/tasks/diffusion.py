@@ -15,7 +15,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class ImageDiffusion(Task):
-    """Mean square error of the velocity; batches are `(images (B, C, H, W), classes (B,))`.
+    """Mean square error of the velocity; batches are `(images (B, C, H, W), classes (B,))`; clips for models of clips.
 
     A training step draws the times, uniformly or more often in the middle, and the noise anew; an evaluation takes
     `TIMES` times spread evenly over (0, 1) and noise that is a function of the batch's number and size alone, so that
@@ -52,11 +52,14 @@ class ImageDiffusion(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, classes = batch
+        model, t = cast(DiffusionModel, self.trained), self.drawn_times(images)
+        return self.log_training(model.errors(images, torch.randn_like(images), t, classes).mean())
+
+    def drawn_times(self, images: Tensor) -> Tensor:
+        """Of each image, (B,)."""
         t = torch.randn(len(images), device=images.device).sigmoid() if self.logit_normal else None
         t = torch.rand(len(images), device=images.device) if t is None else t
-        t = self.times[0] + (self.times[1] - self.times[0]) * t
-        model = cast(DiffusionModel, self.trained)
-        return self.log_training(model.errors(images, torch.randn_like(images), t, classes).mean())
+        return self.times[0] + (self.times[1] - self.times[0]) * t
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, batch_idx, "val")
@@ -66,15 +69,21 @@ class ImageDiffusion(Task):
 
     def _evaluate(self, batch: Batch, batch_idx: int, split: str) -> None:
         mean = cast(Mean, self.means["loss"])
-        mean.update(velocity_errors(cast(DiffusionModel, self.evaluated), *batch, seed=batch_idx))
+        mean.update(self.measured(batch, batch_idx))
         self.log(f"{split}/loss", mean, on_epoch=True, prog_bar=True)
 
+    def measured(self, batch: Batch, seed: int) -> Tensor:
+        """The errors (B,) of a batch in an evaluation."""
+        return velocity_errors(cast(DiffusionModel, self.evaluated), *batch, seed=seed)
 
-def velocity_errors(model: DiffusionModel, images: Tensor, classes: Tensor, seed: int = 0) -> Tensor:
-    """Mean error (B,) over `ImageDiffusion.TIMES` times, with noise of a seed."""
+
+def velocity_errors(
+    model: DiffusionModel, images: Tensor, classes: Tensor | None, seed: int = 0, **given: Tensor
+) -> Tensor:
+    """Mean error (B,) over `ImageDiffusion.TIMES` times, with noise of a seed; `given` is the model's own."""
     generator, errors = torch.Generator().manual_seed(seed), []
     for step in range(ImageDiffusion.TIMES):
         noise = torch.randn(images.shape, generator=generator).to(images)
         t = torch.full((len(images),), (step + 0.5) / ImageDiffusion.TIMES, device=images.device)
-        errors.append(model.errors(images, noise, t, classes))
+        errors.append(model.errors(images, noise, t, classes, **given))
     return torch.stack(errors).mean(0)
