@@ -44,6 +44,7 @@ from zoo.train.data import (
     FigureTokensDataModule,
     ListOps,
     MicrophonesDataModule,
+    MovingFiguresDataModule,
     PicturesDataModule,
     ScenesDataModule,
     SeriesDataModule,
@@ -138,6 +139,12 @@ def _velocity_error(model: nn.Module) -> Score:
     return "velocity_error", velocity_errors(model, images, labels).mean().item(), _digits(labels), images
 
 
+def _clips_error(model: nn.Module) -> Score:
+    assert isinstance(model, DiffusionModel)
+    clips, kinds = _test_samples(MovingFiguresDataModule())
+    return "velocity_error", velocity_errors(model, clips, kinds).mean().item(), f"{len(clips)} generated clips", clips
+
+
 def _psnr(model: nn.Module) -> Score:
     images, std, what = _images(str(model.config_name))
     squares = ((model(images) - images) * std).square().flatten(1).mean(1)
@@ -227,6 +234,7 @@ SCORES: dict[str, Callable[[nn.Module], Score]] = {
     "image-generation": _bits_per_dim,
     "image-tokenization": _psnr,
     "image-diffusion": _velocity_error,
+    "video-diffusion": _clips_error,
     "segmentation": _dice,
     "sequence-classification": _series_accuracy,
     "sequence-regression": _squared_error,

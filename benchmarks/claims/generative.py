@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
 from zoo.benchmarks.claims.declare import Found, beyond, claim
 from zoo.benchmarks.claims.sizes import SIZES, counts, total
+from zoo.benchmarks.claims.tools import on_meta
+from zoo.generative import merged_frames
 from zoo.registry import lookup
 
 counts(
@@ -48,3 +55,29 @@ def next_scale_passes() -> Found:
     """Scales of next_scale_nano over its tokens."""
     config = lookup("next_scale_nano").configure()
     return Found(len(config.scales) / sum(config.sizes), {"scales": len(config.scales), "tokens": sum(config.sizes)})
+
+
+@claim(
+    "video_dit", "2502.04363",
+    says="Attention over means of two frames reads half the tokens, and over time a quarter of the pairs.",
+    source="abstract and the section on temporal dimension token merging", evidence="cost",
+    value="share of the tokens that attention reads", at_most=0.5,
+)  # fmt: skip
+def merged_tokens() -> Found:
+    """Of one step of video_dit_nano, with frames merged over without, and the same of the pairs over time."""
+    read: dict[bool, list[tuple[int, int]]] = {}
+    for merged in (False, True):
+        model = on_meta("video_dit_nano")
+        x, seen = torch.empty(1, *model.config.input_shape, device="meta"), read.setdefault(merged, [])
+        for block in (model.spatial[0], model.temporal[0]):
+
+            def note(module: Any, inputs: Any, made: Any, seen: list[tuple[int, int]] = seen) -> None:
+                seen.append((inputs[0].shape[0], inputs[0].shape[1]))
+
+            block.attn.qkv.register_forward_hook(note)
+        with merged_frames(model) if merged else nullcontext():
+            model(x)
+    tokens = {merged: sum(a * b for a, b in seen) for merged, seen in read.items()}
+    pairs = {merged: seen[1][0] * seen[1][1] ** 2 for merged, seen in read.items()}
+    share = pairs[True] / pairs[False]
+    return Found(tokens[True] / tokens[False], {"tokens": tokens, "share of the pairs over time": share})

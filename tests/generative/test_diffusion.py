@@ -205,7 +205,7 @@ def test_errors_of_inputs():
     model: Any = zoo.create_model("dit_nano")
     with pytest.raises(ValueError, match=r"floating point of shape \(batch, 1, 8, 8\)"):
         model(torch.zeros(1, 1, 8, 9))
-    with pytest.raises(ValueError, match=r"t must have shape \(1,\), one an image"):
+    with pytest.raises(ValueError, match=r"t must have shape \(1,\), one for each of the images"):
         model(torch.zeros(1, 1, 8, 8), torch.zeros(2))
     with pytest.raises(ValueError, match="batch_size and steps must be at least 1"):
         model.sample(1, steps=0)

@@ -29,7 +29,8 @@ CAMERAS = zoo.list_models("*_nano", task="birds-eye-occupancy")
 SERIES = zoo.list_models("*_nano", task="anomaly-detection")
 VIDEO = zoo.list_models("*_nano", task="video-segmentation")
 SIGHT = zoo.list_models("*_nano", task="vision-language")
-OTHERS = SEQUENCES + CODES + DIFFUSION + SERIES + SPEECH + VIDEO + WORLDS + SIGHT + CLOUDS + CAMERAS
+CLIPS = [name for kind in ("diffusion", "autoencoding") for name in zoo.list_models("*_nano", task=f"video-{kind}")]
+OTHERS = SEQUENCES + CODES + DIFFUSION + SERIES + SPEECH + VIDEO + WORLDS + SIGHT + CLOUDS + CAMERAS + CLIPS
 NANO = LANGUAGE + TEXT + VISION + GENERATION + SEGMENTATION + REGRESSION + OTHERS
 
 

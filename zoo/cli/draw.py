@@ -50,7 +50,7 @@ def drawn(known: Namespace) -> int:
     elif known.image_class is not None or known.guidance:
         raise UsageError(f"{known.model} draws images without classes: leave out --class and --guidance")
     made = checked(draw, model, known.images, **options)
-    columns = min(known.images, classes or 8)
+    columns = getattr(model.config, "frames", min(known.images, classes or 8))
     checked(picture(made, columns, max(1, 64 // made.shape[-1])).save, known.output)
     say(f"written: {known.output}, {known.images} images")
     return 0

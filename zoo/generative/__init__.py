@@ -1,14 +1,17 @@
-"""Models that make images: one file a family."""
+"""Models that make images and clips: one file a family."""
 
 from zoo.generative.collaborative import Collaboration
-from zoo.generative.diffusion import DiffusionConfig, DiffusionModel
+from zoo.generative.diffusion import DiffusionConfig, DiffusionModel, Shortcut
 from zoo.generative.dit import DiT, DiTConfig
 from zoo.generative.lookup_free import GroupedLookupFree
 from zoo.generative.next_scale import NextScale, NextScaleConfig
+from zoo.generative.on_device_sora import OnDeviceSora, merged_frames
 from zoo.generative.pictures import draw, picture, pixels, psnr, read
 from zoo.generative.reordering import ReorderedAttention, reorder_attention
 from zoo.generative.scale_kv import ScaleKV, selectivity
+from zoo.generative.streamlined import StepRehash, sliced
 from zoo.generative.unet import UNet, UNetConfig
+from zoo.generative.video import VideoDiT, VideoDiTConfig
 from zoo.generative.wetok import Scales, WeTok, WeTokConfig, generative
 
 __all__ = [
@@ -20,19 +23,26 @@ __all__ = [
     "GroupedLookupFree",
     "NextScale",
     "NextScaleConfig",
+    "OnDeviceSora",
     "ReorderedAttention",
     "ScaleKV",
     "Scales",
+    "Shortcut",
+    "StepRehash",
     "UNet",
     "UNetConfig",
+    "VideoDiT",
+    "VideoDiTConfig",
     "WeTok",
     "WeTokConfig",
     "draw",
     "generative",
+    "merged_frames",
     "picture",
     "pixels",
     "psnr",
     "read",
     "reorder_attention",
     "selectivity",
+    "sliced",
 ]

@@ -14,6 +14,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,9 +61,14 @@ class DiffusionConfig:
         """(height, width) in pixels."""
         return (self.img_size, self.img_size) if isinstance(self.img_size, int) else tuple(self.img_size)  # type: ignore[return-value]
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of an image: (channels, height, width)."""
+        return (self.in_chans, *self.image_shape)
+
 
 class Path:
-    """alpha and sigma, and their slopes, of times t (B,) as (B, 1, 1, 1); the straight path."""
+    """alpha and sigma, and their slopes, of times t (B, 1, ..., 1); the straight path."""
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """alpha, sigma."""
@@ -72,14 +79,14 @@ class Path:
         return -torch.ones_like(t), torch.ones_like(t)
 
     def at(self, images: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """x_t and its velocity (B, C, H, W) each."""
-        t = t.view(-1, 1, 1, 1)
+        """x_t and its velocity (B, C, H, W) each; or of clips, (B, C, T, H, W)."""
+        t = t.view(-1, *[1] * (images.dim() - 1))
         (alpha, sigma), (d_alpha, d_sigma) = self.coefficients(t), self.slopes(t)
         return alpha * images + sigma * noise, d_alpha * images + d_sigma * noise
 
     def ends(self, x: Tensor, velocity: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The image and the noise that x_t and a velocity stand for."""
-        t = t.view(-1, 1, 1, 1)
+        t = t.view(-1, *[1] * (x.dim() - 1))
         (alpha, sigma), (d_alpha, d_sigma) = self.coefficients(t), self.slopes(t)
         determinant = alpha * d_sigma - sigma * d_alpha
         return (d_sigma * x - sigma * velocity) / determinant, (alpha * velocity - d_alpha * x) / determinant
@@ -101,12 +108,46 @@ class Circle(Path):
 PATHS = {"straight": Path(), "circle": Circle()}
 
 
+class Shortcut:
+    """What steps of a sampler save; this one nothing. A subclass is its options."""
+
+    def begin(self, model: DiffusionModel, steps: int) -> Shortened:
+        """What it remembers of one call, fresh.
+
+        Raises:
+            ValueError: for a model that has not what it needs.
+        """
+        return Shortened()
+
+
+class Shortened:
+    """One call of a sampler.
+
+    Attributes:
+        passes: steps in which the model has run.
+    """
+
+    passes = 0
+
+    @contextmanager
+    def around(self, step: int) -> Iterator[None]:
+        """The model runs within."""
+        self.passes += 1
+        yield
+
+    def leaps(self, step: int, velocity: Tensor) -> bool:
+        """Whether the velocity of this step leads to the image at once."""
+        return False
+
+
 class DiffusionModel(nn.Module, ABC):
     """Noisy images and times to velocities. A family writes ``velocity``.
 
     Attributes:
         config, grad_checkpointing: whether blocks are recomputed in the backward pass; path.
     """
+
+    unit = "images"
 
     def __init__(self, config: Any):
         super().__init__()
@@ -129,14 +170,14 @@ class DiffusionModel(nn.Module, ABC):
             ValueError: for images, times or classes of another shape, or integers for images.
         """
         c = self.config
-        if x.dim() != 4 or tuple(x.shape[1:]) != (c.in_chans, *c.image_shape) or not x.is_floating_point():
+        if tuple(x.shape[1:]) != c.input_shape or not x.is_floating_point():
             raise ValueError(
-                f"images must be floating point of shape (batch, {c.in_chans}, {', '.join(map(str, c.image_shape))}), "
+                f"{self.unit} must be floating point of shape (batch, {', '.join(map(str, c.input_shape))}), "
                 f"got {x.dtype} {tuple(x.shape)}"
             )
         t = x.new_zeros(len(x)) if t is None else t
         if t.shape != (len(x),):
-            raise ValueError(f"t must have shape ({len(x)},), one an image, got {tuple(t.shape)}")
+            raise ValueError(f"t must have shape ({len(x)},), one for each of the {self.unit}, got {tuple(t.shape)}")
         classes = wanted(classes, x, c.num_classes, c.class_drop_rate if self.training else 0.0)
         return self.velocity(x, t.to(x.dtype), classes)
 
@@ -155,6 +196,7 @@ class DiffusionModel(nn.Module, ABC):
         steps: int = 20,
         guidance: float = 0.0,
         temperature: float = 1.0,
+        shortcut: Shortcut | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw normalised images (batch_size, C, H, W), in eval mode, by Euler's steps from noise.
@@ -164,10 +206,11 @@ class DiffusionModel(nn.Module, ABC):
             steps: of equal length in t.
             guidance: w of (1 + w) u(given the class) - w u(without).
             temperature: standard deviation of the noise.
+            shortcut: what some steps save, such as ``OnDeviceSora`` or ``StepRehash``.
             generator: source of randomness.
 
         Raises:
-            ValueError: for sizes below 1, or a negative temperature or guidance.
+            ValueError: for sizes below 1, a negative temperature or guidance, or a shortcut that the model has not.
         """
         if batch_size < 1 or steps < 1 or guidance < 0 or temperature < 0:
             raise ValueError(
@@ -175,14 +218,19 @@ class DiffusionModel(nn.Module, ABC):
                 f"{steps}, {guidance}, {temperature}"
             )
         like = next(self.parameters())
-        shape = (batch_size, self.config.in_chans, *self.config.image_shape)
+        shape = (batch_size, *self.config.input_shape)
         x = temperature * torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+        run = (shortcut or Shortcut()).begin(self, steps)
         training = self.training
         self.eval()
         try:
             for step in range(steps):
                 t = x.new_full((batch_size,), 1 - step / steps)
-                x = x - self.guided(x, t, classes, guidance) / steps
+                with run.around(step):
+                    velocity = self.guided(x, t, classes, guidance)
+                if run.leaps(step, velocity):
+                    return x - (1 - step / steps) * velocity
+                x = x - velocity / steps
         finally:
             self.train(training)
         return x

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zoo.generative.diffusion import DiffusionModel
 from zoo.generative.next_scale import NextScale
+from zoo.generative.video import VideoDiT
 from zoo.generative.wetok import WeTok
 from zoo.images import open_image
 from zoo.layers.precision import computes_in
@@ -53,6 +54,12 @@ def _(model: NextScale, count: int, **options: Any) -> Tensor:
 @draw.register
 def _(model: DiffusionModel, count: int, **options: Any) -> Tensor:
     return pixels(model, model.sample(count, **options))
+
+
+@draw.register
+def _(model: VideoDiT, count: int, **options: Any) -> Tensor:
+    """All frames of the clips, (count * frames, C, H, W)."""
+    return pixels(model, model.sample(count, **options).transpose(1, 2).flatten(0, 1))
 
 
 def pixels(model: WeTok | DiffusionModel, images: Tensor) -> Tensor:

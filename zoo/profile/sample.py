@@ -34,10 +34,10 @@ def sample(model: Any, batch: int, tokens: int | None = None) -> Tensor:
         return torch.randn(shape, dtype=like.dtype, **place)
     if hasattr(config, "num_levels"):
         return torch.randint(0, config.num_levels, (batch, config.in_chans, *config.image_shape), **place)
-    if hasattr(config, "image_shape"):
-        return torch.randn(batch, config.in_chans, *config.image_shape, dtype=like.dtype, **place)
     if hasattr(config, "input_shape"):
         return torch.randn(batch, *config.input_shape, dtype=like.dtype, **place)
+    if hasattr(config, "image_shape"):
+        return torch.randn(batch, config.in_chans, *config.image_shape, dtype=like.dtype, **place)
     raise TypeError(f"the configuration of {type(model).__name__} does not say what it reads: give a model of the zoo")
 
 
@@ -55,11 +55,13 @@ def items(model: Any, inputs: Tensor) -> int:
 
 
 def answer(model: Any, inputs: Tensor) -> Tensor:
-    """What the model says; one of texts reads a context of ``CONTEXT`` vectors, and a text's vector, besides."""
-    config = model.config
+    """What the model says; one of texts reads a context of ``CONTEXT`` vectors, and a text's vector, besides, one of
+    motions the frame of what moves."""
+    config, rows = model.config, len(inputs)
+    if hasattr(config, "content_shape"):
+        return model(inputs, content=inputs.new_ones(rows, *config.content_shape))
     if getattr(config, "pooled_dim", None) is None:
         return model(inputs)
-    rows = len(inputs)
     context = inputs.new_ones(rows, CONTEXT, config.context_dim)
     pooled, sizes = inputs.new_ones(rows, config.pooled_dim), inputs.new_ones(rows, 6)
     return model(inputs, context=context, pooled=pooled, sizes=sizes)
