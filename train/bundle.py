@@ -151,6 +151,12 @@ def _psnr(model: nn.Module) -> Score:
     return "psnr", (-10 * squares.log10()).mean().item(), what, images
 
 
+def _clips_psnr(model: nn.Module) -> Score:
+    clips, _ = _test_samples(MovingFiguresDataModule())
+    squares = ((model(clips) - clips) * figures.STD).square().flatten(1).mean(1)
+    return "psnr", (-10 * squares.log10()).mean().item(), f"{len(clips)} generated clips", clips
+
+
 def _images(tokenizer: str) -> tuple[Tensor, float, str]:
     """What scores a tokenizer, the deviation that it was normalised by, and what it is."""
     if tokenizer == FIGURES:
@@ -233,6 +239,7 @@ SCORES: dict[str, Callable[[nn.Module], Score]] = {
     "text-classification": _text_accuracy,
     "image-generation": _bits_per_dim,
     "image-tokenization": _psnr,
+    "video-autoencoding": _clips_psnr,
     "image-diffusion": _velocity_error,
     "video-diffusion": _clips_error,
     "segmentation": _dice,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -81,3 +82,15 @@ def merged_tokens() -> Found:
     pairs = {merged: seen[1][0] * seen[1][1] ** 2 for merged, seen in read.items()}
     share = pairs[True] / pairs[False]
     return Found(tokens[True] / tokens[False], {"tokens": tokens, "share of the pairs over time": share})
+
+
+@claim(
+    "cmd", "2403.14148", says="A clip is one frame and few numbers of motion.",
+    source="section 3.2, 16 frames of 64 x 64 pixels: 8 x 16 x 64 numbers of motion and a frame", evidence="count",
+    value="numbers of the latents over those of the clip", at_most=0.105,
+)  # fmt: skip
+def cmd_latents() -> Found:
+    """Of cmd_64, by its configuration."""
+    config = lookup("cmd_64").configure()
+    whole = math.prod(config.input_shape)
+    return Found(config.latent_size / whole, {"latents": config.latent_size, "clip": whole})

@@ -75,7 +75,7 @@ PUBLISHED = {
     "deftan2": 3_997_988, "stack_vae_smap": 151_540, "stack_vae_smd": 151_930, "stack_vae_msl": 152_440,
     "drama": 7_155_459,
     "spiking_resnet18": 11_176_906, "spiking_resnet34": 21_288_778,
-    "sdxl_unet": 2_567_463_684, "koala_1b": 1_161_184_324, "koala_700m": 782_822_724,
+    "cmd_64": 47_359_510, "sdxl_unet": 2_567_463_684, "koala_1b": 1_161_184_324, "koala_700m": 782_822_724,
     **{f"elm_{d}": n for d, n in zip(
         (1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 40, 50, 75, 100),
         (4601, 4708, 4823, 5077, 5363, 5852, 6827, 8002, 9377, 10952, 14702, 19252, 34127, 54002), strict=True,
@@ -188,6 +188,13 @@ def conv_first(dims: tuple[int, ...], depths: tuple[int, ...]) -> int:
     return 9 * half * (3 + dims[0]) + 2 * 3 * half + inner + between + (dims[-1] + 1) * 1000
 
 
+def motion_dit(dim: int, depth: int, motion: int = 8, content: int = 3) -> int:
+    """Patches of 2 x 2 of the motion and of 4 x 4 of the frame, two layers of the time, blocks with their modulation, a
+    modulated head."""
+    embeddings = (4 * motion + 1) * dim + (16 * content + 1) * dim + 257 * dim + (dim + 1) * dim
+    return embeddings + depth * (18 * dim + 15) * dim + 2 * (dim + 1) * dim + (dim + 1) * 4 * motion
+
+
 # Ours, or of sizes whose papers give no count: a sum over the paper's equations.
 BY_HAND = {
     # the authors' count, without the one vector of 256 that their code never reads
@@ -199,6 +206,11 @@ BY_HAND = {
     # a decoder, OpenAI's CLIP ViT-L/14 of 303,179,776 parameters, and what the paper counts as trained
     "adem_vl_7b": PUBLISHED["llama2_7b"] + 303_179_776 + 4_530_432,
     "adem_vl_13b": PUBLISHED["llama2_13b"] + 303_179_776 + 5_449_984,
+    "cmd_motion_shapes": motion_dit(64, 3, 4, 1),
+    "cmd_motion_s_2": motion_dit(384, 12),
+    "cmd_motion_b_2": motion_dit(768, 12),
+    "cmd_motion_l_2": motion_dit(1024, 24),
+    "cmd_motion_xl_2": motion_dit(1152, 28),
     "convfirst_tiny": conv_first((32, 64, 128, 256), (1, 1, 4, 2)),
     "convfirst_small": conv_first((48, 96, 192, 384), (2, 2, 6, 3)),
     "convfirst_base": conv_first((64, 128, 256, 512), (3, 3, 9, 4)),

@@ -13,6 +13,7 @@ from zoo.train.tasks.generation import ImageGeneration
 from zoo.train.tasks.koala import UNetDistillation
 from zoo.train.tasks.language import LanguageModeling
 from zoo.train.tasks.linearization import Linearization
+from zoo.train.tasks.motion import MotionDiffusion
 from zoo.train.tasks.multi_task import MultiTask
 from zoo.train.tasks.occupancy import BirdsEyeOccupancy
 from zoo.train.tasks.points import PointClassification
@@ -41,6 +42,7 @@ __all__ = [
     "ImageTokenization",
     "LanguageModeling",
     "Linearization",
+    "MotionDiffusion",
     "MultiTask",
     "PointClassification",
     "PreferenceOptimization",

@@ -1,4 +1,4 @@
-"""Autoencoders of images whose codes are discrete."""
+"""Autoencoders of images and of clips."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ Batch = tuple[Tensor, Any]
 
 
 class ImageTokenization(Task):
-    r"""Reconstruction of images from their codes; batches are `(images (B, C, H, W), targets)`, targets unused.
+    r"""Reconstruction of images from their codes; batches are `(images (B, C, H, W), targets)`, targets unused. A `CMD`
+    is given clips `(B, C, T, H, W)`.
 
     The first stage minimises the mean absolute error and the model's side losses (entropy, commitment). The second,
     `generative`, freezes the encoder and teaches the decoder to make images that are distributed as those of the codes:
@@ -26,8 +27,8 @@ class ImageTokenization(Task):
     Logs `{train,val,test}/loss` and `{val,test}/psnr`, in dB for pixels in [0, 1]: the mean over all images.
 
     Args:
-        model: see `Task`, which also has the other arguments; a `WeTok`.
-        generative: the second stage.
+        model: see `Task`, which also has the other arguments; a `WeTok` or a `CMD`.
+        generative: the second stage of a `WeTok`.
     """
 
     unit = "images"
@@ -71,7 +72,7 @@ class ImageTokenization(Task):
 
     def _evaluate(self, images: Tensor, split: str) -> None:
         model = self.evaluated
-        std = torch.tensor(cast(Any, model).config.std, device=images.device)[:, None, None]
+        std = torch.tensor(cast(Any, model).config.std, device=images.device).view(-1, *[1] * (images.dim() - 2))
         squares = ((model(images) - images) * std).square().flatten(1).mean(1)
         for name, value in {"loss": self._loss(model, images), "psnr": -10 * squares.log10()}.items():
             mean = cast(Mean, self.means[name])

@@ -1,9 +1,11 @@
 """Models that make images and clips: one file a family."""
 
+from zoo.generative.cmd import CMD, CMDConfig
 from zoo.generative.collaborative import Collaboration
 from zoo.generative.diffusion import DiffusionConfig, DiffusionModel, Shortcut
 from zoo.generative.dit import DiT, DiTConfig
 from zoo.generative.lookup_free import GroupedLookupFree
+from zoo.generative.motion import MotionDiT, MotionDiTConfig
 from zoo.generative.next_scale import NextScale, NextScaleConfig
 from zoo.generative.on_device_sora import OnDeviceSora, merged_frames
 from zoo.generative.pictures import draw, picture, pixels, psnr, read
@@ -15,12 +17,16 @@ from zoo.generative.video import VideoDiT, VideoDiTConfig
 from zoo.generative.wetok import Scales, WeTok, WeTokConfig, generative
 
 __all__ = [
+    "CMD",
+    "CMDConfig",
     "Collaboration",
     "DiT",
     "DiTConfig",
     "DiffusionConfig",
     "DiffusionModel",
     "GroupedLookupFree",
+    "MotionDiT",
+    "MotionDiTConfig",
     "NextScale",
     "NextScaleConfig",
     "OnDeviceSora",
