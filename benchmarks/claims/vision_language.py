@@ -27,3 +27,7 @@ published(
     says="Four to five million parameters are trained: no cross-attention has any.",
     source="the authors' code for LLaMA of 7 and 13 B, counted; the paper says 4.5 M and 5.5 M",
 )  # fmt: skip
+counts(
+    "m2_encoder_sizes", "m2_encoder", "2401.15896", says=SIZES, source="abstract: M2-Encoder-10B",
+    figure={"m2_encoder_10b": "10B"},
+)  # fmt: skip

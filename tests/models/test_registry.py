@@ -195,8 +195,18 @@ def motion_dit(dim: int, depth: int, motion: int = 8, content: int = 3) -> int:
     return embeddings + depth * (18 * dim + 15) * dim + 2 * (dim + 1) * dim + (dim + 1) * 4 * motion
 
 
+def multiway(dim: int, depth: int, out_dim: int) -> int:
+    """Tables of words and positions, patches, blocks of two kinds and three of both with norms around and inside."""
+    block = 4 * dim * dim + 4 * dim + 8 * dim * dim + 5 * dim + 3 * 2 * dim + 2 * 4 * dim
+    tables = 115244 * dim + 1022 * dim + (196 + 1 + 1) * dim + 16 * 16 * 3 * dim + dim
+    return tables + (2 * depth + 3) * block + 3 * 2 * dim + 2 * dim * out_dim
+
+
 # Ours, or of sizes whose papers give no count: a sum over the paper's equations.
 BY_HAND = {
+    "m2_encoder_0_4b": multiway(768, 9, 768),
+    "m2_encoder_1b": multiway(1024, 21, 1024),
+    "m2_encoder_10b": multiway(4096, 21, 1024),
     # the authors' count, without the one vector of 256 that their code never reads
     **{
         f"efficienttam_{size}{way}": count - 256

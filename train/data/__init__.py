@@ -18,7 +18,7 @@ from zoo.train.data.images import ImageDataModule
 from zoo.train.data.listops import ListOps
 from zoo.train.data.loader import Batch, BatchLoader, Source
 from zoo.train.data.microphones import MicrophonesDataModule
-from zoo.train.data.pictures import PicturesDataModule
+from zoo.train.data.pictures import CaptionedPicturesDataModule, PicturesDataModule
 from zoo.train.data.rewarded import PreferencesDataModule, RewardedTask, SortLetters
 from zoo.train.data.scenes import ScenesDataModule
 from zoo.train.data.series import SeriesDataModule
@@ -35,6 +35,7 @@ __all__ = [
     "Batch",
     "BatchLoader",
     "CamerasDataModule",
+    "CaptionedPicturesDataModule",
     "ClipsDataModule",
     "CloudsDataModule",
     "DataModule",

@@ -102,6 +102,48 @@ class PicturesDataModule(DataModule):
         return {split: Pictures(self, digits[split], split, seed) for split, seed in seeds.items()}
 
 
+class CaptionedPicturesDataModule(PicturesDataModule):
+    """Pictures `(B, 1, 24, 24)` float32 in [0, 1], and their captions `(B, T)` int64: byte 0, the letters, and byte 255
+    behind shorter ones. Arguments and splits are those of `PicturesDataModule`, without texts' own.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        train_samples: int = 8192,
+        val_samples: int = 400,
+        test_samples: int = 1000,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed,
+            train_samples=train_samples, val_samples=val_samples, test_samples=test_samples,
+        )  # fmt: skip
+
+    def build(self) -> dict[str, Source]:
+        return {split: Captions(pictures) for split, pictures in super().build().items()}  # type: ignore[arg-type]
+
+
+class Captions:
+    """The pictures of a source with their captions."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def fetch(self, indices: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        source = self.pictures
+        indices = indices + epoch * source.samples if source.train else indices
+        texts = [[DOCUMENT, *scene.caption().encode()] for scene in source.scenes(indices)]
+        length = max(map(len, texts))
+        return source.images(indices), torch.tensor([text + [255] * (length - len(text)) for text in texts])
+
+
 class Pictures:
     """Pictures and texts: functions of (seed, number) alone."""
 

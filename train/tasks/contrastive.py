@@ -31,7 +31,8 @@ class ContrastiveLearning(Task):
     among a batch the other view is the nearest, in the mean over both directions.
 
     Args:
-        model: see `Task`, which also has the other arguments; an image classifier without batch norms.
+        model: see `Task`, which also has the other arguments; an image classifier without batch norms, or an
+            `M2Encoder`, whose pairs are images and texts.
         temperature: 1 / the scale at first.
         rows: rows of logits in memory at a time; all where None.
         micro_batch: inputs of whose encoding activations are in memory at a time; all where None.
@@ -100,10 +101,9 @@ class ContrastiveLearning(Task):
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         first, second = (self.encode(self.evaluated, view) for view in batch)
-        like, own = first @ second.mT, torch.arange(len(first), device=first.device)
-        nearest = torch.stack([like.argmax(1) == own, like.argmax(0) == own]).float().mean(0)
         loss = contrastive_loss(first, second, self.scale, rows=self.rows)
-        for name, value, count in (("loss", loss, len(own)), ("recall", nearest.mean(), len(own))):
+        recall, pairs = nearest(first, second).mean(), len(first)
+        for name, value, count in (("loss", loss, pairs), ("recall", recall, pairs)):
             mean = cast(Mean, self.means[name])
             mean.update(value, count)
             self.log(f"{split}/{name}", mean, on_epoch=True, prog_bar=True)
@@ -113,3 +113,9 @@ class ContrastiveLearning(Task):
         if hasattr(self, "log_scale"):
             optimizer.add_param_group({"params": [self.log_scale], "weight_decay": 0.0})
         return optimizer
+
+
+def nearest(first: Tensor, second: Tensor) -> Tensor:
+    """Of normalised features (B, D) twice, whether the other view is the nearest one: (B,), the mean of both ways."""
+    like, own = first @ second.mT, torch.arange(len(first), device=first.device)
+    return torch.stack([like.argmax(1) == own, like.argmax(0) == own]).float().mean(0)

@@ -5,6 +5,7 @@ from zoo.vision_language.adem_vl import AdemVL, AdemVLConfig
 from zoo.vision_language.answers import answer, stream
 from zoo.vision_language.llava import Llava, LlavaConfig
 from zoo.vision_language.longvlm import LongVLM
+from zoo.vision_language.m2_encoder import M2Encoder, M2EncoderConfig
 from zoo.vision_language.prompts import IMAGE, encode_prompt, prepare_images
 from zoo.vision_language.reduction import Reduction, Seen
 from zoo.vision_language.video_scan import VideoScan
@@ -19,6 +20,8 @@ __all__ = [
     "Llava",
     "LlavaConfig",
     "LongVLM",
+    "M2Encoder",
+    "M2EncoderConfig",
     "Reduction",
     "Seen",
     "VideoScan",

@@ -26,6 +26,7 @@ MODULES = {
     "CamerasDataModule": "{batch_size: 2}",
     "CloudsDataModule": "{batch_size: 2}",
     "MicrophonesDataModule": "{batch_size: 2}",
+    "CaptionedPicturesDataModule": "{batch_size: 4}",
     "PicturesDataModule": "{batch_size: 2}",
     "SeriesDataModule": "{batch_size: 2}",
     "FiguresDataModule": "{batch_size: 2}",
