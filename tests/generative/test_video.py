@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
+from zoo.benchmarks.living import peak
 from zoo.generative import OnDeviceSora, StepRehash, merged_frames, sliced
 from zoo.generative.diffusion import waves
 from zoo.generative.on_device_sora import doubled, halved
@@ -152,6 +153,28 @@ def test_steps_take_attention_from_the_one_before():
         block.attn.qkv.register_forward_hook(lambda *_: calls.append(1))
     model.sample(1, steps=7, shortcut=StepRehash(every=3, first=2))
     assert len(calls) == 4 * rehashed(StepRehash(every=3, first=2), 7) == 4 * 4  # steps 0, 1, 2 and 5
+
+
+def test_bytes_that_live_at_once():
+    x = torch.zeros(1000)
+
+    def work() -> None:
+        y = x + 1  # 4,000 bytes, a view of which goes on
+        z = y.view(10, 100) * 2
+        del y
+        z = z + 1
+        z.t().add_(1)
+
+    assert peak(work) == 8000
+    model = opened(frames=16, img_size=16)
+    model.float()
+    x, t, _ = inputs(model, 1)
+
+    def held(count: int, grouped: bool) -> int:
+        with sliced(model, count, count, grouped=grouped):
+            return peak(lambda: model(x.float(), t.float()))
+
+    assert held(4, True) < held(4, False) < held(1, True)
 
 
 def test_clips_of_a_figure_move_at_one_speed():
