@@ -162,7 +162,8 @@ class TrainingRun(Run):
         """
         first = not self.prepared
         super().prepare(fixed)
-        if first and self.checkpoint is not None and self.trainer.world_size == 1:  # else the order has parts
+        whole = self.trainer.world_size == 1 and not isinstance(self.trainer.strategy, ModelParallelStrategy)
+        if first and self.checkpoint is not None and whole:  # else the order has parts
             check_position(self.datamodule, self.trainer, read_checkpoint(self.checkpoint))
 
     def fit(self) -> None:
