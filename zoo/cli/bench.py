@@ -15,6 +15,7 @@ BENCHMARKS = {
     "families": "language models beside transformers",
     "decode": "prefill and decoding beside transformers and llama.cpp",
     "quant": "weights of a few bits: quality, bytes and time",
+    "diffusion": "diffusion models of few bits and few blocks: what they draw",
     "noise": "training with the noise of few bits and without: what rounding then costs",
     "sparse": "weights without their zeros: quality, bytes and time",
     "vision": "vision models beside timm",
