@@ -130,10 +130,27 @@ class ModelState(Several, list[State]):
         state.governed, state.image = self.governed, self.image
         return state
 
+    def reset(self) -> None:
+        """Back to before the first token, and image."""
+        super().reset()
+        self.image = None
+
     def reorder(self, index: Tensor) -> None:
         """Row i becomes the old row ``index[i]``."""
         super().reorder(index)
         self.image = None if self.image is None else self.image[index]
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ModelState:
+        """Every state, and the image, on another device or of another dtype."""
+        moved = super().to(device, dtype)
+        moved.image = None if self.image is None else self.image.to(device, dtype)
+        return moved
+
+    def detach(self) -> ModelState:
+        """Every state, and the image, without its history."""
+        cut = super().detach()
+        cut.image = None if self.image is None else self.image.detach()
+        return cut
 
 
 def parts(state: State) -> Iterator[State]:

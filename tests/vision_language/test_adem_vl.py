@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import zoo
-from zoo.vision_language import IMAGE, answer
+from zoo.vision_language import IMAGE, VideoScan, answer
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,13 @@ def test_a_state_remembers_the_image(model, images):
     model(images, TOKENS[:, :3], again)
     again.reorder(torch.tensor([1, 0]))
     torch.testing.assert_close(model(None, TOKENS[:, 3:4].flip(0), again), parts[1].flip(0))
+    later = model.init_state(2)
+    model(images[:1], torch.cat([TOKENS[:1, :2], torch.tensor([[0, 80]])]), later)  # one image, and then the other
+    model(images[1:], torch.cat([TOKENS[:1, 2:3], TOKENS[1:, 2:3]]), later)
+    torch.testing.assert_close(model(None, TOKENS[:, 3:4], later)[0], parts[1][0])
+    assert again.to(dtype=torch.float32).image.dtype == torch.float32
+    again.reset()
+    assert again.image is None
     mixed = torch.cat([TOKENS[1:], TOKENS[:1]]), images.flip(0)
     torch.testing.assert_close(model(mixed[1], mixed[0]), whole.flip(0))
     without = model(images[:1], torch.cat([TOKENS[:1], torch.tensor([[0, 1, 2, 3, 4]])]))
@@ -108,5 +115,10 @@ def test_what_cannot_be_seen(model, images):
         model(images, torch.tensor([[0, 255, 255, 65]]))
     with pytest.raises(ValueError, match="dropped_share must be in"):
         zoo.create_model("adem_vl_nano", dropped_share=1.0)
+    for options in ({"num_blocks": 2}, {"class_feature": True}, {"projector_bias": False}):
+        with pytest.raises(ValueError, match="reads the whole encoder"):
+            zoo.create_model("adem_vl_nano", **options)
+    with pytest.raises(ValueError, match="which AdemVL does not"):
+        VideoScan(model)
     with pytest.raises(ValueError, match="adds to feed-forward layers"):
         zoo.create_model("adem_vl_nano", language="mamba2_nano", language_options={})

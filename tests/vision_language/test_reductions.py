@@ -143,6 +143,16 @@ def test_efficient_vla_keeps_the_relevant_and_the_unlike(model, images):
     assert held[1] == held[2] == sorted([0, *chosen, 38, 39, 40])
 
 
+@torch.no_grad()
+def test_a_policy_of_images_knows_the_model_s(model, images):
+    """Without being told which tokens they are: it forgets some of them, and no text."""
+    tokens = prompt(FEATURES, 65, 66)
+    for cache in (LookM(heavy=2, recent=2), {0: LookM(heavy=2, recent=2)}, "look_m"):
+        state = model.init_state(1, cache=cache)
+        model(images[:1], tokens, state)
+        assert next(governed_parts(state)).filled < tokens.shape[1]
+
+
 def test_prompts_of_clips(frames):
     tokenizer = zoo.load_tokenizer("llava_nano")
     reduction = LongVLM(images=4, segments=2, merges=(16,), classes=1, heads=4)

@@ -82,6 +82,9 @@ def test_what_is_no_video(model):
         VideoScan(model, memory=0)
     with pytest.raises(ValueError, match="leave out images"):
         VideoScan(model, prompt=[0, 255])
+    for question in ([], [65, 255]):
+        with pytest.raises(ValueError, match="a question about a video is a text, of a token or more and no image"):
+            VideoScan(model, prompt=[0]).ask(question, 1)
     linear: Any = zoo.create_model("llava_nano", language="mamba2_nano", language_options={"depth": 1})
     with pytest.raises(ValueError, match="governs attention"):
         VideoScan(linear)

@@ -47,6 +47,12 @@ class AdemVLConfig(LlavaConfig):
         super().__post_init__()
         require_positive(self, "hidden_dim", "adapter_dim")
         require_ranges(self)
+        if self.num_blocks is not None or self.class_feature or not self.projector_bias:
+            raise ValueError(
+                "ADEM-VL reads the whole encoder, its class token by itself, and projects with biases: leave out "
+                f"num_blocks, class_feature and projector_bias, got {self.num_blocks}, {self.class_feature}, "
+                f"{self.projector_bias}"
+            )
         if not self.grids or min(self.grids) < 1:
             raise ValueError(f"grids must be sides of at least one cell each, got {self.grids}")
         if not 0 <= self.dropped_share < 1:
@@ -225,6 +231,8 @@ class AdemVL(Llava):
         which = (places.cumsum(0) - 1).clamp(min=0)  # of the images, in order
         seen = seen[which] * places.view(-1, 1, 1)
         if state is not None:
+            if state.image is not None:  # rows without an image now go on with what they saw before
+                seen = torch.where(places.view(-1, 1, 1) > 0, seen, state.image)
             state.image = seen
         with self.fusion.seeing(seen):
             return self.language(tokens, state, embedded=embedded, **call)

@@ -20,6 +20,9 @@ from zoo.config import from_json, require_positive
 from zoo.generate import Step
 from zoo.language.base import LanguageModel
 from zoo.layers import ModelState
+from zoo.layers.cache.build import Cache
+from zoo.layers.cache.names import policy_of
+from zoo.layers.cache.policy import Policy
 from zoo.registry import Paper, lookup, register_model
 from zoo.vision.base import VisionModel
 from zoo.vision_language.reduction import Reduction, Seen
@@ -203,9 +206,26 @@ class Llava(nn.Module):
         """Steps of the language model after what this model has read into a state."""
         return steps
 
-    def init_state(self, *args: Any, **kwargs: Any) -> ModelState:
-        """Of the language model, see ``LanguageModel.init_state``."""
-        return self.language.init_state(*args, **kwargs)
+    def init_state(
+        self,
+        batch_size: int,
+        max_length: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        cache: Cache = None,
+    ) -> ModelState:
+        """Of the language model, see ``LanguageModel.init_state``; a cache policy of images that names no tokens of
+        theirs is told this model's."""
+        if isinstance(cache, Mapping):
+            cache = {index: self._told(policy) for index, policy in cache.items()}
+        elif cache is not None:
+            cache = self._told(cache)
+        return self.language.init_state(batch_size, max_length, device, dtype, cache)
+
+    def _told(self, policy: Policy | str) -> Policy:
+        policy = policy_of(policy)
+        unnamed = getattr(policy, "images", None) == ()
+        return dataclasses.replace(policy, images=(self.config.image_token,)) if unnamed else policy  # type: ignore[call-arg]
 
     def no_weight_decay(self) -> set[str]:
         """Those of both models."""

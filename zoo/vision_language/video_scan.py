@@ -41,13 +41,18 @@ class VideoScan:
         state: of the language model. carriers: (frames held, dim), their C. positions: where they stand. frames: seen.
 
     Raises:
-        ValueError: for a language model whose attention no policy governs, a memory below 1, or a prompt with images.
+        ValueError: for a language model whose attention no policy governs, a memory below 1, a prompt with images, or a
+            model whose texts do not hold the features of images, as ADEM-VL.
 
     Paper: Li et al., "VideoScan", arXiv 2503.09387; the code of LyliAgave/VideoScan.
     """
 
     def __init__(self, model: Llava, memory: int = 64, prompt: Sequence[int] = ()):
         require_at_least(1, memory=memory)
+        if type(model).see is not Llava.see or type(model).forward is not Llava.forward:
+            raise ValueError(
+                f"VideoScan reads all features of a frame as tokens, which {type(model).__name__} does not"
+            )
         if model.config.image_token in prompt:
             raise ValueError("the prompt of a video stands before its frames: leave out images")
         like = next(model.parameters())
@@ -85,7 +90,15 @@ class VideoScan:
             self.carriers = torch.cat([self.carriers[:older], self.carriers[older + 1 :]])
 
     def ask(self, question: Sequence[int], max_new_tokens: int, **options: Any) -> Iterator[Step]:
-        """Continue a text about what was seen so far, with the options of ``zoo.stream``; nothing of it is kept."""
+        """Continue a text about what was seen so far, with the options of ``zoo.stream``; nothing of it is kept.
+
+        Raises:
+            ValueError: for a question of no tokens, or with images.
+        """
+        if not len(question) or self.model.config.image_token in question:
+            raise ValueError(
+                f"a question about a video is a text, of a token or more and no image, got {list(question)}"
+            )
         tokens = torch.tensor([list(question)], device=self.carriers.device)
         return stream_text(self.model.language, tokens, max_new_tokens, state=self.state.clone(), **options)
 
