@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from zoo.train.replay import Replay
+from zoo.train.tasks import WorldModeling
 from zoo.worlds import Played
 
 
@@ -92,3 +97,21 @@ def test_too_little_was_played() -> None:
         replay.sample(4, 3)
     with pytest.raises(ValueError, match="tau must be above 0, got 0"):
         Replay(10, tau=0)
+
+
+def test_the_return_of_every_episode_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of one that was worth nothing; none before the first has ended."""
+    task, logged, counter = WorldModeling("drama_nano", play=2, dreams=1, context=2), [], itertools.count()
+    task.configure_model()
+    monkeypatch.setattr(task, "log", lambda name, value, **_: logged.append((name, value)))
+
+    def step(choose: Any) -> Played:
+        index = next(counter)  # episodes of three steps, worth 0, 1, 2, ...
+        reward = torch.tensor([float(index // 3) * (index % 3 == 1)])
+        flags = torch.tensor([index % 3 == 2]), torch.tensor([index % 3 == 0])
+        return Played(torch.zeros(1, 1, 32, 32, dtype=torch.uint8), torch.zeros(1).long(), reward, *flags)
+
+    task.replay, task.player, task.policy = Replay(50), SimpleNamespace(step=step), SimpleNamespace()  # type: ignore[assignment]
+    for index in range(5):
+        task.on_train_batch_start((torch.zeros(1, 2, 1, 32, 32), torch.zeros(1, 2, 4)), index)
+    assert logged == [("train/return", 0.0), ("train/return", 1.0), ("train/return", 2.0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,6 +69,21 @@ def test_codes_are_ones_and_zeros_with_the_gradient_of_probabilities() -> None:
     other = unimix(torch.randn_like(logits), 0.01)
     wanted = kl_divergence(OneHotCategorical(logits=logs), OneHotCategorical(logits=other)).sum(-1)
     close(divergence(logs, other), wanted)
+
+
+def test_a_generator_draws_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one of the CPU for a model on a GPU; here "meta" stands for another device."""
+    drew = []
+
+    def multinomial(shares: torch.Tensor, count: int, generator: Any = None) -> torch.Tensor:
+        drew.append(shares.device)
+        return torch.zeros(len(shares), count, dtype=torch.int64)
+
+    monkeypatch.setattr(torch, "multinomial", multinomial)
+    elsewhere: Any = SimpleNamespace(device=torch.device("meta"))
+    made: Any = zoo.create_model("drama_nano").eval()
+    assert made.act(torch.rand(2, 1, 32, 32), made.begin(2), generator=elsewhere).tolist() == [0, 0]
+    assert drew == [elsewhere.device] * 2
 
 
 def test_bins() -> None:

@@ -45,6 +45,14 @@ def cart(repeat: int = 1) -> Environment:
     return Environment("CartPole-v1", 32, repeat=repeat)
 
 
+@pytest.mark.cuda
+def test_a_model_on_a_gpu_plays_and_imagines() -> None:
+    made: Any = zoo.create_model("drama_nano", environment="CartPole-v1").eval().cuda()
+    assert len(returns(made, cart, 2, longest=20)) == 2
+    played = play(Player(cart(), 0), 8, AgentPlays(made, torch.Generator().manual_seed(0)))
+    assert rollout(made, played, 4, torch.Generator().manual_seed(0))[0].device.type == "cuda"
+
+
 def test_frames_follow_the_state() -> None:
     upright = cart_pole(np.zeros(4), 32)
     assert np.allclose(upright, upright[:, ::-1]) and upright.min() >= 0 and upright.max() <= 1

@@ -77,7 +77,7 @@ class WorldModeling(Task):
         self.player: Player | None = None
         self.slow_critic: nn.Module | None = None
         self.updated: tuple[Batch, Batch] | None = None  # what this update learns from, and imagines from
-        self.total = 0.0  # of the present episode's rewards
+        self.total: float | None = None  # of the present episode's rewards, once it has begun
         self.saved: dict[str, Any] | None = None
         self.policy: AgentPlays | None = None
         self.means = nn.ModuleDict({name: Mean() for name in ("loss", "error", "return")})
@@ -118,9 +118,9 @@ class WorldModeling(Task):
             found = play(self.player, self.steps, self.policy)
         self.replay.add(found)
         for reward, first in zip(found.rewards.tolist(), found.firsts.tolist(), strict=True):
-            if first and self.total:
+            if first and self.total is not None:
                 self.log("train/return", self.total, prog_bar=True)
-            self.total = reward + (0.0 if first else self.total)
+            self.total = reward + (0.0 if first or self.total is None else self.total)
         frames, _ = batch
         drawn = self.replay.sample(*frames.shape[:2]), self.replay.sample(self.dreams, self.context, imagine=True)
         learnt, dreamt = (tuple(part.to(frames.device) for part in joined(played)) for played in drawn)

@@ -11,6 +11,7 @@ from zoo.kernels.dispatch import compute_dtype
 from zoo.layers.precision import KeepsFloat32
 from zoo.worlds.bins import Bins
 from zoo.worlds.dynamics import stack
+from zoo.worlds.latents import picked
 
 DECAY = 0.99  # of the averages of low and high returns
 LOW, HIGH = 0.05, 0.95  # shares of returns below them
@@ -122,7 +123,7 @@ class Agent(KeepsFloat32):
     def choose(self, features: Tensor, greedy: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """Features (B, feature_dim) to actions (B,), drawn or the likeliest."""
         found = self.policy(features)
-        return found.argmax(-1) if greedy else torch.multinomial(found.exp(), 1, generator=generator)[:, 0]
+        return found.argmax(-1) if greedy else picked(found.exp(), generator)
 
     def values(self, logits: Tensor) -> Tensor:
         """Logits of the critic (..., bins) to values (...)."""

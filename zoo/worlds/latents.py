@@ -32,8 +32,14 @@ def drawn(log_probabilities: Tensor, generator: torch.Generator | None = None) -
     """
     probabilities = log_probabilities.exp()
     flat = probabilities.detach().flatten(0, -2)
-    index = torch.multinomial(flat, 1, generator=generator).view(probabilities.shape[:-1])
+    index = picked(flat, generator).view(probabilities.shape[:-1])
     return _straight_through(index, probabilities)
+
+
+def picked(shares: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Of rows of shares (N, K) an index each, (N,), drawn where the generator is: one of the CPU draws for a GPU."""
+    where = shares.device if generator is None else generator.device
+    return torch.multinomial(shares.to(where), 1, generator=generator)[:, 0].to(shares.device)
 
 
 def likeliest(log_probabilities: Tensor) -> Tensor:

@@ -55,10 +55,11 @@ def rollout(
         raise ValueError(
             f"the context must be at least 1 and below the {len(played.frames)} frames that there are, got {context}"
         )
-    frames, actions = scaled(model, played.frames)[None], played.actions[None]
+    frames = scaled(model, played.frames)[None]
+    actions, firsts = (part[None].to(frames.device) for part in (played.actions, played.firsts))
     found = model.imagine(
         frames[:, :context], actions[:, :context], frames.shape[1] - context, moves=actions[:, context:],
-        firsts=played.firsts[None, :context], generator=generator,
+        firsts=firsts[:, :context], generator=generator,
     )  # fmt: skip
     return model.decode(found.codes[:, :-1])[0], found
 
