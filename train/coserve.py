@@ -111,8 +111,14 @@ class CoServing:
         return self.requests[-1]
 
     def tune(self, tokens: Tensor, labels: Tensor | None = None) -> None:
-        """One more step of the optimiser, on tokens (B, T) int64; labels as a language model has them."""
-        self.waiting.append((tokens, tokens if labels is None else labels))
+        """One more step of the optimiser, on tokens (B, T) int64; labels as a language model has them.
+
+        Raises:
+            ValueError: for tokens or labels that the model does not read.
+        """
+        labels = tokens if labels is None else labels
+        self.tuned._check(tokens, None, labels, None, 0, None)
+        self.waiting.append((tokens, labels))
 
     def run(self) -> None:
         """Until all requests are answered and all sequences learnt."""
@@ -140,15 +146,17 @@ class CoServing:
         """The next piece of a training sequence; the tokens that it counts as."""
         if self._learning is None:
             self._learning = in_pieces(self.tuned, *self.waiting.popleft(), self.chunk_size)
+        learning, self._learning = self._learning, None  # one that fails is not gone on with
         try:
-            return next(self._learning)
+            spent = next(learning)
         except StopIteration as end:
             self.optimizer.step()
             self.optimizer.zero_grad()
             zoo.after_step(self.tuned)
             self.losses.append(float(end.value))
-            self._learning = None
             return 0.0
+        self._learning = learning
+        return spent
 
 
 def in_pieces(model: LanguageModel, tokens: Tensor, labels: Tensor, chunk_size: int) -> Generator[float, None, Tensor]:

@@ -114,6 +114,17 @@ def test_wrong_input_says_so() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"must not be served meanwhile, but embedding\.weight is in both models"):
         CoServing(model, shared_copy(model), optimizer)
+    tuned = adapted(model)
+    both = CoServing(model, tuned, torch.optim.SGD(learners(tuned).values(), lr=0.1))
+    for read, labels, message in (
+        (tokens()[0], None, "tokens must have shape"),
+        (tokens() + 999, None, "tokens must be"),
+        (tokens(), tokens()[:, 1:], "labels must have the shape of tokens"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            both.tune(read, labels)
+    both.run()
+    assert not both.losses
     with pytest.raises(ValueError, match="chunk_size must be at least 1"):
         CoServing(model, adapted(model), optimizer, chunk_size=0)
     with pytest.raises(ValueError, match="has side losses or choices over all tokens"):
