@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import start_processes
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -141,6 +142,8 @@ def test_wrong_input_says_so(mesh: DeviceMesh) -> None:
         ("transformer_nano", "tensor", {"num_kv_heads": 4, "mlp_dim": 30}, "feed-forward layer: got hidden_dim 30"),
         ("mamba2_nano", "tensor", {}, "the groups of Mamba-2's heads: got num_groups 1"),
         ("moe_nano", "expert", {"num_experts": 6}, "the experts of MoE: got num_experts 6"),
+        ("moe_nano", "tensor", {"num_experts": 6, "num_kv_heads": 4}, "the experts of MoE: got num_experts 6"),
+        ("deepseek_nano", "tensor", {"mlp_dim": 18}, "feed-forward layer: got hidden_dim 18"),
         ("transformer_nano", "expert", {}, "no experts to share out: take plan='tensor'"),
         ("mamba2_nano", "context", {}, r"plain causal attention .*blocks\.0\.mixer is a Mamba2: take plan='tensor'"),
         ("transformer_nano", "token_ring", {"attention_sinks": True}, "CausalAttention with a softcap or sinks"),
@@ -150,8 +153,10 @@ def test_wrong_input_says_so(mesh: DeviceMesh) -> None:
         ("transformer_nano", "tensor", {"node_size": 2}, "node_size is of plan='expert'"),
     ):  # fmt: skip
         extra = {"node_size": options.pop("node_size")} if "node_size" in options else {}
+        model = zoo.create_model(name, **options)
         with pytest.raises(ValueError, match=message):
-            zoo.parallelize(zoo.create_model(name, **options), mesh, plan, **extra)
+            zoo.parallelize(model, mesh, plan, **extra)
+        assert not any(isinstance(parameter, DTensor) for parameter in model.parameters())  # as it was
     model = zoo.parallelize(zoo.create_model("transformer_nano", depth=1), mesh, "context")
     with pytest.raises(ValueError, match="a length that 8 divides, got 12"):
         model(torch.zeros(1, 12, dtype=torch.int64))

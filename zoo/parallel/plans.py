@@ -22,7 +22,7 @@ from zoo.layers.report import Reports
 from zoo.parallel.experts import sent
 from zoo.parallel.local import ALIKE, MEAN, OWN_MEAN, SUMMED, replicate
 from zoo.parallel.ring import RINGS, share_attention
-from zoo.parallel.tensors import SPLITS, Experts, Whole, share_experts
+from zoo.parallel.tensors import SPLITS, Experts, Whole, expert_names, share_experts
 from zoo.parallel.tokens import in_parts, in_turns, share_tokens
 
 Names = tuple[list[str], list[str]]
@@ -61,6 +61,8 @@ def expert(model: nn.Module, mesh: DeviceMesh, node_size: int | None) -> Names:
     if not layers:
         raise ValueError(f"{type(model).__name__} has no experts to share out: take plan='tensor'")
     nodes = None if node_size in (None, mesh.size()) else _nodes(mesh, node_size)
+    for layer in layers.values():  # before any of them is changed
+        expert_names(layer, mesh.size())
     for layer in layers.values():
         share_experts(layer, mesh, OWN_MEAN)
         layer.visit = MethodType(partial(sent, mesh.get_group(), nodes), layer)  # type: ignore[method-assign]
@@ -106,8 +108,11 @@ def _styles(model: nn.Module, mesh: DeviceMesh, *, sequence: bool) -> tuple[dict
     styles: dict[str, Any] = {}
     whole: list[str] = []
     for name, module in _layers(model):
-        style: Any = Experts() if isinstance(module, RoutedExperts) else None
-        if type(module) in SPLITS:
+        style: Any = None
+        if isinstance(module, RoutedExperts):
+            expert_names(module, mesh.size())
+            style = Experts()
+        elif type(module) in SPLITS:
             style = SPLITS[type(module)](module, mesh.size())
             if style is not None:
                 style.check(module)
@@ -119,8 +124,9 @@ def _styles(model: nn.Module, mesh: DeviceMesh, *, sequence: bool) -> tuple[dict
     # the layers that experts have besides them, whose tokens are those of all processes
     for name in [name for name, style in styles.items() if isinstance(style, Experts)]:
         shared = getattr(model.get_submodule(name), "shared", None)
-        if shared is not None and type(shared) in SPLITS:
-            styles[f"{name}.shared"] = SPLITS[type(shared)](shared, mesh.size())
+        if type(shared) in SPLITS and (style := SPLITS[type(shared)](shared, mesh.size())) is not None:
+            style.check(shared)
+            styles[f"{name}.shared"] = style
     if not styles:
         kinds = ", ".join(sorted({type(module).__name__ for _, module in _layers(model)})) or "none"
         raise ValueError(

@@ -114,12 +114,17 @@ class Experts(ParallelStyle):
 
 def share_experts(layer: RoutedExperts, mesh: DeviceMesh, gradient: str) -> None:
     """Each process holds the matrices of some of the experts."""
-    require_shares(mesh.size(), f"the experts of {type(layer).__name__}", num_experts=layer.num_experts)
+    localize(layer, mesh, {name: Held(Shard(0), gradient) for name in expert_names(layer, mesh.size())})
+
+
+def expert_names(layer: RoutedExperts, processes: int) -> list[str]:
+    """The matrices of experts that so many processes can share out; raises a ValueError where they cannot."""
+    require_shares(processes, f"the experts of {type(layer).__name__}", num_experts=layer.num_experts)
     own = {id(weight) for weight in layer.expert_parameters()}
     names = [name for name, parameter in layer.named_parameters(recurse=False) if id(parameter) in own]
     if len(names) < len(own):
         raise ValueError("experts are shared out as plain matrices, some of these are factors or compressed")
-    localize(layer, mesh, {name: Held(Shard(0), gradient) for name in names})
+    return names
 
 
 def require_shares(processes: int, what: str, **sizes: int) -> None:
