@@ -30,9 +30,9 @@ class Case:
 
 
 def all_cases() -> list[Case]:
-    """The cases of every module of this package that has a list ``CASES``: one for each operation."""
+    """The cases of every module of this package that has them in ``CASES``: one for each operation."""
     modules = [importlib.import_module(f"{__name__}.{item.name}") for item in pkgutil.iter_modules(__path__)]
-    return [case for module in modules for case in getattr(module, "CASES", ())]
+    return [case for module in modules for case in getattr(module, "CASES", ()) if isinstance(case, Case)]
 
 
 def outputs_and_gradients(call: Callable, inputs: dict[str, Tensor], impl: str) -> dict[str, Tensor]:
