@@ -165,6 +165,7 @@ def test_predict_follows_and_draws(batch: Any, tmp_path: Path, capsys: pytest.Ca
         (["frames", "--box", "1,2,30,48"], "box must be in the picture of 96 x 48 pixels"),
         (["frames", "--box", "30,2,3,40"], "right > left and bottom > top"),
         (["frames", "--point", "3"], "point takes 2 numbers with commas between them, got '3'"),
+        (["frames", "--point", "3;4"], "point takes 2 numbers with commas between them, got '3;4'"),
         (["frames/000.png", "--point", "3,4"], "a clip takes two frames or more, got 1"),
         (["frames/000.png", "small.png", "--point", "3,4"], "the frames of a clip must have one size"),
         (["text.gif", "--point", "3,4"], "must be a picture or a GIF"),

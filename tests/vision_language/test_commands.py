@@ -60,6 +60,12 @@ def test_commands_that_lack_something(folder, picture, capsys):
         (["generate", str(folder), "--image", str(picture), "--prompt", f"see {IMAGE}"], "a text must follow"),
         (["generate", "transformer_nano", "--image", str(picture)], "image is of a vision-language model"),
         (["predict", "vit_nano", str(picture), "--prompt", "what"], "prompt is of a vision-language model"),
+        (["predict", str(folder), str(picture), "--labels", str(picture)], "labels is of classifiers of images"),
+        (["predict", str(folder), str(picture), "--skip-bad-images"], "skip-bad-images is of classifiers of images"),
+        (
+            ["generate", str(folder), "--image", str(picture), "--max-new-tokens", "0"],
+            "max_new_tokens must be at least",
+        ),
     ):
         assert main(arguments) == 2
         assert error in capsys.readouterr().err.replace("\n", " ")

@@ -128,7 +128,10 @@ def _prompt(known: Namespace, own: tuple[int, int], size: int) -> Any:
 
 
 def _numbers(option: str, text: str, count: int) -> list[float]:
-    numbers = [float(part) for part in text.split(",")]
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
     if len(numbers) != count:
         raise ValueError(f"{option} takes {count} numbers with commas between them, got {text!r}")
     return numbers

@@ -89,7 +89,23 @@ def run(known: Namespace) -> int:
     way = next((way for kind, way in ways.items() if isinstance(model, kind)), _classify)
     if way is not follow and (known.point or known.box):
         raise UsageError(f"--point and --box are of a video model, got {type(model).__name__}")
+    _check_reading(known, way, model)
     return way(model.eval(), known)
+
+
+def _check_reading(known: Namespace, way: Callable[[Any, Namespace], int], model: Any) -> None:
+    """Refuse options that this kind of model does not read."""
+    from zoo.cli.answers import reconstruct
+    from zoo.cli.sight import described
+
+    for option, given, ways in (
+        ("--labels", known.labels is not None, (_classify,)),
+        ("--skip-bad-images", known.skip_bad_images, (_classify,)),
+        ("--exif-orientation", known.exif_orientation, (_classify, reconstruct, described)),
+    ):
+        if given and way not in ways:
+            kinds = "models that read single images" if len(ways) > 1 else "classifiers of images"
+            raise UsageError(f"{option} is of {kinds}, got {type(model).__name__}: leave it out")
 
 
 def _classify(model: Any, known: Namespace) -> int:
