@@ -29,7 +29,7 @@ def check(found: list[dict[str, Any]], names: tuple[str, ...]) -> None:
             told = f"{name} in process {rank}: {far}"
             assert far["state"] and max(far["loss"], far["outputs"], far["gradients"]) < 1e-10, told
             assert far["steepest"] > 1e-3 and far["sent"] > 0, told
-            assert far["held"] <= 1 and (cases.CASES[name][2] in ("context", "token_ring") or far["held"] < 0.95), told
+            assert far["held"] <= 1 and (cases.SHARED[name][2] in ("context", "token_ring") or far["held"] < 0.95), told
 
 
 def test_two_processes_equal_one() -> None:
@@ -39,8 +39,8 @@ def test_two_processes_equal_one() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_every_plan_of_several_processes_equals_one(processes: int) -> None:
-    found = cases.run(processes, tuple(cases.CASES))
-    check(found, tuple(cases.CASES))
+    found = cases.run(processes, tuple(cases.SHARED))
+    check(found, tuple(cases.SHARED))
     assert found[0]["whole layers in sequence"]["whole"] and not found[0]["attention in sequence"]["whole"]
 
 
@@ -174,4 +174,4 @@ def test_wrong_input_says_so(mesh: DeviceMesh) -> None:
             ValueError, match=r"q_proj of a CausalAttention is no plain layer but a .* before it is quantised"
         ):
             zoo.parallelize(model, mesh)
-    assert set(PLANS) == {plan for _, _, plan in cases.CASES.values()}
+    assert set(PLANS) == {plan for _, _, plan in cases.SHARED.values()}

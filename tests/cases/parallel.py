@@ -26,7 +26,7 @@ SMALL = {"dim": 32, "depth": 2, "vocab_size": 64}
 HEADS = SMALL | {"num_heads": 8, "num_kv_heads": 4, "mlp_dim": 48}
 ODD = HEADS | {"qk_norm": "head", "attention_sinks": True, "qkv_bias": True, "norm_order": "both", "window": 5}
 EXPERTS = HEADS | {"mlp_dim": 16, "num_experts": 8}
-CASES: dict[str, tuple[str, dict[str, Any], str]] = {  # model, its options, plan
+SHARED: dict[str, tuple[str, dict[str, Any], str]] = {  # model, its options, plan
     "attention": ("transformer_nano", HEADS, "tensor"),
     "odd attention": ("transformer_nano", ODD, "tensor"),
     "gated attention, some experts": ("qwen3_next_nano", {"num_heads": 4, "num_kv_heads": 4}, "tensor"),
@@ -65,7 +65,7 @@ def compare(rank: int, folder: str, processes: int, names: tuple[str, ...]) -> N
     mesh = init_device_mesh("cpu", (processes,))
     found = {}
     for name in names:
-        kind, options, plan = CASES[name]
+        kind, options, plan = SHARED[name]
         torch.manual_seed(0)
         one: Any = zoo.create_model(kind, dtype=torch.float64, **options).train()
         extra = {"node_size": processes // 2} if "nodes" in name else {}
