@@ -56,6 +56,14 @@ def test_clips_are_functions_of_their_number(batch: Any) -> None:
     assert torch.equal(one[0], clips[7]) and torch.equal(target["masks"][0], targets["masks"][7])
     first, second = (data.sources["train"].fetch(torch.tensor([7]), epoch)[0] for epoch in (0, 1))
     assert not torch.equal(first, second)
+    plain, short = ClipsDataModule(frames=9), ClipsDataModule(frames=9, first_frames=1)
+    plain.setup()
+    short.setup()
+    for epoch, frames in ((0, 1), (1, 9)):
+        cut, target = short.sources["train"].fetch(torch.tensor([7]), epoch)
+        whole, known = plain.sources["train"].fetch(torch.tensor([7]), epoch)
+        assert cut.shape[1] == target["masks"].shape[1] == frames
+        assert torch.equal(cut, whole[:, :frames]) and torch.equal(target["masks"], known["masks"][:, :frames])
     with pytest.raises(ValueError, match="size must be >= 16, frames >= 6"):
         ClipsDataModule(frames=5)
 
@@ -72,7 +80,7 @@ def test_the_loss_written_out() -> None:
     masks = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
     masks[0, 0, 2:6, 1:5] = True  # nothing is seen in the second clip
     found = Tracked(torch.zeros(2, 8, 8), score, ious.amax(1), low, ious)
-    target, losses, overlaps = masks[0, 0].float(), [], []
+    target, losses, crossed, overlaps = masks[0, 0].float(), [], [], []
     for logits in F.interpolate(low[:1], (8, 8), mode="bilinear")[0]:
         p = logits.sigmoid()
         right = torch.where(target == 1, p, 1 - p)
@@ -80,10 +88,18 @@ def test_the_loss_written_out() -> None:
         focal = (-weight * (1 - right) ** 2 * right.log()).mean()
         dice = 1 - (2 * (p * target).sum() + 1) / (p.sum() + target.sum() + 1)
         losses.append(20 * focal + dice)
+        crossed.append(5 * -right.log().mean() + dice / 2)
         overlaps.append(((logits > 0) & masks[0, 0]).sum() / ((logits > 0) | masks[0, 0]).sum())
-    of_mask = torch.stack(losses).min() + (ious[0] - torch.stack(overlaps)).abs().mean()
+    off = (ious[0] - torch.stack(overlaps)).abs().mean()
     of_sight = F.softplus(-score[0]) + F.softplus(score[1])
-    torch.testing.assert_close(tracking_loss([found], masks), (of_mask + of_sight) / 2)
+    torch.testing.assert_close(tracking_loss([found], masks), (torch.stack(losses).min() + off + of_sight) / 2)
+    given = {"focal": 0.0, "cross_entropy": 5.0, "dice": 0.5, "iou": 3.0, "seen": 2.0}
+    task = VideoSegmentation("efficienttam_nano", weights=given)
+    wanted = (torch.stack(crossed).min() + 3 * off + 2 * of_sight) / 2
+    torch.testing.assert_close(tracking_loss([found], masks, task.weights), wanted)
+    for wrong in ({"cross": 1.0}, {"dice": -1.0}):
+        with pytest.raises(ValueError, match=r"weights must be of focal, .* and 0 or more, got \{"):
+            VideoSegmentation("efficienttam_nano", weights=wrong)
 
 
 def test_the_task_evaluates_with_and_without_memory(batch: Any) -> None:

@@ -31,6 +31,7 @@ class ClipsDataModule(DataModule):
     Args:
         size: S.
         frames: T, at least 6. train_frames: that of the clips to train on where it is another.
+        first_frames: how many epochs show the first frame alone of the clips to train on, which says what an object is.
         batch_size, eval_batch_size, num_workers, seed: see `DataModule`.
         train_samples, val_samples, test_samples: clips per epoch and split. Those to train on are drawn anew each
             epoch; the others are the same for every seed.
@@ -45,6 +46,7 @@ class ClipsDataModule(DataModule):
         size: int = 64,
         frames: int = 12,
         train_frames: int | None = None,
+        first_frames: int = 0,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
@@ -55,13 +57,15 @@ class ClipsDataModule(DataModule):
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
         train_frames = train_frames or frames
-        if size < 16 or min(frames, train_frames) < 6 or min(train_samples, val_samples, test_samples) < 1:
+        clips = min(train_samples, val_samples, test_samples)
+        if size < 16 or min(frames, train_frames) < 6 or first_frames < 0 or clips < 1:
             raise ValueError(
-                f"size must be >= 16, frames >= 6 and clips >= 1, got size={size}, frames={frames}, "
-                f"train_frames={train_frames}, train_samples={train_samples}, val_samples={val_samples}, "
-                f"test_samples={test_samples}"
+                f"size must be >= 16, frames >= 6, first_frames >= 0 and clips >= 1, got size={size}, frames={frames}, "
+                f"train_frames={train_frames}, first_frames={first_frames}, train_samples={train_samples}, "
+                f"val_samples={val_samples}, test_samples={test_samples}"
             )
         self.size, self.frames = size, {"train": train_frames, "val": frames, "test": frames}
+        self.first_frames = first_frames
         self.samples = {"train": train_samples, "val": val_samples, "test": test_samples}
 
     @property
@@ -79,6 +83,7 @@ class Clips:
     def __init__(self, of: ClipsDataModule, split: str, seed: int) -> None:
         self.size, self.frames, self.samples, self.seed = of.size, of.frames[split], of.samples[split], seed
         self.resample = split == "train"
+        self.short_epochs = of.first_frames if self.resample else 0
 
     def __len__(self) -> int:
         return self.samples
@@ -108,7 +113,10 @@ class Clips:
             "points": torch.stack([area[chosen % size], area[chosen // size]], 1).view(rows, 1, 2).float(),
             "boxes": boxes.float(),
         }
-        return (pictures + GRAIN * 12**0.5 * (grain - 0.5)).clamp(0, 1).float(), targets
+        pictures = (pictures + GRAIN * 12**0.5 * (grain - 0.5)).clamp(0, 1).float()
+        if epoch < self.short_epochs:
+            return pictures[:, :1], targets | {"masks": masks[:, :1]}
+        return pictures, targets
 
     def _paths(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Radii (B, SHAPES) and middles (B, SHAPES, T, 2) in pixels."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,6 +17,7 @@ Batch = tuple[Tensor, dict[str, Tensor]]
 PROMPTS = ("point", "box", "mask")
 LATE = 8  # the first frame that is late
 ALPHA, GAMMA = 0.25, 2.0  # of the focal loss
+WEIGHTS = {"focal": 20.0, "cross_entropy": 0.0, "dice": 1.0, "iou": 1.0, "seen": 1.0}  # SAM 2's
 
 
 class VideoSegmentation(Task):
@@ -28,7 +29,8 @@ class VideoSegmentation(Task):
     .. math:: 20 \, \text{focal} + \text{dice} + |\hat u - u| + \text{cross-entropy of its being seen}
 
     with u the overlaps of all of them; where the object is not seen the last term alone. (arXiv:2408.00714, appendix;
-    focal loss with weight 1/4 and power 2, a mean over pixels.) The prompts of training take turns.
+    focal loss with weight 1/4 and power 2, a mean over pixels.) The prompts of training take turns. `weights` changes
+    those of the terms.
 
     Logs `{train,val,test}/loss`, and of evaluations, which leave out the first frame: `j`, the mean over clips and
     frames of |P and M| / |P or M|, 1 where both are empty; `j_late`, that of the eighth frame and later ones; and
@@ -40,9 +42,11 @@ class VideoSegmentation(Task):
         prompt: what evaluation gives.
         remembers: evaluation goes on from frame to frame; False reads each frame by itself, with the first one's
             prompt.
+        weights: of terms of the loss where they are not SAM 2's, of "focal" (20), "cross_entropy" of pixels (0),
+            "dice" (1), "iou" (1), the error of what overlap is expected, and "seen" (1).
 
     Raises:
-        ValueError: for another prompt.
+        ValueError: for another prompt, another term or a weight below zero.
     """
 
     unit = "clips"
@@ -55,11 +59,16 @@ class VideoSegmentation(Task):
         prompts: Sequence[str] = ("point", "box"),
         prompt: str = "point",
         remembers: bool = True,
+        weights: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, model_args, **kwargs)
         if unknown := {prompt, *prompts} - set(PROMPTS) or (not prompts and {"none"}):
             raise ValueError(f"prompts must be of {', '.join(PROMPTS)}, got {', '.join(sorted(unknown))}")
+        given = weights or {}
+        if wrong := {name: weight for name, weight in given.items() if name not in WEIGHTS or not weight >= 0}:
+            raise ValueError(f"weights must be of {', '.join(WEIGHTS)} and 0 or more, got {wrong}")
+        self.weights = WEIGHTS | given
         self.prompts, self.prompt, self.remembers = tuple(prompts), prompt, remembers
         self.means = nn.ModuleDict({name: Mean() for name in ("loss", "j", "j_late", "seen")})
 
@@ -67,7 +76,7 @@ class VideoSegmentation(Task):
         clips, targets = batch
         model: Any = self.trained
         tracked = model.track(model.normalised(clips), prompt_of(targets, self.prompts[batch_idx % len(self.prompts)]))
-        return self.log_training(tracking_loss(tracked, targets["masks"]))
+        return self.log_training(tracking_loss(tracked, targets["masks"], self.weights))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val")
@@ -92,7 +101,8 @@ class VideoSegmentation(Task):
         masks = targets["masks"]
         overlap = jaccard(torch.stack([found.mask for found in tracked], 1) > 0, masks)
         said = torch.stack([found.score for found in tracked], 1) > 0
-        values = {"loss": tracking_loss(tracked, masks), "j": overlap[:, 1:], "j_late": overlap[:, LATE - 1 :],
+        loss = tracking_loss(tracked, masks, self.weights)
+        values = {"loss": loss, "j": overlap[:, 1:], "j_late": overlap[:, LATE - 1 :],
                   "seen": (said == masks.flatten(2).any(2))[:, 1:].float()}  # fmt: skip
         for name, value in values.items():
             if not value.numel():  # no frame is late
@@ -119,21 +129,24 @@ def jaccard(found: Tensor, masks: Tensor) -> Tensor:
     return torch.where(either == 0, 1.0, shared / either.clamp_min(1))
 
 
-def tracking_loss(tracked: Sequence[Tracked], masks: Tensor) -> Tensor:
+def tracking_loss(tracked: Sequence[Tracked], masks: Tensor, weights: Mapping[str, float] = WEIGHTS) -> Tensor:
     """The mean over frames and clips, see `VideoSegmentation`; masks (B, T, S, S) bool."""
-    losses = [_of_frame(found, wanted) for found, wanted in zip(tracked, masks.unbind(1), strict=True)]
+    losses = [_of_frame(found, wanted, weights) for found, wanted in zip(tracked, masks.unbind(1), strict=True)]
     return torch.stack(losses).mean()
 
 
-def _of_frame(found: Tracked, wanted: Tensor) -> Tensor:
+def _of_frame(found: Tracked, wanted: Tensor, weights: Mapping[str, float]) -> Tensor:
     seen = wanted.flatten(1).any(1).float()
     logits = F.interpolate(found.masks.float(), wanted.shape[-2:], mode="bilinear").flatten(2)  # (B, K, S S)
     target = wanted.flatten(1)[:, None].float().expand_as(logits)
-    near = 20 * focal_loss(logits, target) + dice_loss(logits, target)
+    near = weights["focal"] * focal_loss(logits, target) + weights["dice"] * dice_loss(logits, target)
+    if weights["cross_entropy"]:
+        crossed = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1)
+        near = near + weights["cross_entropy"] * crossed
     true = jaccard(logits.detach()[..., None] > 0, target[..., None] > 0)
-    of_mask = near.amin(1) + (found.ious.float() - true).abs().mean(1)
+    of_mask = near.amin(1) + weights["iou"] * (found.ious.float() - true).abs().mean(1)
     of_sight = F.binary_cross_entropy_with_logits(found.score.float(), seen, reduction="none")
-    return (seen * of_mask + of_sight).mean()
+    return (seen * of_mask + weights["seen"] * of_sight).mean()
 
 
 def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
