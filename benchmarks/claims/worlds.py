@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from zoo.benchmarks.claims.sizes import SIZES, counts
 from zoo.benchmarks.claims.tools import parameters
 from zoo.train.data import EnvironmentDataModule
 from zoo.train.data.environments import ACTION, END, FIRST, REWARD
-from zoo.worlds import horizon_errors
+from zoo.worlds import environment_of, horizon_errors, returns
 
 CONTEXT, HORIZON, UPDATES = 8, 12, 300
 
@@ -25,6 +27,21 @@ beyond(
     says="Scores on Atari100k beside those of larger world models, with 7 million parameters.",
     source="abstract", why="It takes a GPU for hours a game, and the games.",
 )  # fmt: skip
+
+
+@claim(
+    "drama", "2410.08893", says="An agent that learns by imagining plays better than chance.",
+    source="section 4: scores of Atari100k are normalised by those of random play", evidence="trained",
+    value="return over that of random play", at_least=2.0, quick=False, limit=600,
+)  # fmt: skip
+def drama_return() -> Found:
+    """The bundled drama_nano in CartPole, as pictures of 32 x 32: ten episodes of seeds that it was not trained with,
+    and as many of actions at random."""
+    model: Any = zoo.create_model("drama_nano", pretrained=True)
+    players = {"agent": model, "random": None}
+    worths = {name: returns(player, partial(environment_of, model), 10, seed=1000) for name, player in players.items()}
+    found = {name: statistics.fmean(values) for name, values in worths.items()}
+    return Found(found["agent"] / found["random"], {"returns": worths, "means": found})
 
 
 @claim(

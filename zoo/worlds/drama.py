@@ -211,5 +211,5 @@ def drama():
 def drama_nano():
     return DramaConfig(
         num_actions=2, in_chans=1, img_size=32, widths=(8, 16, 24, 32), groups=8, classes=8, dim=64, d_state=16,
-        hidden_dim=64, agent=True, actor_dim=64, critic_dim=64, agent_depth=2,
+        hidden_dim=64, agent=True, actor_dim=64, critic_dim=64, agent_depth=2, environment="CartPole-v1", repeat=2,
     )  # fmt: skip
