@@ -114,16 +114,15 @@ def _gather(
         behind, k, reads_d = _place(locations + 2, at, D, row < M, REAL)
         reads = reads_u & reads_v & reads_d
         a = tl.load(weights + at, mask=row < M, other=0.0).to(REAL)
-        for c in tl.static_range(4):  # pyright: ignore[reportGeneralTypeIssues]
-            dx: tl.constexpr = c % 2
-            dy: tl.constexpr = c // 2
-            inside = reads & (i + dx >= 0) & (i + dx < W) & (j + dy >= 0) & (j + dy < H)
-            pixel = image + (j + dy) * W + i + dx
-            share = (right if dx else 1 - right) * (below if dy else 1 - below)
-            there, _ = _depths(depth, pixel, k, behind, D, inside, REAL)
-            mask = inside[:, None] & (column < C)
-            features = tl.load(value + (pixel * N + head)[:, None] * C + column, mask=mask, other=0.0).to(REAL)
-            total += (a * share * there)[:, None] * features
+        for dy in tl.static_range(2):  # pyright: ignore[reportGeneralTypeIssues]
+            for dx in tl.static_range(2):  # pyright: ignore[reportGeneralTypeIssues]
+                inside = reads & (i + dx >= 0) & (i + dx < W) & (j + dy >= 0) & (j + dy < H)
+                pixel = image + (j + dy) * W + i + dx
+                share = (right if dx else 1 - right) * (below if dy else 1 - below)
+                there, _ = _depths(depth, pixel, k, behind, D, inside, REAL)
+                mask = inside[:, None] & (column < C)
+                features = tl.load(value + (pixel * N + head)[:, None] * C + column, mask=mask, other=0.0).to(REAL)
+                total += (a * share * there)[:, None] * features
     tl.store(
         y + (row * N + head)[:, None] * C + column, total.to(y.dtype.element_ty), mask=(row < M)[:, None] & (column < C)
     )
@@ -151,28 +150,27 @@ def _slopes(
         dv = tl.zeros([ROWS], dtype=REAL)
         dd = tl.zeros([ROWS], dtype=REAL)
         da = tl.zeros([ROWS], dtype=REAL)
-        for c in tl.static_range(4):  # pyright: ignore[reportGeneralTypeIssues]
-            dx: tl.constexpr = c % 2
-            dy: tl.constexpr = c // 2
-            inside = reads & (i + dx >= 0) & (i + dx < W) & (j + dy >= 0) & (j + dy < H)
-            pixel = image + (j + dy) * W + i + dx
-            wide = right if dx else 1 - right
-            tall = below if dy else 1 - below
-            there, along = _depths(depth, pixel, k, behind, D, inside, REAL)
-            g = tl.zeros([ROWS], dtype=REAL)
-            for first in range(0, C, COLUMNS):
-                column = first + tl.arange(0, COLUMNS)[None, :]
-                mask = inside[:, None] & (column < C)
-                features = tl.load(value + (pixel * N + head)[:, None] * C + column, mask=mask, other=0.0).to(REAL)
-                own = tl.load(arriving + (row * N + head)[:, None] * C + column, mask=mask, other=0.0).to(REAL)
-                g += tl.sum(features * own, axis=1)
-            tl.store(targets + 4 * at + c, tl.where(inside, pixel * N + head, NOWHERE), mask=here)
-            tl.store(of_value + 4 * at + c, a * wide * tall * there, mask=here)
-            tl.store(of_depth + 4 * at + c, a * wide * tall * g, mask=here)
-            da += wide * tall * there * g
-            du += (tall if dx else -tall) * there * g
-            dv += (wide if dy else -wide) * there * g
-            dd += wide * tall * along * g
+        for dy in tl.static_range(2):  # pyright: ignore[reportGeneralTypeIssues]
+            for dx in tl.static_range(2):  # pyright: ignore[reportGeneralTypeIssues]
+                inside = reads & (i + dx >= 0) & (i + dx < W) & (j + dy >= 0) & (j + dy < H)
+                pixel = image + (j + dy) * W + i + dx
+                wide = right if dx else 1 - right
+                tall = below if dy else 1 - below
+                there, along = _depths(depth, pixel, k, behind, D, inside, REAL)
+                g = tl.zeros([ROWS], dtype=REAL)
+                for first in range(0, C, COLUMNS):
+                    column = first + tl.arange(0, COLUMNS)[None, :]
+                    mask = inside[:, None] & (column < C)
+                    features = tl.load(value + (pixel * N + head)[:, None] * C + column, mask=mask, other=0.0).to(REAL)
+                    own = tl.load(arriving + (row * N + head)[:, None] * C + column, mask=mask, other=0.0).to(REAL)
+                    g += tl.sum(features * own, axis=1)
+                tl.store(targets + 4 * at + 2 * dy + dx, tl.where(inside, pixel * N + head, NOWHERE), mask=here)
+                tl.store(of_value + 4 * at + 2 * dy + dx, a * wide * tall * there, mask=here)
+                tl.store(of_depth + 4 * at + 2 * dy + dx, a * wide * tall * g, mask=here)
+                da += wide * tall * there * g
+                du += (tall if dx else -tall) * there * g
+                dv += (wide if dy else -wide) * there * g
+                dd += wide * tall * along * g
         tl.store(dweights + at, da.to(dweights.dtype.element_ty), mask=here)
         tl.store(dlocations + 3 * at, (a * W * du).to(dlocations.dtype.element_ty), mask=here)
         tl.store(dlocations + 3 * at + 1, (a * H * dv).to(dlocations.dtype.element_ty), mask=here)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -68,19 +69,22 @@ def built(name: str) -> Any:
 
 
 def trained(name: str) -> Any:
-    """A nano in evaluation mode, with weights where there are some: trained routers have few ties."""
-    return zoo.create_model(name, pretrained=True).eval() if zoo.model_info(name).tags else built(name).eval()
+    """A nano in evaluation mode, with weights where there are some: trained routers have few ties. Trained world models
+    take the likeliest of categories, and have many in noise."""
+    weights = zoo.model_info(name).tags and zoo.model_info(name).task != "world-model"
+    return zoo.create_model(name, pretrained=True).eval() if weights else built(name).eval()
 
 
 def inputs(model: Any, batch: int = 2, length: int = 24) -> Tensor:
     config = model.config
     if hasattr(config, "vocab_size"):
         return torch.randint(0, config.vocab_size, (batch, length))
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()} or {torch.float32}  # codes are of integers
+    dtype = functools.reduce(torch.promote_types, kinds)  # and their scales narrow
     if hasattr(config, "in_features"):
-        shape = (batch, getattr(config, "length", length), config.in_features)
-        return torch.randn(shape, dtype=next(model.parameters()).dtype)
+        return torch.randn(batch, getattr(config, "length", length), config.in_features, dtype=dtype)
     if hasattr(config, "input_shape"):
-        return torch.randn(batch, *config.input_shape, dtype=next(model.parameters()).dtype)
+        return torch.randn(batch, *config.input_shape, dtype=dtype)
     if hasattr(config, "num_levels"):
         return torch.randint(0, config.num_levels, (batch, config.in_chans, *config.image_shape))
     return torch.randn(batch, config.in_chans, *config.image_shape)
@@ -89,6 +93,9 @@ def inputs(model: Any, batch: int = 2, length: int = 24) -> Tensor:
 def loss_of(model: Any, x: Tensor) -> Tensor:
     if hasattr(model, "track"):
         return tracking.loss(model, x)
+    if hasattr(model.config, "text_vocab_size"):  # texts have layers of their own
+        texts = torch.randint(0, model.config.text_vocab_size, (len(x), 8))
+        return model(x).square().mean() + model(texts, torch.ones_like(texts)).square().mean()
     scored = x.is_floating_point() or hasattr(model.config, "num_classes")
     loss = model(x).square().mean() if scored else model(x, labels=x)
     return loss + sum(zoo.auxiliary_losses(model).values())
