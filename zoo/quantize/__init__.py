@@ -123,7 +123,7 @@ def quantize(
         calibration = Calibration.of_samples(model)
     if chosen.calibrated and calibration is None:
         raise ValueError(
-            f"{method} needs calibration=zoo.quantize.Calibration(inputs), inputs that the model takes; the command "
+            f"{method} needs calibration=Calibration(inputs) of zoo.quantize, inputs that the model takes; the command "
             "--calibration PATH"
         )
     if calibration is not None:

@@ -49,7 +49,7 @@ def sparsify(
         sparsity: share of the numbers that go, or are not read, in [0, 1).
         pattern: "unstructured" (the best of a matrix; magnitude's), "row" (the best of each row; Wanda's) or "n:m",
             such as "2:4" (n of every m columns, whatever ``sparsity`` says); None: the method's.
-        calibration: what a calibrated method sees of the model's inputs; see ``zoo.quantize.Calibration``.
+        calibration: what a calibrated method sees of the model's inputs; see ``Calibration`` of zoo.quantize.
         skip: patterns of names of weights that stay, such as "blocks.0.*".
         head: prune the head of a model too, where it is not tied.
         options: fields of the method.
@@ -64,7 +64,7 @@ def sparsify(
     """
     chosen = method_of(method, options)
     if chosen.calibrated and calibration is None:
-        raise ValueError(f"{method} needs calibration=zoo.quantize.Calibration(inputs), inputs that the model takes")
+        raise ValueError(f"{method} needs calibration=Calibration(inputs) of zoo.quantize, inputs that the model takes")
     if calibration is not None:
         calibration.check(model)
     wanted = Pattern(pattern or chosen.pattern, sparsity)
