@@ -254,7 +254,7 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         for axis, (name, rows) in zip(axes[0], drawn.items(), strict=True):
             config: Any = lookup(name).configure()
             shape = (-1, 1, *config.image_shape)
-            images = [torch.tensor(list(bytes.fromhex(text))).view(shape) / 255 for text in rows.values()]
+            images = [torch.tensor(list(bytes.fromhex(str(text)))).view(shape) / 255 for text in rows.values()]
             axis.imshow(picture(torch.cat(images), config.num_classes, 6), cmap="gray")
             height = 6 * shape[-2] + 1
             axis.set_yticks([height * (index + 0.5) for index in range(len(rows))], list(rows), fontsize=8)

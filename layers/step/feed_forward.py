@@ -51,7 +51,7 @@ def _mlp(p: Writer, module: Mlp, x: Value) -> Value:
     """W2 gelu(W1 x), biases included."""
     p.expect(module.act, nn.GELU)
     p.expect(module.drop, nn.Dropout)
-    act = partial(F.gelu, approximate=module.act.approximate)
+    act = partial(F.gelu, approximate=str(module.act.approximate))
     return p.call(module.fc2, p.glu(p.call(module.fc1, x), None, **activation(act)))
 
 

@@ -123,7 +123,7 @@ def _styles(model: nn.Module, mesh: DeviceMesh, *, sequence: bool) -> tuple[dict
             whole.append(name)
     # the layers that experts have besides them, whose tokens are those of all processes
     for name in [name for name, style in styles.items() if isinstance(style, Experts)]:
-        shared = getattr(model.get_submodule(name), "shared", None)
+        shared: Any = getattr(model.get_submodule(name), "shared", None)
         if type(shared) in SPLITS and (style := SPLITS[type(shared)](shared, mesh.size())) is not None:
             style.check(shared)
             styles[f"{name}.shared"] = style
