@@ -58,6 +58,25 @@ def lowbit_matmul(
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
+def dequantise(codes: Tensor, scale: Tensor, zero: Tensor | None = None, *, bits: int, columns: int) -> Tensor:
+    r"""The matrix that codes stand for: :math:`w = s (q - z)`, with a scale s and a zero z for each group of a row.
+
+    Args:
+        codes: (..., N, bytes) uint8, of ``pack``.
+        scale: (..., N, G), any floating dtype; G equal groups of columns.
+        zero: (..., N, G) integers: the code of the number 0; None for :math:`2^{bits-1}`.
+        bits: of a code.
+        columns: C, of which a row has codes.
+
+    Returns:
+        (..., N, C) float32, or float64 of a float64 scale; a few rows on the CPU, as a step looks up, by a C function.
+    """
+    few = len(codes) if codes.dim() == 2 and columns else 0
+    if operation.direct(operation.choice("auto"), few, native.FEW, codes, scale):
+        return native.dequantise(codes, scale, zero, bits=bits, columns=columns, dtype=torch.float32)
+    return reference.dequantise(codes, scale, zero, bits=bits, columns=columns)
+
+
 operation = Operation(
     "lowbit_matmul",
     triton_implementation("zoo.kernels.lowbit_matmul.triton"),

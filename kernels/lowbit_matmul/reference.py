@@ -16,18 +16,7 @@ def forward(x: Tensor, scale: Tensor, codes: Tensor, zero: Tensor | None, bits: 
 
 
 def dequantise(codes: Tensor, scale: Tensor, zero: Tensor | None = None, *, bits: int, columns: int) -> Tensor:
-    r"""The matrix that codes stand for: :math:`w = s (q - z)`, with a scale s and a zero z for each group of a row.
-
-    Args:
-        codes: (..., N, bytes) uint8, of ``pack``.
-        scale: (..., N, G), any floating dtype; G equal groups of columns.
-        zero: (..., N, G) integers: the code of the number 0; None for :math:`2^{bits-1}`.
-        bits: of a code.
-        columns: C, of which a row has codes.
-
-    Returns:
-        (..., N, C) float32, or float64 of a float64 scale.
-    """
+    """See ``op.dequantise``: its definition."""
     wide, groups = compute_dtype(scale), (scale.shape[-1], -1 if columns else 0)
     q = unpack(codes, bits, columns).unflatten(-1, groups).to(wide)
     z: Any = 2 ** (bits - 1) if zero is None else zero.to(wide)[..., None]

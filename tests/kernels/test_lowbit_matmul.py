@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zoo.kernels import available_implementations, lowbit_matmul
-from zoo.kernels.lowbit_matmul import dequantise, native, pack, row_bytes, tiled, unpack
+from zoo.kernels.lowbit_matmul import dequantise, native, pack, reference, row_bytes, tiled, unpack
 
 IMPLS = [name for name in available_implementations("lowbit_matmul") if name != "triton"]
 WIDTHS = range(1, 9)
@@ -85,6 +85,18 @@ def test_large_matrices_are_taken_in_tiles(monkeypatch):
         found.append([y, *torch.autograd.grad(y.square().sum(), (x, scale))])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.skipif(native.obstacle(torch.device("cpu")) is not None, reason="needs a C compiler")
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_few_rows_that_are_looked_up_are_those_of_the_definition(bits, dtype, monkeypatch):
+    codes, scale = pack(torch.randint(0, 2**bits, (5, 44)), bits), torch.randn(5, 4).to(dtype)
+    for zero in (None, torch.randint(0, 2**bits, (5, 4), dtype=torch.uint8)):
+        expected = reference.dequantise(codes, scale, zero, bits=bits, columns=44)
+        monkeypatch.setattr(reference, "dequantise", None)
+        assert torch.equal(dequantise(codes, scale, zero, bits=bits, columns=44), expected)
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("learns", ["x", "scale"])
