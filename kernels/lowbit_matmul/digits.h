@@ -59,17 +59,52 @@ static void make_digits(digit_row row, const float *x, int64_t C, int64_t groups
     }
 }
 
+#ifdef __GFNI__
+/* the matrix over bits that moves so many of a byte from one place to another, and leaves none else */
+INLINE long long moving(int width, int from, int to) {
+    uint64_t rows = 0;
+#pragma GCC unroll 4
+    for (int bit = 0; bit < width; bit++) rows |= (uint64_t)1 << (from + bit + 8 * (7 - to - bit));
+    return (long long)rows;
+}
+
+/* ``part_of`` << to, by one instruction after the load */
+INLINE __m512i part_at(const uint8_t *part, int width, int half, int to) {
+    const int from = 4 * half;
+    switch (width) {
+        case 8: return _mm512_loadu_si512(part + 64 * half);
+        case 4: return _mm512_gf2p8affine_epi64_epi8(_mm512_loadu_si512(part), _mm512_set1_epi64(moving(4, from, to)), 0);
+        case 2: {
+            const long long a = moving(2, from, to), b = moving(2, from + 2, to);
+            const __m512i twice = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)part));
+            return _mm512_gf2p8affine_epi64_epi8(twice, _mm512_set_epi64(b, b, b, b, a, a, a, a), 0);
+        }
+        default: {
+            const long long a = moving(1, from, to), b = moving(1, from + 1, to);
+            const long long c = moving(1, from + 2, to), d = moving(1, from + 3, to);
+            const __m512i often = _mm512_broadcast_i64x2(_mm_loadu_si128((const __m128i *)part));
+            return _mm512_gf2p8affine_epi64_epi8(often, _mm512_set_epi64(d, d, c, c, b, b, a, a), 0);
+        }
+    }
+}
+#else
+INLINE __m512i part_at(const uint8_t *part, int width, int half, int to) {
+    return (__m512i)(part_of(part, width, half) << to);
+}
+#endif
+
 /* 64 codes as they are, not centred */
 INLINE __m512i codes_at(const uint8_t *block, int bits, int half) {
-    words codes = {0};
-    int shift = 0;
+    __m512i codes = _mm512_setzero_si512();
+    int to = 0;
+#pragma GCC unroll 4
     for (int width = 8; width; width >>= 1)
         if (bits & width) {
-            codes |= part_of(block, width, half) << shift;
+            codes = _mm512_or_si512(codes, part_at(block, width, half, to));
             block += BLOCK / 8 * width;
-            shift += width;
+            to += width;
         }
-    return (__m512i)codes;
+    return codes;
 }
 
 typedef struct {
@@ -132,6 +167,7 @@ INLINE float digit_product(record_f32 r, int64_t n, digit_row x, float *step, in
     __m512 sum = _mm512_sub_ps(_mm512_setzero_ps(), steps_of(step, r, n, x));
     int64_t c = 0;
     for (; c + BLOCK <= r.C; c += BLOCK, packed += BLOCK / 8 * bits)
+#pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
             if (64 * half < BLOCK / 8 * bits) _mm_prefetch((const char *)packed + AHEAD * size + 64 * half, _MM_HINT_T0);
             const __m512 sums = digit_sums(codes_at(packed, bits, half), digits64_at(x.digits + c + 64 * half, stride), bits);
