@@ -57,7 +57,9 @@ class Reader(HTMLParser):
         if tag == "a" and str(given.get("href")).startswith("#"):
             self.inside.add(str(given["href"])[1:])
         if tag in ("link", "script", "img", "iframe", "use"):
-            self.loaded += [value for key, value in attrs if key in ("src", "href") and value and value != "data:,"]
+            self.loaded += [
+                value for key, value in attrs if key in ("src", "href") and value and not value.startswith("data:")
+            ]
 
 
 def test_the_page_is_whole_and_its_links_lead_somewhere(page: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -31,6 +32,7 @@ class Family:
         checked: what it was compared with, from README's table.
         claims: records of ``zoo claims`` about it.
         growth: FLOPs and bytes of state of its nano over length.
+        pictures: what its miniatures make: the address of an image within the page, what is on it, and the command.
     """
 
     key: str
@@ -45,6 +47,7 @@ class Family:
     checked: str
     claims: list[Mapping[str, Any]]
     growth: Mapping[str, Any] | None
+    pictures: list[tuple[str, str, str]]
 
     @property
     def smallest(self) -> Row:
@@ -76,14 +79,16 @@ def families(
     for row in rows:
         by.setdefault(row.entry.family, []).append(row)
     growth = {r["name"]: r for r in results.records("costs", "over_length", "name", "lengths", "flops", "state")}
+    drawn = _drawn(results)
     pages = track(by.items(), "drawing", total=len(by), console=Console(stderr=True), transient=True)
-    found = [_family(key, members, readme.get(key), claims, growth) for key, members in pages]
+    found = [_family(key, members, readme.get(key), claims, growth, drawn.get(key, [])) for key, members in pages]
     return sorted(found, key=lambda family: family.title.lower())
 
 
 def _family(
-    key: str, rows: list[Row], row: FamilyRow | None, claims: list[dict[str, Any]], growth: Mapping[str, dict[str, Any]]
-) -> Family:
+    key: str, rows: list[Row], row: FamilyRow | None, claims: list[dict[str, Any]],
+    growth: Mapping[str, dict[str, Any]], pictures: list[tuple[str, str, str]],
+) -> Family:  # fmt: skip
     drawn = next((r.name for r in rows if r.name.endswith("_nano")), rows[0].name)
     model = zoo.create_model(drawn, device="meta")
     title = row.title if row else key.replace("_", " ")
@@ -92,8 +97,18 @@ def _family(
         formula.equations(model), formula.described(model),
         drawing.svg(drawing.boxes(model), f"Modules of {drawn}"), drawn,
         sorted(recipe for r in rows for recipe in recipes().get(r.name, ())), row.checked if row else "",
-        [claim for claim in claims if key in claim["families"]], growth.get(drawn),
+        [claim for claim in claims if key in claim["families"]], growth.get(drawn), pictures,
     )  # fmt: skip
+
+
+def _drawn(results: Results) -> dict[str, list[tuple[str, str, str]]]:
+    """Family -> its pictures, of ``zoo bench gallery``."""
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    for r in results.records("gallery", "pictures", "name", "family", "shows", "command"):
+        if (path := results.folder / "gallery" / f"{r['name']}.png").is_file():
+            address = f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}"
+            found.setdefault(r["family"], []).append((address, r["shows"], r["command"]))
+    return found
 
 
 @cache

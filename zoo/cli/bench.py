@@ -45,6 +45,7 @@ BENCHMARKS = {
     "incremental": "classes a task at a time, under one budget of bytes for images and layers",
     "linearize": "a transformer made linear, whole and without one part at a time",
     "loading": "how fast a checkpoint becomes a model",
+    "gallery": "what the bundled miniatures make, drawn",
     "costs": "parameters, FLOPs and state of every model, counted",
     "gpu": "everything on a CUDA device in nine minutes",
 }

@@ -1,0 +1,140 @@
+"""What the bundled miniatures make, drawn by the commands that a user would type.
+
+    zoo bench gallery                                 # writes benchmarks/results/gallery.{json,md} and gallery/*.png
+    zoo bench gallery --models "*dit*" --no-save
+
+Models that draw are asked for images of all their classes; the others read files made of the test data of their
+recipes, which no training has seen. The page of a family shows its pictures.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from zoo.benchmarks.common import RESULTS, command_line, each, publish
+from zoo.registry import lookup
+
+FOLDER = "gallery"
+
+
+class Drawn(NamedTuple):
+    """A picture.
+
+    Attributes:
+        shows: what is on it.
+        verb: of the command.
+        arguments: after the model's name.
+        files: writes what the command reads into a folder, and returns the names of those files.
+    """
+
+    shows: str
+    verb: str
+    arguments: Sequence[str] = ()
+    files: Callable[[Path], list[str]] = lambda folder: []
+
+    def command(self, model: str, files: Sequence[str], output: str) -> list[str]:
+        """As it is typed."""
+        return ["zoo", self.verb, model, *files, *self.arguments, "--output", output]
+
+
+def images(folder: Path) -> list[str]:
+    """Eight test digits."""
+    from PIL import Image
+
+    from zoo.train.data import DigitsDataModule
+    from zoo.train.data.digits import MEAN, STD
+
+    data = DigitsDataModule()
+    data.setup("test")
+    pixels, _ = data.sources["test"].fetch(torch.arange(8), 0)
+    names = [f"digit{index}.png" for index in range(8)]
+    for name, one in zip(names, (255 * (pixels[:, 0] * STD + MEAN)).round().to(torch.uint8), strict=True):
+        Image.fromarray(one.numpy()).save(folder / name)
+    return names
+
+
+def series(folder: Path) -> list[str]:
+    """One with anomalies."""
+    import numpy as np
+
+    from zoo.train.data import SeriesDataModule
+
+    np.save(folder / "series.npy", SeriesDataModule().series(seed=1, anomalies=True)[0].numpy())
+    return ["series.npy"]
+
+
+def sound(folder: Path) -> list[str]:
+    """A voice and noise, as two microphones hear them."""
+    from zoo.audio import write_wave
+    from zoo.train.data import MicrophonesDataModule
+
+    data = MicrophonesDataModule(samples=8000)
+    data.setup("test")
+    heard = data.sources["test"].fetch(torch.arange(1), 0)[0][0]
+    write_wave(folder / "heard.wav", heard / heard.abs().max(), data.sample_rate)
+    return ["heard.wav"]
+
+
+PICTURES = {
+    "next_scale_nano": Drawn("digits said scale by scale", "generate", ("--images", "20", "--guidance", "2")),
+    "dit_nano": Drawn("digits made of noise", "generate", ("--images", "20", "--guidance", "1")),
+    "unet_nano": Drawn("digits made of noise", "generate", ("--images", "20", "--guidance", "1")),
+    "wetok_nano": Drawn("test digits above what their codes decode to", "predict", files=images),
+    "stack_vae_nano": Drawn("a series of many channels above its scores", "predict", files=series),
+    "deftan2_nano": Drawn("spectrograms of a microphone and of the voice found", "predict", files=sound),
+    "drama_nano": Drawn("frames of CartPole above what was imagined of them", "generate", ("--images", "12")),
+}
+
+
+def draw(model: str, drawn: Drawn, target: Path) -> str:
+    """Draw it, and say by which command.
+
+    Raises:
+        RuntimeError: where the command fails, with its last line.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        command = drawn.command(model, drawn.files(folder), f"{model}.png")
+        run = subprocess.run(
+            [sys.executable, "-m", "zoo.cli", *command[1:]], cwd=folder, capture_output=True, text=True
+        )
+        if run.returncode:
+            raise RuntimeError(f"`{' '.join(command)}`: {(run.stderr.strip().splitlines() or ['failed'])[-1]}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(folder / f"{model}.png", target)
+    return " ".join(command)
+
+
+def chosen(patterns: Sequence[str]) -> Iterator[tuple[str, Drawn]]:
+    """The models asked for."""
+    for model, drawn in PICTURES.items():
+        if any(fnmatch(model, pattern) for pattern in patterns):
+            yield model, drawn
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = command_line("gallery", __doc__, patterns=PICTURES)
+    options = parser.parse_args(argv)
+    records: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as nowhere:
+        folder = Path(nowhere) if options.no_save else RESULTS / FOLDER
+        for model, drawn in each(list(chosen(options.models)), "drawing"):
+            command = draw(model, drawn, folder / f"{model}.png")
+            family = lookup(model).family
+            records.append({"name": model, "family": family, "shows": drawn.shows, "command": command})
+    pictures = "".join(f"\n{r['name']}: {r['shows']}\n\n![{r['shows']}]({FOLDER}/{r['name']}.png)\n" for r in records)
+    rows = [[r["name"], r["shows"], r["command"]] for r in records]
+    publish(FOLDER, options, {"pictures": records}, ("Pictures", ["model", "shows", "command"], rows), after=pictures)
+
+
+if __name__ == "__main__":
+    main()
