@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
             records.append({"name": model, "family": family, "shows": drawn.shows, "command": command})
     pictures = "".join(f"\n{r['name']}: {r['shows']}\n\n![{r['shows']}]({FOLDER}/{r['name']}.png)\n" for r in records)
     rows = [[r["name"], r["shows"], r["command"]] for r in records]
-    publish(FOLDER, options, {"pictures": records}, ("Pictures", ["model", "shows", "command"], rows), after=pictures)
+    publish(FOLDER, options, {"pictures": records}, ("Pictures", ["model", "shows", "command"], rows), before=pictures)
 
 
 if __name__ == "__main__":
