@@ -22,6 +22,7 @@ from zoo.heads import keep_heads
 from zoo.language.rows import batch_invariant
 from zoo.latent import latent_experts
 from zoo.layer_cast import layer_cast
+from zoo.layer_pruning import prune_layers
 from zoo.layers.report import activity, after_step, auxiliary_losses
 from zoo.linearize import linearize
 from zoo.masks import mask_weights
@@ -33,6 +34,7 @@ from zoo.profile import profile
 from zoo.quantize import quantize
 from zoo.registry import Paper, list_families, list_models, register_model
 from zoo.reversible import reversible
+from zoo.reweaving import Rewoven, add_reweaving
 from zoo.saving import save_model
 from zoo.sharing import SharedModels
 from zoo.sltrain import merge_sltrain, sltrain
@@ -50,12 +52,14 @@ __all__ = [
     "Chat",
     "ModelInfo",
     "Paper",
+    "Rewoven",
     "SharedModels",
     "TextScore",
     "__version__",
     "activity",
     "adapt",
     "add_exits",
+    "add_reweaving",
     "after_step",
     "auxiliary_losses",
     "batch_invariant",
@@ -93,6 +97,7 @@ __all__ = [
     "prefetch",
     "prepack",
     "profile",
+    "prune_layers",
     "quantize",
     "read_labels",
     "register_model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -73,7 +74,7 @@ class EfficientVLA(Policy):
         relevance = (weights * text).sum((1, 2, 3)) / queries
         state.notes["relevance"] = relevance.masked_fill(~image, torch.inf)
 
-    def after_layer(self, state: CacheState, hidden: Tensor) -> Tensor | None:
+    def after_layer(self, state: CacheState, hidden: Tensor, later: Sequence[CacheState]) -> Tensor | None:
         """The text and the chosen tokens."""
         relevance = state.notes.pop("relevance", None)
         if relevance is None:

@@ -76,9 +76,9 @@ class Policy:
     def after_layers(self, states: Sequence[CacheState]) -> None:
         """After a call, with the states of all layers of the policy: what one layer keeps may depend on the others."""
 
-    def after_layer(self, state: CacheState, hidden: Tensor) -> Tensor | None:
+    def after_layer(self, state: CacheState, hidden: Tensor, later: Sequence[CacheState]) -> Tensor | None:
         """Between this layer and the next, which are given the residual stream (B, T, dim): the places (B, n), in
-        order, of the tokens that go on; None for all."""
+        order, of the tokens that go on; None for all. The states of ``later`` layers may be told by their notes."""
         return None
 
     def most_slots(self, tokens: int, steps: int = 0) -> int | None:

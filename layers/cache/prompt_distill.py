@@ -74,7 +74,7 @@ class PromptDistill(Policy):
         score = (near / count).masked_fill(~call.real, -torch.inf)
         return score.index_fill(1, torch.tensor(call.length - 1, device=score.device), torch.inf)
 
-    def after_layer(self, state: CacheState, hidden: Tensor) -> Tensor | None:
+    def after_layer(self, state: CacheState, hidden: Tensor, later: Sequence[CacheState]) -> Tensor | None:
         """The chosen tokens."""
         return state.notes.pop("places", None)
 

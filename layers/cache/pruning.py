@@ -37,7 +37,8 @@ class Pruning:
     def after(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The residual stream (B, n, D) and the ids (B, n) for the next layer."""
         for part in governed_parts(self.states[layer : layer + 1]):
-            places = part.policy.after_layer(part, x)
+            later = [other for other in governed_parts(self.states[layer + 1 :]) if other.policy == part.policy]
+            places = part.policy.after_layer(part, x, later)
             if places is not None:
                 self._end(layer, x, places)
                 x = x.take_along_dim(places[..., None], 1)

@@ -1,7 +1,8 @@
-"""Memories that learn while they read, and tables in place of matrices."""
+"""Memories that learn while they read, or keep what layers made, and tables in place of matrices."""
 
 from zoo.layers.memory.hashed import HashedAttention, MemoryBlock, MemoryLayer
 from zoo.layers.memory.neural_memory import NeuralMemory, NeuralMemoryState
+from zoo.layers.memory.reweaving import ContextReweaving, LatentStates
 from zoo.layers.memory.titans import (
     MemoryAsContext,
     MemoryAsGate,
@@ -11,7 +12,9 @@ from zoo.layers.memory.titans import (
 )
 
 __all__ = [
+    "ContextReweaving",
     "HashedAttention",
+    "LatentStates",
     "MemoryAsContext",
     "MemoryAsGate",
     "MemoryAsLayer",

@@ -4,6 +4,7 @@ from zoo.generative.cmd import CMD, CMDConfig
 from zoo.generative.collaborative import Collaboration
 from zoo.generative.diffusion import DiffusionConfig, DiffusionModel, Shortcut
 from zoo.generative.dit import DiT, DiTConfig
+from zoo.generative.feature_reuse import FeatureReuse
 from zoo.generative.lookup_free import GroupedLookupFree
 from zoo.generative.motion import MotionDiT, MotionDiTConfig
 from zoo.generative.next_scale import NextScale, NextScaleConfig
@@ -24,6 +25,7 @@ __all__ = [
     "DiTConfig",
     "DiffusionConfig",
     "DiffusionModel",
+    "FeatureReuse",
     "GroupedLookupFree",
     "MotionDiT",
     "MotionDiTConfig",

@@ -97,14 +97,16 @@ class StepRehash(Shortcut):
         blocks = [module for module in model.modules() if isinstance(module, AdaptiveBlock)]
         if not blocks:
             raise ValueError(f"step rehash takes attention of adaptive blocks again, got {type(model).__name__}")
-        return _Run(self, [block.attn for block in blocks])
+        return Reused(self, [block.attn for block in blocks])
 
     def computes(self, step: int) -> bool:
         """Whether a step computes its attention."""
         return step < max(self.first, 1) or (step - self.first) % self.every == 0
 
 
-class _Run(Shortened):
+class Reused(Shortened):
+    """One call of a sampler in which modules make something in some steps, which the others take again."""
+
     def __init__(self, options: StepRehash, modules: list[nn.Module]):
         self.options, self.modules = options, modules
         self.made: dict[nn.Module, Tensor] = {}

@@ -1,8 +1,10 @@
 """Models that read images and texts together: one file a family, one a method of reading fewer tokens of an image."""
 
+from zoo.layers.cache.dynamic_llava import DynamicLLaVA
 from zoo.layers.cache.efficient_vla import EfficientVLA
 from zoo.vision_language.adem_vl import AdemVL, AdemVLConfig
 from zoo.vision_language.answers import answer, stream
+from zoo.vision_language.dynamic_llava import ContextSparsity, add_predictors, annealed, sparsified_loss
 from zoo.vision_language.llava import Llava, LlavaConfig
 from zoo.vision_language.longvlm import LongVLM
 from zoo.vision_language.m2_encoder import M2Encoder, M2EncoderConfig
@@ -16,6 +18,8 @@ __all__ = [
     "VTCCLS",
     "AdemVL",
     "AdemVLConfig",
+    "ContextSparsity",
+    "DynamicLLaVA",
     "EfficientVLA",
     "Llava",
     "LlavaConfig",
@@ -25,8 +29,11 @@ __all__ = [
     "Reduction",
     "Seen",
     "VideoScan",
+    "add_predictors",
+    "annealed",
     "answer",
     "encode_prompt",
     "prepare_images",
+    "sparsified_loss",
     "stream",
 ]
