@@ -83,6 +83,9 @@ def test_what_cannot_be_pruned():
     ):
         with pytest.raises(ValueError, match=error):
             apply(model, PrunedLayers(layers=layers))
+    woven = zoo.add_reweaving(fresh(depth=2))
+    with pytest.raises(ValueError, match="names them by their numbers, got a model with reweaving: prune it first"):
+        zoo.prune_layers(woven, 1, calibration)
     for name in ("vit_nano", "mor_nano"):
         other: Any = zoo.create_model(name)
         with pytest.raises(ValueError, match="of a language model whose blocks run one after the other, got"):

@@ -15,6 +15,7 @@ from zoo.language.base import LanguageModel
 from zoo.quantize.calibration import Calibration
 
 Model = TypeVar("Model", bound=nn.Module)
+NUMBERED = ("reweaving", "context_predictors", "head_roles")  # what other changes leave on a language model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,10 @@ class PrunedLayers(Change, kind="pruned_layers"):
         """Take them out; the others keep their weights, and have keys and values alone."""
         language = language_of(model)
         count = len(language.blocks)
+        if found := [name for name in NUMBERED if hasattr(language, name)]:
+            raise ValueError(
+                f"layers go before what names them by their numbers, got a model with {found[0]}: prune it first"
+            )
         if not {*self.layers} <= {*range(count)} or len({*self.layers}) != len(self.layers):
             raise ValueError(f"layers must be different numbers in [0, {count}), got {list(self.layers)}")
         if len(self.layers) == count:
