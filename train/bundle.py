@@ -32,6 +32,7 @@ from zoo.generative import DiffusionModel, NextScale
 from zoo.train.data import (
     ArraysDataModule,
     CamerasDataModule,
+    ClipsDataModule,
     CloudsDataModule,
     DataModule,
     DigitLevelsDataModule,
@@ -57,10 +58,12 @@ from zoo.train.data.environments import ACTION, FIRST
 from zoo.train.tasks.anomaly import separation
 from zoo.train.tasks.diffusion import velocity_errors
 from zoo.train.tasks.segmentation import dice
+from zoo.train.tasks.tracking import jaccard, prompt_of
 from zoo.train.tasks.vision_language import answered
 
 WINDOWS, LENGTH = 32, 256  # of the test documents that score a language model
 VOLUMES = 64  # that score a segmentation model
+CLIPS = 64  # that score a model of videos
 EXPRESSIONS = 1000  # that score a text classifier
 SERIES = 1000  # that score a classifier of series
 LISTOPS = ListOps(min_length=6, max_length=40, max_args=5, max_depth=3)  # as in its recipe
@@ -71,8 +74,8 @@ VECTORS: dict[str, DataModule] = {  # family -> what scores it
 }
 # data that need no download: recipes are named after them
 LAYOUTS = (
-    "arrays", "cameras", "cartpole", "clouds", "digits", "docs", "ellipsoids", "figures", "listops", "microphones",
-    "pictures", "scenes", "series", "spikes",
+    "arrays", "cameras", "cartpole", "clips", "clouds", "digits", "docs", "ellipsoids", "figures", "listops",
+    "microphones", "pictures", "scenes", "series", "spikes",
 )  # fmt: skip
 
 
@@ -97,7 +100,8 @@ def score(model: nn.Module) -> dict[str, Any]:
     speech: gain in the scale-invariant ratio of signal to distortion, in dB, on generated mixtures. World models: PSNR
     of the frames that are expected next, of play at random. Vision-language models: share of captions and answers about
     generated pictures that are right, letter by letter. Clouds of points: accuracy on generated clouds. Occupancy of
-    the ground: intersection over union of generated scenes.
+    the ground: intersection over union of generated scenes. Objects in videos: region similarity J after the first
+    frame of generated clips, of an object that a point names.
     """
     task = zoo.model_info(str(model.config_name)).task
     metric, value, data, inputs = SCORES[task](model.eval())
@@ -233,6 +237,14 @@ def _overlap(model: nn.Module) -> Score:
     return "iou", value.item(), f"{len(images)} generated test scenes", images
 
 
+def _region_similarity(model: nn.Module) -> Score:
+    known: Any = model
+    clips, targets = _test_samples(ClipsDataModule(test_samples=CLIPS))
+    found = known(known.normalised(clips), prompt_of(targets, "point")) > 0
+    value = jaccard(found, targets["masks"])[:, 1:].mean().item()
+    return "j", value, f"{CLIPS} generated clips of {clips.shape[1]} frames", clips
+
+
 SCORES: dict[str, Callable[[nn.Module], Score]] = {
     "image-classification": _accuracy,
     "language": _bits_per_byte,
@@ -251,6 +263,7 @@ SCORES: dict[str, Callable[[nn.Module], Score]] = {
     "vision-language": _answers,
     "point-classification": _cloud_accuracy,
     "birds-eye-occupancy": _overlap,
+    "video-segmentation": _region_similarity,
 }
 
 

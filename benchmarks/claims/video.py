@@ -1,14 +1,23 @@
-"""Models of video: sizes, and what reading memories in cells saves."""
+"""Models of video: sizes, what reading memories in cells saves and costs, and what remembering is worth."""
 
 from __future__ import annotations
 
-import torch
+import dataclasses
+from functools import partial
+from typing import Any
 
+import torch
+from torch import Tensor
+
+import zoo
 from zoo.benchmarks.claims.declare import Found, beyond, claim
 from zoo.benchmarks.claims.sizes import SIZES, counts
 from zoo.benchmarks.claims.tools import flops
+from zoo.benchmarks.common import interleaved, medians
+from zoo.benchmarks.tracking import again, clips, followed, overlaps
 from zoo.layers.attention.cross import MapAttention
 from zoo.layers.positions import planar_tables
+from zoo.train.tasks.tracking import prompt_of
 
 SIDE, MAPS, POINTERS = 64, 7, 64  # patches of a side at 1024 pixels; maps and tokens of pointers that are read
 
@@ -61,3 +70,66 @@ def efficienttam_memory_operations() -> Found:
         layer = MapAttention(256, 1, pool=pool, kv_dim=64).to("meta")
         found[f"cells of {pool}"] = flops(layer, q, memory, memory, tables, (SIDE, SIDE), MAPS)
     return Found(found["cells of 2"] / found["cells of 1"], found)
+
+
+@claim(
+    "efficienttam", "2411.18933", says="What is remembered of other frames finds an object that moves and was hidden.",
+    source="section 3, after SAM 2: memories condition the current frame", evidence="trained",
+    value="J gained by remembering, of frames in which the object is seen again", at_least=0.2,
+)  # fmt: skip
+def efficienttam_memory() -> Found:
+    """The bundled efficienttam_nano on 64 generated clips of 12 frames in which a bar hides what a point names in the
+    first: frame after frame, and each frame by itself, with the point where the object was."""
+    pictures, targets = clips()
+    model: Any = zoo.create_model("efficienttam_nano", pretrained=True)
+    prompt, j = prompt_of(targets, "point"), {}
+    for name, remembers in (("remembers", True), ("each frame by itself", False)):
+        j[name] = overlaps(followed(model, pictures, prompt, remembers), targets["masks"])
+    gained = j["remembers"]["seen again"] - j["each frame by itself"]["seen again"]
+    return Found(gained, {"J": j, "frames in which it is seen again": int(again(targets["masks"]).sum())})
+
+
+@claim(
+    "efficienttam", "2411.18933", says="Reading memories in cells costs little of the quality.",
+    source="abstract: comparable segmentation", evidence="trained",
+    value="J lost by cells of 2 x 2, of all frames after the first", at_most=0.02,
+)  # fmt: skip
+def efficienttam_pooled() -> Found:
+    """The bundled efficienttam_nano, which was trained with cells, on the same clips: reading all places of its
+    memories, less reading cells."""
+    pictures, targets = clips()
+    prompt, j = prompt_of(targets, "point"), {}
+    for pool in (1, 2):
+        model: Any = zoo.create_model("efficienttam_nano", pretrained=True, pool=pool)
+        j[f"cells of {pool}"] = overlaps(followed(model, pictures, prompt), targets["masks"])
+    lost = j["cells of 1"]["after the first frame"] - j["cells of 2"]["after the first frame"]
+    return Found(lost, {"J": j})
+
+
+@claim(
+    "efficienttam", "2411.18933", says="Reading memories in cells makes tracking faster.",
+    source="abstract: an efficient memory module reduces the complexity of reading memories", evidence="measured",
+    value="frames a second with cells of 2 x 2, over those without", at_least=1.1,
+)  # fmt: skip
+def efficienttam_frames() -> Found:
+    """A frame of efficienttam_ti at 512 pixels with seven maps and sixteen pointers to read, encoding included, in
+    turns; beside it one of efficienttam_nano, whose picture has 64 places."""
+    calls = {}
+    for name, size in (("efficienttam_ti", 512), ("efficienttam_nano", 64)):
+        for pool in (1, 2):
+            model: Any = zoo.create_model(name, pool=pool, img_size=size).eval()
+            frame, state = torch.randn(1, *model.config.input_shape[1:]), model.init_state()
+            for time in range(max(state.frames, state.pointers)):
+                tokens = torch.randn(1, model.config.grid**2, model.config.memory_dim)
+                state.add(tokens, torch.randn(1, model.config.hidden_dim), not time)
+            calls[f"{name}, cells of {pool}"] = partial(_next, model, frame, state)
+    runs, _ = interleaved(calls, budget=30.0, shortest=0.1)
+    frames = {name: 1 / seconds for name, seconds in medians(runs).items()}
+    gain = frames["efficienttam_ti, cells of 2"] / frames["efficienttam_ti, cells of 1"]
+    return Found(gain, {"frames a second": frames})
+
+
+@torch.no_grad()
+def _next(model: Any, frame: Tensor, state: Any) -> Tensor:
+    """What follows that state, which stays as it is."""
+    return model.step(frame, dataclasses.replace(state, prompted=[*state.prompted], recent=[*state.recent])).mask

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import zoo
+from zoo.benchmarks.tracking import again, draw, followed, overlaps
 from zoo.cli import main
 from zoo.train.data import ClipsDataModule
 from zoo.train.tasks import VideoSegmentation
@@ -132,6 +133,34 @@ def test_the_task_evaluates_with_and_without_memory(batch: Any) -> None:
     for wrong in ({"prompt": "text"}, {"prompts": ()}):
         with pytest.raises(ValueError, match="prompts must be of point, box, mask, got"):
             VideoSegmentation("efficienttam_nano", **wrong)
+
+
+def test_what_is_seen_again_was_hidden() -> None:
+    seen = torch.tensor([[1, 1, 0, 1, 0, 1], [1, 1, 1, 1, 1, 1], [0, 1, 0, 0, 0, 0]]).bool()
+    masks = torch.zeros(3, 6, 4, 4, dtype=torch.bool)
+    masks[..., 1, 2] = seen
+    assert again(masks).nonzero().tolist() == [[0, 3], [0, 5], [2, 1]]
+    found = masks.clone()
+    found[0, 3] = False
+    found[:, 0] = True  # the first frame does not count
+    assert overlaps(found, masks) == pytest.approx({"after the first frame": 14 / 15, "seen again": 2 / 3})
+
+
+def test_two_strips_with_memory_above(batch: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model: Any = zoo.create_model("efficienttam_nano")
+    index = draw(model, tmp_path / "strip.png")
+    clips, targets = batch[0][:2], {name: part[:2] for name, part in batch[1].items()}
+    prompt = prompt_of(targets, "point")
+    with torch.no_grad():
+        each = [model(model.normalised(clips[:, [time]]), prompt)[:, 0] > 0 for time in range(clips.shape[1])]
+        assert torch.equal(followed(model, clips, prompt), model(model.normalised(clips), prompt) > 0)
+    assert torch.equal(followed(model, clips, prompt, remembers=False), torch.stack(each, 1))
+    drawn = np.asarray(Image.open(tmp_path / "strip.png"))
+    assert index >= 0 and drawn.shape == (2 * 128 + 4, 8 * 128 + 7 * 2, 3)
+    above, below = drawn[:128], drawn[-128:]
+    assert np.array_equal(above[:, :128], below[:, :128])  # the frame with the prompt
+    assert not np.array_equal(above, below)
 
 
 def written(batch: Any, folder: Path, size: tuple[int, int] = (96, 48)) -> list[Image.Image]:

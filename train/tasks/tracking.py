@@ -139,7 +139,9 @@ def _of_frame(found: Tracked, wanted: Tensor, weights: Mapping[str, float]) -> T
     seen = wanted.flatten(1).any(1).float()
     logits = F.interpolate(found.masks.float(), wanted.shape[-2:], mode="bilinear").flatten(2)  # (B, K, S S)
     target = wanted.flatten(1)[:, None].float().expand_as(logits)
-    near = weights["focal"] * focal_loss(logits, target) + weights["dice"] * dice_loss(logits, target)
+    near = weights["dice"] * dice_loss(logits, target)
+    if weights["focal"]:
+        near = near + weights["focal"] * focal_loss(logits, target)
     if weights["cross_entropy"]:
         crossed = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1)
         near = near + weights["cross_entropy"] * crossed

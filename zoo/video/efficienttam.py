@@ -298,9 +298,9 @@ _register = partial(
 @_register()
 def efficienttam_nano():
     return EfficientTAMConfig(
-        num_frames=4, img_size=64, patch_size=8, dim=64, depth=3, num_heads=4, mlp_ratio=2.0, window=4,
-        global_blocks=(2,), position_grid=8, hidden_dim=64, memory_dim=16, memory_depth=2, memory_frames=5,
-        pointers=8, pool=2, decoder_heads=4, mlp_dim=128, drop_rate=0.0,
+        num_frames=4, img_size=64, patch_size=8, dim=64, depth=2, num_heads=4, mlp_ratio=2.0, window=4,
+        global_blocks=(1,), position_grid=8, hidden_dim=64, memory_dim=16, memory_depth=2, memory_frames=5,
+        pointers=8, pool=2, decoder_heads=4, mlp_dim=96, drop_rate=0.0,
     )  # fmt: skip
 
 

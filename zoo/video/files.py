@@ -49,12 +49,11 @@ def read_clip(paths: Sequence[str | Path], size: int) -> tuple[Tensor, tuple[int
     return torch.from_numpy(array).movedim(-1, 1).float() / 255, sizes.pop()
 
 
-def draw_strip(pictures: Tensor, masks: Tensor, prompt: Prompt, path: str | Path) -> list[int]:
-    """A picture of frames side by side, the object in colour, with the prompt of the first; which frames those are.
+def strip_of(pictures: Tensor, masks: Tensor, prompt: Prompt) -> tuple[Image.Image, list[int]]:
+    """Frames side by side, the object in colour, with the prompt of the first; and which frames those are.
 
     Args:
         pictures: (T, 3, S, S) in [0, 1]. masks: (T, S, S) bool. prompt: points and boxes of one clip.
-        path: of the file, whose suffix says its kind.
     """
     chosen = torch.linspace(0, len(pictures) - 1, min(SHOWN, len(pictures))).round().long()
     colour = torch.tensor(COLOUR)[:, None, None] / 255
@@ -70,5 +69,11 @@ def draw_strip(pictures: Tensor, masks: Tensor, prompt: Prompt, path: str | Path
     if prompt.points is not None and prompt.labels is not None:
         for (x, y), label in zip(((prompt.points[0] + 0.5) * scale).tolist(), prompt.labels[0].tolist(), strict=True):
             drawing.ellipse((x - 4, y - 4, x + 4, y + 4), fill=MARKS.get(label, COLOUR), outline=(0, 0, 0))
+    return strip, chosen.tolist()
+
+
+def draw_strip(pictures: Tensor, masks: Tensor, prompt: Prompt, path: str | Path) -> list[int]:
+    """``strip_of`` as a file, whose suffix says its kind; which frames it shows."""
+    strip, chosen = strip_of(pictures, masks, prompt)
     strip.save(path)
-    return chosen.tolist()
+    return chosen
