@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
@@ -28,6 +28,20 @@ def markdown(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) 
     lines.append("| --- |" + " ---: |" * (len(columns) - 1))
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+class Verdict(NamedTuple):
+    """What was expected, by whom, and what was found."""
+
+    says: str
+    found: str
+    met: bool
+
+
+def show_verdicts(verdicts: Sequence[Verdict]) -> Shown:
+    """A row an expectation."""
+    rows = [[one.says, one.found, "met" if one.met else "missed"] for one in verdicts]
+    return "What was expected", ["expected", "found", ""], rows
 
 
 @contextmanager

@@ -16,7 +16,7 @@ def agree(task: Task, data: Any, fixed: bool = False) -> None:
     built so; where the data leave it open, they are prepared as the model wants.
 
     Args:
-        task: with a model that is not built yet.
+        task: with a model that is not built yet; one whose model is not given what the data hold is left alone.
         data: other than a `DataModule` of this library it is left alone.
         fixed: the model has its weights already and is not changed.
 
@@ -25,7 +25,7 @@ def agree(task: Task, data: Any, fixed: bool = False) -> None:
     """
     sketch = task.sketch()
     config = getattr(sketch, "config", None)
-    if not isinstance(data, DataModule) or not dataclasses.is_dataclass(config):
+    if not isinstance(data, DataModule) or not dataclasses.is_dataclass(config) or not task.reads_data:
         return
     if fixed and (described := getattr(sketch, "pretrained_cfg", None)):
         data.follow(described)

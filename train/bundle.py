@@ -28,7 +28,7 @@ from torchmetrics.functional.audio import scale_invariant_signal_distortion_rati
 import zoo
 from zoo.checkpoints import bundled, read_state_dict
 from zoo.cli import recipe_names, recipe_path
-from zoo.generative import DiffusionModel, NextScale
+from zoo.generative import DiffusionModel, MotionDiT, NextScale
 from zoo.train.data import (
     ArraysDataModule,
     CamerasDataModule,
@@ -67,6 +67,7 @@ CLIPS = 64  # that score a model of videos
 EXPRESSIONS = 1000  # that score a text classifier
 SERIES = 1000  # that score a classifier of series
 LISTOPS = ListOps(min_length=6, max_length=40, max_args=5, max_depth=3)  # as in its recipe
+NAMES = ("_nano", "_motion_shapes")  # how names of models end that are small enough
 FIGURES = "wetok_shapes_nano"  # the tokenizer of generated figures; the others are of digits
 VECTORS: dict[str, DataModule] = {  # family -> what scores it
     "drope": ScenesDataModule(test_samples=1000),
@@ -82,7 +83,7 @@ LAYOUTS = (
 def recipes() -> dict[str, str]:
     """Name of a nano model -> the recipe that trains it on data that need no download."""
     split = [(recipe, *recipe.split("_", 1)) for recipe in recipe_names() if "_" in recipe]
-    return {name: recipe for recipe, data, name in split if data in LAYOUTS and name.endswith("_nano")}
+    return {name: recipe for recipe, data, name in split if data in LAYOUTS and name.endswith(NAMES)}
 
 
 @torch.inference_mode()
@@ -146,7 +147,13 @@ def _velocity_error(model: nn.Module) -> Score:
 def _clips_error(model: nn.Module) -> Score:
     assert isinstance(model, DiffusionModel)
     clips, kinds = _test_samples(MovingFiguresDataModule())
-    return "velocity_error", velocity_errors(model, clips, kinds).mean().item(), f"{len(clips)} generated clips", clips
+    if isinstance(model, MotionDiT):
+        autoencoder: Any = zoo.create_model(model.config.tokenizer, pretrained=True).eval()
+        motion, content = autoencoder.encode(clips)
+        errors, what = velocity_errors(model, model.normalised(motion), None, content=content), "motions of "
+    else:
+        errors, what = velocity_errors(model, clips, kinds), ""
+    return "velocity_error", errors.mean().item(), f"{what}{len(clips)} generated clips", clips
 
 
 def _psnr(model: nn.Module) -> Score:

@@ -11,7 +11,9 @@ from torch import nn
 
 import zoo
 from zoo.generative import CMD, CMDConfig, MotionDiT
-from zoo.train.tasks import ImageTokenization, MotionDiffusion
+from zoo.train.agreement import agree
+from zoo.train.data import MovingFiguresDataModule
+from zoo.train.tasks import ImageDiffusion, ImageTokenization, MotionDiffusion
 
 SHAPE = {"frames": 5, "img_size": (8, 12), "in_chans": 2, "patch_size": 2, "dim": 16, "depth": 2, "num_heads": 2,
          "motion_dim": 3, "mean": (0.5, 0.4), "std": (0.5, 0.3)}  # fmt: skip
@@ -130,7 +132,8 @@ def test_clips_of_drawn_motions_show_the_frame():
     content = torch.randn(3, 1, 16, 16)
     made = model.animate(autoencoder, content, steps=2, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    wanted = autoencoder.decode((0.5 * noise).clamp(-1, 1), content)  # of a model that says nothing
+    mean, std = (torch.tensor(part)[:, None, None] for part in (model.config.mean, model.config.std))
+    wanted = autoencoder.decode((noise * std + mean).clamp(-1, 1), content)  # of a model that says nothing
     assert autoencoder.training and torch.equal(made, wanted)
     torch.testing.assert_close(model.motion(model.normalised(0.9 * noise.tanh())), 0.9 * noise.tanh())
 
@@ -147,6 +150,16 @@ def test_the_task_learns_motions_of_a_frozen_autoencoder(tmp_path):
     assert not any(name.startswith("made") for name in task.state_dict())
     first = task.measured((clips, torch.zeros(4)), 0)
     assert first.shape == (4,) and torch.equal(first, task.measured((clips, torch.zeros(4)), 0))
+
+
+def test_the_model_of_motions_need_not_fit_the_clips():
+    """The autoencoder reads them."""
+    task = MotionDiffusion("cmd_motion_shapes", autoencoder="cmd_nano")
+    agree(task, MovingFiguresDataModule())
+    assert task.sketch().config.input_shape == (4, 8, 8)
+    other = ImageDiffusion("video_dit_nano", {"in_chans": 2})
+    with pytest.raises(ValueError, match="the model has in_chans 2, the data have in_chans 1"):
+        agree(other, MovingFiguresDataModule())
 
 
 @pytest.mark.parametrize(

@@ -50,13 +50,15 @@ class Task(LightningModule):
     Attributes:
         model: the module being trained; None before `configure_model`. average: its averaged copy where the `EMA`
             callback asked for one, of at least float32 unless it is sharded; evaluation uses it, checkpoints hold it.
-            unit: what the task counts ("images", "tokens"), for throughput.
+            unit: what the task counts ("images", "tokens"), for throughput. reads_data: whether the model is given what
+            the data hold, and must fit them.
 
     Raises:
         ValueError, TypeError: an unknown model or override, optimiser or argument of it, or a number out of range.
     """
 
     unit = "items"
+    reads_data = True
 
     def __init__(
         self,

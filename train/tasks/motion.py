@@ -28,6 +28,7 @@ class MotionDiffusion(ImageDiffusion):
     """
 
     unit = "clips"
+    reads_data = False  # the autoencoder is given clips, the model motions
 
     def __init__(
         self,

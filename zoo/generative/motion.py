@@ -169,7 +169,7 @@ _register = partial(
 def cmd_motion_shapes():
     return MotionDiTConfig(
         img_size=(8, 8), in_chans=4, content_shape=(1, 16, 16), dim=64, depth=3, num_heads=4, tokenizer="cmd_nano",
-        mean=(0.0,) * 4, std=(0.5,) * 4,
+        mean=(0.11, 0.2, 0.03, 0.06), std=(0.41, 0.43, 0.48, 0.41),
     )  # fmt: skip
 
 
