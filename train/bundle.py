@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import yaml
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from zoo.generative import DiffusionModel, MotionDiT, NextScale
 from zoo.train.data import (
     ArraysDataModule,
     CamerasDataModule,
+    CaptionedPicturesDataModule,
     ClipsDataModule,
     CloudsDataModule,
     DataModule,
@@ -56,6 +58,7 @@ from zoo.train.data import (
 from zoo.train.data.digits import STD
 from zoo.train.data.environments import ACTION, FIRST
 from zoo.train.tasks.anomaly import separation
+from zoo.train.tasks.contrastive import nearest
 from zoo.train.tasks.diffusion import velocity_errors
 from zoo.train.tasks.segmentation import dice
 from zoo.train.tasks.tracking import jaccard, prompt_of
@@ -66,6 +69,7 @@ VOLUMES = 64  # that score a segmentation model
 CLIPS = 64  # that score a model of videos
 EXPRESSIONS = 1000  # that score a text classifier
 SERIES = 1000  # that score a classifier of series
+PAIRS = 400  # of pictures and captions
 LISTOPS = ListOps(min_length=6, max_length=40, max_args=5, max_depth=3)  # as in its recipe
 NAMES = ("_nano", "_motion_shapes")  # how names of models end that are small enough
 FIGURES = "wetok_shapes_nano"  # the tokenizer of generated figures; the others are of digits
@@ -100,9 +104,10 @@ def score(model: nn.Module) -> dict[str, Any]:
     series. Enhancement of
     speech: gain in the scale-invariant ratio of signal to distortion, in dB, on generated mixtures. World models: PSNR
     of the frames that are expected next, of play at random. Vision-language models: share of captions and answers about
-    generated pictures that are right, letter by letter. Clouds of points: accuracy on generated clouds. Occupancy of
-    the ground: intersection over union of generated scenes. Objects in videos: region similarity J after the first
-    frame of generated clips, of an object that a point names.
+    generated pictures that are right, letter by letter; encoders of both, how often the own one is the nearest of
+    ``PAIRS``. Clouds of points: accuracy on generated clouds. Occupancy of the ground: intersection over union of
+    generated scenes. Objects in videos: region similarity J after the first frame of generated clips, of an object
+    that a point names.
     """
     task = zoo.model_info(str(model.config_name)).task
     metric, value, data, inputs = SCORES[task](model.eval())
@@ -231,6 +236,12 @@ def _answers(model: nn.Module) -> Score:
     return "accuracy", right, f"texts about {len(images)} generated pictures", images
 
 
+def _retrieved(model: nn.Module) -> Score:
+    images, texts = _test_samples(CaptionedPicturesDataModule(test_samples=PAIRS))
+    value = nearest(*(F.normalize(model(part), dim=1) for part in (images, texts))).mean().item()
+    return "recall", value, f"{PAIRS} generated pictures and captions", images
+
+
 def _cloud_accuracy(model: nn.Module) -> Score:
     points, kinds = _test_samples(CloudsDataModule())
     value = (model(points).argmax(1) == kinds).float().mean().item()
@@ -268,6 +279,7 @@ SCORES: dict[str, Callable[[nn.Module], Score]] = {
     "speech-enhancement": _gain,
     "world-model": _next_frames,
     "vision-language": _answers,
+    "image-text-retrieval": _retrieved,
     "point-classification": _cloud_accuracy,
     "birds-eye-occupancy": _overlap,
     "video-segmentation": _region_similarity,

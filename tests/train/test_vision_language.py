@@ -9,7 +9,7 @@ import torch
 
 import zoo
 from zoo.train.data import DigitsDataModule, PicturesDataModule
-from zoo.train.data.pictures import CELLS, THINGS, Scene
+from zoo.train.data.pictures import CELLS, MEAN, NOISE, STD, THINGS, Scene
 from zoo.train.tasks import VisionLanguage
 from zoo.train.tasks.vision_language import answered
 from zoo.vision_language import IMAGE, answer
@@ -51,7 +51,8 @@ def test_texts_are_of_their_pictures(data):
         assert reply == replied(scene, question), question
         empty = [cell for cell in range(9) if cell not in scene.cells]
         board = images[row, 0].unflatten(0, (3, 8)).unflatten(2, (3, 8)).amax((1, 3)).flatten()
-        assert board[empty].max() <= 0.15 < board[scene.cells].min()
+        most = (torch.tensor(NOISE) - MEAN) / STD
+        assert board[empty].max() <= most < board[scene.cells].min()
 
 
 def test_digits_to_test_on_are_not_trained_on(data):

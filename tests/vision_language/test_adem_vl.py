@@ -104,7 +104,7 @@ def test_text_follows_the_image_that_was_seen(model, images):
 def test_at_first_nothing_is_added(images):
     """Without what is projected of an image the language model says what it says alone."""
     fresh: Any = zoo.create_model("adem_vl_nano", image_scale=0.0, dtype=torch.float64).eval()
-    plain: Any = zoo.create_model("transformer_nano", dim=96, mlp_dim=256, dtype=torch.float64).eval()
+    plain: Any = zoo.create_model("transformer_nano", dim=96, mlp_dim=224, dtype=torch.float64).eval()
     plain.load_state_dict({k.replace("mlp.mlp", "mlp"): t for k, t in fresh.language.state_dict().items()})
     text = torch.tensor([[0, 65, 66, 67]])
     assert torch.equal(fresh(None, text), plain(text))

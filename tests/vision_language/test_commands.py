@@ -12,6 +12,8 @@ from PIL import Image
 
 import zoo
 from zoo.cli import main
+from zoo.train.data import PicturesDataModule
+from zoo.train.data.pictures import MEAN, STD
 from zoo.vision_language import IMAGE, answer, prepare_images
 
 
@@ -37,7 +39,8 @@ def picture(tmp_path_factory) -> Path:
 def test_pixels_of_a_file_are_those_of_the_data(model, picture):
     pixels = prepare_images(model, [picture])
     assert pixels.shape == (1, 1, 24, 24)
-    assert torch.equal(pixels[0, 0], torch.from_numpy(np.asarray(Image.open(picture)) / np.float32(255)))
+    expected = (torch.from_numpy(np.asarray(Image.open(picture)) / np.float32(255)) - MEAN) / STD
+    assert torch.equal(pixels[0, 0], expected)
 
 
 def test_what_follows_an_image(model, folder, picture, capsys):
@@ -48,6 +51,24 @@ def test_what_follows_an_image(model, folder, picture, capsys):
         assert capsys.readouterr().out.rstrip("\n") == f"{IMAGE}caption: {said[0]}".rstrip("\n")
     assert main(["predict", str(folder), str(picture), "--prompt", "where is the disc? "]) == 0
     assert "picture.png" in capsys.readouterr().out
+
+
+def test_the_bundled_model_says_what_is_there(tmp_path, capsys):
+    data = PicturesDataModule(test_samples=8)
+    data.setup()
+    source: Any = data.sources["test"]
+    pixels = (source.images(torch.arange(8)) * STD + MEAN).mul(255).round().byte().numpy()
+    files = [str(tmp_path / f"{index}.png") for index in range(8)]
+    for file, image in zip(files, pixels, strict=True):
+        Image.fromarray(image[0]).save(file)
+    captions = [scene.caption() for scene in source.scenes(torch.arange(8))]
+    assert main(["predict", "llava_nano", *files]) == 0
+    table = capsys.readouterr().out
+    right = [caption in table for caption in captions]
+    assert sum(right) >= 5, f"of {captions}:\n{table}"
+    first = right.index(True)
+    assert main(["generate", "llava_nano", "--image", files[first], "--temperature", "0"]) == 0
+    assert capsys.readouterr().out.strip() == f"{IMAGE}caption: {captions[first]}"
 
 
 def test_commands_that_lack_something(folder, picture, capsys):

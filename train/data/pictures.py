@@ -18,6 +18,7 @@ SHAPES = ("disc", "ring", "square", "cross")
 THINGS = (*map(str, range(10)), *SHAPES)
 CELLS = tuple(f"{column}{row}" for row in range(1, GRID + 1) for column in "abc")  # in raster order
 MOST, NOISE = 3, 0.15  # things in a picture; width of the uniform noise
+MEAN, STD = 0.13, 0.19  # of the pixels to train on, scaled to [0, 1]
 QUESTIONS = ("caption", "what", "where", "how many")
 DOCUMENT = 0  # the byte before a text and behind an answer
 
@@ -49,7 +50,8 @@ class Scene(NamedTuple):
 
 
 class PicturesDataModule(DataModule):
-    """Pictures `(B, 1, 24, 24)` float32 in [0, 1], and {"tokens", "labels"}, `(B, T)` int64, of a text about each.
+    """Pictures `(B, 1, 24, 24)` float32, and {"tokens", "labels"}, `(B, T)` int64, of a text about each. Pixels are
+    those of [0, 1] less `MEAN`, over `STD`.
 
     A picture has nine cells, a1 to c3, of which one to three hold a handwritten digit or a shape, no two the same, over
     noise. The text is byte 0, `features` times the byte `image_token`, a question ("caption: ", "what is at b2? ",
@@ -96,6 +98,10 @@ class PicturesDataModule(DataModule):
         self.features, self.image_token, self.captions = features, image_token, captions
         self.samples = {"train": train_samples, "val": val_samples, "test": test_samples}
 
+    @property
+    def preparation(self) -> dict[str, Any]:
+        return {"mean": (MEAN,), "std": (STD,), "crop_pct": 1.0}
+
     def build(self) -> dict[str, Source]:
         digits: dict[str, Any] = dict(DigitsDataModule(augment=False).build())
         seeds = {"train": derive_seed(0, self.seed), "val": derive_seed(1), "test": derive_seed(2)}
@@ -103,8 +109,8 @@ class PicturesDataModule(DataModule):
 
 
 class CaptionedPicturesDataModule(PicturesDataModule):
-    """Pictures `(B, 1, 24, 24)` float32 in [0, 1], and their captions `(B, T)` int64: byte 0, the letters, and byte 255
-    behind shorter ones. Arguments and splits are those of `PicturesDataModule`, without texts' own.
+    """Pictures `(B, 1, 24, 24)` float32, and their captions `(B, T)` int64: byte 0, the letters, and byte 255 behind
+    shorter ones. Arguments and splits are those of `PicturesDataModule`, without texts' own.
     """
 
     def __init__(
@@ -194,7 +200,7 @@ class Pictures:
         return prompt + said, [-100] * len(prompt) + said
 
     def images(self, indices: Tensor) -> Tensor:
-        """(B, 1, SIDE, SIDE)."""
+        """(B, 1, SIDE, SIDE), normalised."""
         counts, cells, things = self._drawn(indices)
         board = torch.zeros(len(indices), GRID**2, CELL, CELL)
         for index in range(MOST):
@@ -203,7 +209,7 @@ class Pictures:
             board = board.scatter_add(1, cells[:, index, None, None, None].expand(-1, 1, CELL, CELL), drawn[:, None])
         board = board.unflatten(1, (GRID, GRID)).transpose(2, 3).reshape(-1, 1, SIDE, SIDE)
         noise = uniforms(indices, SIDE**2, self.seed, 5).float().view_as(board)
-        return (board * (1 - NOISE) + NOISE * noise).clamp(0, 1)
+        return ((board * (1 - NOISE) + NOISE * noise).clamp(0, 1) - MEAN) / STD
 
     def _things(self, things: Tensor, numbers: Tensor) -> Tensor:
         """(B, CELL, CELL) of numbers of `THINGS` (B,) and uniform ones (B, 4)."""

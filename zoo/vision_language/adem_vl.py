@@ -269,9 +269,9 @@ _ASK = "Image: <image>Generate caption of this image\nResponse:"
 def adem_vl_nano():
     return AdemVLConfig(
         vision="vit_nano",
-        vision_options={"img_size": 24, "patch_size": 4, "depth": 3, "mean": (0.0,), "std": (1.0,)},
+        vision_options={"img_size": 24, "patch_size": 4, "depth": 3, "mean": (0.13,), "std": (0.19,)},
         language="transformer_nano",
-        language_options={"dim": 96, "mlp_dim": 256},
+        language_options={"dim": 96, "mlp_dim": 224},
         image_token=255,
         caption_prompt="<image>caption: ",
         grids=(6, 3),

@@ -285,9 +285,9 @@ CLIP = {  # ViT-L/14
 def llava_nano():
     return LlavaConfig(
         vision="vit_nano",
-        vision_options={"img_size": 24, "patch_size": 4, "depth": 3, "mean": (0.0,), "std": (1.0,)},
+        vision_options={"img_size": 24, "patch_size": 4, "depth": 3, "mean": (0.13,), "std": (0.19,)},
         language="transformer_nano",
-        language_options={"dim": 96, "mlp_dim": 256},
+        language_options={"dim": 96, "mlp_dim": 224},
         image_token=255,  # a byte that is in no text
         class_feature=True,
         caption_prompt="<image>caption: ",
