@@ -21,7 +21,7 @@ FREE = {  # fields of training and of speed, which change no output of a trained
     "chunk_size", "initializer_range", "residual_in_fp32", "balance_weight", "z_weight", "joint_balance", "bias_speed",
     "capacity_factor", "mtp_weight", "mtp_depth", "drop_rate", "drop_path_rate", "proj_drop_rate", "auxiliary_weight",
     "mixer_drop_rate", "conv_drop_rate", "embedding_drop_rate", "input_drop_rate", "kernel_dropout", "kernel_lr",
-    "class_drop_rate", "input_offset",
+    "class_drop_rate", "input_offset", "norm_momentum",
 }  # fmt: skip
 
 

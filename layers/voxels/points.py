@@ -27,6 +27,7 @@ class PointEncoder(nn.Module):
         voxel: edges of a voxel along x, y and z.
         low: where the grid begins, along x, y and z.
         grid: voxels along x, y and z.
+        norm_momentum: how much a batch counts in the statistics of the batch norms while they train.
 
     Raises:
         ValueError: for fewer than three numbers, an odd width, or a grid without extent.
@@ -34,7 +35,15 @@ class PointEncoder(nn.Module):
     Source: DynamicVoxelVFE of OpenPCDet, as ScatterFormer (arXiv 2401.00912) is released with.
     """
 
-    def __init__(self, in_chans: int, dim: int, voxel: Sequence[float], low: Sequence[float], grid: Triple):
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        voxel: Sequence[float],
+        low: Sequence[float],
+        grid: Triple,
+        norm_momentum: float = 0.01,
+    ):
         super().__init__()
         if in_chans < 3 or dim < 2 or dim % 2 or not min(voxel) > 0 or min(grid) < 1:
             raise ValueError(
@@ -43,7 +52,7 @@ class PointEncoder(nn.Module):
             )
         self.voxel, self.low, self.grid = tuple(voxel), tuple(low), grid
         self.first, self.second = nn.Linear(in_chans + 6, dim // 2, bias=False), nn.Linear(dim, dim, bias=False)
-        self.first_norm, self.second_norm = (BatchNorm1d(d, eps=1e-3, momentum=0.01) for d in (dim // 2, dim))
+        self.first_norm, self.second_norm = (BatchNorm1d(d, eps=1e-3, momentum=norm_momentum) for d in (dim // 2, dim))
 
     def forward(self, points: Tensor, levels: int) -> Voxels:
         """Points (B, N, in_chans), of which those outside the grid, or that are no numbers, do not count.

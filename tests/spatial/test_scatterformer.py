@@ -91,6 +91,15 @@ def test_a_layer_written_out(model):
     close(layer(x, sites), w + hidden.clamp(min=0) @ layer.mlp[2].weight.T + layer.mlp[2].bias)
 
 
+@pytest.mark.parametrize(("name", "momentum"), [("scatterformer_nano", 0.1), ("scatterformer_waymo", 0.01)])
+def test_how_much_a_batch_counts_in_the_statistics(name, momentum):
+    model = zoo.create_model(name, device="meta")
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) > 10 and {norm.momentum for norm in norms} == {momentum}
+    with pytest.raises(ValueError, match=r"norm_momentum must be above 0 and at most 1, got 1\.5"):
+        zoo.create_model(name, device="meta", norm_momentum=1.5)
+
+
 def test_one_layer_of_the_published_size_has_134_048_parameters():
     """Attention of four matrices, three lines of weights, two matrices of the network, three norms."""
     with torch.device("meta"):

@@ -175,7 +175,8 @@ def look_around(model: Any, known: Namespace) -> int:
 
     c = model.config
     with torch.no_grad():
-        shares = model(checked(read_views, known.files, model)[None])[0].sigmoid()
+        views = checked(read_views, known.files, model)
+        shares = model(views[None])[0].sigmoid()
     table = Table("x, m", "y, m", "occupied", title=f"{int((shares > 0.5).sum())} of {shares.numel()} cells")
     for index in shares.flatten().topk(min(known.top_k, shares.numel())).indices.tolist():
         row, column = divmod(index, c.cells)
@@ -183,6 +184,6 @@ def look_around(model: Any, known: Namespace) -> int:
         table.add_row(f"{x:.1f}", f"{y:.1f}", f"{shares[row, column]:.4f}")
     show(table)
     if known.output is not None:
-        checked(draw_ground, model, shares, known.output)
+        checked(draw_ground, model, views, shares, known.output)
         say(f"written: {known.output}")
     return 0

@@ -76,33 +76,50 @@ def draw_cloud(model: ScatterFormer, points: Tensor, title: str, path: str | Pat
         for at in np.arange(edges[0], edges[1] + edges[2] / 2, c.window * edges[2]):
             line(at, color="0.85", linewidth=0.6, zorder=0)
     axis.set(xlim=(left, right), ylim=(near, far), xlabel="x", ylabel="y")
+    axis.locator_params(nbins=5)
     figure.colorbar(drawn, label="z")
     _write(figure, path)
 
 
-def draw_ground(model: DFA3D, shares: Tensor, path: str | Path) -> None:
-    """An image of the probabilities (cells, cells) that something stands on the ground, with the cameras' axes."""
-    reach = model.config.reach
-    figure, axis = _square("occupied")
+def draw_ground(model: DFA3D, views: Tensor, shares: Tensor, path: str | Path) -> None:
+    """An image of the probabilities (cells, cells) that something stands on the ground, with the cameras' axes, beside
+    the views (num_cameras, in_chans, H, W) that they come from."""
+    pyplot = _pyplot()
+    reach, names = model.config.reach, [f"camera {number + 1}" for number in range(len(views))]
+    layout = [[name, "ground", "ground", "ground"] for name in names]
+    figure, axes = pyplot.subplot_mosaic(layout, figsize=(7.4, 4.8), layout="constrained")
+    for name, view in zip(names, views, strict=True):
+        shown = view.movedim(0, -1) if len(view) == 3 else view.mean(0)
+        axes[name].imshow(shown.clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1)
+        axes[name].set(title=name, xticks=[], yticks=[])
+    axis = axes["ground"]
     drawn = axis.imshow(
         shares.numpy(), origin="lower", extent=(-reach, reach, -reach, reach), vmin=0, vmax=1, cmap="magma"
     )
-    for ahead in model.config.rig.axes()[:, 2].tolist():
-        axis.annotate("", (ahead[0], ahead[1]), (0, 0), arrowprops={"arrowstyle": "->", "color": "white"})
-    axis.set(xlabel="x, m", ylabel="y, m")
+    for number, ahead in enumerate(model.config.rig.axes()[:, 2].tolist()):
+        axis.annotate(
+            str(number + 1), (0, 0), (1.5 * ahead[0], 1.5 * ahead[1]), color="white", ha="center", va="center",
+            arrowprops={"arrowstyle": "<-", "color": "white"},
+        )  # fmt: skip
+    axis.set(title="occupied", aspect="equal", xlabel="x, m", ylabel="y, m")
     figure.colorbar(drawn, label="probability")
     _write(figure, path)
 
 
 def _square(title: str) -> tuple[Any, Any]:
+    pyplot = _pyplot()
+    figure, axis = pyplot.subplots(figsize=(5.5, 4.8), layout="constrained")
+    axis.set(title=title, aspect="equal")
+    return figure, axis
+
+
+def _pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(5.5, 4.8), layout="constrained")
-    axis.set(title=title, aspect="equal")
-    return figure, axis
+    return pyplot
 
 
 def _write(figure: Any, path: str | Path) -> None:

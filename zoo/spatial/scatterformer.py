@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -30,7 +31,7 @@ from zoo.layers.voxels import (
 )
 from zoo.registry import Paper, register_model
 
-_norm = partial(BatchNorm1d, eps=1e-3, momentum=0.01)
+Norm = Callable[[int], BatchNorm1d]  # of a width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,8 @@ class ScatterFormerConfig:
     """Classes of a cloud; 0: no classifier, the map of pillars."""
     label_names: tuple[str, ...] = ()
     """Names of the classes, where they are known."""
+    norm_momentum: float = 0.01
+    """How much a batch counts in the statistics of the batch norms while the model trains."""
 
     def __post_init__(self):
         require_positive(self, "in_chans", "num_points", "point_dim", "dim", "num_heads", "window", "stem_depth",
@@ -84,6 +87,8 @@ class ScatterFormerConfig:
                 "below must be finite and not negative, and num_classes 0 or more, got "
                 f"below={self.below}, num_classes={self.num_classes}"
             )
+        if not 0 < self.norm_momentum <= 1:
+            raise ValueError(f"norm_momentum must be above 0 and at most 1, got {self.norm_momentum}")
 
     @property
     def input_shape(self) -> tuple[int, int]:
@@ -99,10 +104,10 @@ class ScatterFormerConfig:
 class ResidualConvs(nn.Module):
     """x + two submanifold convolutions with batch norms, at the places of x."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, norm: Norm):
         super().__init__()
         self.first, self.second = (SubmanifoldConv(dim, dim, bias=True) for _ in range(2))
-        self.first_norm, self.second_norm = _norm(dim), _norm(dim)
+        self.first_norm, self.second_norm = norm(dim), norm(dim)
 
     def forward(self, x: Tensor, sites: Sites) -> Tensor:
         """x (M, dim) -> (M, dim)."""
@@ -120,12 +125,12 @@ class ScatterFormerLayer(nn.Module):
     where CWI(u) = u + ... is `CrossWindowInteraction`: the sums go on from a batch norm, as in the authors' code.
     """
 
-    def __init__(self, dim: int, num_heads: int, window: int):
+    def __init__(self, dim: int, num_heads: int, window: int, norm: Norm):
         super().__init__()
         self.window = window
-        self.attention_norm, self.attention = _norm(dim), ScatteredLinearAttention(dim, num_heads)
-        self.interaction_norm, self.interaction = _norm(dim), CrossWindowInteraction(dim, window)
-        self.mlp_norm = _norm(dim)
+        self.attention_norm, self.attention = norm(dim), ScatteredLinearAttention(dim, num_heads)
+        self.interaction_norm, self.interaction = norm(dim), CrossWindowInteraction(dim, window)
+        self.mlp_norm = norm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
 
     def forward(self, x: Tensor, sites: Sites) -> Tensor:
@@ -150,14 +155,16 @@ class ScatterFormer(nn.Module):
         super().__init__()
         self.config = c = config
         self.grad_checkpointing = False
-        self.points = PointEncoder(c.in_chans, c.point_dim, c.voxel, c.low, c.grid)
-        self.stem_conv, self.stem_norm = SubmanifoldConv(c.point_dim, c.dim), _norm(c.dim)
-        self.stem = nn.ModuleList(ResidualConvs(c.dim) for _ in range(c.stem_depth))
-        self.lower, self.lower_norm = SparseConv(c.dim, c.dim, (3, 1, 1), (2, 1, 1), (0, 0, 0)), _norm(c.dim)
+        norm = partial(BatchNorm1d, eps=1e-3, momentum=c.norm_momentum)
+        self.points = PointEncoder(c.in_chans, c.point_dim, c.voxel, c.low, c.grid, c.norm_momentum)
+        self.stem_conv, self.stem_norm = SubmanifoldConv(c.point_dim, c.dim), norm(c.dim)
+        self.stem = nn.ModuleList(ResidualConvs(c.dim, norm) for _ in range(c.stem_depth))
+        self.lower, self.lower_norm = SparseConv(c.dim, c.dim, (3, 1, 1), (2, 1, 1), (0, 0, 0)), norm(c.dim)
         self.stages = nn.ModuleList(
-            nn.ModuleList(ScatterFormerLayer(c.dim, c.num_heads, c.window) for _ in range(depth)) for depth in c.depths
+            nn.ModuleList(ScatterFormerLayer(c.dim, c.num_heads, c.window, norm) for _ in range(depth))
+            for depth in c.depths
         )
-        self.norms = nn.ModuleList(_norm(c.dim) for _ in c.depths)
+        self.norms = nn.ModuleList(norm(c.dim) for _ in c.depths)
         self.down = SparseConv(c.dim, c.dim, (3, 3, 3), (2, 2, 2), (1, 1, 1))
         levels = self.down.outputs(self.lower.outputs((c.grid[2] + 1, c.grid[1], c.grid[0])))[0]
         self.pool = PillarPool(c.dim, levels, c.pool_heads)
@@ -243,7 +250,7 @@ _register = partial(
 def scatterformer_nano():
     return ScatterFormerConfig(
         in_chans=3, num_points=256, grid=(16, 16, 16), voxel=(0.125, 0.125, 0.125), below=1.0, point_dim=16, dim=32,
-        window=4, stem_depth=1, depths=(1, 1), pool_heads=4, num_classes=8,
+        window=4, stem_depth=1, depths=(1, 1), pool_heads=4, num_classes=8, norm_momentum=0.1,
         label_names=("sphere", "cube", "cylinder", "cone", "torus", "pyramid", "helix", "cross"),
     )  # fmt: skip
 
