@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from importlib import import_module
@@ -13,6 +14,7 @@ import torch
 import zoo
 from zoo.cli import main
 from zoo.profile import peaks as measured_peaks
+from zoo.profile.measure import peak_memory
 from zoo.profile.metrics import Energy
 from zoo.profile.peaks import cache_folder
 from zoo.profile.record import Peaks, Profile
@@ -106,10 +108,7 @@ def test_predicted_memory_is_what_the_allocator_sees(name):
     check_memory(name)
 
 
-MISSED = {  # known misses, forward
-    "drama_nano": "12 % too little",
-    "efficienttam_nano": "12 % too much",
-}
+MISSED = {"drama_nano": "12 % too little"}  # known misses, forward
 
 
 def rarely_run() -> list[Any]:
@@ -124,6 +123,18 @@ def rarely_run() -> list[Any]:
 @pytest.mark.parametrize("name", rarely_run())
 def test_predicted_memory_of_every_nano(name):
     check_memory(name)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_predicted_memory_of_a_linear_layer(turned):
+    """Of rows that do not lie in order, which are copied, the bias is added where the result is."""
+    layer, x = torch.nn.Linear(64, 192), torch.randn(16, 64, 256) if turned else torch.randn(16, 256, 64)
+    shaped, trace = x.to("meta"), Trace(found := copy.deepcopy(layer).to("meta"))
+    trace.keep([shaped])
+    with torch.no_grad():
+        with trace:
+            found(shaped.mT if turned else shaped)
+        assert trace.peak == peak_memory(lambda: layer(x.mT if turned else x), x.device)
 
 
 def test_state_bytes_are_those_of_the_state():

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from zoo.kernels.flops import flop_counter
 from zoo.profile.record import Peaks
-from zoo.profile.workspace import FusedAttention, Inside, computed, convolution
+from zoo.profile.workspace import AsUntraced, Inside, computed, convolution
 
 ROWS = ("embedding", "index", "index_select", "gather", "take_along_dim")  # read as much as they return
 
@@ -45,7 +45,7 @@ class Trace(TorchDispatchMode):
         self._formulas = flop_counter(display=False).flop_registry
         self._names = {module: name for name, module in model.named_modules()}
         self._inside: list[str] = []
-        self._attention = FusedAttention()
+        self._untraced = AsUntraced()
         self._held: dict[int, weakref.ref] = {}
         self._known = [t.untyped_storage() for t in (*model.parameters(), *model.buffers())]
         self._known_places = {storage._cdata for storage in self._known}
@@ -59,13 +59,13 @@ class Trace(TorchDispatchMode):
         self._hooks = [
             register_module_forward_pre_hook(self._enter), register_module_forward_hook(self._leave, always_call=True),
         ]  # fmt: skip
-        self._attention.__enter__()
+        self._untraced.__enter__()
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._attention.__exit__(*error)
+        self._untraced.__exit__(*error)
         for hook in self._hooks:
             hook.remove()
 

@@ -37,14 +37,22 @@ class Inside(TorchDispatchMode):
         return found
 
 
-class FusedAttention(TorchFunctionMode):
-    """On the meta device torch writes the weights of attention out; here it takes the operator that a CPU would."""
+class AsUntraced(TorchFunctionMode):
+    """Takes the operators that a CPU would: on the meta device torch writes the weights of attention out, and while
+    operators are seen it adds a bias to a copy of what a linear layer made of rows that do not lie in order."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention and args[0].is_meta and (call := _fused(*args, **kwargs)) is not None:
             return call
+        if func is F.linear:
+            return _linear(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    apart = bias is not None and input.dim() > 2 and not input.is_contiguous()
+    return F.linear(input, weight).add_(bias) if apart else F.linear(input, weight, bias)  # type: ignore[arg-type]
 
 
 def _fused(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False) -> Tensor | None:
