@@ -36,7 +36,7 @@ def feedback_codes(matrix: Tensor, scale: Tensor, zero: Tensor | None, form: For
     centre: Any = 2 ** (form.bits - 1) if zero is None else zero.float()
     size = columns // scale.shape[-1]
     h = damped(moment, columns).double()
-    upper = torch.linalg.cholesky(torch.linalg.inv(h), upper=True).float()
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True).float()
     left, found = matrix.clone(), torch.empty_like(plain)
     for j in range(columns):
         s = scale[..., j // size].float()
