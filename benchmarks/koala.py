@@ -1,12 +1,13 @@
 """What a smaller U-Net should learn of a larger one: the same student by each of KOALA's features, in equal steps.
 
     zoo bench koala                     # writes benchmarks/results/koala.{json,md,png}
-    zoo bench koala --steps 150 --seeds 2 --no-save
+    zoo bench koala --steps 150 --seeds 4 --no-save
 
 The teacher is the bundled unet_nano; the student has half of its transformer blocks and no middle, and begins with the
 teacher's blocks (but where it says fresh). Each learns the velocities of the digits' path, of the teacher as well, and
 what modules of one kind make, in the same batches, times and noise. Errors and distances are mean squares of velocities
-on test digits: from the path's, and from the teacher's. A pass is of ten digits, the models' in turns.
+on test digits: from the path's, and from the teacher's. A pass is of ten digits, its time the least of
+many in turns.
 
 Expected (arXiv 2312.04005, of SDXL's U-Net): students of 54 and 69 % fewer numbers, and a loss of what self-attention
 makes teaches the most, more than of cross-attention, feed-forward layers, residual blocks or the last features.
@@ -85,16 +86,16 @@ def apart(model: Any, teacher: Any | None = None) -> float:
 
 
 def costs_of(models: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Numbers of each, FLOPs a digit, and milliseconds a pass of ten digits, in turns."""
+    """Numbers of each, FLOPs a digit, and milliseconds of the fastest pass of ten digits, in turns."""
     inputs = torch.randn(10, *models["teacher"].config.input_shape), torch.full((10,), 0.5), torch.arange(10)
-    runs, _ = interleaved({name: partial(forward, model, *inputs) for name, model in models.items()}, budget=2.0)
+    runs, _ = interleaved({name: partial(forward, model, *inputs) for name, model in models.items()}, budget=5.0)
     costs: dict[str, dict[str, float]] = {}
     for name, model in models.items():
         with torch.no_grad(), flop_counter(display=False) as counter:
             model(*inputs)
         costs[name] = {
             "parameters": sum(p.numel() for p in model.parameters()), "flops": counter.get_total_flops() // 10,
-            "milliseconds": 1e3 * statistics.median(runs[name]),
+            "milliseconds": 1e3 * min(runs[name]),
         }  # fmt: skip
     return costs
 
@@ -121,8 +122,8 @@ def verdicts(costs: dict[str, dict[str, float]], records: dict[str, dict[str, li
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_line("koala", __doc__)
-    parser.add_argument("--steps", type=int, default=40, help="of each student, 64 digits each")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=50, help="of each student, 64 digits each")
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     options = parser.parse_args(arguments)
     teacher: Any = zoo.create_model("unet_nano", pretrained=True).eval()
@@ -156,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     publish(
         "koala", options, {"steps": options.steps, "seeds": options.seeds, "costs": costs, "records": records},
         show_verdicts(verdicts(costs, records)),
-        ("What a pass takes", ["", "parameters", "MFLOPs a digit", "ms a pass"], sizes),
+        ("What a pass takes", ["", "parameters", "MFLOPs a digit", "ms a pass, least"], sizes),
         (f"After {options.steps} steps", ["learns of", "error", "deviation of seeds", "from the teacher"], rows),
         before=last_paragraph(__doc__) + "\n\n",
         after=f"![digits](koala.png)\n\nTen digits a row, of the same noise, from the top: {'; '.join(shown)}.\n",
