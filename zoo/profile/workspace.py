@@ -19,7 +19,7 @@ from zoo.kernels.operator import COMPUTE
 CPU = torch.device("cpu")
 OUTSIDE = ("triton", "mamba_ssm")  # implementations whose work is not done by torch's operations
 BY_VALUE = ("grouped_matmul",)  # operators whose work depends on values, which the meta device has none of
-BLOCKED = 8  # channels from which on a convolution's input is laid out anew
+BLOCKED = 8  # channels from which on the backward pass of a convolution lays its tensors out anew
 
 
 class Inside(TorchDispatchMode):
@@ -71,7 +71,10 @@ def _fused(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, 
 
 
 def computed(func: Any, args: Sequence[Any]) -> Callable[..., Any] | None:
-    """What computes one of the zoo's operators by torch's operations, so that these are seen; None of any other."""
+    """What computes one of the zoo's operators by torch's operations, so that these are seen, or a convolution's result
+    as a CPU lays it out; None of any other."""
+    if func is torch.ops.aten.convolution.default and args[0].is_meta and _channels_last(args[0]):
+        return lambda *given: _last(func(*given).shape, given[0])
     name, impl = func._overloadpacket.__name__, args[-1] if args else None
     operation = name.removesuffix("_backward")
     if func.namespace != "zoo" or not isinstance(impl, str) or not args[0].is_meta or operation in BY_VALUE:
@@ -80,6 +83,10 @@ def computed(func: Any, args: Sequence[Any]) -> Callable[..., Any] | None:
     if chosen.name in OUTSIDE:
         return lambda *given: _prepared(func, chosen, given)
     return lambda *given: COMPUTE[name](*given[:-1], chosen)
+
+
+def _last(shape: torch.Size, like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def _prepared(func: Any, chosen: Implementation, given: Sequence[Any]) -> Any:
@@ -96,8 +103,7 @@ def convolution(func: Any, args: Sequence[Any], results: Sequence[Tensor | None]
     name = func._overloadpacket.__name__
     if name == "convolution":
         x, weight, _, stride = args[:4]
-        copies = max(1, weight.dim() - 3)  # in three dimensions the result is laid out twice
-        moved = max(_blocked(x) + weight.nbytes, copies * results[0].nbytes)  # type: ignore[union-attr]
+        moved = _laid_out(x, weight, results[0], max(stride), args[6], args[8])  # type: ignore[arg-type]
     elif name == "convolution_backward":
         dy, x, weight, _, stride = args[:5]
         moved = max(_blocked(x) + _blocked(dy), weight.nbytes)  # for the weight's gradient, which is then laid out anew
@@ -105,6 +111,34 @@ def convolution(func: Any, args: Sequence[Any], results: Sequence[Tensor | None]
         return 0
     pointwise = max(weight.shape[2:]) == 1 and max(stride) == 1  # a plain product, for few images on one core
     return 0 if pointwise and len(x) < 16 and torch.get_num_threads() == 1 else moved
+
+
+def _laid_out(x: Tensor, weight: Tensor, y: Tensor, stride: int, transposed: bool, groups: int) -> int:
+    """Bytes of copies in the forward pass: of what it reads beside the result's, then of the result, brought back."""
+    if _channels_last(x):
+        return weight.nbytes  # it is read and made as it is
+    if transposed and stride > 1:
+        return max(x.nbytes + weight.nbytes, 2 * y.nbytes)
+    made, alone = _padded(y, groups), 1 < groups == x.shape[1] or max(weight.shape[2:]) == 1
+    read = _padded(x, groups) if alone or x.shape[1] // groups >= _width() else 0
+    return max(read + weight.nbytes + (2 if transposed else 1) * made - y.nbytes, made)
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and x.shape[1] > 1 == x.stride(1) and not x.is_contiguous()
+
+
+def _padded(x: Tensor, groups: int) -> int:
+    """Bytes of a map whose channels are laid out in full vectors; in groups of fewer, without."""
+    channels, width = x.shape[1], _width()
+    if groups > 1 and 1 < channels // groups < width:
+        return x.nbytes
+    return x.nbytes // channels * width * -(-channels // width)
+
+
+def _width() -> int:
+    """Numbers of a vector of this machine."""
+    return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
 
 
 def _blocked(x: Tensor) -> int:
