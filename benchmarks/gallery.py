@@ -84,6 +84,47 @@ def sound(folder: Path) -> list[str]:
     return ["heard.wav"]
 
 
+def clip(folder: Path) -> list[str]:
+    """A generated figure that others hide for a while."""
+    from PIL import Image
+
+    from zoo.train.data import ClipsDataModule
+
+    data = ClipsDataModule()
+    data.setup("test")
+    frames = data.sources["test"].fetch(torch.tensor([1]), 0)[0][0]
+    first, *rest = (Image.fromarray(frame.numpy()) for frame in (255 * frames).byte().permute(0, 2, 3, 1))
+    first.save(folder / "clip.gif", save_all=True, append_images=rest)
+    return ["clip.gif"]
+
+
+def cloud(folder: Path) -> list[str]:
+    """Points of generated shapes."""
+    import numpy as np
+
+    from zoo.train.data import CloudsDataModule
+
+    data = CloudsDataModule()
+    data.setup("test")
+    np.save(folder / "cloud.npy", data.sources["test"].fetch(torch.tensor([0]), 0)[0][0].numpy())
+    return ["cloud.npy"]
+
+
+def views(folder: Path) -> list[str]:
+    """What four cameras see of one scene."""
+    from PIL import Image
+
+    from zoo.train.data import CamerasDataModule
+
+    data = CamerasDataModule()
+    data.setup("test")
+    names = []
+    for camera, view in enumerate(data.sources["test"].fetch(torch.tensor([0]), 0)[0][0]):
+        names.append(f"view{camera}.png")
+        Image.fromarray((255 * view.clamp(0, 1)).byte().movedim(0, -1).numpy()).save(folder / names[-1])
+    return names
+
+
 PICTURES = {
     "next_scale_nano": Drawn("digits said scale by scale", "generate", ("--images", "20", "--guidance", "2")),
     "dit_nano": Drawn("digits made of noise", "generate", ("--images", "20", "--guidance", "1")),
@@ -91,6 +132,9 @@ PICTURES = {
     "wetok_nano": Drawn("test digits above what their codes decode to", "predict", files=images),
     "stack_vae_nano": Drawn("a series of many channels above its scores", "predict", files=series),
     "deftan2_nano": Drawn("spectrograms of a microphone and of the voice found", "predict", files=sound),
+    "efficienttam_nano": Drawn("a figure followed through a clip", "predict", ("--point", "53,37"), clip),
+    "scatterformer_nano": Drawn("what a cloud of points is of, from above", "predict", files=cloud),
+    "dfa3d_nano": Drawn("what stands around four cameras, from above", "predict", files=views),
     "drama_nano": Drawn("frames of CartPole above what was imagined of them", "generate", ("--images", "12")),
 }
 
