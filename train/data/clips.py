@@ -13,7 +13,7 @@ from zoo.train.data.rng import derive_seed, integers, uniforms
 
 SHAPES = 3  # in a picture
 RADIUS, SPEED = (0.11, 0.17), (0.03, 0.08)  # of a shape, over the side of the picture; speeds a frame and axis
-BAR, SWEEP = 0.4, (0.05, 0.09)  # width of the bar, which hides any shape; what it moves a frame
+BAR, SWEEP = 0.4, (0.12, 0.2)  # width of the bar, which hides any shape; what it moves a frame
 GRAIN = 0.03  # standard deviation of the noise of a pixel
 
 
