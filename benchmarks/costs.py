@@ -47,7 +47,7 @@ def digest(name: str) -> str:
 
 def counted(name: str) -> dict[str, Any]:
     """The record of one model; of one that cannot be counted, why."""
-    model: Any = zoo.create_model(name, device="meta").eval()
+    model: Any = zoo.create_model(name, device="meta").eval().requires_grad_(False)  # no hooks of gradients
     record = {"name": name, "digest": digest(name), "parameters": count_parameters(model)}
     try:
         record |= forward(model, TOKENS if isinstance(model, LanguageModel) else None)
