@@ -197,7 +197,7 @@ class _Pass:
 
         def pack(tensor: Tensor) -> None:
             if _place(tensor) not in apart and tensor.is_floating_point():
-                found.append(tensor)
+                found.append(tensor.detach())  # not its graph, which has this function and so would have itself
 
         ids = None if self.seq_idx is None else self.seq_idx[:, first : first + x.shape[1]]
         state = _Recalled(first, x.device, output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 from typing import Any
 
 import pytest
@@ -107,6 +108,17 @@ def test_packed_sequences_padding_and_ignored_labels(kind):
     expected = [None if g is None else g.clone() for g in gradients(model, x, seq_idx=ids)]
     lean(model, kind, **CASES[kind])
     assert_same(gradients(model, x, seq_idx=ids), expected)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_steps_leave_nothing_behind(kind):
+    model, x, counts = transformer(kind), torch.randint(0, 255, (2, 24)), []
+    lean(model, kind, **CASES[kind])
+    for _ in range(3):
+        gradients(model, x)
+        gc.collect()
+        counts.append(sum(type(one) is Tensor for one in gc.get_objects()))
+    assert counts[1] == counts[2]
 
 
 @pytest.mark.parametrize("kind", CASES)
