@@ -138,6 +138,7 @@ def test_bad_tokens():
         (tokens[0], r"tokens must have shape \(batch, length >= 1\), got \(5,\)"),
         (tokens[:, :0], r"got \(2, 0\)"),
         (tokens + 256, r"tokens must be in \[0, 256\), got 256"),
+        (tokens[:, :1] + 256, r"tokens must be in \[0, 256\), got 256"),
         (tokens - 1, "got -1"),
     ]:
         with pytest.raises(ValueError, match=message):

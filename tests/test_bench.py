@@ -163,6 +163,7 @@ def test_times_of_a_prompt_and_of_a_token_after_it(monkeypatch) -> None:
 
 
 def test_costs_are_those_of_the_profile_and_counted_once(tmp_path, monkeypatch) -> None:
+    assert costs.counted("dfa3d_nano")["flops"] > 0  # it hands its own parameters on
     record = costs.counted("moe_nano")
     profile = zoo.profile("moe_nano", tokens=1024, device="meta", training=False)
     assert record["flops"] == profile.phase("forward").flops and record["active_parameters"] < record["parameters"]

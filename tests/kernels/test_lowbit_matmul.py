@@ -99,6 +99,17 @@ def test_a_few_rows_that_are_looked_up_are_those_of_the_definition(bits, dtype, 
         monkeypatch.undo()
 
 
+@pytest.mark.skipif(native.obstacle(torch.device("cpu")) is not None, reason="needs a C compiler")
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("rows", [1, 3])
+def test_whole_blocks_in_groups_that_processors_multiply_by_digits(bits, rows):
+    x, scale = torch.randn(rows, 320), torch.rand(7, 10) + 0.5
+    codes = pack(torch.randint(0, 2**bits, (7, 320)), bits)
+    expected = x.double() @ reference.dequantise(codes, scale.double(), bits=bits, columns=320).mT
+    found = lowbit_matmul(x, codes, scale, bits=bits, impl="native")
+    assert (found - expected).abs().max() < 4e-6 * expected.abs().max()
+
+
 @pytest.mark.parametrize("learns", ["x", "scale"])
 def test_the_scale_alone_or_the_input_alone_learns(learns):
     given = {"x": torch.rand(3, 16).double(), "scale": torch.rand(4, 2).double()}
