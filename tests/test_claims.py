@@ -40,8 +40,9 @@ def one_by_one(steps, results, *, seconds, processes, say):
     """As the runner, without its processes."""
     for step in steps:
         if results.read(step).get("status") != "ok":
-            (found,) = step.run(*step.arguments)
-            results.write(step, "ok", 0.0, found)
+            results.write(
+                step, "ok", 0.0, {name: one for found in step.run(*step.arguments) for name, one in found.items()}
+            )
             say(step.name)
 
 
@@ -66,7 +67,7 @@ def test_every_family_has_a_claim_about_it():
 
 @pytest.mark.parametrize("name", ["vim_sizes", "mamba_state", "mcunet_patches", "axial_operations_over_pixels"])
 def test_cheap_claims_are_met(name):
-    (found,) = measure(name, torch.get_num_threads())
+    (found,) = [found[name] for found in measure([name], torch.get_num_threads())]
     assert declared()[name].verdict(found["found"]) == "met" and json.dumps(found["details"])
 
 
@@ -120,6 +121,27 @@ def test_a_failure_is_recorded_and_run_again(alone, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "run_steps", one_by_one)
     (record,) = run(Options(path=path), lambda _: None)
     assert (record["verdict"], record["error"]) == ("met", None)
+
+
+def test_claims_that_share_a_training_are_one_step_and_each_is_kept_as_it_comes(alone, tmp_path, monkeypatch):
+    path, said, asked = tmp_path / "claims.json", [], []
+    for name in ("first", "other", "second"):
+        declared_here(name, 0.9, at_least=0.5, shares="" if name == "other" else "a training")
+
+    def broken(steps, results, **_):
+        for step in steps:
+            asked.append((step.name, step.seconds))
+            found = next(iter(step.run(*step.arguments)))
+            results.write(step, "running", 0.0, found)
+            results.write(step, "failed", 1.0, found, "ValueError: no more")
+
+    monkeypatch.setattr(command, "run_steps", broken)
+    verdicts = {record["name"]: record["verdict"] for record in run(Options(path=path), print)}
+    assert asked == [("first, second", 240.0), ("other", 120.0)]
+    assert verdicts == {"first": "met", "other": "met", "second": "failed"}
+    monkeypatch.setattr(command, "run_steps", one_by_one)
+    assert {record["verdict"] for record in run(Options(path=path), said.append)} == {"met"}
+    assert said == ["first, second"]
 
 
 def test_a_claim_must_say_everything(alone):

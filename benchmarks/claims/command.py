@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -82,11 +83,7 @@ def run(options: Options, say: Callable[[str], None]) -> list[dict[str, Any]]:
     for claim in claims:
         if claim.run is None:
             results.add(claim, claim.verdict(None))
-    steps = [
-        Step(claim.name, measure, (claim.name, torch.get_num_threads()), claim.limit, claim.alone)
-        for claim in claims
-        if claim.run is not None
-    ]
+    steps = [step_of(group) for group in grouped(claims)]
     steps.sort(key=lambda step: step.alone)
     run_steps(steps, results, seconds=math.inf, processes=PROCESSES, say=say)
     if options.path is not None:
@@ -94,11 +91,30 @@ def run(options: Options, say: Callable[[str], None]) -> list[dict[str, Any]]:
     return [results.records[claim.name] for claim in claims]
 
 
-def measure(name: str, threads: int) -> Iterator[dict[str, Any]]:
-    """What a claim finds, from a fixed seed; in the process of a step, with so many threads where it is alone."""
-    torch.manual_seed(SEED)
-    claim = declared()[name]
-    torch.set_num_threads(claim.threads(threads))
-    assert claim.run is not None
-    found = claim.run()
-    yield {"found": float(found.value), "details": dict(found.details)}
+def grouped(claims: Sequence[Claim]) -> list[list[Claim]]:
+    """Those that can be run, with those that share what they measure together."""
+    groups: dict[str, list[Claim]] = {}
+    for claim in claims:
+        if claim.run is not None:
+            groups.setdefault(f"shares {claim.shares}" if claim.shares else claim.name, []).append(claim)
+    return list(groups.values())
+
+
+def step_of(claims: Sequence[Claim]) -> Step:
+    """That measures them, one after another."""
+    names, limit = tuple(claim.name for claim in claims), sum(claim.limit for claim in claims)
+    arguments = (names, torch.get_num_threads())
+    return Step(", ".join(names), measure, arguments, limit, any(claim.alone for claim in claims))
+
+
+def measure(names: Sequence[str], threads: int) -> Iterator[dict[str, Any]]:
+    """What claims find, each from a fixed seed; in the process of a step, with so many threads where it is alone."""
+    for name in names:
+        began = time.monotonic()
+        torch.manual_seed(SEED)
+        claim = declared()[name]
+        torch.set_num_threads(claim.threads(threads))
+        assert claim.run is not None
+        found = claim.run()
+        content = {"found": float(found.value), "details": dict(found.details)}
+        yield {name: content | {"seconds": time.monotonic() - began}}

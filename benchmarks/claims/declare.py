@@ -63,6 +63,7 @@ class Claim:
         bound: of the value. None: out of reach.
         quick: whether it takes seconds.
         limit: seconds after which it is given up.
+        shares: a word; claims of the same word are run one after another in one process, where what they share is kept.
         run: measures it.
     """
 
@@ -77,6 +78,7 @@ class Claim:
     bound: Bound | None = None
     quick: bool = True
     limit: float = 120.0
+    shares: str = ""
     run: Callable[[], Found] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -122,6 +124,7 @@ def claim(
     at_most: float | None = None,
     quick: bool = True,
     limit: float = 120.0,
+    shares: str = "",
 ) -> Callable[[Callable[[], Found]], Callable[[], Found]]:
     """Decorator: the function's name is the claim's, its docstring how it is measured, and it returns what was found.
 
@@ -141,7 +144,7 @@ def claim(
             Claim(
                 name=run.__name__, families=tuple(families.split()), paper=paper, source=source, says=says,
                 evidence=evidence, measured=_line(inspect.getdoc(run) or ""), value=value,
-                bound=Bound(at_least, at_most), quick=quick, limit=limit, run=run,
+                bound=Bound(at_least, at_most), quick=quick, limit=limit, shares=shares, run=run,
             )
         )  # fmt: skip
         return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def learnt(recipe: str, *overrides: str) -> dict[str, float]:
     says="An online divergence keeps a policy nearer to where it began than pairs of answers alone do.",
     source="section 5: the divergence of the chat policy falls from 44.9 to 27.1, as others print the table",
     evidence="trained", value="divergence with HyPO over that with DPO", at_most=0.61, quick=False, limit=600,
+    shares="HyPO's training",
 )  # fmt: skip
 def hypo_divergence() -> Found:
     """transformer_nano and pairs of its own answers, of which that with fewer vowels is preferred, by the recipe
@@ -53,7 +55,7 @@ def hypo_divergence() -> Found:
 @claim(
     "transformer", "2406.01462", says="With an online divergence a policy wins no less often than with pairs alone.",
     source="section 5: 42.2 to 46.4 % of comparisons won, as others print the table", evidence="trained",
-    value="share of comparisons won over that with DPO", at_least=0.0, quick=False, limit=600,
+    value="share of comparisons won over that with DPO", at_least=0.0, quick=False, limit=600, shares="HyPO's training",
 )  # fmt: skip
 def hypo_wins() -> Found:
     """As hypo_divergence; an answer wins that has fewer vowels than one of the pair of its prompt."""
@@ -61,6 +63,7 @@ def hypo_wins() -> Found:
     return Found(found["HyPO"]["win"] - found["DPO"]["win"], found)
 
 
+@cache
 def preferred() -> dict[str, dict[str, float]]:
     """The metrics of HyPO and of DPO."""
     return {name: learnt(PREFERENCES, f"--model.online_weight={weight}") for name, weight in HYPO.items()}

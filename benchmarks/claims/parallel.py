@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 RINGS = {"ring": ring_attention, "token ring": token_ring_attention}
 
 
+@cache
 def measured(work: Any) -> dict[str, Any]:
     """What the first of four processes of gloo finds."""
     with tempfile.TemporaryDirectory() as folder:
@@ -47,6 +49,7 @@ def one_of(rank: int, work: Any, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@cache
 def sums() -> dict[str, Any]:
     """All-reduces of each model's blocks in a forward pass, and the bytes that a block sends in both."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -107,6 +110,7 @@ def own(x: Any, rank: int) -> Tensor:
     "transformer", "1909.08053", says="A layer shared by its heads and channels takes two sums over the processes.",
     source="section 3 and figure 4: forwards one behind attention and one behind the MLP, and as many backwards",
     evidence="cost", value="all-reduces of a block in a forward pass", at_least=2, at_most=2,
+    shares="sums",
 )  # fmt: skip
 def tensor_parallel_sums() -> Found:
     """Counted in the first of four processes of transformer_nano; the others are not there."""
@@ -118,7 +122,7 @@ def tensor_parallel_sums() -> Found:
     "transformer", "2205.05198", says="Sharing out the tokens between layers sends no more than sharing out layers.",
     source="section 4.2.2: gathering and scattering take the bandwidth of the all-reduces that they replace",
     evidence="cost", value="bytes of a training step over those without it, small sums for norms and loss left out",
-    at_least=1, at_most=1,
+    at_least=1, at_most=1, shares="sums",
 )  # fmt: skip
 def sequence_parallel_traffic() -> Found:
     """Gathers and scatters of transformer_nano over four processes, of which one is there, beside the all-reduces of
@@ -131,6 +135,7 @@ def sequence_parallel_traffic() -> Found:
     "mamba2 mamba", "2405.21060", says="Shared by heads, a Mamba-2 layer takes half of the sums of a Mamba layer.",
     source="section 8.1: one all-reduce a layer, in the place of two", evidence="cost",
     value="all-reduces of a block of Mamba over those of Mamba-2, in a forward pass", at_least=2, at_most=2,
+    shares="sums",
 )  # fmt: skip
 def mamba2_parallel_sums() -> Found:
     """Counted in the first of four processes, the others are not there; Mamba-2 has four groups of heads, as the paper
@@ -142,7 +147,7 @@ def mamba2_parallel_sums() -> Found:
 @claim(
     "transformer", "2412.20501", says="Queries that go round, and outputs that go straight back, are causal attention.",
     source="the method; its pieces r and 2 P - 1 - r of 2 P are those of the authors' code", evidence="identity",
-    value="largest difference of an output or gradient", at_most=1e-10, limit=600,
+    value="largest difference of an output or gradient", at_most=1e-10, limit=600, shares="rings",
 )  # fmt: skip
 def token_ring_exact() -> Found:
     """Four processes of gloo in float64 beside dense attention, with keys a head and with shared ones."""
@@ -154,6 +159,7 @@ def token_ring_exact() -> Found:
     "transformer", "2412.20501", says="Sent both ways, a link carries less one way than keys and values in a ring.",
     source="abstract: queries and block outputs are sent at a time, both ways", evidence="cost",
     value="numbers that go the busier way over those of a ring one way, forwards", at_most=1.0, limit=600,
+    shares="rings",
 )  # fmt: skip
 def token_ring_traffic() -> Found:
     """Of all four processes, with keys a head: of what is sent the outputs with their sums, the larger part, go back.

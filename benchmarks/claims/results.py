@@ -89,14 +89,17 @@ class Results:
         return self.where | {"threads": claim.threads(torch.get_num_threads())}
 
     def read(self, step: Step) -> dict[str, Any]:
-        return {"status": DONE} if self.state(declared()[step.name]) else {}
+        names, _ = step.arguments
+        return {"status": DONE} if all(self.state(declared()[name]) for name in names) else {}
 
     def write(self, step: Step, status: str, seconds: float, found: dict[str, Any], error: str | None = None) -> None:
-        if status == "running":
-            return
-        claim = declared()[step.name]
-        verdict = claim.verdict(found.get("found")) if status == DONE else FAILED
-        self.add(claim, verdict, seconds, error=error.splitlines()[-1] if error else None, **found)
+        names, _ = step.arguments
+        for name in names:
+            claim = declared()[name]
+            if name in found and name not in self.added:
+                self.add(claim, claim.verdict(found[name]["found"]), **found[name])
+            elif name not in found and status not in ("running", DONE):
+                self.add(claim, FAILED, seconds, error=error.splitlines()[-1] if error else None)
 
     def add(
         self, claim: Claim, verdict: str, seconds: float = 0.0, *, found: float | None = None,
@@ -131,7 +134,7 @@ class Results:
         save(self.path.stem, content, text, self.path.parent)
 
 
-UNSAID = ("run", "bound", "quick", "limit")
+UNSAID = ("run", "bound", "quick", "limit", "shares")
 
 
 def said(record: Mapping[str, Any]) -> str:
