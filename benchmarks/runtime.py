@@ -19,6 +19,7 @@ import torch
 
 import zoo
 from zoo.benchmarks.common import command_line, in_processes, publish
+from zoo.layers.step import programmed
 from zoo.profile.measure import seconds
 from zoo.profile.runtime import Runtime, idealised_runtime
 from zoo.profile.sample import sample
@@ -40,7 +41,8 @@ def query(model: Any, prompt: int, new: int, runs: int) -> float:
         for _ in range(new - 1):
             model(tokens[:, :1], state)
 
-    return seconds(call, torch.device("cpu"), runs).median
+    with programmed(model, alone=True):
+        return seconds(call, torch.device("cpu"), runs).median
 
 
 def measure(name: str, runs: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 import zoo
 from zoo.checkpoints import connection
 from zoo.cli import main
+from zoo.cli.errors import UsageError, one_line
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning"),
@@ -150,3 +151,10 @@ def test_an_import_that_is_no_name_is_one_line(named: str, tmp_path, capsys) -> 
     assert main(["train", str(recipe), "--output", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "import must name files or modules" in error
+
+
+def test_options_keep_their_dashes_and_bullets_go() -> None:
+    said = one_line(
+        UsageError("Problem with given value\n  - --steps must be at least 1, got 0\n    - Expected an int")
+    )
+    assert said == "--steps must be at least 1, got 0 Expected an int"

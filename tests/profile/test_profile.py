@@ -12,11 +12,13 @@ import torch
 
 import zoo
 from zoo.cli import main
+from zoo.layers.step.stepper import Steps
 from zoo.profile import peaks as measured_peaks
 from zoo.profile.measure import peak_memory
 from zoo.profile.metrics import Energy
 from zoo.profile.peaks import cache_folder
 from zoo.profile.record import Peaks, Profile
+from zoo.profile.runtime import idealised_runtime
 from zoo.profile.trace import Kernel, Trace, waterline
 
 PEAKS = Peaks("cpu", "float32", flops=100.0, bandwidth=10.0)
@@ -230,3 +232,14 @@ def test_command(tmp_path, capsys):
         "decode",
     }
     assert main(["profile", "mamba9"]) == 2 and "unknown model" in capsys.readouterr().err
+
+
+def test_steps_are_timed_as_generate_takes_them(monkeypatch):
+    """By the programs of C that `zoo.generate` writes, in the profile and in the idealised runtime."""
+    taken, call = [], Steps.__call__
+    monkeypatch.setattr(Steps, "__call__", lambda self, *given: taken.append(self) or call(self, *given))
+    model = zoo.create_model("mamba2_nano").eval()
+    zoo.profile(model, tokens=8, training=False, runs=3)
+    assert len(taken) == 1 + 3 and "stepper" not in vars(model)
+    idealised_runtime(model, (4, 8, 12), (10,), runs=2)
+    assert len(taken) == 1 + 3 + 4 * (1 + 2) and "stepper" not in vars(model)

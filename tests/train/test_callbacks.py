@@ -14,10 +14,11 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 import zoo
-from zoo.train.callbacks import EMA, ExportModel, LastCheckpoint, NaNGuard, NonFiniteError, Throughput
+from zoo.train.callbacks import EMA, ExportModel, LastCheckpoint, NaNGuard, NonFiniteError, Throughput, ValidateAtEnd
 from zoo.train.callbacks.checkpoint import _replace, newest_checkpoint
 from zoo.train.callbacks.rng import capture, restore
 from zoo.train.data import DigitsDataModule
@@ -282,3 +283,19 @@ def test_average_of_a_bfloat16_model_is_exact(
         assert average.dtype == torch.float32
         moved = (exact.average[name] - exact.start[name]).norm()
         assert (average.double() - exact.average[name]).norm() < 1e-3 * moved, name
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_last_epoch_is_validated_also_when_resumed_within_it(
+    toy: type[nn.Module], trainer: MakeTrainer, tmp_path: Path, resumed: bool
+) -> None:
+    data, path = DigitsDataModule(batch_size=16), None
+    kept = [ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=7)]
+    options = {"max_epochs": 2, "limit_train_batches": 4, "limit_val_batches": 1, "check_val_every_n_epoch": 5}
+    if resumed:
+        trainer(*kept, **options).fit(ImageClassification(toy()), datamodule=data)
+        path = tmp_path / "step=7.ckpt"
+    run = trainer(*kept, ValidateAtEnd(), **options)
+    run.fit(ImageClassification(toy()), datamodule=data, ckpt_path=path)
+    assert run.global_step == 8 and "val/loss" in run.callback_metrics

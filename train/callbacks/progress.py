@@ -18,6 +18,9 @@ class ProgressBar(RichProgressBar):
 class ValidateAtEnd(Callback):
     """Validate after the last epoch, whatever `check_val_every_n_epoch` says of the others."""
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # which an epoch that is gone on with does not call
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.check_val_every_n_epoch and trainer.current_epoch + 1 == trainer.max_epochs:
             trainer.check_val_every_n_epoch = 1

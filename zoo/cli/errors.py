@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -47,5 +48,5 @@ def how_to_install(error: ModuleNotFoundError) -> str:
 
 def one_line(error: UsageError) -> str:
     """The message without the lines in which jsonargparse lists the types it has tried."""
-    lines = [line.strip(" -") for line in str(error).splitlines()]
+    lines = [re.sub(r"^(\s|- )+", "", line).rstrip() for line in str(error).splitlines()]  # - its bullets, no --options
     return " ".join(line for line in lines if not line.startswith(PARSER_NOISE))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zoo.factory import create_model
 from zoo.language.base import LanguageModel
 from zoo.layers.quant import count_parameters
+from zoo.layers.step import programmed
 from zoo.profile import measure
 from zoo.profile.metrics import Energy, measured_energy
 from zoo.profile.peaks import device_name, peaks
@@ -213,7 +214,8 @@ def _measured(
             model.train(train)
             with torch.set_grad_enabled(train):
                 ready = prepare(model, inputs)
-                taken = measure.seconds(ready, device, runs)
+                with programmed(model, alone=True) if name == "decode" else nullcontext():  # as `generate` takes it
+                    taken = measure.seconds(ready, device, runs)
                 model.zero_grad()
                 memory = measure.peak_memory(ready, device)
                 model.zero_grad()

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from zoo.layers.step import programmed
 from zoo.profile.measure import seconds_in_turns
 from zoo.profile.sample import sample
 
@@ -114,7 +115,8 @@ def idealised_runtime(
         calls: dict[tuple[str, int], Callable[[], Any]] = {}
         for n in sorted({*lengths, *held_out}):
             calls["prompt", n], calls["step", n] = _calls(model, n, batch, runs)
-        measured = {key: taken.median for key, taken in seconds_in_turns(calls, device, runs).items()}
+        with programmed(model, alone=True):  # as `generate` takes them
+            measured = {key: taken.median for key, taken in seconds_in_turns(calls, device, runs).items()}
     finally:
         model.train(mode)
     found = fit({n: measured["prompt", n] for n in lengths}, {n: measured["step", n] for n in lengths})
