@@ -1,7 +1,7 @@
-"""Images of a next-scale model with fewer keys and values between its scales (ScaleKV): bytes, likelihood, distance.
+"""Images of a next-scale model from fewer keys between its scales (ScaleKV), and by a large and a small model (CoDe).
 
     zoo bench scales                    # writes benchmarks/results/scales.{json,md,png}
-    zoo bench scales --shares 0.5 --no-save
+    zoo bench scales --shares 0.5 --drafted 4 5 --no-save
 
 The bundled next_scale_shapes_nano, of six layers and maps of 1, 2, 3, 4, 6 and 8 tokens a side, with a share of the 66
 tokens before the last map kept in the mean of its layers: of equal budgets, which is SnapKV with a window spread over
@@ -12,7 +12,7 @@ of an image in float32, kept between two scales at most, and at the peak, which 
 
 Expected (arXiv 2505.19602, of Infinity-8B): at the same bytes drafters and refiners stay nearer to the images of all
 keys than equal budgets, at a tenth of the keys by 2.65 dB of PSNR, and images are as good as those of all keys.
-"""
+"""  # of a large and a small model: benchmarks/collaborative.py
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import zoo
+from zoo.benchmarks import collaborative
 from zoo.benchmarks.common import command_line, each, last_paragraph, publish
 from zoo.benchmarks.tables import Verdict, show_verdicts
 from zoo.generative import ScaleKV, picture, pixels, psnr
 from zoo.generative.adaptive import Past
-from zoo.train.data import FigureTokensDataModule
+from zoo.train.data import FiguresDataModule, FigureTokensDataModule
 
 NAME, CALIBRATED = "next_scale_shapes_nano", 10
 WAYS = ("equal budgets", "ScaleKV")
@@ -116,8 +117,12 @@ def verdicts(records: Sequence[dict[str, Any]]) -> list[Verdict]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("scales", __doc__)
+    parser = command_line("scales", __doc__, budget=60.0)
     parser.add_argument("--shares", nargs="+", type=float, default=[0.75, 0.5, 0.35, 0.25], help="of the tokens kept")
+    parser.add_argument(
+        "--drafted", nargs="+", type=int, choices=range(1, 6), default=[5, 4, 3, 2, 1], metavar="MAPS",
+        help="by the large model of two, of 6 (1 to 5)",
+    )  # fmt: skip
     parser.add_argument("--images", type=int, default=200, help="that are made, and scored")
     parser.add_argument("--seed", type=int, default=0, help="of the images")
     options = parser.parse_args(arguments)
@@ -128,14 +133,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for r in records
     ]  # fmt: skip
     columns = ["kept", "share", "bytes between", "bytes at the peak", "bits an index", "equal indices", "PSNR, dB"]
+    figures = FiguresDataModule()
+    figures.setup()
+    real = figures.sources["test"].fetch(torch.arange(options.images), 0)[0]
+    together, drawn = collaborative.measured(
+        options.drafted, *images_of("test", options.images), real, options.seed, options.budget
+    )
 
     def plot(path: Path) -> None:
-        picture(torch.cat([row[:20] for row in images]), min(20, options.images), 3).save(path)
+        picture(torch.cat([row[:20] for row in [*images, *drawn[1:]]]), min(20, options.images), 3).save(path)
 
-    order = ", ".join(f"{r['way']} {r['share']:.0%}" for r in records)
+    order = [f"{r['way']} {r['share']:.0%}" for r in records] + ["the small model alone"]
+    order += [f"the first {count} by the large model" for count in options.drafted]
+    record = {"images": options.images, "seed": options.seed, "records": records, "collaboration": together}
     publish(
-        "scales", options, {"images": options.images, "seed": options.seed, "records": records},
-        show_verdicts(verdicts(records)), (f"{options.images} figures by {NAME}", columns, rows),
-        before=last_paragraph(__doc__) + "\n\n", plot=plot,
-        after=f"![figures](scales.png)\n\nRows from the top: {order}.\n",
-    )  # fmt: skip
+        "scales",
+        options,
+        record,
+        show_verdicts(verdicts(records) + collaborative.verdicts(together)),
+        (f"{options.images} figures by {NAME}", columns, rows),
+        *collaborative.shown(together),
+        before=last_paragraph(__doc__) + "\n\n" + last_paragraph(collaborative.__doc__) + "\n\n",
+        plot=plot,
+        after=f"![figures](scales.png)\n\nRows from the top: {', '.join(order)}.\n",
+    )

@@ -16,7 +16,7 @@ BENCHMARKS = {
     "decode": "prefill and decoding beside transformers and llama.cpp",
     "quant": "weights of a few bits: quality, bytes and time",
     "diffusion": "diffusion models of few bits and few blocks: what they draw",
-    "scales": "images of a next-scale model from fewer keys (ScaleKV): bytes, likelihood and distance",
+    "scales": "images of a next-scale model from fewer keys (ScaleKV), and by a large and a small one (CoDe)",
     "koala": "what a smaller U-Net learns of a larger one (KOALA): size, time and distance, by feature",
     "clips": "clips in fewer steps, of fewer tokens, in less memory (On-device Sora, Streamlined Inference)",
     "cmd": "clips as a frame and a motion (CMD): numbers, FLOPs and what is drawn",

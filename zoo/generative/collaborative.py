@@ -3,7 +3,8 @@
 Most tokens are those of the finest maps, which a small model says nearly as well: the large one reads c_N tokens of
 all, and its keys go before the small one's come, which reads the coarse maps in one pass.
 
-Paper: Chen et al., "Collaborative Decoding Makes Visual Auto-Regressive Modeling Efficient" (CoDe).
+Paper: Chen et al., "Collaborative Decoding Makes Visual Auto-Regressive Modeling Efficient", arXiv
+2411.17787 (CoDe).
 """
 
 from __future__ import annotations

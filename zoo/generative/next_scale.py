@@ -324,3 +324,8 @@ def next_scale_nano():
 @_register()
 def next_scale_shapes_nano():
     return NextScaleConfig(scales=(1, 2, 3, 4, 6, 8), scale_decay=0.75, tokenizer="wetok_shapes_nano", dim=64, depth=6)
+
+
+@_register()
+def next_scale_shapes_small_nano():
+    return NextScaleConfig(scales=(1, 2, 3, 4, 6, 8), scale_decay=0.75, tokenizer="wetok_shapes_nano", dim=32, depth=3)
