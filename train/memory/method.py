@@ -138,12 +138,19 @@ class Lean:
     def _enter(self, model: nn.Module, _: Any) -> None:
         stack = ExitStack()
         self.open.append(stack)
-        if model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if model.training and torch.is_grad_enabled():
+            if torch.compiler.is_compiling():
+                _refuse_compiled()
             for method in self.methods:
                 stack.enter_context(method.forward(model))
 
     def _leave(self, *_: Any) -> None:
         self.open.pop().close()
+
+
+@torch.compiler.disable(reason="methods of memory are not for compiled training")
+def _refuse_compiled() -> None:
+    raise ValueError("methods of memory change what runs, which a compiled model keeps as it is: train without compile")
 
 
 def lean(model: nn.Module, *methods: str | Mapping[str, Any] | Memory, **options: Any) -> Lean:

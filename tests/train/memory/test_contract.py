@@ -232,3 +232,13 @@ def test_options_of_a_command_line(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="Name it first"):
         with_memory(["--memory.rate=1"], "model: {}")
     assert [method.kind for method in as_memories({"kind": "streambp"})] == ["streambp"]
+
+
+def test_a_compiled_model_is_refused_rather_than_trained_without_its_method():
+    model, x = transformer("checkpointing"), torch.randint(0, 255, (2, 24))
+    lean(model, "checkpointing")
+    compiled: Any = torch.compile(model, backend="eager")
+    with pytest.raises(ValueError, match="train without compile"):
+        compiled(x, labels=x)
+    model.eval()
+    torch.testing.assert_close(compiled(x), model(x))
