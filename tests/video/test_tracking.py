@@ -181,14 +181,14 @@ def test_predict_follows_and_draws(batch: Any, tmp_path: Path, capsys: pytest.Ca
     frames = written(batch, tmp_path)
     strip = tmp_path / "strip.png"
     for given in ("frames", "clip.gif"):
-        asked = ["--point", "30,20", "--box", "6,3,90,40", "--output", str(strip)]
+        asked = ["--point", "30,20", "--box", "6,3,96,40", "--output", str(strip)]
         assert main(["predict", saved, str(tmp_path / given), *asked]) == 0
         assert "frames 0, 1, 2, 3" in capsys.readouterr().out
     array = np.stack([np.asarray(frame.resize((64, 64), Image.Resampling.BILINEAR)) for frame in frames])
     pictures = torch.from_numpy(array).movedim(-1, 1).float() / 255
     read, own = read_clip([tmp_path / "frames"], 64)
     assert torch.equal(read, pictures) and own == (96, 48)
-    point, box = torch.tensor([[[20.0, 80 / 3]]]), torch.tensor([[4.0, 4, 60, 160 / 3]])
+    point, box = torch.tensor([[[20.0, 80 / 3]]]), torch.tensor([[4.0, 4, 64, 160 / 3]])
     prompt = Prompt(point, torch.ones(1, 1, dtype=torch.long), box)
     with torch.no_grad():
         masks = model(model.normalised(pictures)[None], prompt)[0] > 0
@@ -207,7 +207,7 @@ def test_predict_follows_and_draws(batch: Any, tmp_path: Path, capsys: pytest.Ca
     [
         (["frames"], "follows what --point X,Y or --box LEFT,TOP,RIGHT,BOTTOM names: give one"),
         (["frames", "--point", "96,3"], "point must be in the picture of 96 x 48 pixels, got 96,3"),
-        (["frames", "--box", "1,2,30,48"], "box must be in the picture of 96 x 48 pixels"),
+        (["frames", "--box", "1,2,30,49"], "box must be in the picture of 96 x 48 pixels"),
         (["frames", "--box", "30,2,3,40"], "right > left and bottom > top"),
         (["frames", "--point", "3"], "point takes 2 numbers with commas between them, got '3'"),
         (["frames", "--point", "3;4"], "point takes 2 numbers with commas between them, got '3;4'"),

@@ -117,7 +117,11 @@ def _prompt(known: Namespace, own: tuple[int, int], size: int) -> Any:
         rows = []
         for text in texts:
             numbers = checked(_numbers, option, text, count)
-            if any(not 0 <= number < side for number, side in zip(numbers, own * 2, strict=False)):
+            inside = [
+                0 <= number < side or (count == 4 and number == side)  # a box may end where the picture ends
+                for number, side in zip(numbers, own * 2, strict=False)
+            ]
+            if not all(inside):
                 raise UsageError(f"{option} must be in the picture of {own[0]} x {own[1]} pixels, got {text}")
             rows.append([number * size / side for number, side in zip(numbers, own * 2, strict=False)])
         if rows:

@@ -50,9 +50,10 @@ def check_prompt(prompt: Prompt, rows: int, size: int) -> None:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(part.shape)}")
     if torch.compiler.is_compiling() or any(part is not None and part.is_meta for part in prompt):
         return
-    for name, part in (("points", points), ("boxes", boxes)):
-        if part is not None and not ((part >= 0) & (part < size)).all():
-            raise ValueError(f"{name} must be in the picture, in [0, {size}) of its pixels, got {part.tolist()}")
+    if points is not None and not ((points >= 0) & (points < size)).all():
+        raise ValueError(f"points must be in the picture, in [0, {size}) of its pixels, got {points.tolist()}")
+    if boxes is not None and not ((boxes >= 0) & (boxes <= size)).all():  # a box may end where the picture ends
+        raise ValueError(f"boxes must be in the picture, in [0, {size}] of its pixels, got {boxes.tolist()}")
     if labels is not None and not ((labels >= PADDING) & (labels <= LAST_CORNER)).all():
         raise ValueError(f"labels must be -1 (none), 0 (beside), 1 (on it), 2 or 3 (corners), got {labels.tolist()}")
     if boxes is not None and not (boxes[:, 2:] > boxes[:, :2]).all():
