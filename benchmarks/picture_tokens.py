@@ -1,25 +1,24 @@
-"""Ways to read fewer tokens of an image, for ``zoo bench vision_language``: a line of ``WAYS`` each."""
+"""How fewer tokens of an image are read, for ``zoo bench vision_language``: what its ways are made of."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+import zoo
 from zoo.cache import LookM
 from zoo.layers import ModelState
 from zoo.layers.cache.policy import Policy
 from zoo.layers.cache.pruning import governed_parts
-from zoo.vision_language import VTCCLS, EfficientVLA, LongVLM, Reduction, Seen, VideoScan
+from zoo.vision_language import DynamicLLaVA, LongVLM, Reduction, Seen, VideoScan
 
-ALL, PLAIN = 37, "all"  # tokens of a picture; the way that keeps them without any method
+ALL = 37  # tokens of a picture
 BUDGETS = (24, 16, 12, 8, 4, 2)
-BATCH = 100
 RECENT = 4  # tokens that LOOK-M keeps for being the newest, of the question
 
 
@@ -31,21 +30,14 @@ class Read(NamedTuple):
     """(B, V), of what follows."""
     kept: float
     """Tokens of a picture, the mean over the layers."""
+    further: Callable[[Tensor, ModelState], Tensor]
+    """Of the next tokens (B, 1) and the state: logits (B, 1, V)."""
 
 
 Reader = Callable[[Any, Tensor, Tensor, int], Read]
 """Of a model, pictures (B, C, H, W), what is asked of each (B, T), and how many tokens of a picture may stay."""
 Made = Callable[[int, int], "Reduction | Policy | None"]
 """Of such a number, and of how many tokens a text has: what keeps them."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Way:
-    """A method that reads fewer tokens of an image."""
-
-    read: Reader
-    budgets: Sequence[int] = (ALL, *BUDGETS)
-    batch: int = BATCH
 
 
 def reading(made: Made, class_feature: bool = True) -> Reader:
@@ -57,8 +49,7 @@ def reading(made: Made, class_feature: bool = True) -> Reader:
 
     def read(model: Any, images: Tensor, asked: Tensor, budget: int) -> Read:
         if not class_feature:
-            model = copy.copy(model)  # the same parts, another configuration
-            model.config = dataclasses.replace(model.config, class_feature=False)
+            model = wordless(model)
         method = made(budget, 1 + asked.shape[1])
         reduction, cache = (method, None) if isinstance(method, Reduction) else (None, method)
         count = model.tokens_of_image(reduction)
@@ -66,7 +57,7 @@ def reading(made: Made, class_feature: bool = True) -> Reader:
         state = model.init_state(len(asked), cache=cache)
         logits = model(images, torch.cat([*rows, asked], 1), state, logits_to_keep=1, reduction=reduction)[:, -1]
         held = [part.filled - asked.shape[1] - 1 for part in governed_parts(state)] or [count]
-        return Read(state, logits, sum(held) / len(held))
+        return Read(state, logits, sum(held) / len(held), model.language)
 
     return read
 
@@ -76,7 +67,50 @@ def carried(model: Any, images: Tensor, asked: Tensor, budget: int) -> Read:
     scan = VideoScan(model, memory=budget, prompt=[0])
     scan.add(images[0])
     kept = scan.held - 1
-    return Read(scan.state, model.language(asked, scan.state, logits_to_keep=1)[:, -1], kept)
+    logits = model.language(asked, scan.state, logits_to_keep=1)[:, -1]
+    return Read(scan.state, logits, kept, model.language)
+
+
+def woven(model: Any, images: Tensor, keep: int) -> zoo.Rewoven:
+    """After pictures as a chunk of their own, of which so many tokens are kept; all later chunks see these."""
+    features = model.see(images)
+    tokens = features.new_full(features.shape[:2], model.config.image_token, dtype=torch.int64)
+    model.language.reweaving.keep = keep
+    text = zoo.Rewoven(model.language)
+    text.read(tokens, embedded=features, logits_to_keep=1)
+    return text
+
+
+def rewoven(model: Any, images: Tensor, asked: Tensor, budget: int) -> Read:
+    """A picture is a chunk, and what is said of it the next; or all is one chunk, where all tokens may stay."""
+    state, begin = model.language.init_state(len(asked)), asked.new_zeros(len(asked), 1)
+    if budget == ALL:
+        places = asked.new_full((len(asked), ALL), model.config.image_token)
+        text, tokens = zoo.Rewoven(model.language), torch.cat([begin, places, asked], 1)
+        features = model.see(images)
+        embedded = model.language.enter(tokens).masked_scatter(
+            (tokens == model.config.image_token)[..., None], features
+        )
+        logits = text.read(tokens, embedded=embedded, state=state, logits_to_keep=1)
+        text.memory = None
+    else:
+        text = woven(model, images, budget)
+    past = text.memory
+
+    def further(tokens: Tensor, state: ModelState, **call: Any) -> Tensor:
+        text.memory = past  # what is said is in the state
+        return text.read(tokens, state=state, **call)
+
+    if budget != ALL:
+        logits = further(torch.cat([begin, asked], 1), state, logits_to_keep=1)
+    return Read(state, logits[:, -1], budget, further)
+
+
+def wordless(model: Any) -> Any:
+    """The same parts, and no feature of the class token."""
+    model = copy.copy(model)
+    model.config = dataclasses.replace(model.config, class_feature=False)
+    return model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,13 +148,6 @@ def look_m(budget: int, text: int, merge: str) -> LookM:
     return LookM(heavy=text - RECENT + budget, recent=RECENT, merge=merge)
 
 
-WAYS: dict[str, Way] = {
-    PLAIN: Way(reading(lambda budget, text: None), (ALL,)),
-    "at random": Way(reading(lambda budget, text: Random(budget))),
-    "VTC-CLS": Way(reading(lambda budget, text: VTCCLS(budget))),
-    "LongVLM": Way(reading(long_vlm, class_feature=False)),
-    "EfficientVLA": Way(reading(lambda budget, text: EfficientVLA(budget=budget, key=min(4, budget), layer=0))),
-    "LOOK-M": Way(reading(partial(look_m, merge="pivot"))),
-    "LOOK-M, dropped": Way(reading(partial(look_m, merge="none"))),
-    "VideoScan": Way(carried, (1,), batch=1),
-}
+def dynamic(budget: int, text: int) -> DynamicLLaVA:
+    """What was learnt keeps so many tokens of a picture; all of the text stays."""
+    return DynamicLLaVA(image_keep=1 if budget == ALL else (budget + 0.5) / ALL, text_keep=1)
