@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import start_processes
@@ -20,6 +21,8 @@ import zoo
 from cases import parallel as cases
 from zoo.parallel import PLANS, Traffic
 from zoo.parallel.pieces import Merged, attended, gradients, half, seen
+from zoo.parallel.sights import Sight
+from zoo.parallel.visits import visiting_keys, visiting_queries
 
 
 def check(found: list[dict[str, Any]], names: tuple[str, ...]) -> None:
@@ -136,6 +139,82 @@ def test_a_ring_of_pieces_is_attention_and_equal_work_for_all() -> None:
 
 
 @pytest.mark.parametrize("mesh", [4], indirect=True)
+@pytest.mark.parametrize("plan", ["context", "token_ring"])
+@pytest.mark.parametrize("window", [None, 9])
+def test_what_no_query_sees_is_not_sent(mesh: DeviceMesh, plan: str, window: int | None) -> None:
+    """Process 0 of 4 has pieces 0 and 7 of 8 tokens each. Within a window of 9 it sends the keys of piece 0 to process
+    1, forwards and backwards, and back to it the gradient of what its piece 7 sees, of piece 6; or queries of piece 7,
+    outputs of piece 1, and backwards twice as much. Of sequences as long as a piece nothing is sent."""
+    model: Any = zoo.create_model("transformer_nano", dtype=torch.float64, **cases.HEADS, window=window)
+    model = zoo.parallelize(model, mesh, plan)
+    tokens, ids = torch.randint(64, (2, 64)), None if window else torch.arange(64).expand(2, -1) // 8
+    with Traffic() as traffic:
+        model(tokens, labels=tokens, seq_idx=ids).backward()
+    piece = 2 * 8 * cases.SMALL["dim"] * 8  # bytes of queries of a piece, and of keys and values, of half as many heads
+    sums = 2 * 8 * cases.HEADS["num_heads"] * 8  # bytes of a number a query and head
+    messages = {"context": 1 + 2, "token_ring": 1 + 2 + 4 + 1}[plan]
+    sent = {"context": 3 * piece, "token_ring": 5 * piece + 3 * sums}[plan]
+    seen = cases.SMALL["depth"] * (window is not None)
+    assert traffic.calls["send"] == messages * seen and traffic.sent["send"] == sent * seen
+
+
+@pytest.mark.parametrize("mesh", [1], indirect=True)
+@pytest.mark.parametrize("visiting", [visiting_keys, visiting_queries])
+def test_long_pieces_of_a_window(mesh: DeviceMesh, visiting: Any) -> None:
+    """Of which some queries see no key of the piece before; of two pieces in one process, which sends nothing."""
+    length, window, total = 200, 70, 400
+    torch.manual_seed(0)
+    q, k, v, dy = (torch.randn(2, heads, total, 4, dtype=torch.float64) for heads in (4, 2, 2, 4))
+    ids = torch.stack([torch.arange(total) // 150, torch.zeros(total, dtype=torch.int64)])
+    back = torch.arange(total)[:, None] - torch.arange(total)
+    mask = (back >= 0) & (back < window) & (ids[:, None, :] == ids[:, :, None])
+    found = []
+    for attend in (
+        lambda *heads: F.scaled_dot_product_attention(*heads, attn_mask=mask[:, None], enable_gqa=True),
+        lambda *heads: visiting(*heads, 0.5, mesh.get_group(), Sight(1, length, window, ids)),
+    ):
+        heads = [t.clone().requires_grad_() for t in (q, k, v)]
+        output = attend(*heads)
+        output.backward(dy)
+        found.append([output, *(t.grad for t in heads)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 4, 5, 8, 9, 23])
+@pytest.mark.parametrize("packed", [False, True])
+def test_which_pieces_see_which(window: int | None, packed: bool) -> None:
+    """Against the whole mask: no pair is missed, none is visited in vain, and of each block every query's keys."""
+    size, length = 3, 4
+    total = 2 * size * length
+    ids = torch.tensor([[0] * 5 + [1] * 19, [-1] * 3 + [2] * 8 + [3] * 5 + [4] * 8]) if packed else None
+    back = torch.arange(total)[:, None] - torch.arange(total)
+    whole = ((back >= 0) & (back < (window or total))).expand(2, -1, -1)
+    if ids is not None:
+        whole = whole & (ids[:, :, None] == ids[:, None])
+    sight, messages = Sight(size, length, window, ids), 0
+    for queries in range(size):
+        for keys in range(size):
+            pairs = sight.pairs(queries, keys)
+            messages += queries != keys and bool(pairs)
+            assert sight.queries(queries, keys) == tuple(sorted({a for a, _ in pairs}))
+            for a, piece in enumerate(sight.pieces(queries)):
+                for b, other in enumerate(sight.pieces(keys)):
+                    wanted = whole[:, piece * length : (piece + 1) * length, other * length : (other + 1) * length]
+                    assert ((a, b) in pairs) == bool(wanted.any())
+                    block = sight.block(queries, keys, a, b)
+                    for start in range(0, length, 3) if (a, b) in pairs else ():
+                        stop, found = min(start + 3, length), torch.zeros_like(wanted)
+                        near, mask = block.near(start, stop), block.mask(start, stop, wanted.device)
+                        found[:, start:stop, near] = (
+                            True if mask is None else mask if mask.dim() == 2 else mask[:, 0, 0]
+                        )
+                        assert torch.equal(found[:, start:stop], wanted[:, start:stop])
+    if not packed:  # each piece's own past: none, one piece or two of other processes, or all
+        assert messages == {1: 0, 2: 4, 4: 4, 5: 4}.get(window or total, 6)
+
+
+@pytest.mark.parametrize("mesh", [4], indirect=True)
 def test_wrong_input_says_so(mesh: DeviceMesh) -> None:
     for name, plan, options, message in (
         ("transformer_nano", "tensor", {}, "4 processes have equal parts of the heads .* num_kv_heads 2"),
@@ -145,8 +224,11 @@ def test_wrong_input_says_so(mesh: DeviceMesh) -> None:
         ("moe_nano", "tensor", {"num_experts": 6, "num_kv_heads": 4}, "the experts of MoE: got num_experts 6"),
         ("deepseek_nano", "tensor", {"mlp_dim": 18}, "feed-forward layer: got hidden_dim 18"),
         ("transformer_nano", "expert", {}, "no experts to share out: take plan='tensor'"),
-        ("mamba2_nano", "context", {}, r"plain causal attention .*blocks\.0\.mixer is a Mamba2: take plan='tensor'"),
+        ("mamba2_nano", "context", {}, r"is for causal attention, .*blocks\.0\.mixer is a Mamba2: take plan='tensor'"),
         ("transformer_nano", "token_ring", {"attention_sinks": True}, "CausalAttention with a softcap or sinks"),
+        ("transformer_nano", "context", {"attention_softcap": 5.0, "window": 4},
+         "is a SlidingWindowAttention with a softcap or sinks: take plan='tensor'"),
+        ("moe_nano", "context", {}, "layers of single tokens, .* take plan='tensor'"),
         ("vit_nano", "sequence", {}, "language model of blocks one after the other, got .*take plan='tensor'"),
         ("rwkv7_nano", "tensor", {}, "RWKV7LanguageModel has no layers that can be shared out"),
         ("transformer_nano", "tensors", {}, "no plan 'tensors', did you mean 'tensor'"),
@@ -160,8 +242,13 @@ def test_wrong_input_says_so(mesh: DeviceMesh) -> None:
     model = zoo.parallelize(zoo.create_model("transformer_nano", depth=1), mesh, "context")
     with pytest.raises(ValueError, match="a length that 8 divides, got 12"):
         model(torch.zeros(1, 12, dtype=torch.int64))
-    with pytest.raises(ValueError, match="takes no state and no seq_idx; generate with plan='tensor'"):
+    with pytest.raises(ValueError, match="it takes no state; generate with plan='tensor'"):
         model(torch.zeros(1, 16, dtype=torch.int64), model.init_state(1))
+    with pytest.raises(ValueError, match="seq_idx must have the shape of tokens"):
+        model(torch.zeros(1, 16, dtype=torch.int64), seq_idx=torch.zeros(1, 15, dtype=torch.int64))
+    other = zoo.parallelize(zoo.create_model("transformer_nano", depth=1, num_kv_heads=4), mesh, "sequence")
+    with pytest.raises(ValueError, match=r"plan='sequence' takes no seq_idx.* by plan='context' and 'token_ring'"):
+        other(torch.zeros(1, 16, dtype=torch.int64), seq_idx=torch.zeros(1, 16, dtype=torch.int64))
     with pytest.raises(ValueError, match="shared out already"):
         zoo.parallelize(model, mesh)
     for refused in (zoo.save_model, lambda model, _: zoo.adapt(model, "lora")):

@@ -45,9 +45,19 @@ SHARED: dict[str, tuple[str, dict[str, Any], str]] = {  # model, its options, pl
     "context of all heads": ("transformer_nano", HEADS | {"num_kv_heads": 8, "qk_norm": "joint"}, "context"),
     "token ring": ("transformer_nano", HEADS, "token_ring"),
     "token ring of all heads": ("transformer_nano", HEADS | {"num_kv_heads": 8, "qk_norm": "joint"}, "token_ring"),
+    "windows": ("transformer_nano", HEADS | {"window": 3, "full_layers": (1,)}, "context"),
+    "packed": ("transformer_nano", HEADS | {"num_kv_heads": 8}, "context"),
+    "packed windows": ("transformer_nano", HEADS | {"window": 5}, "context"),
+    "token ring of windows": ("transformer_nano", HEADS | {"window": 3, "full_layers": (1,)}, "token_ring"),
+    "token ring, packed": ("transformer_nano", HEADS | {"num_kv_heads": 8}, "token_ring"),
+    "token ring, packed windows": ("transformer_nano", HEADS | {"window": 5}, "token_ring"),
     "vision": ("vit_nano", {"dim": 32, "depth": 2, "num_heads": 4}, "tensor"),
 }
-QUICK = ("odd attention in sequence", "mamba2", "experts", "token ring")
+QUICK = ("odd attention in sequence", "mamba2", "experts", "token ring", "packed windows", "token ring, packed windows")
+# of four rows of 16 tokens: sequences that end anywhere, padding between them and behind, one sequence, one a token
+PACKED = torch.tensor([
+    [0] * 3 + [1] * 6 + [2] * 7, [4] * 5 + [-1] * 3 + [6] * 4 + [-2] * 4, [3] * 16, list(range(16))
+])  # fmt: skip
 
 
 def run(processes: int, names: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -70,23 +80,26 @@ def compare(rank: int, folder: str, processes: int, names: tuple[str, ...]) -> N
         one: Any = zoo.create_model(kind, dtype=torch.float64, **options).train()
         extra = {"node_size": processes // 2} if "nodes" in name else {}
         shared: Any = parallelize(copy.deepcopy(one), mesh, plan, **extra)
-        found[name] = apart(one, shared, rank, processes) | {"whole": list(shared.parallel.whole)}
+        ids = PACKED if "packed" in name else None
+        found[name] = apart(one, shared, rank, processes, ids) | {"whole": list(shared.parallel.whole)}
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
-def loss_of(model: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def loss_of(model: Any, x: Tensor, y: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The loss with side losses, and the outputs."""
     if x.is_floating_point():
         outputs = model(x)
         return torch.nn.functional.cross_entropy(outputs, y), outputs.detach()
-    loss = model(x, labels=y)
+    loss = model(x, labels=y, seq_idx=ids)
     loss = loss + sum(zoo.auxiliary_losses(model).values())
-    return loss, model(x).detach()
+    outputs = model(x, seq_idx=ids).detach()
+    return loss, outputs if ids is None else outputs[ids >= 0]
 
 
-def apart(one: Any, shared: Any, rank: int, processes: int) -> dict[str, Any]:
-    """The largest differences; the gradients once more after a second pass, which adds to them."""
+def apart(one: Any, shared: Any, rank: int, processes: int, ids: Tensor | None = None) -> dict[str, Any]:
+    """The largest differences, of packed sequences where there are ids; the gradients once more after a second pass,
+    which adds to them."""
     torch.manual_seed(1)
     if hasattr(one.config, "vocab_size"):
         x = torch.randint(64, (4, 16))
@@ -94,18 +107,18 @@ def apart(one: Any, shared: Any, rank: int, processes: int) -> dict[str, Any]:
     else:
         x, y = torch.randn(4, one.config.in_chans, *one.config.image_shape, dtype=torch.float64), torch.arange(4)
     own = (x.chunk(processes)[rank], y.chunk(processes)[rank]) if shared.parallel.plan == "expert" else (x, y)
-    loss, outputs = loss_of(one, x, y)
+    loss, outputs = loss_of(one, x, y, ids)
     loss.backward()
     with Traffic() as traffic:
-        mine, found = loss_of(shared, *own)
+        mine, found = loss_of(shared, *own, ids)
         mine.backward()
     sent, calls = traffic.bytes, dict(traffic.calls)
     if shared.parallel.plan == "expert":
         dist.all_reduce(mine := mine.detach() / processes)
         outputs = outputs.chunk(processes)[rank]
     else:
-        loss_of(shared, *own)[0].backward()
-        loss_of(one, x, y)[0].backward()
+        loss_of(shared, *own, ids)[0].backward()
+        loss_of(one, x, y, ids)[0].backward()
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in map(held_of, shared.parameters())}
     held = sum(storages.values()) / sum(parameter.nbytes for parameter in one.parameters())
     before = whole_state_dict(shared)

@@ -348,9 +348,7 @@ class LanguageModel(StepsAsProgram, ABC):
         num_scored: int | Tensor | None = None,
     ) -> Tensor:
         """Mean loss in nats of hidden (B, T, dim) as the head reads it, each step against the label of the next."""
-        if seq_idx is not None:
-            starts = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
-            labels = labels.masked_fill(starts | (seq_idx < 0), -100)
+        labels = labels if seq_idx is None else only_scored(labels, seq_idx)
         shifted = F.pad(labels[:, 1:], (0, 1), value=-100)
         mean = head_loss(self.head, hidden.flatten(0, 1), shifted.flatten(), softcap=self.softcap)
         return mean if num_scored is None else mean * (shifted != -100).sum() / num_scored
@@ -365,6 +363,12 @@ class LanguageModel(StepsAsProgram, ABC):
             batch = next(tensor.shape[0] for _, tensor in state[0].tensors())
             if batch != tokens.shape[0]:
                 raise ValueError(f"the state is for a batch of {batch}, the tokens are a batch of {tokens.shape[0]}")
+
+
+def only_scored(labels: Tensor, seq_idx: Tensor) -> Tensor:
+    """Labels (B, T), -100 at padding and at the first token of each of the packed sequences."""
+    starts = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
+    return labels.masked_fill(starts | (seq_idx < 0), -100)
 
 
 def _resized(weight: Tensor, rows: int) -> nn.Parameter:

@@ -67,7 +67,9 @@ def parallelize(model: Model, mesh: DeviceMesh, plan: str = "tensor", *, node_si
     8.1); experts a process. What has no such plan stays whole (``model.parallel.whole``). Under "sequence" residual
     stream and norms hold a part of the tokens (Korthikanti et al., arXiv 2205.05198). The loss under "expert" is that
     of the process's own sequences, and gradients are those of the mean over the processes. "context" and "token_ring"
-    are for plain causal attention; a process has the r-th block of 2 P and the r-th last one, which is equal work.
+    are for causal attention without softcap and sinks; a process has the r-th block of 2 P and the r-th last one, which
+    is equal work. With a window, or with ``seq_idx``, keys or queries go straight to the processes that have what they
+    see, and to no other: messages then depend on the data, and work may differ.
 
     Parameters are DTensors from then on; optimisers, clipping and torch's distributed checkpoints take them as they
     are. ``zoo.parallel.Traffic`` counts what is sent.

@@ -7,6 +7,7 @@ from functools import partial
 from types import MethodType
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -21,7 +22,7 @@ from zoo.layers.moe.experts import RoutedExperts
 from zoo.layers.report import Reports
 from zoo.parallel.experts import sent
 from zoo.parallel.local import ALIKE, MEAN, OWN_MEAN, SUMMED, replicate
-from zoo.parallel.ring import RINGS, share_attention
+from zoo.parallel.ring import RINGS, SHARED, share_attention
 from zoo.parallel.tensors import SPLITS, Experts, Whole, expert_names, share_experts
 from zoo.parallel.tokens import in_parts, in_turns, share_tokens
 
@@ -74,17 +75,19 @@ def context(model: nn.Module, mesh: DeviceMesh, ring: str = "context") -> Names:
     """The tokens of a sequence in parts through the whole model."""
     model = _streaming(model, ring, "sequence")
     for name, module in model.blocks.named_modules():
-        plain = type(module) is CausalAttention and module.softcap is None and module.sinks is None
+        known = type(module) in SHARED
+        plain = known and module.softcap is None and module.sinks is None
         if (isinstance(module, Mixer) and not plain) or isinstance(module, Reports):
             raise ValueError(
-                f"{ring} is for plain causal attention and layers of single tokens, blocks.{name} is a "
-                f"{type(module).__name__}{' with a softcap or sinks' * (type(module) is CausalAttention)}: take "
-                "plan='tensor'"
+                f"{ring} is for causal attention, with or without a window, and layers of single tokens, blocks.{name} "
+                f"is a {type(module).__name__}{' with a softcap or sinks' * known}: take plan='tensor'"
             )
     names = [name for name, module in model.named_modules() if isinstance(module, CausalAttention)]
     for name in names:
         share_attention(model.get_submodule(name), mesh, RINGS[ring])  # type: ignore[arg-type]
     replicate(model, mesh, SUMMED)
+    # NCCL's first messages in a group must be of all its processes, and a window may leave some with none
+    dist.all_reduce(torch.zeros(1, device=mesh.device_type), group=mesh.get_group())
     share_tokens(model, in_turns(mesh))
     return names, []
 

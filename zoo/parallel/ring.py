@@ -1,46 +1,61 @@
 """Causal attention over a sequence that several processes share: what stays, what goes round, and which way.
 
+What goes where if some see others yet is in ``visits.py``.
+
 torch's own context parallelism does this for the attention kernels of GPUs alone, so it is written out here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import DeviceMesh
 
-from zoo.layers import CausalAttention
+from zoo.layers import CausalAttention, SlidingWindowAttention
 from zoo.layers.attention.keys import Place
 from zoo.parallel.collectives import Group
+from zoo.parallel.exchange import Exchange
 from zoo.parallel.pieces import Merged, attended, gradients, half, seen
+from zoo.parallel.sights import Sight
+from zoo.parallel.visits import visiting_keys, visiting_queries
 
 
 class SharedAttention(CausalAttention):
-    """Attention of the process's own tokens to those of all processes."""
+    """Attention of the process's own tokens to those of all processes, of the same sequence and within a window."""
 
-    ring: Callable[..., Tensor]
+    ring: Ring
     processes: Group
+    window: int | None = None
 
     def place(self, x: Tensor, state: Any, seq_idx: Tensor | None) -> Place:
-        """The two pieces of x (B, T, dim)."""
+        """The two pieces of x (B, T, dim); ids (B, P T) are of all tokens, as every process knows them."""
         rank, size, half = self.processes.rank(), self.processes.size(), x.shape[1] // 2
         piece = torch.arange(half, device=x.device)
-        return Place(torch.cat([rank * half + piece, (2 * size - 1 - rank) * half + piece]))
+        return Place(torch.cat([rank * half + piece, (2 * size - 1 - rank) * half + piece]), seq_idx)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, place: Place, state: Any) -> Tensor:
         """Over the keys and values (B, G, T, d) of all processes."""
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
-        return self.ring(q, k, v, scale, self.processes)
+        size, length = self.processes.size(), q.shape[2] // 2
+        if place.ids is None and (self.window is None or self.window >= 2 * size * length):
+            return self.ring.whole(q, k, v, scale, self.processes)
+        return self.ring.part(q, k, v, scale, self.processes, Sight(size, length, self.window, place.ids))
 
 
-def share_attention(layer: CausalAttention, mesh: DeviceMesh, ring: Callable[..., Tensor]) -> None:
+class SharedWindowAttention(SharedAttention, SlidingWindowAttention):
+    """The same of a layer with a window."""
+
+
+SHARED = {CausalAttention: SharedAttention, SlidingWindowAttention: SharedWindowAttention}
+
+
+def share_attention(layer: CausalAttention, mesh: DeviceMesh, ring: Ring) -> None:
     """From now on the layer's tokens are those of one process."""
-    layer.__class__ = SharedAttention
+    layer.__class__ = SHARED[type(layer)]
     layer.ring, layer.processes = ring, mesh.get_group()  # type: ignore[assignment]
 
 
@@ -66,7 +81,17 @@ def token_ring_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, group: G
     return _TokenRing.apply(q, k, v, scale, group)  # type: ignore[return-value]
 
 
-RINGS = {"context": ring_attention, "token_ring": token_ring_attention}
+class Ring(NamedTuple):
+    """How processes share attention: where all see all that came before, and where some of it."""
+
+    whole: Callable[..., Tensor]
+    part: Callable[..., Tensor]
+
+
+RINGS = {
+    "context": Ring(ring_attention, visiting_keys),
+    "token_ring": Ring(token_ring_attention, visiting_queries),
+}
 
 
 class _Ring(torch.autograd.Function):
@@ -181,38 +206,3 @@ def _go_round(
             take(seen(rank, met)[0], *came[: len(before)])
             came = came[len(before) :]
         moving = came or moving
-
-
-class Exchange:
-    """What a process sends and receives at a time."""
-
-    def __init__(self, group: Group):
-        self.group = group
-        self.operations: list[dist.P2POp] = []
-        self.received: list[Tensor] = []
-        self.works: list[Any] = []
-
-    def send(self, to: int, tensor: Tensor) -> None:
-        """To a process by its number in the group."""
-        self.operations.append(dist.P2POp(dist.isend, tensor.contiguous(), self._global(to), self.group))
-
-    def receive(self, source: int, like: Tensor, which: int | None = None, had: int | None = None) -> None:
-        """A tensor like that one, of some tokens: a half of (B, H, T, ...) or all; ``had`` says which that one has."""
-        shape = list(like.shape)
-        if which != had:
-            shape[2] = shape[2] // 2 if had is None else shape[2] * 2
-        self.received.append(like.new_empty(shape))
-        self.operations.append(dist.P2POp(dist.irecv, self.received[-1], self._global(source), self.group))
-
-    def start(self) -> None:
-        """Everything is on its way."""
-        self.works = dist.batch_isend_irecv(self.operations) if self.operations else []
-
-    def done(self) -> list[Tensor]:
-        """What came, in the order in which it was asked for."""
-        for work in self.works:
-            work.wait()
-        return self.received
-
-    def _global(self, rank: int) -> int:
-        return dist.get_global_rank(self.group, rank % self.group.size())

@@ -7,13 +7,16 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from zoo.language.base import LanguageModel
+from zoo.language.base import LanguageModel, only_scored
 from zoo.layers.linear import capped, head_loss
 from zoo.parallel.collectives import Group, joined, own_part, summed
+
+PACKED = ("context", "token_ring")  # plans that take seq_idx
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,16 +100,29 @@ def _forward(
 ) -> Tensor:
     """As ``LanguageModel``'s; all processes are given all tokens, and find all logits, or the loss of all tokens."""
     parts: Parts = self.parts
-    if state is not None or seq_idx is not None:
+    if state is not None:
         raise ValueError(
-            f"plan={self.parallel.plan!r} shares out the tokens of whole sequences: it takes no state and no seq_idx; "
-            "generate with plan='tensor'"
+            f"plan={self.parallel.plan!r} shares out the tokens of whole sequences: it takes no state; generate with "
+            "plan='tensor'"
         )
-    self._check(tokens, None, labels, None, logits_to_keep, num_scored)
+    if seq_idx is not None and self.parallel.plan not in PACKED:
+        raise ValueError(
+            f"plan={self.parallel.plan!r} takes no seq_idx: packed sequences are shared out by plan='context' and "
+            "'token_ring', and by 'tensor'"
+        )
+    self._check(tokens, None, labels, seq_idx, logits_to_keep, num_scored)
     parts.check(tokens.shape[1])
-    x = self.forward_norm(self.forward_blocks(self.enter(tokens), None, None))
+    order = None
+    if seq_idx is not None:  # padding to the beginning of each row
+        order = (seq_idx >= 0).to(torch.uint8).argsort(dim=1, stable=True)
+        tokens, seq_idx = tokens.gather(1, order), seq_idx.gather(1, order)
+        labels = None if labels is None else only_scored(labels.gather(1, order), seq_idx)
+    x = self.forward_norm(self.forward_blocks(self.enter(tokens), None, seq_idx))
     if labels is None:
-        return parts.whole(capped(self.head(x), self.softcap))[:, -logits_to_keep:]
+        logits = parts.whole(capped(self.head(x), self.softcap))
+        if order is not None:
+            logits = logits.take_along_dim(order.argsort(dim=1)[..., None], 1)
+        return logits[:, -logits_to_keep:]
     shifted = F.pad(labels[:, 1:], (0, 1), value=-100)
     own = parts.own(shifted)
     mean = head_loss(self.head, x.flatten(0, 1), own.flatten(), softcap=self.softcap)
