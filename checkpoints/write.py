@@ -28,6 +28,11 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of a config.json
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
+def as_given(folder: str | Path) -> str:
+    """How a card names its folder: as it was given, of an absolute path the last name."""
+    return Path(folder).name if Path(folder).is_absolute() else Path(folder).as_posix()
+
+
 def write_folder(
     folder: str | Path,
     state_dict: Mapping[str, Tensor],

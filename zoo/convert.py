@@ -84,7 +84,7 @@ def convert(
     model, _, tensors = plan(to_zoo(published), rebuilding(entry.model_class, content), config, str(source))
     aliases = tied(model)
     tensors = {key: tensor for key, tensor in tensors.items() if key not in aliases}
-    card = describe(entry, sum(parameter.numel() for parameter in model.parameters()))
+    card = describe(entry, sum(parameter.numel() for parameter in model.parameters()), target)
     written: Mapping[str, Any] = described(entry, config, tensors) | described_changes(model)
     if to != "zoo":
         layout = "transformers" if to == "gguf" else to

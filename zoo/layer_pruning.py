@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo.changes import Change, apply
 from zoo.generate import evaluating
 from zoo.language.base import LanguageModel
-from zoo.quantize.calibration import Calibration
+from zoo.quantize.calibration import Calibration, Given
 
 Model = TypeVar("Model", bound=nn.Module)
 NUMBERED = ("reweaving", "context_predictors", "head_roles")  # what other changes leave on a language model
@@ -42,7 +42,7 @@ class PrunedLayers(Change, kind="pruned_layers"):
 
 
 @torch.no_grad()
-def layer_importance(model: nn.Module, calibration: Calibration) -> Tensor:
+def layer_importance(model: nn.Module, calibration: Given) -> Tensor:
     r"""How much each block turns what goes through it, (depth,) in float64, from 0 for what leaves it as it is.
 
     .. math:: I_l = 1 - \mathrm{mean}_t \cos(x_t^l, x_t^{l + 1})
@@ -51,7 +51,8 @@ def layer_importance(model: nn.Module, calibration: Calibration) -> Tensor:
 
     Args:
         model: a language model, or one with one as ``language``, such as a ``Llava``; it is left in its mode.
-        calibration: what it is called with: tokens (B, T), or tuples of images and tokens.
+        calibration: what it is called with, as ``zoo.quantize`` takes it: tokens (B, T), a list of such batches, or of
+            tuples of images and tokens.
 
     Raises:
         ValueError: for a model whose blocks are not run one after the other.
@@ -59,7 +60,8 @@ def layer_importance(model: nn.Module, calibration: Calibration) -> Tensor:
     Paper: Yang et al., "EfficientVLA", arXiv 2506.10100, section on the language module.
     """
     blocks = language_of(model).blocks
-    calibration.check(model)
+    seen = Calibration.of(calibration, model)
+    seen.check(model)
     total, count = torch.zeros(len(blocks), dtype=torch.float64), [0] * len(blocks)
 
     def watch(index: int):
@@ -73,14 +75,14 @@ def layer_importance(model: nn.Module, calibration: Calibration) -> Tensor:
     handles = [block.register_forward_hook(watch(index)) for index, block in enumerate(blocks)]
     try:
         with evaluating(model):
-            calibration.run(model)
+            seen.run(model)
     finally:
         for handle in handles:
             handle.remove()
     return total / torch.tensor(count, dtype=torch.float64)
 
 
-def prune_layers(model: Model, count: int, calibration: Calibration) -> Model:
+def prune_layers(model: Model, count: int, calibration: Given) -> Model:
     """Take ``count`` blocks out of a model, in place: those that turn least of what goes through them.
 
     They need not be neighbours, and each is judged with all others in place, so what two neighbours add up to is not

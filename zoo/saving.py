@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.changes import described_changes, rebuilding
+from zoo.changes import changes_of, described_changes, rebuilding
 from zoo.checkpoints import write_folder
+from zoo.checkpoints.write import as_given
 from zoo.layers.quant import count_parameters, records, stored_bytes
 from zoo.loading import common_dtype, tied
-from zoo.quantize.files import described_records
+from zoo.quantize.files import card_rows, described_records
 from zoo.registry import ModelEntry, lookup
 
 
@@ -69,7 +70,8 @@ def save_model(
     config = described(entry, known.config, plain) | done
     count = count_parameters(model)
     size = {"bits a weight": f"{8 * stored_bytes(model) / count:.2f}"} if compressed else {}
-    card = describe(entry, count, size | dict(notes or {}))
+    changed = {"changed by": kinds} if (kinds := ", ".join(change.kind for change in changes_of(model))) else {}
+    card = describe(entry, count, folder, changed | card_rows(model) | size | dict(notes or {}))
     companions = getattr(model, "source_folder", None)
     return write_folder(folder, tensors, config, card, companions=companions, max_shard_size=max_shard_size)
 
@@ -107,8 +109,8 @@ def described(entry: ModelEntry, config: Any, tensors: Mapping[str, Tensor]) -> 
     return found if dtype is None else found | {"dtype": str(dtype).removeprefix("torch.")}
 
 
-def describe(entry: ModelEntry, count: int, notes: Mapping[str, str] = MappingProxyType({})) -> str:
-    """A model card: what it is, its size, its paper, what else is known, and how to load it."""
+def describe(entry: ModelEntry, count: int, folder: str | Path, notes: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A model card: what it is, its size, its paper, what else is known, and how to load it from a folder."""
     licence = f"license: {notes['licence']}\n" if "licence" in notes else ""
     rows = "".join(f"| {name} | {value} |\n" for name, value in notes.items())
     table = f"| | |\n| --- | --- |\n{rows}\n" if rows else ""
@@ -116,5 +118,6 @@ def describe(entry: ModelEntry, count: int, notes: Mapping[str, str] = MappingPr
         f"---\nlibrary_name: efficient-zoo\n{licence}tags: [{entry.task}, {entry.family}]\n---\n\n# {entry.name}\n\n"
         f"{count:,} parameters. Architecture: {entry.paper.title} (arXiv {entry.paper.arxiv}, {entry.paper.year}).\n\n"
         f"{table}"
-        f'```python\nimport zoo\n\nmodel = zoo.create_model("local-dir:FOLDER")\n```\n'
+        f'```python\nimport zoo\n\nmodel = zoo.create_model("local-dir:{as_given(folder)}")'
+        f"  # on the Hub: hf-hub:OWNER/NAME\n```\n"
     )

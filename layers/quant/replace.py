@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zoo.layers.moe.experts import RoutedExperts
 from zoo.layers.quant.format import Format
+from zoo.layers.quant.frozen import refuse_backward
 from zoo.layers.quant.layers import Conv, Embedding, Linear
 from zoo.layers.quant.record import Record
 from zoo.layers.quant.times import Clock
@@ -57,7 +58,7 @@ def is_product(model: nn.Module, name: str) -> bool:
 def install(model: nn.Module, given: Mapping[str, Record | Format]) -> None:
     """Put records in the place of weights, in place: those given, or empty ones of a format.
 
-    Tied weights become one record.
+    Tied weights become one record. Who trains the model as if they could learn gets an error, see ``refuse_backward``.
 
     Raises:
         ValueError: for a name that is none of ``compressible``.
@@ -72,6 +73,8 @@ def install(model: nn.Module, given: Mapping[str, Record | Format]) -> None:
             with weight.device:
                 made[id(weight)] = weight, found if isinstance(found, Record) else Record(shape, found)
         _put(model, name, made[id(weight)][1])
+    if given:
+        refuse_backward(model)
     timed = [record for _, record in made.values() if record.format.inputs.times]
     if timed:
         clock = Clock.of(model)

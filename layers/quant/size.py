@@ -17,19 +17,3 @@ def count_parameters(model: nn.Module) -> int:
 def stored_bytes(model: nn.Module) -> int:
     """Bytes of its state dict, a shared tensor once."""
     return sum({id(tensor): tensor.nbytes for tensor in model.state_dict(keep_vars=True).values()}.values())
-
-
-class FrozenError(ValueError):
-    """What was asked to learn cannot."""
-
-
-def check_trainable(model: nn.Module) -> None:
-    """Raise a ``FrozenError`` for a compressed model of which nobody has said what is to learn: its records cannot."""
-    names = [name for name, module in model.named_modules() if isinstance(module, Record)]
-    others = [p for name, p in model.named_parameters() if name.rpartition(".")[0] not in names]
-    learns = [p for p in model.parameters() if p.requires_grad]
-    if names and len(learns) == len(others) and all(p.requires_grad for p in others):
-        raise FrozenError(
-            f"{names[0]} and {len(names) - 1} other weights are compressed, and frozen: train the float model before "
-            "zoo.quantize, or freeze this one and train adapters beside its records"
-        )

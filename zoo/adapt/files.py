@@ -14,6 +14,7 @@ from zoo.adapt.method import Adapter, adapters_of
 from zoo.changes import KEY, apply, described_changes, read_changes, rebuilding
 from zoo.checkpoints import fit_state_dict, read_config, read_state_dict, write_folder
 from zoo.checkpoints.io import CONFIG
+from zoo.checkpoints.write import as_given
 from zoo.config import FREE, from_json
 from zoo.layers.adapt import before, undone_on_failure
 from zoo.quantize.files import described_records
@@ -53,7 +54,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     card = (
         f"---\nlibrary_name: efficient-zoo\n---\n\n# {kinds} for {known.config_name}\n\n{count:,} numbers.\n\n"
         f'```python\nimport zoo\n\nmodel = zoo.create_model("{known.config_name}", pretrained=True, '
-        'adapter="FOLDER")\n```\n'
+        f'adapter="{as_given(folder)}")\n```\n'
     )
     return write_folder(folder, tensors, content, card)
 

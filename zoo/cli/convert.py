@@ -13,7 +13,7 @@ HELP = "write a checkpoint in another layout"
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="folder with a config.json, or with --name weights alone")
-    parser.add_argument("target", type=Path, help="folder to write; with --to gguf a file")
+    parser.add_argument("target", type=Path, help="folder to write, whose earlier model goes; with --to gguf a file")
     parser.add_argument(
         "--to", choices=("zoo", "transformers", "timm", "gguf"), default="zoo", help="layout (default: zoo)"
     )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
 from zoo.cli.errors import checked
-from zoo.cli.options import add_import, model_with_weights
+from zoo.cli.options import add_import, add_target, model_with_weights, replaces
 from zoo.cli.output import say
 
 HELP = "put products of two narrow matrices in place of a model's matrices"
@@ -14,7 +13,7 @@ HELP = "put products of two narrow matrices in place of a model's matrices"
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", help="a folder written by zoo.save_model, hf-hub:owner/repo, or a model's name")
-    parser.add_argument("target", type=Path, help="folder to write")
+    add_target(parser)
     parser.add_argument(
         "--rank", type=_rank, required=True, help="of every product; below 1, of the largest that saves something"
     )
@@ -26,11 +25,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(known: Namespace) -> int:
     import zoo
 
+    earlier = checked(replaces, known.source, known.target)
     model = checked(model_with_weights, known.source, None)
     before = _count(model)
     checked(zoo.factorize, model, known.rank, known.solver, skip=tuple(known.skip))
     checked(zoo.save_model, model, known.target)
-    say(f"{known.target}: {_count(model):,} of {before:,} parameters, rank {known.rank:g} by {known.solver}")
+    say(f"{known.target}{earlier}: {_count(model):,} of {before:,} parameters, rank {known.rank:g} by {known.solver}")
     return 0
 
 

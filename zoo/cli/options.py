@@ -91,6 +91,23 @@ def model_with_weights(model: str, checkpoint: Path | None) -> Any:
     return zoo.create_model(name, pretrained=not placed and checkpoint is None, checkpoint_path=checkpoint)
 
 
+def add_target(parser: ArgumentParser) -> None:
+    """TARGET: where a model is saved that is made of a source."""
+    parser.add_argument("target", type=Path, help="folder to write, which is not the source's; an earlier model goes")
+
+
+def replaces(source: str, target: Path) -> str:
+    """What is said where a target holds an earlier model, which goes as ``zoo.save_model`` has it; else nothing.
+
+    Raises:
+        ValueError: for a target that the source is, whose weights would be lost.
+    """
+    place = saved(source).removeprefix("local-dir:")
+    if target.exists() and any(map(target.samefile, filter(Path.exists, (Path(source), Path(place))))):
+        raise ValueError(f"{target} holds the source, whose weights would be lost: give another folder")
+    return " (in place of an earlier model)" if (target / "config.json").exists() else ""
+
+
 def add_method_options(parser: ArgumentParser) -> None:
     """--option NAME=VALUE and --calibration PATH, of a method of compression."""
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the method; repeatable")

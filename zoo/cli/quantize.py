@@ -9,7 +9,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from zoo.cli.errors import checked
-from zoo.cli.options import add_import, add_method_options, calibration, method_options, model_with_weights
+from zoo.cli.options import (
+    add_import,
+    add_method_options,
+    add_target,
+    calibration,
+    method_options,
+    model_with_weights,
+    replaces,
+)
 from zoo.cli.output import say
 
 HELP = "compress the weights of a model to a few bits"
@@ -17,7 +25,7 @@ HELP = "compress the weights of a model to a few bits"
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", help="a folder written by zoo.save_model, hf-hub:owner/repo, or a model's name")
-    parser.add_argument("target", type=Path, help="folder to write")
+    add_target(parser)
     parser.add_argument("--method", default="rtn", help="see zoo.quantize (default: rtn, round to nearest)")
     parser.add_argument("--bits", type=int, help="of a weight's code, 1 to 8 (default: 4, or as the layout has them)")
     parser.add_argument("--layout", default="int", help="what a code stands for (default: int); see zoo.quantize")
@@ -37,6 +45,7 @@ def run(known: Namespace) -> int:
 
     options = {"bits": known.bits, "layout": known.layout, "group_size": known.group_size, "symmetric": known.symmetric}
     options |= method_options(known)
+    earlier = checked(replaces, known.source, known.target)
     model = zoo.settle(checked(model_with_weights, known.source, None))
     seen = checked(calibration, known.source, model, known.calibration)
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -48,5 +57,5 @@ def run(known: Namespace) -> int:
         )  # fmt: skip
     checked(zoo.save_model, model, known.target)
     size = zoo.model_info(f"local-dir:{known.target}").bits_per_weight
-    say(f"{known.target}: {size:.2f} bits a weight, by {known.method}")
+    say(f"{known.target}{earlier}: {size:.2f} bits a weight, by {known.method}")
     return 0

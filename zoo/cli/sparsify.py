@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
 from zoo.cli.errors import checked
-from zoo.cli.options import add_import, add_method_options, calibration, method_options, model_with_weights
+from zoo.cli.options import (
+    add_import,
+    add_method_options,
+    add_target,
+    calibration,
+    method_options,
+    model_with_weights,
+    replaces,
+)
 from zoo.cli.output import say
 
 HELP = "keep a share of the weights of a model"
@@ -14,7 +21,7 @@ HELP = "keep a share of the weights of a model"
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", help="a folder written by zoo.save_model, hf-hub:owner/repo, or a model's name")
-    parser.add_argument("target", type=Path, help="folder to write")
+    add_target(parser)
     parser.add_argument("--method", default="magnitude", help="see zoo.sparsify (default: magnitude)")
     parser.add_argument("--sparsity", type=float, default=0.5, help="share that goes, or is not read (default: 0.5)")
     parser.add_argument("--pattern", help="unstructured, row, or n:m such as 2:4 (default: the method's)")
@@ -28,6 +35,7 @@ def run(known: Namespace) -> int:
     import zoo
     from zoo.layers.quant import stored_bytes
 
+    earlier = checked(replaces, known.source, known.target)
     model = zoo.settle(checked(model_with_weights, known.source, None))
     before, seen = stored_bytes(model), checked(calibration, known.source, model, known.calibration)
     checked(
@@ -35,5 +43,5 @@ def run(known: Namespace) -> int:
         skip=tuple(known.skip), head=known.head, **method_options(known),
     )  # fmt: skip
     checked(zoo.save_model, model, known.target)
-    say(f"{known.target}: {stored_bytes(model):,} of {before:,} bytes, by {known.method}")
+    say(f"{known.target}{earlier}: {stored_bytes(model):,} of {before:,} bytes, by {known.method}")
     return 0

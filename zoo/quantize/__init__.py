@@ -18,7 +18,7 @@ from zoo.layers.quant.nearest import Nearest
 from zoo.layers.quant.noise import WeightNoise
 from zoo.layers.sparse.masks import Mask
 from zoo.quantize.baq import BAQ
-from zoo.quantize.calibration import Calibration
+from zoo.quantize.calibration import INPUTS, Calibration, Given
 from zoo.quantize.d2moe import D2MoE
 from zoo.quantize.db_llm import DBLLM
 from zoo.quantize.dgq import DGQ
@@ -67,7 +67,7 @@ def quantize(
     model: nn.Module,
     method: str = "rtn",
     *,
-    calibration: Calibration | None = None,
+    calibration: Given | None = None,
     skip: str | tuple[str, ...] = (),
     embeddings: bool = True,
     folder: str | Path | None = None,
@@ -78,13 +78,34 @@ def quantize(
 
     Linear layers, embeddings, heads, experts and convolutions are compressed; depthwise convolutions, norms, routers
     and what recurrences keep (A_log, D, dt_bias, ...) stay as they are. The model computes as before and saves as it
-    is: ``zoo.save_model`` writes the records, ``create_model`` reads them. Their weights no longer learn: what learns
-    is put beside them.
+    is: ``zoo.save_model`` writes the records, ``create_model`` reads them.
+
+    Their weights no longer learn: adapters do, beside them (``zoo.adapt(model, "peqa")``), by gradients that go through
+    the records. Hence neither the train mode nor a call in it is an error, but the backward pass of one is while
+    nobody has said what learns instead, as norms alone would, silently: ``zoo.layers.quant.FrozenError``, which says
+    how. In eval mode gradients, of inputs for one, are free.
+
+    Methods (those with a * are calibrated; all options of one: ``help(zoo.quantize.METHODS[name])``):
+        rtn: round to nearest, in any layout.
+        smoothquant_plus*: factors between norms and what reads them, arXiv 2312.03788.
+        omniquant*: what is kept of ranges, and factors, learn block by block, arXiv 2308.13137.
+        easyquant: outliers stay, the other ranges are optimised, without data, arXiv 2403.02775.
+        baq*: bits where they help, rounding with feedback, arXiv 2506.05664.
+        lowbit_fp*: learnt rounding to FP4, FP8 or integers, arXiv 2408.06995.
+        dgq*: groups of four bits in rows of eight, arXiv 2310.04836.
+        db_llm*: two bits as two planes of zeros and ones, distilled, arXiv 2402.11960.
+        sketch*: tables of numbers for each row by k-means, arXiv 2410.06364.
+        topkld*: distilled, the likeliest answers apart, arXiv 2501.06218.
+        d2moe*: experts in several widths and a router of widths, arXiv 2504.15299.
+        q_diffusion*: diffusion models, learnt rounding on inputs of all times, arXiv 2302.04304.
+        vidit_q*: diffusion models, a grid a token and balanced channels, arXiv 2406.02540.
+        mixdq*: diffusion models, bits by what a matrix does to images, arXiv 2405.17873.
 
     Args:
         model: of ``create_model``, or any module.
-        method: a name of ``zoo.quantize.METHODS``: "rtn" (round to nearest), "smoothquant_plus".
-        calibration: what a calibrated method sees of the model's inputs; see ``Calibration``. A few numbers of it are
+        method: one of the names above, those of ``zoo.quantize.METHODS``.
+        calibration: what a calibrated method sees of the model's inputs: tokens (B, T) or images (B, C, H, W), a list
+            of such batches, the path of a text or of a folder of images, or a ``Calibration``. A few numbers of it are
             kept, by which it is noticed when the model is scored on the same. A diffusion model draws its own.
         skip: patterns of names of weights that stay, such as "head.weight" or "blocks.0.*".
         embeddings: compress embeddings, and with them heads that are tied to one.
@@ -105,7 +126,7 @@ def quantize(
             model that is compressed already, trained by ``zoo.round_weights``, ``zoo.noisy_weights`` or
             ``zoo.mask_weights``, or has nothing to compress or weights that are no numbers, or a calibration that is
             missing or another model's.
-        TypeError: for an option that the method does not have.
+        TypeError: for an option that the method does not have, or a calibration that is none of the above.
     """
     chosen = method_of(method, options)
     require_unadapted(model, "zoo.quantize")
@@ -119,15 +140,13 @@ def quantize(
             "the model is being trained for a few bits or numbers: zoo.settle(model) ends that, then quantise it"
         )
     chosen.check(model)
-    if chosen.calibrated and calibration is None and hasattr(model, "guided") and _has_memory(model):
-        calibration = Calibration.of_samples(model)
-    if chosen.calibrated and calibration is None:
-        raise ValueError(
-            f"{method} needs calibration=Calibration(inputs) of zoo.quantize, inputs that the model takes; the command "
-            "--calibration PATH"
-        )
-    if calibration is not None:
-        calibration.check(model)
+    seen = None if calibration is None else Calibration.of(calibration, model)
+    if chosen.calibrated and seen is None and hasattr(model, "guided") and _has_memory(model):
+        seen = Calibration.of_samples(model)
+    if chosen.calibrated and seen is None:
+        raise ValueError(f"{method} needs calibration=, {INPUTS}; the command --calibration PATH")
+    if seen is not None:
+        seen.check(model)
     weights = _wanted(model, (skip,) if isinstance(skip, str) else tuple(skip), embeddings)
     _check_groups(chosen, model, weights)
     if all(weight.is_meta for weight in weights.values()):
@@ -136,10 +155,10 @@ def quantize(
         install(model, {name: _format(chosen, model, name) for name in weights})
         model.quantization = {"method": method, **chosen.fields()}  # type: ignore[assignment]
         return model
-    store = Store(folder, _signature(chosen, method, model, weights, calibration) if folder else {}, progress)
+    store = Store(folder, _signature(chosen, method, model, weights, seen) if folder else {}, progress)
     store.expect(len({id(weight) for weight in weights.values()}))
     training = model.training
-    known = chosen.prepare(model.eval(), list(weights), calibration, store)
+    known = chosen.prepare(model.eval(), list(weights), seen, store)
     made: dict[int, Record] = {}
     try:
         for name in weights:
@@ -152,8 +171,8 @@ def quantize(
         model.train(training)
         raise
     install(model, weights)
-    seen = {SEEN: fingerprint(calibration.inputs)} if calibration is not None and chosen.calibrated else {}
-    model.quantization = {"method": method, **chosen.fields(), **seen}  # type: ignore[assignment]
+    known_by = {SEEN: fingerprint(seen.inputs)} if seen is not None and chosen.calibrated else {}
+    model.quantization = {"method": method, **chosen.fields(), **known_by}  # type: ignore[assignment]
     return model.train(training)
 
 

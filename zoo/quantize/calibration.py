@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from torch import Tensor, nn
 
 COMPARED = 1 << 24  # outputs that are kept of a model
 Batch = Tensor | tuple[Tensor, ...]
+INPUTS = (
+    "inputs that the model takes, such as tokens (B, T), a list of such batches, the path of a text or of a folder of "
+    "images, or Calibration.of_text(tokenizer, text) of zoo.quantize"
+)
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 if TYPE_CHECKING:
@@ -51,6 +56,50 @@ class Calibration:
     def inputs(self) -> list[Tensor]:
         """What comes first of each batch."""
         return [_arguments(batch)[0] for batch in self.batches]
+
+    @classmethod
+    def of(cls, given: Given, model: Any) -> Calibration:
+        """What ``zoo.quantize`` and others take: a calibration, inputs, or the path of some.
+
+        Args:
+            given: a calibration as it is; a tensor of inputs, in batches of eight; a list of batches; or the path of a
+                text in UTF-8, for the model's own tokenizer, or of a folder of images.
+            model: which is calibrated.
+
+        Raises:
+            TypeError: for anything else. ValueError, OSError: for a path without text or images that the model takes.
+        """
+        if isinstance(given, Calibration):
+            return given
+        if isinstance(given, Tensor):
+            return cls(given.split(8))
+        if isinstance(given, (str, Path)):
+            return cls.of_images(model, given) if os.path.isdir(given) else cls._of_file(model, given)
+        kind = type(given).__name__
+        if isinstance(given, (list, tuple)):
+            if all(isinstance(tensor, Tensor) for batch in given for tensor in _arguments(batch)):
+                return cls(given)
+            kind += f" of {type(given[0]).__name__}"
+        raise TypeError(f"calibration must be {INPUTS}, got {kind}")
+
+    @classmethod
+    def _of_file(cls, model: Any, path: str | Path) -> Calibration:
+        from zoo.text import load_tokenizer
+
+        if not os.path.isfile(path):  # of what is too long for a name, too
+            raise FileNotFoundError(
+                f"calibration {str(path)[:60]!r} is no file or folder; of a text itself take Calibration.of_text"
+            )
+        if hasattr(model, "pretrained_cfg"):
+            raise ValueError(f"{type(model).__name__} takes images: calibrate it with a folder of them, got {path}")
+        name = getattr(model, "source_folder", None) or getattr(model, "config_name", None)
+        if name is None:
+            raise ValueError(f"{type(model).__name__} is not of create_model: calibrate it with tokens (B, T)")
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} must be text in UTF-8: {error}") from error
+        return cls.of_text(load_tokenizer(name), text)
 
     @classmethod
     def of_text(cls, tokenizer: Tokenizer, text: str, *, length: int = 128, count: int = 64, batch_size: int = 8):
@@ -144,6 +193,8 @@ class Calibration:
                 raise ValueError(f"calibration holds {found}, {type(model).__name__} takes {wanted}")
             if vocabulary is None or found == "images":
                 continue
+            if batch.dim() != 2:
+                raise ValueError(f"calibration must hold tokens (B, T), got a tensor of shape {tuple(batch.shape)}")
             least, most = (int(token) for token in batch.aminmax())
             if least < 0 or most >= vocabulary:
                 raise ValueError(
@@ -161,6 +212,9 @@ class Calibration:
         device = next(model.parameters()).device
         for batch in self.batches:
             yield model(*(tensor.to(device) for tensor in _arguments(batch)))
+
+
+Given = Calibration | Tensor | Sequence[Batch] | str | Path
 
 
 def _arguments(batch: Batch) -> tuple[Tensor, ...]:

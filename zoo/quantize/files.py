@@ -27,6 +27,21 @@ def described_records(model: nn.Module) -> dict[str, Any]:
     return {KEY: {"method": getattr(model, "quantization", {}), "weights": weights}} if weights else {}
 
 
+def card_rows(model: nn.Module) -> dict[str, str]:
+    """What a model card says of how a model's records were made; empty for a model without."""
+    forms = {record.format for record in records(model).values()}
+    if not forms:
+        return {}
+    method = getattr(model, "quantization", {}).get("method")
+    rows = {"compressed by": f"zoo.quantize, {method}"} if method else {}
+    for row, field in (("bits of a code", "bits"), ("layout", "layout"), ("weights a scale", "group_size")):
+        found = {getattr(form, field) for form in forms}
+        known = sorted(value for value in found if value is not None)
+        rows[row] = ", ".join([*map(str, known), *(["all of a row"] if None in found else [])])
+    inputs = sorted({form.activation_bits for form in forms if form.activation_bits is not None})
+    return rows | ({"bits of inputs": ", ".join(map(str, inputs))} if inputs else {})
+
+
 def formats(content: Mapping[str, Any]) -> dict[str, Format]:
     """Name of a weight -> its format, from the content of a ``config.json``.
 

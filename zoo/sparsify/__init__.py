@@ -12,7 +12,7 @@ from zoo.layers.quant.between import between
 from zoo.layers.sparse import Pattern
 from zoo.layers.sparse.masks import Mask
 from zoo.layers.sparse.replace import prunable
-from zoo.quantize.calibration import Calibration
+from zoo.quantize.calibration import INPUTS, Calibration, Given
 from zoo.sparsify.change import Sparse
 from zoo.sparsify.magnitude import Magnitude
 from zoo.sparsify.method import METHODS, Method, method_of
@@ -31,7 +31,7 @@ def sparsify(
     *,
     sparsity: float = 0.5,
     pattern: str | None = None,
-    calibration: Calibration | None = None,
+    calibration: Given | None = None,
     skip: str | tuple[str, ...] = (),
     head: bool = False,
     **options: Any,
@@ -49,7 +49,8 @@ def sparsify(
         sparsity: share of the numbers that go, or are not read, in [0, 1).
         pattern: "unstructured" (the best of a matrix; magnitude's), "row" (the best of each row; Wanda's) or "n:m",
             such as "2:4" (n of every m columns, whatever ``sparsity`` says); None: the method's.
-        calibration: what a calibrated method sees of the model's inputs; see ``Calibration`` of zoo.quantize.
+        calibration: what a calibrated method sees of the model's inputs: tokens (B, T), a list of such batches, the
+            path of a text, or what else ``zoo.quantize`` takes.
         skip: patterns of names of weights that stay, such as "blocks.0.*".
         head: prune the head of a model too, where it is not tied.
         options: fields of the method.
@@ -60,20 +61,21 @@ def sparsify(
     Raises:
         ValueError: for an unknown method or pattern, a sparsity outside [0, 1), rows that m does not divide, a missing
             calibration, a model without weights to prune, or one that is factorised or quantised. Nothing is changed.
-        TypeError: for an option that the method does not have.
+        TypeError: for an option that the method does not have, or a calibration that is none of the above.
     """
     chosen = method_of(method, options)
-    if chosen.calibrated and calibration is None:
-        raise ValueError(f"{method} needs calibration=Calibration(inputs) of zoo.quantize, inputs that the model takes")
-    if calibration is not None:
-        calibration.check(model)
+    seen = None if calibration is None else Calibration.of(calibration, model)
+    if chosen.calibrated and seen is None:
+        raise ValueError(f"{method} needs calibration=, {INPUTS}; the command --calibration PATH")
+    if seen is not None:
+        seen.check(model)
     wanted = Pattern(pattern or chosen.pattern, sparsity)
     names = _wanted(model, chosen, (skip,) if isinstance(skip, str) else tuple(skip), head)
     chosen.check(model, names, wanted)
     training = model.training
     try:
         model.eval()
-        chosen.put(model, names, wanted, chosen.see(model, names, calibration))
+        chosen.put(model, names, wanted, chosen.see(model, names, seen))
     finally:
         model.train(training)
     return model
