@@ -21,6 +21,8 @@ from zoo.layers.step import programmed
 from zoo.profile.measure import seconds_in_turns
 from zoo.profile.sample import sample
 
+STEPS = 8  # measured at once: the first after a prompt is slower than the next, whose weights are near
+
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
@@ -41,7 +43,7 @@ class Runtime:
         a, b, c = self.prompt
         return a + b * tokens + c * tokens**2
 
-    def decode(self, before: int) -> float:
+    def decode(self, before: float) -> float:
         """Seconds of one step after so many tokens."""
         return self.step[0] + self.step[1] * before
 
@@ -57,7 +59,7 @@ class Runtime:
         return self.prefill(prompt) + (new - 1) * self.step[0] + between * self.step[1]
 
 
-def fit(prompts: Mapping[int, float], steps: Mapping[int, float]) -> Runtime:
+def fit(prompts: Mapping[int, float], steps: Mapping[float, float]) -> Runtime:
     """Least squares of relative errors, with no term below zero.
 
     Args:
@@ -76,7 +78,7 @@ def fit(prompts: Mapping[int, float], steps: Mapping[int, float]) -> Runtime:
     return Runtime((a, b, c), (d, e))
 
 
-def _not_negative(times: Mapping[int, float], powers: Sequence[int]) -> list[float]:
+def _not_negative(times: Mapping[Any, float], powers: Sequence[int]) -> list[float]:
     """Coefficients of powers that fit best, leaving out the powers that would be negative."""
     lengths = torch.tensor(list(times), dtype=torch.float64)
     wanted = torch.tensor(list(times.values()), dtype=torch.float64)
@@ -99,10 +101,12 @@ def idealised_runtime(
     batch: int = 1,
     runs: int = 5,
 ) -> Runtime:
-    """Measure prompts and single steps of a language model, fit them, and judge the fit by lengths it has not seen.
+    """Measure prompts and steps of a language model, fit them, and judge the fit by lengths it has not seen.
+
+    Prompts and steps are measured in turns, ``STEPS`` steps one after another, as a query has them.
 
     Args:
-        lengths: of prompts that are measured; a step follows each.
+        lengths: of prompts that are measured; steps follow each.
         held_out: of prompts that only judge.
         runs: medians are of so many.
 
@@ -119,15 +123,17 @@ def idealised_runtime(
             measured = {key: taken.median for key, taken in seconds_in_turns(calls, device, runs).items()}
     finally:
         model.train(mode)
-    found = fit({n: measured["prompt", n] for n in lengths}, {n: measured["step", n] for n in lengths})
+    before = (1 + runs / 2) * STEPS  # tokens said when half of the steps are measured; the first turn is not counted
+    steps = {n + before: measured["step", n] / STEPS for n in lengths}
+    found = fit({n: measured["prompt", n] for n in lengths}, steps)
     errors = {f"prompt of {n}": found.prefill(n) / measured["prompt", n] - 1 for n in held_out}
-    errors |= {f"step after {n}": found.decode(n) / measured["step", n] - 1 for n in held_out}
+    errors |= {f"step after {n}": found.decode(n + before) * STEPS / measured["step", n] - 1 for n in held_out}
     return dataclasses.replace(found, errors=errors)
 
 
 def _calls(model: Any, length: int, batch: int, runs: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """What reads a prompt, and what goes a step on after it."""
-    tokens, state = sample(model, batch, length), model.init_state(batch, length + runs + 2)
+    tokens, state = sample(model, batch, length), model.init_state(batch, length + (runs + 1) * STEPS)
     model(tokens, state, logits_to_keep=1)
     read = lambda: model(tokens, model.init_state(batch, length + 1), logits_to_keep=1)  # noqa: E731
-    return read, lambda: model(tokens[:, :1], state)
+    return read, lambda: [model(tokens[:, :1], state) for _ in range(STEPS)]
