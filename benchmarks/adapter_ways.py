@@ -27,6 +27,7 @@ SHAPE: dict[str, dict[str, Any]] = {  # of a step that is measured
     "transformer_130m": {"vocab_size": 256, "dim": 512, "depth": 4, "num_heads": 8, "num_kv_heads": 8, "mlp_dim": 1408},
     "mamba2_130m": {"vocab_size": 256, "dim": 512, "depth": 4},
 }
+NANO = "transformer_nano"
 LENGTH, SIZE, BATCH = 1024, 224, 32
 CODE, LONG, BITS, IMAGES, STREAM = "source code", "source code of 512", "3 bits", "turned digits", "a stream of digits"
 INT: dict[str, Any] = {"bits": 3}
@@ -37,6 +38,7 @@ ROUNDED, PEQA, L4Q, SKETCH = "LoRA, then rounded", "PEQA", "L4Q", "SketchTune"
 MAMBA_FULL, MAMBA = "all weights of Mamba-2", "LoRA on recurrences"
 HEAD, ALL_IMAGES, SAME, MOBILE = "head alone", "all weights of MCUNet", "the last blocks, whole", "MobileTL"
 ALONE, STATIC, DYNAMIC = "LoRA, nothing remembered", "ConPET, static", "ConPET, dynamic"
+STORE = "BlockLLM's store"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Way:
     """A way to tune.
 
     Attributes:
-        paper: its number here, or arXiv's.
+        paper: its number at arXiv.
         on: what is learnt.
         adapter: as ``create_model`` takes it; None: all weights.
         lr: of the tuning.
@@ -59,7 +61,7 @@ class Way:
     adapter: dict[str, Any] | None
     lr: float
     quantize: dict[str, Any] | None = None
-    nano: str = "transformer_nano"
+    nano: str = NANO
     shape: str | None = "transformer_130m"
     beside: Callable[[], Any] | None = field(default=None, compare=False)
 
@@ -74,23 +76,25 @@ TEXT = {
     FULL: Way("", CODE, None, 4e-3),
     LORA: Way("2106.09685", CODE, LORA_8, 1e-2),
     "DoRA": Way("2402.09353", CODE, {"kind": "dora", "rank": 8}, 1e-2),
-    PACA: Way("62", CODE, {"kind": "paca", "rank": 16}, 1e-2),
-    LST: Way("27", CODE, {"kind": "ladder", "reduction": 4}, 1e-2, beside=partial(PrunedLadder, 64)),
-    IST: Way("69", CODE, LORA_8, 1e-2, beside=ImportanceSampling),
+    PACA: Way("2503.01905", CODE, {"kind": "paca", "rank": 16}, 1e-2),
+    LST: Way("2206.06522", CODE, {"kind": "ladder", "reduction": 4}, 1e-2, beside=partial(PrunedLadder, 64)),
+    IST: Way("2410.11772", CODE, LORA_8, 1e-2, beside=ImportanceSampling),
     WHOLE: Way("", LONG, LORA_8 | {"targets": ["*_proj"]}, 1e-2),
-    SINK: Way("54", LONG, {"kind": "sink_lora", "rank": 8}, 1e-2),
+    SINK: Way("2406.05678", LONG, {"kind": "sink_lora", "rank": 8}, 1e-2),
     GROUPS: Way("", LONG, {"kind": "sink_lora", "rank": 8, "sinks": 0, "returned": 0.0}, 1e-2, shape=None),
-    PEQA: Way("81", BITS, {"kind": "peqa"}, 3e-4, INT),
-    L4Q: Way("74", BITS, {"kind": "l4q", "rank": 8}, 3e-3, INT),
-    SKETCH: Way("33", BITS, {"kind": "sketchtune"}, 1e-3, TABLE),
+    PEQA: Way("2305.14152", BITS, {"kind": "peqa"}, 3e-4, INT),
+    L4Q: Way("2402.04902", BITS, {"kind": "l4q", "rank": 8}, 3e-3, INT),
+    SKETCH: Way("2410.06364", BITS, {"kind": "sketchtune"}, 1e-3, TABLE),
     MAMBA_FULL: Way("", CODE, None, 4e-3, nano="mamba2_nano", shape="mamba2_130m"),
     MAMBA: Way(
-        "126", CODE, {"kind": "mamba_lora", "rank": 8, "ssm": True}, 1e-2, nano="mamba2_nano", shape="mamba2_130m"
+        "2406.00209", CODE, {"kind": "mamba_lora", "rank": 8, "ssm": True}, 1e-2, nano="mamba2_nano",
+        shape="mamba2_130m",
     ),
 }  # fmt: skip
 STEPPED = {name: way for name, way in TEXT.items() if way.shape is not None}
 LEAN: dict[str, Any] = {"kind": "mobiletl", "blocks": 3, "also": ["head.*"]}
-PAPERS = {MOBILE: "78", STATIC: "43", DYNAMIC: "43"}
+CONPET = "2309.14763"
+PAPERS = {MOBILE: "2212.03246", STATIC: CONPET, DYNAMIC: CONPET, STORE: "2404.18322"}
 
 
 def prepared(name: str) -> nn.Module:

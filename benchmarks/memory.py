@@ -243,6 +243,15 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
     ]  # fmt: skip
 
 
+def before(found: dict[str, Any]) -> str:
+    """What is not measured."""
+    *_, last, most = found["settings"]["lengths"]
+    return (
+        f"The longest sequence in {ROOM // MIB} MiB is not measured but extrapolated, by the line through T {last:,}\n"
+        f"and T {most:,}: no longer one was run. What is expected of lengths below is of these, too.\n\n"
+    )
+
+
 def plot(found: dict[str, Any], path: Path) -> None:
     """Peaks over length and over depth, a line a method."""
     import matplotlib
@@ -278,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with console.status("") as status:
         found = measure(options, partial(_tick, status))
     console.print(f"{time.perf_counter() - started:.0f} s", highlight=False)
-    publish("memory", options, found, *tables(found))
+    publish("memory", options, found, *tables(found), before=before(found))
     if not options.no_save:
         plot(found, RESULTS / "memory.png")
 

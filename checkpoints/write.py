@@ -93,7 +93,8 @@ def write_folder(
 
 
 def plain(name: str, tensor: Any) -> Tensor:
-    """A tensor as a file holds it; a compressed one (torchao's, torch's quantised) as what it stands for.
+    """A tensor as a file holds it; a compressed one (torchao's, torch's quantised) as what it stands for, and one
+    that torch conjugates or negates as it is read as the result: a file would keep the numbers beneath.
 
     Raises:
         ValueError: naming it, for what is neither a plain tensor nor can be turned into one.
@@ -106,7 +107,7 @@ def plain(name: str, tensor: Any) -> Tensor:
             f"{name} is a {kind.__name__}, a file holds plain tensors: save the model before it was compressed or "
             "sharded, or with the tensors gathered; a tensor class with a method dequantize() is saved as its result"
         )
-    return tensor
+    return tensor.resolve_conj().resolve_neg()
 
 
 @contextmanager

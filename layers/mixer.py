@@ -72,6 +72,12 @@ class Mixer(KeepsFloat32, ABC):
         super().__init__()
         self.register_buffer("compute", torch.empty(0), persistent=False)
 
+    @property
+    def whole_in_training(self) -> bool:
+        """In training mode a sequence is computed otherwise as a whole than part after part from a state, so that what
+        trains by parts must refuse it; other layers of a block may have this, too."""
+        return False
+
     @abstractmethod
     def forward(self, x: Tensor, state: State | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """Mix along time. With a state, start from it and advance it.

@@ -15,10 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 import zoo
+from zoo.adapt import ADAPTERS
 from zoo.cli import main
 from zoo.cli.output import say
+from zoo.masks import SPARSITIES
 from zoo.train.data import DocumentationDataModule
 from zoo.train.history import read_history
+from zoo.train.memory import MEMORIES
+from zoo.train.parallel import STRATEGIES
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning"),  # LightningCLI's own calls
@@ -183,6 +187,28 @@ def test_bench_help_is_of_the_command_or_of_the_subject(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "loading", "--help"])
     assert stopped.value.code == 0 and "--budget" in capsys.readouterr().out
+
+
+def test_train_help_names_what_the_registries_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0 and "digits_vit_nano" in said
+    for option, names in (("--adapter", ADAPTERS), ("--memory", MEMORIES), ("--sparsity", SPARSITIES)):
+        assert f"{option} NAME {option}.OPTION VALUE, with NAME one of {', '.join(sorted(names))}." in said
+    assert f"--trainer.strategy NAME, Lightning's (such as ddp) or {', '.join(STRATEGIES)}." in said
+
+
+def test_train_help_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "docs_mamba2_nano", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0 and "bits per byte" in said and "digits_vit_nano" not in said
+    assert "--model=zoo.train.tasks.LanguageModeling --model.model=mamba2_nano" in said
+    assert "`zoo train docs_mamba2_nano --print_config` shows all" in said
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "no_such_recipe", "--help"])
+    assert stopped.value.code == 2 and "no recipe 'no_such_recipe'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", ["zoo", "zoo.cli"])

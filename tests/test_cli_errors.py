@@ -91,6 +91,13 @@ def test_an_image_of_too_many_pixels(monkeypatch, capfd) -> None:
         (["train", "digits_vit_nano", "--output", "file/run"], "file is a file: --output file/run must be a folder"),
         (["train", "digits_vit_nano", "--model.optimizer_args", '{"nope": 1}'], "unexpected keyword argument 'nope'"),
         (["train", "digits_vit_nano", "--model.optimizer", "nope"], "'nope'"),
+        (["train", "digits_vit_nano", "--adapter", "no/such"], "there is no folder 'no/such' of zoo.save_adapter"),
+        (["train", "digits_vit_nano", "--adapter", "perp"], "or --sparsity pruned beside --adapter perp"),
+        (
+            ["train", "digits_vit_nano", "--trainer.strategy", "zero4"],
+            "strategies: fsdp2, zero1, zero2, zero3, tensor_",
+        ),
+        (["train", "docs_rwkv7_nano", "--adapter", "ladder"], "a ladder takes a model between whose blocks nothing"),
         (["train", "digits_vit_nano", "--seed_everything", str(2**63)], str(2**63)),
         (["predict", "./nosuchdir", "a.png"], "./nosuchdir is not there"),
         (["export", "file", "x.onnx"], "file is no folder"),

@@ -239,6 +239,8 @@ def test_wrong_input_says_so(mesh: DeviceMesh) -> None:
         with pytest.raises(ValueError, match=message):
             zoo.parallelize(model, mesh, plan, **extra)
         assert not any(isinstance(parameter, DTensor) for parameter in model.parameters())  # as it was
+    with pytest.raises(ValueError, match=r"mesh must be of the processes, as .*init_device_mesh makes it, got None"):
+        zoo.parallelize(zoo.create_model("transformer_nano", depth=1), None)  # pyright: ignore[reportArgumentType]
     model = zoo.parallelize(zoo.create_model("transformer_nano", depth=1), mesh, "context")
     with pytest.raises(ValueError, match="a length that 8 divides, got 12"):
         model(torch.zeros(1, 12, dtype=torch.int64))

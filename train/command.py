@@ -36,7 +36,7 @@ from zoo.train.history import History
 from zoo.train.memory import check_sharded
 from zoo.train.memory.options import with_memory
 from zoo.train.overrides import ADAPTER, with_methods
-from zoo.train.parallel import register_strategies
+from zoo.train.parallel import check_strategy, register_strategies
 from zoo.train.quiet import quiet
 from zoo.train.run_folder import EVALUATED, KEYS, configuration, has_configuration
 from zoo.train.tasks import Task
@@ -110,6 +110,7 @@ class Run(LightningCLI):
         parser.set_defaults({"ema.decay": None})
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        check_strategy(self.config_init["trainer"]["strategy"])
         return super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
 
 

@@ -21,7 +21,7 @@ from zoo.layers.linear import head_loss
 from zoo.layers.options import require_at_least
 from zoo.layers.replay import autocast_mode, if_drawn, random_state
 from zoo.layers.step import programmed
-from zoo.train.memory.streambp import Again, StreamBP
+from zoo.train.memory.streambp import Again, not_in_parts
 
 Model = TypeVar("Model", bound=nn.Module)
 IGNORED = -100
@@ -78,7 +78,8 @@ class CoServing:
         losses: of the sequences that were learnt, in nats a token.
 
     Raises:
-        ValueError: for a model that is not a stack of causal blocks, or that learns what the other one serves.
+        ValueError: for a model that is not a stack of causal blocks, that learns what the other one serves, or that
+            shares no weight with it.
 
     Paper: Miao et al., "FlexLLM: Token-Level Co-Serving of LLM Inference and Finetuning with SLO Guarantees", arXiv
     2402.18789.
@@ -88,11 +89,17 @@ class CoServing:
         self, served: LanguageModel, tuned: LanguageModel, optimizer: Optimizer, *, budget: int = 256,
         chunk_size: int = 64,
     ):  # fmt: skip
-        require_at_least(1, budget=budget)
-        StreamBP(chunk_size=chunk_size).check(tuned)
+        require_at_least(1, budget=budget, chunk_size=chunk_size)
+        if reason := not_in_parts(tuned):
+            raise ValueError(f"an adapter is tuned beside requests by parts of a sequence: {reason}; tune it by itself")
         if type(tuned).loss is not LanguageModel.loss or type(tuned).cross_entropy is not LanguageModel.cross_entropy:
             raise ValueError(f"{type(tuned).__name__} has a loss of its own, which pieces of a sequence are not")
         serves = {id(parameter) for parameter in served.parameters()}
+        if serves.isdisjoint(id(parameter) for parameter in tuned.parameters()):
+            raise ValueError(
+                "both models must have the same base weights in memory once, and these share none: adapt a "
+                "shared_copy of the one that is served"
+            )
         if learns := [n for n, p in tuned.named_parameters() if p.requires_grad and id(p) in serves]:
             raise ValueError(
                 f"what learns must not be served meanwhile, but {learns[0]} is in both models: adapt a shared_copy"
@@ -114,10 +121,15 @@ class CoServing:
         """One more step of the optimiser, on tokens (B, T) int64; labels as a language model has them.
 
         Raises:
-            ValueError: for tokens or labels that the model does not read.
+            ValueError: for tokens or labels that the model does not read, or of which nothing would be scored.
         """
         labels = tokens if labels is None else labels
         self.tuned._check(tokens, None, labels, None, 0, None)
+        if not (labels[:, 1:] != IGNORED).any():
+            raise ValueError(
+                f"nothing of {tuple(tokens.shape)} tokens is scored: give sequences of at least 2 tokens, with a label "
+                f"other than {IGNORED} past the first"
+            )
         self.waiting.append((tokens, labels))
 
     def run(self) -> None:

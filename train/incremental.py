@@ -41,7 +41,8 @@ class IncrementalClassifier(nn.Module):
         seed: of the batches; fresh heads are drawn as torch's own seed has it.
 
     Raises:
-        ValueError: for numbers out of range; when a task begins whose layers the budget does not hold.
+        ValueError: for another model or numbers out of range; when a task begins whose layers the budget
+            does not hold.
 
     Paper: Zhou et al., "A Model or 603 Exemplars: Towards Memory-Efficient Class-Incremental Learning", arXiv
     2205.13218; DER: Yan et al., arXiv 2103.16788.
@@ -62,6 +63,11 @@ class IncrementalClassifier(nn.Module):
     ):
         super().__init__()
         require_at_least(1, steps=steps, batch_size=batch_size, budget=budget, image_bytes=image_bytes)
+        if not isinstance(model, VisionModel):
+            raise ValueError(
+                f"classes of images are learnt by an image classifier whose layers come one after the other, got "
+                f"{type(model).__name__}: take one of create_model, such as vit_nano"
+            )
         self.model: Any = copy.deepcopy(model)
         self.whole = list(self.model.layer_list()[1])
         if not 0 <= special <= len(self.whole):

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from zoo.adapt import ADAPTERS
 from zoo.masks import SPARSITIES
 from zoo.registry import nearest
 from zoo.train.run_folder import value_at
@@ -31,8 +32,14 @@ def with_methods(overrides: Sequence[str], recipe: Path | str) -> list[str]:
 def _adapter(fields: dict[str, Any], known: Any) -> Iterator[str]:
     """{"kind": "paca", "rank": 8} over what the recipe says; a path is a folder of `zoo.save_adapter`, which is trained
     on."""
-    if Path(str(fields.get("kind"))).is_dir():
-        yield f"{ADAPTER}={fields['kind']}"
+    kind = fields.get("kind")
+    if kind is not None and Path(str(kind)).is_dir():
+        yield f"{ADAPTER}={kind}"
+    elif kind is not None and kind not in ADAPTERS:
+        raise ValueError(
+            f"there is no folder {str(kind)!r} of zoo.save_adapter, and no adapter of that name"
+            f"{nearest(str(kind), ADAPTERS)}; adapters: {', '.join(sorted(ADAPTERS))}"
+        )
     elif fields:
         yield f"{ADAPTER}={json.dumps(_over(fields, known))}"
 

@@ -16,6 +16,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import Optimizer
 
 from zoo.parallel import PLANS, parallelize, whole_state_dict
+from zoo.registry import nearest
 
 BLOCK_LISTS = ("blocks", "layers")
 
@@ -187,6 +188,17 @@ STRATEGIES: dict[str, tuple[type[Strategy], dict[str, Any], str]] = {
     "context_parallel": (PlanStrategy, {"plan": "context"}, PLANS["context"]),
     "token_ring": (PlanStrategy, {"plan": "token_ring"}, PLANS["token_ring"]),
 }
+
+
+def check_strategy(name: Any) -> None:
+    """Raise a ValueError for the name of a strategy that neither this library nor Lightning has."""
+    register_strategies()
+    lightning = [known for known in StrategyRegistry.available_strategies() if known not in STRATEGIES]
+    if isinstance(name, str) and name not in ("auto", *STRATEGIES, *lightning):
+        raise ValueError(
+            f"there is no strategy {name!r}{nearest(name, [*STRATEGIES, *lightning])}; strategies: "
+            f"{', '.join(STRATEGIES)}, and Lightning's auto, {', '.join(sorted(lightning))}"
+        )
 
 
 def register_strategies() -> None:

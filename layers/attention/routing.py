@@ -115,6 +115,11 @@ class RoutingAttention(Reports, Mixer):
         self.out_proj = nn.Linear(num_heads * self.head_dim, dim, bias=False)
         self.kmeans = OnlineKMeans(num_heads, num_clusters, self.head_dim, decay)
 
+    @property
+    def whole_in_training(self) -> bool:
+        """Clusters take positions of the whole row."""
+        return True
+
     def forward(self, x: Tensor, state: RoutingState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""
         balanced, place = self.training and state is None, Place.of(x, state, seq_idx)

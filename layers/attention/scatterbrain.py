@@ -111,6 +111,11 @@ class ScatterbrainAttention(Mixer):
         self.register_buffer("projection", orthogonal_gaussian(num_features // 2, self.head_dim))
         self.register_buffer("directions", random_directions(num_hashes, self.head_dim))
 
+    @property
+    def whole_in_training(self) -> bool:
+        """Buckets are those of the whole sequence."""
+        return len(self.directions) > 0
+
     @skips_padding
     def forward(self, x: Tensor, state: ScatterbrainState | None = None, *, seq_idx: Tensor | None = None) -> Tensor:
         """x (B, T, dim) -> (B, T, dim)."""

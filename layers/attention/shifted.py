@@ -55,6 +55,11 @@ class ShiftedAttention(CausalAttention):
         return made
 
     @property
+    def whole_in_training(self) -> bool:
+        """Groups are parts of the whole sequence."""
+        return self.groups > 1
+
+    @property
     def shifted_heads(self) -> int:
         """How many of the heads have shifted groups."""
         return round((self.num_heads - self.num_heads // 2) * (1 - self.returned))

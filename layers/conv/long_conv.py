@@ -98,6 +98,11 @@ class LearnedTaps(KeepsFloat32):
         self.kernel = nn.Parameter(torch.cat([init(dim, kernel_length) for _ in range(directions)]))
         self.D = nn.Parameter(torch.randn(dim))
 
+    @property
+    def whole_in_training(self) -> bool:
+        """Taps are dropped for a whole sequence, see ``Mixer``."""
+        return self.kernel_dropout > 0
+
     def taps(self) -> Tensor:
         """K (directions dim, kernel_length)."""
         smooth = self.smooth(self.kernel, self.smooth_window)

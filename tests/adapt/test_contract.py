@@ -113,7 +113,7 @@ def test_the_contract(kind, name, tmp_path):
 def test_all_columns_are_full_tuning():
     name = "blocks.0.mixer.q_proj"
     model, full = (built("transformer_nano") for _ in range(2))
-    zoo.adapt(model, "paca", rank=10**6, targets=[name])
+    zoo.adapt(model, "paca", rank=128, targets=[name])
     x = inputs(model)
     model(x).square().mean().backward()
     full(x).square().mean().backward()

@@ -197,8 +197,14 @@ def test_a_gate_of_one_cuts_the_ladder():
     [
         ("vit_nano", "ladder", {}, "a ladder takes a language model"),
         ("mor_nano", "ladder", {}, "a ladder takes a language model whose blocks run one after the other"),
-        ("transformer_nano", "ladder", {"reduction": 3}, "reduction must divide the model's widths"),
+        (
+            "transformer_nano",
+            "ladder",
+            {"reduction": 3},
+            "reduction=3 stands beside .*it must divide the model's widths",
+        ),
         ("transformer_nano", "ladder", {"targets": ["*"]}, "a ladder stands beside the whole model"),
+        ("transformer_nano", "paca", {"rank": 10**6}, "paca: rank must be at most 384, .* got 1000000"),
         ("transformer_nano", "mobiletl", {}, "mobiletl: TransformerLanguageModel has no layer that it can be put on"),
         ("mamba2_nano", "sink_lora", {}, "sink_lora takes a model with whole softmax attention"),
         ("transformer_nano", "sink_lora", {"returned": 2.0}, r"returned must be in \[0, 1\], got 2.0"),

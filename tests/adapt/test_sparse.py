@@ -156,9 +156,12 @@ def test_pst_makes_zeros_in_a_plain_model(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: zoo.adapt(built("transformer_nano"), "perp"), r'zoo\.mask_weights\(model, "pruned"\) first'),
+        (
+            lambda: zoo.adapt(built("transformer_nano"), "perp"),
+            r'zoo\.mask_weights\(model, "pruned"\) first, or --sparsi',
+        ),
         (lambda: zoo.adapt(pruned(), "perp", rank=-1), "perp: rank must not be negative, got -1"),
-        (lambda: zoo.adapt(pruned(), "pst"), "has no layer that it can be put on"),
+        (lambda: zoo.adapt(pruned(), "pst"), "is masked, rounded or noisy, and pst takes plain weights"),
         (lambda: zoo.adapt(built("transformer_nano"), "pst", ratio=1.0), r"sparsity must lie in \[0, 1\)"),
         (lambda: zoo.adapt(built("transformer_nano"), "pst", steps=0), "steps must be at least 1, got 0"),
     ],

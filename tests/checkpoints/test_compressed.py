@@ -1,4 +1,4 @@
-"""Models whose weights are tensor subclasses, as torchao's ``quantize_`` leaves them, are saved as plain ones."""
+"""Weights that are no plain tensors, such as the subclasses that torchao's ``quantize_`` leaves, are saved as plain."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import zoo
+from zoo.checkpoints import read_state_dict, write_folder
+from zoo.checkpoints.blocks import digest
+from zoo.offload.files import spilled
 
 
 class Int8Tensor(Tensor):
@@ -62,3 +65,16 @@ def test_what_cannot_be_made_plain_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"blocks\.0\.mixer\.q_proj\.weight is a Opaque, a file holds plain tensors"):
         zoo.save_model(model, tmp_path)
     assert not (tmp_path / "config.json").exists()
+
+
+def test_what_torch_conjugates_or_negates_as_it_is_read_is_kept_as_the_result(tmp_path):
+    """A file holds bytes, which are those of the tensor beneath."""
+    z = torch.randn(4, 6, dtype=torch.complex64)
+    lazy = {"conjugated": z.conj(), "negated": z.conj().imag, "transposed": z.mH, "both": torch._neg_view(z.conj())}
+    result = {name: tensor.resolve_conj().resolve_neg().clone() for name, tensor in lazy.items()}
+    read = read_state_dict(write_folder(tmp_path, lazy, {"model_type": "none"}, "card"))
+    spilt = spilled(lazy.items())
+    for name, tensor in result.items():
+        assert torch.equal(read[name], tensor), name
+        assert torch.equal(spilt[name].read(torch.empty(spilt[name].room, dtype=torch.uint8)), tensor), name
+    assert digest(lazy) == digest(result) != digest({**result, "conjugated": z})

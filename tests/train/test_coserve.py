@@ -123,9 +123,16 @@ def test_wrong_input_says_so() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             both.tune(read, labels)
+    for read, labels in ((tokens(length=1), None), (tokens(), tokens().where(torch.arange(22) == 0, -100))):
+        with pytest.raises(ValueError, match="is scored: give sequences of at least 2 tokens"):
+            both.tune(read, labels)
     both.run()
     assert not both.losses
+    with pytest.raises(ValueError, match="share none: adapt a shared_copy"):
+        CoServing(model, adapted(copy.deepcopy(model)), optimizer)
     with pytest.raises(ValueError, match="chunk_size must be at least 1"):
         CoServing(model, adapted(model), optimizer, chunk_size=0)
-    with pytest.raises(ValueError, match="has side losses or choices over all tokens"):
-        CoServing(model, nano("moe_nano"), optimizer)
+    for name, message in (("moe_nano", "has side losses or choices"), ("scatterbrain_nano", "a whole sequence")):
+        with pytest.raises(ValueError, match=f"{message}.*; tune it by itself") as refused:
+            CoServing(model, nano(name), optimizer)
+        assert "checkpointing" not in str(refused.value), "which is no option here"

@@ -112,6 +112,8 @@ def test_it_goes_on_between_two_tasks_as_if_nothing_had_been():
 
 
 def test_errors():
+    with pytest.raises(ValueError, match=r"learnt by an image classifier .*, got TransformerLanguageModel: take one"):
+        IncrementalClassifier(zoo.create_model("transformer_nano", depth=1))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="special must be 0 to the 3 layers, got 4"):
         made(4)
     model = made(steps=1)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -101,5 +102,32 @@ def test_features_are_told_from_noise():
     state = torch.get_rng_state()
     assert torch.equal(QuickSelection(**options).fit(x).strengths, found.strengths)
     assert torch.equal(torch.get_rng_state(), state)
-    with pytest.raises(ValueError, match="finite floats"):
-        QuickSelection().fit(torch.full((3, 2), torch.nan))
+    table = x.numpy()
+    for array in (
+        table,
+        table[::-1][::-1],
+        np.asfortranarray(table),
+        np.frombuffer(table.tobytes(), "f").reshape(600, 16),
+    ):
+        assert torch.equal(QuickSelection(**options).fit(array).strengths, found.strengths), "as scikit-learn has it"
+
+
+def test_what_no_features_are_chosen_of():
+    for wrong in (
+        torch.full((3, 2), torch.nan),
+        np.zeros((3, 2), int),
+        np.zeros(3),
+        [[1.0, 2.0]],
+        torch.zeros(3, 2, 1),
+    ):
+        with pytest.raises(ValueError, match=rf"finite floats, got {type(wrong).__name__}"):
+            QuickSelection().fit(wrong)
+    chosen = QuickSelection(hidden_dim=4, epochs=1)
+    for call in (lambda: chosen.select(1), lambda: chosen.strengths):
+        with pytest.raises(ValueError, match="fit one first"):
+            call()
+    chosen.fit(torch.rand(10, 8))
+    for count in (0, 50):
+        with pytest.raises(ValueError, match=f"count must be 1 to the 8 columns of the table, got {count}"):
+            chosen.select(count)
+    assert chosen.select(8).tolist() == list(range(8))

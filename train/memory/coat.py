@@ -86,7 +86,7 @@ class COATMemory(Memory, kind="coat"):
                     return tensor
                 if group is not None and tensor.shape[-1] < group:  # such as a norm's statistics
                     return tensor
-                if source is None or tensor.data_ptr() != source.data_ptr() or tensor.numel() != source.numel():
+                if source is None or not _same(tensor, source):
                     cast = group is None and _matrix(tensor, module)
                     return tensor if cast else Rounded.of(tensor, group)
                 if source not in shared or shared[source].version != source._version:
@@ -123,6 +123,23 @@ class COATMemory(Memory, kind="coat"):
 def unpack(kept: Any) -> Tensor:
     """What was kept, as the backward pass wants it."""
     return kept if isinstance(kept, Tensor) else kept.restored()
+
+
+def _same(tensor: Tensor, source: Tensor) -> bool:
+    """Whether it holds the numbers of the source in the same order, perhaps in another shape."""
+    alike = tensor.dtype == source.dtype and tensor.is_neg() == source.is_neg()
+    return alike and tensor.data_ptr() == source.data_ptr() and _order(tensor) == _order(source)
+
+
+def _order(tensor: Tensor) -> list[tuple[int, int]]:
+    """Sizes and strides, dimensions that follow each other in memory as one."""
+    found: list[tuple[int, int]] = []
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        if found and found[-1][1] == size * stride:
+            found[-1] = found[-1][0] * size, stride
+        elif size != 1:
+            found.append((size, stride))
+    return found
 
 
 def _matrix(tensor: Tensor, module: nn.Module) -> bool:

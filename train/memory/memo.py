@@ -255,4 +255,4 @@ def _place(tensor: Tensor) -> int:
 
 
 def _key(tensor: Tensor) -> tuple[Any, ...]:
-    return _place(tensor), tensor.storage_offset(), tensor.shape, tensor.stride()
+    return _place(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_neg()

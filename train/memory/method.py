@@ -77,11 +77,13 @@ class Lean:
         methods: none, one or several.
 
     Raises:
-        ValueError: for methods that exclude each other, or that the model does not have room for.
+        ValueError: for methods that exclude each other or those that the model has, or that it has no room for.
     """
 
     def __init__(self, model: nn.Module, methods: Sequence[Memory]):
         check_together(methods)
+        others = _leans(model)
+        _check_beside(methods, others)
         if methods and unwrapped(model) is not model:
             kinds = ", ".join(method.kind for method in methods)
             raise ValueError(f"{kinds}: give the plain model, before torch.compile or DDP is put around it")
@@ -89,7 +91,8 @@ class Lean:
             method.check(model)
         self.model, self.methods, self.steps = model, tuple(methods), 0
         self.open: list[ExitStack] = []
-        self.recomputed = getattr(model, "grad_checkpointing", False)  # before, which methods turn on and off
+        before = others[0].recomputed if others else getattr(model, "grad_checkpointing", False)
+        self.recomputed = before  # which methods turn on and off
         with ExitStack() as undone:
             undone.callback(self._recompute_as_before)
             for method in self.methods:
@@ -168,8 +171,8 @@ def lean(model: nn.Module, *methods: str | Mapping[str, Any] | Memory, **options
         options: fields of the method, where there is one by its name.
 
     Raises:
-        ValueError: for an unknown method or option, methods that exclude each other, or a model that cannot be trained
-            so; the model is as it was then.
+        ValueError: for an unknown method or option, methods that exclude each other or one that the model has, or a
+            model that cannot be trained so; the model is as it was then.
     """
     if options and (len(methods) != 1 or not isinstance(methods[0], str)):
         raise ValueError(f"options go with one method's name, got {methods} and {options}")
@@ -215,6 +218,22 @@ def check_together(methods: Sequence[Memory]) -> None:
         for other in methods[:index]:
             if method.saves == other.saves:
                 raise ValueError(f"{other.kind} and {method.kind} both save {method.saves}: take one of them")
+
+
+def _leans(model: nn.Module) -> list[Lean]:
+    """Those that are on a model, the first one first."""
+    owners = [getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values()]
+    return [owner for owner in owners if isinstance(owner, Lean)]
+
+
+def _check_beside(methods: Sequence[Memory], others: Sequence[Lean]) -> None:
+    for other in [other for one in others for other in one.methods]:
+        for method in methods:
+            if method.saves == other.saves:
+                raise ValueError(
+                    f"{method.kind} and {other.kind}, which the model has, both save {method.saves}: take that one off "
+                    "first, by remove() of what lean gave"
+                )
 
 
 def check_sharded(methods: Sequence[Memory]) -> None:

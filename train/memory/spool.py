@@ -130,6 +130,7 @@ class Put:
     def __init__(self, held: Held, tensor: Tensor):
         self.held, self.dtype = held, tensor.dtype
         self.place = tensor.storage_offset(), tensor.shape, tensor.stride()
+        self.conjugate, self.negative = tensor.is_conj(), tensor.is_neg()  # which its bytes do not tell
 
     def get(self) -> Tensor:
         """The tensor, bit for bit and laid out as it was.
@@ -138,7 +139,9 @@ class Put:
             RuntimeError: it was changed.
         """
         storage = self.held.load().untyped_storage()
-        return torch.empty(0, dtype=self.dtype, device=storage.device).set_(storage, *self.place)
+        found = torch.empty(0, dtype=self.dtype, device=storage.device).set_(storage, *self.place)
+        found = found.conj() if self.conjugate else found
+        return torch._neg_view(found) if self.negative else found
 
 
 class Held:

@@ -50,12 +50,17 @@ class SSDTrain(Memory, kind="ssdtrain"):
         apart = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
 
         def pack(tensor: Tensor) -> Tensor | Put:
-            plain = type(tensor) is Tensor and tensor.layout is strided and tensor.device.type != "meta"
-            if not plain or tensor.nbytes < self.smallest or tensor.untyped_storage()._cdata in apart:
+            if not is_bytes(tensor) or tensor.nbytes < self.smallest or tensor.untyped_storage()._cdata in apart:
                 return tensor
             return spool.put(tensor)
 
         return saved_tensors_hooks(pack, unpack)
+
+
+def is_bytes(tensor: Tensor) -> bool:
+    """Whether a tensor is what lies in its storage, seen by strides, perhaps conjugated or negated."""
+    plain = type(tensor) is Tensor and tensor.layout is strided and tensor.device.type != "meta"
+    return plain and not tensor.is_quantized and not tensor._is_zerotensor()
 
 
 def unpack(packed: Tensor | Put) -> Tensor:

@@ -49,23 +49,8 @@ class StreamBP(Checkpointing, kind="streambp"):
     def check(self, model: nn.Module) -> None:
         """A stack of causal blocks whose states carry gradients."""
         require_at_least(1, chunk_size=self.chunk_size)
-        name, way_out = type(model).__name__, "take checkpointing"
-        if not isinstance(model, LanguageModel) or not model.straight:
-            raise ValueError(
-                f"streambp streams tokens through causal blocks one after the other, not {name}: {way_out}"
-            )
-        if model.exits is not None:
-            raise ValueError(f"streambp: the exits of {name} choose among the tokens of a sequence: {way_out}")
-        for part_name, part in model.blocks.named_modules():
-            if isinstance(part, Reports):
-                raise ValueError(
-                    f"streambp: blocks.{part_name} ({type(part).__name__}) has side losses or choices over all tokens "
-                    f"of a sequence, which chunks are not: {way_out}"
-                )
-            if isinstance(part, CausalAttention) and part.mix.__func__ not in MIXES:  # type: ignore[attr-defined]
-                raise ValueError(
-                    f"streambp: blocks.{part_name} ({type(part).__name__}) attends otherwise in training: {way_out}"
-                )
+        if reason := not_in_parts(model):
+            raise ValueError(f"streambp: {reason}: take checkpointing")
 
     def forward(self, model: nn.Module) -> AbstractContextManager[Any]:
         """Its blocks go through ``run``."""
@@ -76,6 +61,24 @@ class StreamBP(Checkpointing, kind="streambp"):
         _, seq_idx = args
         parameters = [parameter for parameter in block.parameters() if parameter.requires_grad]
         return _Streamed.apply(x, block, seq_idx, self.chunk_size, *parameters)  # type: ignore[return-value]
+
+
+def not_in_parts(model: nn.Module) -> str | None:
+    """Why a model's blocks cannot be trained on parts of a sequence one after the other; None where they can."""
+    name = type(model).__name__
+    if not isinstance(model, LanguageModel) or not model.straight:
+        return f"tokens stream through causal blocks one after the other, which {name} is not made of"
+    if model.exits is not None:
+        return f"the exits of {name} choose among the tokens of a sequence"
+    for part_name, part in model.blocks.named_modules():
+        place = f"blocks.{part_name} ({type(part).__name__})"
+        if isinstance(part, Reports):
+            return f"{place} has side losses or choices over all tokens of a sequence, which chunks are not"
+        if getattr(part, "whole_in_training", False):
+            return f"{place} computes a whole sequence in training as no chunks of it are"
+        if isinstance(part, CausalAttention) and part.mix.__func__ not in MIXES:  # type: ignore[attr-defined]
+            return f"{place} attends otherwise in training"
+    return None
 
 
 class _Streamed(torch.autograd.Function):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,7 +51,7 @@ class QuickSelection:
         seed: of all that is drawn.
 
     Raises:
-        ValueError: for numbers out of range.
+        ValueError: for numbers out of range; for strengths or columns before ``fit``.
 
     Paper: Atashgahi et al., "Quick and Robust Feature Selection: the Strength of Energy-efficient Sparse Training for
     Autoencoders", arXiv 2012.00560; defaults are its authors'.
@@ -77,15 +78,23 @@ class QuickSelection:
         self.hidden_dim, self.noise, self.dropout = hidden_dim, noise, dropout
         self.options: dict[str, Any] = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
+        self.model: Any = None
 
-    def fit(self, x: Tensor) -> QuickSelection:
+    def fit(self, x: Tensor | Any) -> QuickSelection:
         """Learn from a table (rows, columns) of numbers; a column that is the same everywhere is told apart by none.
+
+        Args:
+            x: a tensor, or an array of numpy as scikit-learn's tables are.
 
         Raises:
             ValueError: for anything else.
         """
-        if x.dim() != 2 or not x.is_floating_point() or not x.isfinite().all():
-            raise ValueError(f"features are chosen of a table (rows, columns) of finite floats, got {tuple(x.shape)}")
+        given = x
+        if isinstance(x, np.ndarray) and x.dtype in (np.float16, np.float32, np.float64):
+            x = torch.from_numpy(np.array(x, order="C"))
+        if not isinstance(x, Tensor) or x.dim() != 2 or not x.is_floating_point() or not x.isfinite().all():
+            kind = f"{type(given).__name__} {tuple(getattr(given, 'shape', ()))} {getattr(given, 'dtype', '')}"
+            raise ValueError(f"features are chosen of a table (rows, columns) of finite floats, got {kind.strip()}")
         draws = torch.Generator().manual_seed(self.seed)
         scale = x.std(0, correction=0)
         x = (x - x.mean(0)) / torch.where(scale > 0, scale, 1)
@@ -119,8 +128,17 @@ class QuickSelection:
     @property
     def strengths(self) -> Tensor:
         """s (columns,)."""
+        if self.model is None:
+            raise ValueError("no table has been read yet: fit one first")
         return self.model.encoder.weight.detach().abs().sum(0)
 
     def select(self, count: int) -> Tensor:
-        """The ``count`` strongest columns, in order (count,)."""
-        return self.strengths.topk(count).indices.sort().values
+        """The ``count`` strongest columns, in order (count,).
+
+        Raises:
+            ValueError: for a number of columns that the table does not have.
+        """
+        strengths = self.strengths
+        if not 1 <= count <= len(strengths):
+            raise ValueError(f"count must be 1 to the {len(strengths)} columns of the table, got {count}")
+        return strengths.topk(count).indices.sort().values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
 from torch import nn
 
 from zoo.adapt.method import Adapter
@@ -14,6 +15,7 @@ from zoo.layers.adapt.marks import device_of
 from zoo.layers.options import require_at_least
 from zoo.layers.precision import computes_in
 
+REDUCTIONS = (2, 3, 4, 6, 8, 12, 16)  # that an error names where they fit
 WIDTHS = ("dim", "mlp_dim", "head_dim", "expert_dim", "ssm_dim")
 
 
@@ -42,20 +44,24 @@ class Ladder(Adapter, kind="ladder"):
         """The blocks, each with its rung."""
         require_at_least(1, reduction=self.reduction, every=self.every)
         known: Any = model
+        name = type(model).__name__
         if (
             not isinstance(model, LanguageModel)
             or type(model).forward_blocks is not LanguageModel.forward_blocks
             or not model.straight
             or model.exits is not None
         ):
+            raise ValueError(f"a ladder takes a language model whose blocks run one after the other, got {name}")
+        if known.stream_dim != known.config.dim:
             raise ValueError(
-                f"a ladder takes a language model whose blocks run one after the other, got {type(model).__name__}"
+                f"a ladder takes a model between whose blocks nothing runs but the residual stream, got {name}, with "
+                f"{known.stream_dim} numbers a token for dim={known.config.dim}: take lora or paca"
             )
         if self.targets:
             raise ValueError(f"a ladder stands beside the whole model, got targets {self.targets}")
         like = computes_in(model)
         with device_of(like):
-            side: Any = type(model)(self.narrowed(known.config)).to(like.dtype)
+            side: Any = self.beside(model).to(like.dtype)
             last, width = len(model.blocks) - 1, side.config.dim
             made: dict[str, nn.Module] = {}
             for index, block in enumerate(model.blocks):
@@ -64,17 +70,39 @@ class Ladder(Adapter, kind="ladder"):
                 made[f"blocks.{index}"] = Rung(block, rung, known.config.dim, width, dtype=like.dtype, **ends)
         return made
 
-    def narrowed(self, config: Any) -> Any:
-        """The configuration of the network beside one of ``config``.
+    def beside(self, model: Any) -> nn.Module:
+        """The network beside a model, with fresh weights.
 
         Raises:
-            ValueError: for widths that cannot be divided so.
+            ValueError: there is none so narrow.
         """
-        widths = {name: getattr(config, name) for name in WIDTHS if getattr(config, name, None)}
-        if odd := {name: width for name, width in widths.items() if width % self.reduction}:
-            raise ValueError(f"reduction must divide the model's widths, got {self.reduction} for {odd}")
-        narrow = {name: width // self.reduction for name, width in widths.items()}
         try:
-            return dataclasses.replace(config, vocab_size=1, tie_embeddings=True, **narrow)
+            return type(model)(narrowed(model.config, self.reduction))
         except ValueError as error:
-            raise ValueError(f"no such network is {self.reduction} times as narrow: {error}") from error
+            able = ", ".join(str(reduction) for reduction in REDUCTIONS if _fits(model, reduction))
+            raise ValueError(
+                f"no ladder of reduction={self.reduction} stands beside {type(model).__name__} ({error}): "
+                f"{f'take a reduction of {able}' if able else 'take lora or paca'}"
+            ) from error
+
+
+def narrowed(config: Any, reduction: int) -> Any:
+    """A configuration of widths so many times as narrow, of one token.
+
+    Raises:
+        ValueError: for widths that cannot be divided so.
+    """
+    widths = {name: getattr(config, name) for name in WIDTHS if getattr(config, name, None)}
+    if odd := {name: width for name, width in widths.items() if width % reduction}:
+        raise ValueError(f"it must divide the model's widths, among them {odd}")
+    narrow = {name: width // reduction for name, width in widths.items()}
+    return dataclasses.replace(config, vocab_size=1, tie_embeddings=True, **narrow)
+
+
+def _fits(model: Any, reduction: int) -> bool:
+    try:
+        with torch.device("meta"):
+            type(model)(narrowed(model.config, reduction))
+    except ValueError:
+        return False
+    return True

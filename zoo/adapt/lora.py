@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from zoo.adapt.method import Adapter
 from zoo.layers.options import require_at_least
@@ -38,11 +37,6 @@ class LoRA(Adapter, kind="lora"):
         """Peft's layers around the chosen ones, made outside of the model."""
         require_at_least(1, rank=self.rank)
         layers = self.chosen(model)
-        if masked := [name for name, layer in layers.items() if is_parametrized(layer)]:
-            raise ValueError(
-                f"{masked[0]} is masked, rounded or noisy, and {self.kind} adds to plain weights: of masked ones "
-                "perp keeps zeros"
-            )
         self.check(layers)
         try:
             peft = importlib.import_module("peft")

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any, ClassVar, TypeVar
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from zoo.changes import Change, apply, as_change, changes_of
 from zoo.layers.adapt import Mark, before, mark_of, placed, put, undone_on_failure
@@ -134,15 +135,23 @@ class Adapter(Change):
         if not self.targets and held:
             others = ", ".join(sorted({str(_kind(module)) for module in held.values()}))
             raise ValueError(f"the model is adapted by {others}: say by targets which further layers {self.kind} takes")
-        able = [name for name, module in outside.items() if self.fits(module) or name in held]
+        plain = self.fits(nn.Linear(1, 1, device="meta"))
+        masked = {name for name, m in outside.items() if plain and isinstance(m, nn.Linear) and is_parametrized(m)}
+        able = [name for name, module in outside.items() if self.fits(module) or name in held or name in masked]
         wanted = [name for pattern in self.targets for name in self._matching(pattern, able)]
-        wanted = wanted or [name for name in able if outside[name] not in outputs(model)]
+        last, tied = outputs(model), tied_layers(model)
+        wanted = wanted or [name for name in able if outside[name] not in last]
         if not wanted:
             raise ValueError(f"{self.kind}: {type(model).__name__} has no layer that it can be put on")
         for name in wanted:
+            if name in masked:
+                raise ValueError(
+                    f"{name} is masked, rounded or noisy, and {self.kind} takes plain weights: of masked ones perp "
+                    "keeps zeros, and zoo.settle(model) makes them plain"
+                )
             if name in held:
                 raise ValueError(f"{name} is adapted by {_kind(held[name])} already: a layer has one adapter")
-            if name in tied_layers(model):
+            if name in tied:
                 raise ValueError(f"{name} shares its weight with another layer, which {self.kind} would part")
         return {name: outside[name] for name in wanted}
 
@@ -235,9 +244,14 @@ def adapters_of(model: nn.Module) -> tuple[Adapter, ...]:
 
 
 def outputs(model: nn.Module) -> list[nn.Module]:
-    """The layers that make a model's outputs."""
-    names = {"head", str(getattr(model, "classifier", "head"))}
-    return [model.get_submodule(name) for name in names if hasattr(model, name)]
+    """The layers that make the outputs of a model, and of the models that are parts of it."""
+    named = dict(model.named_modules(remove_duplicate=False))
+    found = []
+    for place, part in named.items():
+        if part is model or dataclasses.is_dataclass(getattr(part, "config", None)):
+            names = {"head", str(getattr(part, "classifier", "head"))}
+            found += [named[path] for name in names if (path := f"{place}.{name}".lstrip(".")) in named]
+    return found
 
 
 def tied_layers(model: nn.Module) -> set[str]:

@@ -30,7 +30,7 @@ class PaCA(Adapter, kind="paca"):
     adds = ("columns", "index")
 
     rank: int = 8
-    """Columns of each layer that learn; all of them where it has no more inputs."""
+    """Columns of each layer that learn; all of them where it has no more inputs, as others have."""
     seed: int = 0
     """Of the draw."""
 
@@ -41,9 +41,12 @@ class PaCA(Adapter, kind="paca"):
     def modules(self, model: nn.Module) -> dict[str, nn.Module]:
         """The layers of which some columns learn."""
         require_at_least(1, rank=self.rank)
+        layers = self.chosen(model)
+        if self.rank > (most := max(layer.in_features for layer in layers.values())):
+            raise ValueError(f"paca: rank must be at most {most}, the inputs of the widest layer, got {self.rank}")
         draw = torch.Generator().manual_seed(self.seed)
         made: dict[str, nn.Module] = {}
-        for name, layer in self.chosen(model).items():
+        for name, layer in layers.items():
             index = torch.randperm(layer.in_features, generator=draw, device="cpu")[: self.rank]
             made[name] = PartialLinear(layer, index.sort().values)
         return made

@@ -45,7 +45,10 @@ class PERP(Adapter, kind="perp"):
         if not self.rank:
             return {}
         if not any(map(self.fits, model.modules())):
-            raise ValueError('perp takes a model with masked linear layers: zoo.mask_weights(model, "pruned") first')
+            raise ValueError(
+                'perp takes a model with masked linear layers: zoo.mask_weights(model, "pruned") first, or --sparsity '
+                "pruned beside --adapter perp"
+            )
         return {name: MaskedLoRA(layer, self.rank, self.alpha) for name, layer in self.chosen(model).items()}
 
     def own(self, model: nn.Module) -> Iterator[str]:

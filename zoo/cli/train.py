@@ -9,14 +9,16 @@ from pathlib import Path
 from zoo.cli.errors import checked
 from zoo.cli.options import add_import
 from zoo.cli.output import fail, say
-from zoo.cli.recipes import add_recipe, import_key, overrides_help, recipe_path
+from zoo.cli.recipes import add_recipe, import_key, recipe_path
+from zoo.cli.train_help import Help
 
 HELP = "train a model by a recipe"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-PARSER = {"epilog": overrides_help(), "allow_abbrev": False}
+PARSER = {"add_help": False, "allow_abbrev": False}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("-h", "--help", action=Help)
     add_recipe(parser, "a built-in recipe's name, or a YAML file")
     parser.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE)")
     parser.add_argument("--resume", action="store_true", help="continue the run in the run folder, if there is one")

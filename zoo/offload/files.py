@@ -123,7 +123,7 @@ def spilled(tensors: Iterable[tuple[str, Tensor]], folder: Path | None = None) -
     file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
     held, found, offset = File(file), {}, 0
     for name, tensor in tensors:
-        plain = tensor.detach().cpu().contiguous()
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
         file.write(_bytes_of(plain.view(-1).view(torch.uint8)))
         found[name] = Piece(held, offset, plain.shape, plain.dtype)
         offset += plain.nbytes

@@ -82,16 +82,23 @@ def parallelize(model: Model, mesh: DeviceMesh, plan: str = "tensor", *, node_si
             (SE-MoE, arXiv 2205.10034). None for all at once.
 
     Raises:
-        ValueError: for an unknown plan, sizes that the processes do not divide, or a model that has nothing to share.
+        ValueError: for an unknown plan, no mesh, sizes that the processes do not divide, or a model that has nothing to
+            share.
 
     Papers: Shoeybi et al., "Megatron-LM", arXiv 1909.08053; Liu et al., "Ring Attention", arXiv 2310.01889; Wang et
     al., "TokenRing", arXiv 2412.20501.
     """
+    from torch.distributed.device_mesh import DeviceMesh
+
     from zoo.parallel.local import let_go
     from zoo.parallel.plans import MAKES
 
     if plan not in PLANS:
         raise ValueError(f"there is no plan {plan!r}{nearest(str(plan), PLANS)}; plans: {', '.join(PLANS)}")
+    if not isinstance(mesh, DeviceMesh):
+        raise ValueError(
+            f"mesh must be of the processes, as torch.distributed.device_mesh.init_device_mesh makes it, got {mesh!r}"
+        )
     if mesh.ndim != 1:
         raise ValueError(f'a model is shared over one dimension of a mesh, got {mesh.ndim}: give one, as mesh["tp"]')
     if getattr(model, "parallel", None) is not None:

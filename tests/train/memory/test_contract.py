@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from cases.names import by_kind
+from cases.names import KINDS, by_kind
 from zoo.kernels.flops import flop_counter
 from zoo.train.memory import MEMORIES, Memory, as_memories, lean
 from zoo.train.memory.options import with_memory
@@ -22,13 +22,14 @@ CASES: dict[str, dict[str, Any]] = {
     "streambp": {"chunk_size": 7},
     "reversible": {},
     "memo": {"alpha": 0.4, "keep": 1},
-    "ssdtrain": {"resident": 2**14, "smallest": 2**10},
+    "ssdtrain": {"resident": 2**14, "smallest": 2**6},
     "coat": {"activations": False},
     "lemo": {"keep": 1.0, "layers": (1,)},
 }  # kind -> options
 CHANGES = {"reversible": [{"kind": "reversible"}]}  # of the transformer, for methods that ask for some
 OTHERS = {"sltt"}  # of other models
 LANGUAGE = zoo.list_models("*_nano", task="language")
+LENGTH = 72  # more than any of them sees at once, so that what lies beyond is computed too
 
 
 def tensors() -> list[Tensor]:
@@ -71,16 +72,18 @@ def test_every_method_is_tested():
 
 def everywhere() -> list[Any]:
     """Each method on a few models, and StreamBP, which asks most of a layer, on each of them."""
-    few = ("transformer_nano", "mamba2_nano", "mod_nano", "zamba2_nano")
+    few = ("transformer_nano", "mamba2_nano", "mod_nano", "zamba2_nano", "s4_nano", "scatterbrain_nano")
     rest = [pytest.param(kind, name) for kind in CASES if kind != "streambp" for name in few]
-    return [*rest, *(pytest.param("streambp", *one.values, marks=one.marks) for one in by_kind(LANGUAGE))]
+    every = by_kind(LANGUAGE, (*KINDS, "scatterbrain_nano"))
+    return [*rest, *(pytest.param("streambp", *one.values, marks=one.marks) for one in every)]
 
 
 @pytest.mark.parametrize(("kind", "name"), everywhere())
 def test_gradients_are_the_same_or_the_model_is_refused(kind, name):
-    model, x = built(name), torch.randint(0, 255, (2, 24))
+    model, x = built(name), torch.randint(0, 255, (2, LENGTH))
+    assert all((getattr(module, "window", None) or 0) < LENGTH for module in model.modules())
     try:
-        memory = lean(model, kind, **CASES[kind])
+        memory = lean(model, kind, **CASES[kind] | ({"chunk_size": 17} if kind == "streambp" else {}))
     except ValueError as error:
         assert ": take " in str(error), "the way out"
         return
@@ -215,6 +218,20 @@ def test_wrong_options_leave_the_model_alone(methods, options, message):
     with pytest.raises(ValueError, match=message):
         lean(model, *methods, **options)
     assert not model.grad_checkpointing and not model._forward_hooks
+
+
+def test_a_method_beside_those_that_a_model_has():
+    model: Any = zoo.create_model("transformer_nano", device="meta")
+    first = lean(model, "streambp")
+    with pytest.raises(ValueError, match=r"checkpointing and streambp, which the model has, both save .*remove\(\)"):
+        lean(model, "checkpointing")
+    second = lean(model, Other())
+    with pytest.raises(ValueError, match="which the model has, both save optimizer"):
+        lean(model, Other())
+    first.remove()
+    lean(model, "checkpointing").remove()
+    second.remove()
+    assert not model._forward_hooks and not model._forward_pre_hooks and not model.grad_checkpointing
 
 
 def test_options_of_a_command_line(tmp_path, monkeypatch):

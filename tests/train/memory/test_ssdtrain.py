@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
+from cases.names import by_kind
 from zoo.train.memory import SSDTrain, lean, spool
 from zoo.train.memory.spool import Spool
 from zoo.train.memory.ssdtrain import unpack
@@ -41,7 +42,7 @@ def gradients(model: nn.Module, loss: Tensor, **options: Any) -> list[Tensor]:
     return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
 
-@pytest.mark.parametrize("name", ["transformer_nano", "mamba2_nano", "vit_nano", "revunet3d_nano"])
+@pytest.mark.parametrize("name", [*by_kind(zoo.list_models("*_nano", task="language")), "vit_nano", "revunet3d_nano"])
 def test_gradients_are_equal_to_the_bit(name, spools):
     torch.manual_seed(0)
     model: Any = zoo.create_model(name).train()
@@ -51,7 +52,7 @@ def test_gradients_are_equal_to_the_bit(name, spools):
 
     def loss() -> Tensor:
         torch.manual_seed(1)
-        return model(x).float().square().mean()
+        return model(x).float().square().mean() + sum(zoo.auxiliary_losses(model).values())
 
     expected = gradients(model, loss())
     memory = lean(model, "ssdtrain", **OPTIONS)
@@ -102,6 +103,36 @@ def test_memory_is_bounded_and_what_is_saved_twice_is_written_once(spools):
     assert torch.equal(other.get(), t)
 
 
+@pytest.mark.parametrize("resident", [0, 2**20])
+def test_what_is_conjugated_or_negated_as_it_is_read_comes_back_so(resident):
+    """Torch keeps that beside the bytes, which are those of another tensor."""
+    pool, z = Spool(resident=resident), torch.randn(8, 256, dtype=torch.complex64)
+    parts = [z, z.conj(), z.mH, z.conj().imag, torch._neg_view(z.conj()), torch._neg_view(z.real)]
+    found = [pool.put(part) for part in parts]
+    for write in pool.writes:
+        write.result()
+    assert pool.written == (0 if resident else z.nbytes)
+    for part, one in zip(parts, found, strict=True):
+        got = one.get()
+        assert torch.equal(got, part) and got.stride() == part.stride()
+        assert (got.is_conj(), got.is_neg()) == (part.is_conj(), part.is_neg())
+
+
+def test_gradients_of_conjugated_numbers():
+    """A product keeps its factors, one of them conjugated; and the imaginary part of that is a negated one."""
+    z, w = (torch.randn(64, 64, dtype=torch.complex128, requires_grad=True) for _ in range(2))
+
+    class Product(nn.Module):
+        def forward(self) -> Tensor:
+            return (z.conj() @ w).abs().sum() + (z.conj().imag * w.real).square().sum() + (z.mH * w).real.exp().sum()
+
+    model = Product().train()
+    expected = torch.autograd.grad(model(), (z, w))
+    lean(model, "ssdtrain", resident=0, smallest=1)
+    for found, wanted in zip(torch.autograd.grad(model(), (z, w)), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
 def test_a_tensor_that_is_changed_is_an_error_as_before():
     class Changed(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -132,7 +163,8 @@ def test_storage_that_is_used_again_is_not_taken_for_the_old_one():
 def test_parameters_and_small_tensors_stay():
     layer = nn.Linear(128, 128)
     hooks: Any = SSDTrain(smallest=1000).forward(layer)
-    for tensor in (layer.weight, layer.weight.T, layer.weight[3:90].detach(), torch.ones(249)):
+    stay = (layer.weight, layer.weight.T, layer.weight[3:90].detach(), torch.ones(249))
+    for tensor in (*stay, torch._efficientzerotensor((512,)), torch.ones(16, 16).to_sparse()):
         assert hooks.pack_hook(tensor) is tensor and unpack(tensor) is tensor
     assert not isinstance(hooks.pack_hook(torch.ones(250)), Tensor)
 

@@ -132,14 +132,28 @@ def test_a_weight_that_was_changed_before_the_backward_pass_is_an_error():
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "options", "message"),
     [
-        ("vit_nano", "causal blocks"),
-        ("zamba2_nano", "causal blocks"),
-        ("moe_nano", "side losses"),
-        ("mod_nano", "side"),
+        ("vit_nano", {}, "causal blocks"),
+        ("zamba2_nano", {}, "causal blocks"),
+        ("moe_nano", {}, "side losses"),
+        ("mod_nano", {}, "side"),
+        ("scatterbrain_nano", {}, "blocks.0.mixer .* computes a whole sequence in training as no chunks of it are"),
+        ("transformer_nano", {"adapter": {"kind": "sink_lora", "groups": 2}}, "computes a whole sequence"),
+        ("longconv_nano", {"kernel_dropout": 0.1}, "computes a whole sequence"),
     ],
 )
-def test_models_that_cannot_be_streamed(name, message):
-    with pytest.raises(ValueError, match=message):
-        lean(zoo.create_model(name, device="meta"), "streambp")
+def test_models_that_cannot_be_streamed(name, options, message):
+    model: Any = zoo.create_model(name, device="meta", **options)
+    with pytest.raises(ValueError, match=f"{message}.*: take checkpointing"):
+        lean(model, "streambp")
+    assert not model.grad_checkpointing
+
+
+def test_a_window_alone_can_be_streamed_where_hashes_cannot():
+    torch.manual_seed(0)
+    model: Any = zoo.create_model("scatterbrain_nano", dtype=torch.float64, num_hashes=0, window=16).train()
+    expected = gradients(model, text())
+    lean(model, "streambp", chunk_size=7)
+    for found, wanted in zip(gradients(model, text()), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
