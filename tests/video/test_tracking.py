@@ -57,16 +57,20 @@ def test_clips_are_functions_of_their_number(batch: Any) -> None:
     assert torch.equal(one[0], clips[7]) and torch.equal(target["masks"][0], targets["masks"][7])
     first, second = (data.sources["train"].fetch(torch.tensor([7]), epoch)[0] for epoch in (0, 1))
     assert not torch.equal(first, second)
-    plain, short = ClipsDataModule(frames=9), ClipsDataModule(frames=9, first_frames=1)
+    plain, short = ClipsDataModule(frames=9), ClipsDataModule(frames=9, epoch_frames=[1, 1, 4])
     plain.setup()
     short.setup()
-    for epoch, frames in ((0, 1), (1, 9)):
+    for epoch, frames in ((0, 1), (2, 4), (3, 9)):
         cut, target = short.sources["train"].fetch(torch.tensor([7]), epoch)
         whole, known = plain.sources["train"].fetch(torch.tensor([7]), epoch)
         assert cut.shape[1] == target["masks"].shape[1] == frames
         assert torch.equal(cut, whole[:, :frames]) and torch.equal(target["masks"], known["masks"][:, :frames])
+    assert short.sources["val"].fetch(torch.tensor([7]), 0)[0].shape[1] == 9
     with pytest.raises(ValueError, match="size must be >= 16, frames >= 6"):
         ClipsDataModule(frames=5)
+    for wrong in (0, 10):
+        with pytest.raises(ValueError, match=r"epoch_frames must be in \[1, 9\]"):
+            ClipsDataModule(frames=9, epoch_frames=[1, wrong])
 
 
 def test_the_region_similarity() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,13 +32,14 @@ class ClipsDataModule(DataModule):
     Args:
         size: S.
         frames: T, at least 6. train_frames: that of the clips to train on where it is another.
-        first_frames: how many epochs show the first frame alone of the clips to train on, which says what an object is.
+        epoch_frames: how many frames the first epochs show of the clips to train on, an epoch each: one says what an
+            object is, two how to find it again.
         batch_size, eval_batch_size, num_workers, seed: see `DataModule`.
         train_samples, val_samples, test_samples: clips per epoch and split. Those to train on are drawn anew each
             epoch; the others are the same for every seed.
 
     Raises:
-        ValueError: a side below 16, fewer than 6 frames, or no clips.
+        ValueError: a side below 16, fewer than 6 frames, an epoch that shows none or more than there are, or no clips.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class ClipsDataModule(DataModule):
         size: int = 64,
         frames: int = 12,
         train_frames: int | None = None,
-        first_frames: int = 0,
+        epoch_frames: Sequence[int] = (),
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
@@ -58,14 +60,16 @@ class ClipsDataModule(DataModule):
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers, seed=seed)
         train_frames = train_frames or frames
         clips = min(train_samples, val_samples, test_samples)
-        if size < 16 or min(frames, train_frames) < 6 or first_frames < 0 or clips < 1:
+        if size < 16 or min(frames, train_frames) < 6 or clips < 1:
             raise ValueError(
-                f"size must be >= 16, frames >= 6, first_frames >= 0 and clips >= 1, got size={size}, frames={frames}, "
-                f"train_frames={train_frames}, first_frames={first_frames}, train_samples={train_samples}, "
-                f"val_samples={val_samples}, test_samples={test_samples}"
+                f"size must be >= 16, frames >= 6 and clips >= 1, got size={size}, frames={frames}, "
+                f"train_frames={train_frames}, train_samples={train_samples}, val_samples={val_samples}, "
+                f"test_samples={test_samples}"
             )
+        if not all(1 <= shown <= train_frames for shown in epoch_frames):
+            raise ValueError(f"epoch_frames must be in [1, {train_frames}], the frames of a clip, got {epoch_frames}")
         self.size, self.frames = size, {"train": train_frames, "val": frames, "test": frames}
-        self.first_frames = first_frames
+        self.epoch_frames = tuple(epoch_frames)
         self.samples = {"train": train_samples, "val": val_samples, "test": test_samples}
 
     @property
@@ -83,7 +87,7 @@ class Clips:
     def __init__(self, of: ClipsDataModule, split: str, seed: int) -> None:
         self.size, self.frames, self.samples, self.seed = of.size, of.frames[split], of.samples[split], seed
         self.resample = split == "train"
-        self.short_epochs = of.first_frames if self.resample else 0
+        self.shown = of.epoch_frames if self.resample else ()
 
     def __len__(self) -> int:
         return self.samples
@@ -114,9 +118,8 @@ class Clips:
             "boxes": boxes.float(),
         }
         pictures = (pictures + GRAIN * 12**0.5 * (grain - 0.5)).clamp(0, 1).float()
-        if epoch < self.short_epochs:
-            return pictures[:, :1], targets | {"masks": masks[:, :1]}
-        return pictures, targets
+        shown = self.shown[epoch] if epoch < len(self.shown) else self.frames
+        return pictures[:, :shown], targets | {"masks": masks[:, :shown]}
 
     def _paths(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Radii (B, SHAPES) and middles (B, SHAPES, T, 2) in pixels."""

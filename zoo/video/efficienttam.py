@@ -299,8 +299,8 @@ _register = partial(
 def efficienttam_nano():
     return EfficientTAMConfig(
         num_frames=4, img_size=64, patch_size=8, dim=64, depth=2, num_heads=4, mlp_ratio=2.0, window=4,
-        global_blocks=(1,), position_grid=8, hidden_dim=64, memory_dim=16, memory_depth=2, memory_frames=5,
-        pointers=8, pool=2, decoder_heads=4, mlp_dim=96, drop_rate=0.0,
+        global_blocks=(1,), position_grid=8, hidden_dim=64, memory_dim=32, memory_depth=2, memory_frames=5,
+        pointers=8, pool=2, decoder_heads=4, mlp_dim=96, num_masks=1, drop_rate=0.0,
     )  # fmt: skip
 
 
