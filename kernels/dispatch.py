@@ -16,6 +16,8 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from zoo.kernels.stand_in import on_cpu
+
 ENVIRONMENT_VARIABLE = "ZOO_IMPLEMENTATION"
 # asked once: torch 2.11 compiles no call of is_autocast_available
 AUTOCAST_DEVICES = {d for d in ("cpu", "cuda", "mps", "xpu", "hpu") if torch.amp.is_autocast_available(d)}
@@ -180,7 +182,7 @@ def is_plain_step(impl: str, *tensors: Tensor | None) -> bool:
     return (
         impl == "auto"
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
-        and all(t.device.type == "cpu" and type(t) in (Tensor, torch.nn.Parameter) for t in given)
+        and all(on_cpu(t.device) and type(t) in (Tensor, torch.nn.Parameter) for t in given)
         and not any(t.dtype == torch.float64 for t in given)
         and not torch.compiler.is_compiling()
         and not under_transforms()

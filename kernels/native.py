@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.dispatch import as_dtype
+from zoo.kernels.stand_in import on_cpu
 
 CACHE_VARIABLE = "ZOO_CACHE"
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC", "-shared"]
@@ -67,7 +68,7 @@ def _load(source: Path) -> ctypes.CDLL | str:
 
 def obstacle(source: Path, device: torch.device) -> str | None:
     """Why the kernel cannot run on ``device``, or None. Compiles the kernel on the first call for the CPU."""
-    if device.type != "cpu":
+    if not on_cpu(device):
         return "it is a CPU kernel"
     library = load(source)
     return library if isinstance(library, str) else None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.dispatch import compute_dtype
+from zoo.kernels.stand_in import on_cpu
 
 StateType = TypeVar("StateType", bound="State")
 
@@ -177,6 +178,12 @@ def edges(seq_idx: Tensor) -> tuple[Tensor, Tensor]:
 def is_traced(tensor: Tensor) -> bool:
     """Whether the values of ``tensor`` cannot be known now: a program is being traced, or it has none ("meta")."""
     return torch.compiler.is_compiling() or tensor.is_meta
+
+
+def is_sized(tensor: Tensor) -> bool:
+    """Whether work may be divided by the sizes of ``tensor``: not where a program is being traced, and without memory
+    only where it stands for a CPU's."""
+    return not torch.compiler.is_compiling() and (not tensor.is_meta or on_cpu(tensor.device))
 
 
 def keep_rows(tensor: Tensor, rows: Tensor | None) -> Tensor:

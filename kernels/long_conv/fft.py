@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.long_conv import spectral
+from zoo.kernels.stand_in import on_cpu
 
 CHANNELS = 128  # channels a block on the CPU
 ELEMENTS = 2**18  # numbers a block at least, where the sequences are short: 1 MB of float32
@@ -87,7 +88,7 @@ def _blocks(u: Tensor, n: int) -> Iterator[tuple[slice, list[slice]]]:
     """Blocks of channels, each with the blocks of the batch; on other devices than the CPU one of each."""
     batch, _, dim = u.shape
     channels, rows = dim, batch
-    if u.device.type == "cpu":
+    if on_cpu(u.device):
         channels = min(CHANNELS, dim)
         rows = max(1, ELEMENTS // (n * channels))
     batches = [slice(b, b + rows) for b in range(0, batch, rows)]

@@ -16,6 +16,7 @@ from zoo.kernels.moe.op import add_bias, grouped_matmul, operation
 from zoo.kernels.moe.order import TokenOrder, gather, sort_by_expert
 from zoo.kernels.moe.reference import checked_bounds
 from zoo.kernels.moe.routing import Routing
+from zoo.kernels.stand_in import on_cpu
 
 
 class Compressed(Protocol):
@@ -157,7 +158,7 @@ def _is_small(x: Tensor, routing: Routing, up: Matrices, impl: str) -> bool:
     weight = up.each if isinstance(up, Latent) else up
     return (
         x.shape[0] == 1
-        and x.device.type == "cpu"
+        and on_cpu(x.device)
         and (x.dtype == weight.dtype != torch.float16 if isinstance(weight, Tensor) else True)
         and routing.experts.dtype == torch.int64
         and not torch.is_grad_enabled()
@@ -178,7 +179,8 @@ def _one_token(x: Tensor, routing: Routing, mlp: Callable[..., Tensor], num_expe
             latents[key] = x @ weight.shared[key[1]]
         return _product(latents[key], weight.each, bias, expert)
 
-    for weight, expert in zip(routing.weights[0], routing.experts[0].tolist(), strict=True):
+    experts = range(routing.experts.shape[1]) if x.is_meta else routing.experts[0].tolist()  # all cost the same
+    for weight, expert in zip(routing.weights[0], experts, strict=True):
         if expert < num_experts:
             y += weight * mlp(partial(into, expert=expert), partial(_product, expert=expert))
     return y.to(x.dtype)

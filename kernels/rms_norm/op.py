@@ -11,6 +11,7 @@ from zoo.kernels.dispatch import Implementation, Operation, check_shape, compute
 from zoo.kernels.native import in_rows
 from zoo.kernels.operator import Like, define
 from zoo.kernels.rms_norm import fused, native, reference
+from zoo.kernels.stand_in import on_cpu
 from zoo.kernels.triton_support import triton_implementation
 
 SMALL = 1 << 16  # elements: below, on the CPU, torch's own functions take less time than the call of an operator
@@ -54,7 +55,7 @@ def rms_norm(
     """
     impl = _check(x, weight, z, num_groups, impl)
     dtype = (x if weight is None else weight).dtype
-    direct = impl == "auto" and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    direct = impl == "auto" and on_cpu(x.device) and not torch.compiler.is_compiling()
     if direct and x.numel() < SMALL:  # a traced size is not to be asked
         if z is not None and is_plain_step(impl, x, weight, z) and x.numel() and native.obstacle(x.device) is None:
             rows, factor, gate = in_rows(torch.float32, _rows(x), weight, _rows(z))

@@ -11,6 +11,7 @@ from zoo.kernels.dispatch import Implementation, Operation, check_shape, compute
 from zoo.kernels.native import in_rows
 from zoo.kernels.operator import Like, define
 from zoo.kernels.rope import halves, native, reference
+from zoo.kernels.stand_in import on_cpu
 from zoo.kernels.triton_support import triton_implementation
 
 SMALL = 1 << 17  # elements: below, on the CPU, torch's own functions take less time than the call of an operator
@@ -39,7 +40,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, impl
     Paper: Su et al., "RoFormer", arXiv 2104.09864.
     """
     impl = _check(x, cos, sin, impl)
-    direct = impl == "auto" and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    direct = impl == "auto" and on_cpu(x.device) and not torch.compiler.is_compiling()
     if direct and x.numel() < SMALL:  # a traced size is not to be asked
         if x.dtype == cos.dtype == sin.dtype and x.dtype.itemsize >= 4:
             return halves.differentiable(x, cos, sin, interleaved)

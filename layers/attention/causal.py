@@ -14,7 +14,7 @@ from zoo.layers.attention.sinks import sink_attention
 from zoo.layers.attention.state import KeyValueState
 from zoo.layers.mixer import Mixer
 from zoo.layers.options import require_above, require_at_least
-from zoo.layers.state import State, is_traced
+from zoo.layers.state import State, is_sized
 
 LOGITS = 2**24  # that exist at once, where a kernel does not do without them
 
@@ -150,7 +150,7 @@ class CausalAttention(Mixer):
             return self.mixed(self.weights(masked(self.logits(q, k, v), mask), heads), v)
 
         length, causal = q.shape[2], is_causal(q, k, mask)
-        if is_traced(q) or length * (each := q.shape[:2].numel() * k.shape[2]) <= LOGITS:
+        if not is_sized(q) or length * (each := q.shape[:2].numel() * k.shape[2]) <= LOGITS:
             return attended(q, k, v, mask)
         outputs, rows = [], max(1, LOGITS // each)
         for start in range(0, length, rows):

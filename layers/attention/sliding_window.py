@@ -14,7 +14,7 @@ from zoo.layers.attention.keys import EMPTY, Keys, Place
 from zoo.layers.attention.sinks import sink_first
 from zoo.layers.attention.state import FILLERS, KeyValueState
 from zoo.layers.cache.buffer import gathered, widened
-from zoo.layers.state import State, is_traced
+from zoo.layers.state import State, is_sized
 
 
 @dataclass
@@ -135,7 +135,7 @@ class SlidingWindowAttention(CausalAttention):
         """q (B, H, T, d) of the newest tokens by a mask -> (B, H, T, d); ``steps``: of keys one after the other, of
         which a stretch of as many queries as the window has reads those near it."""
         length, size = q.shape[2], max(self.window, 64)
-        if not steps or is_traced(q) or length <= size:
+        if not steps or not is_sized(q) or length <= size:
             return self.attend(q, keys.key, keys.value, keys.mask(place, self.window))
         outputs, past = [], keys.key.shape[2] - length
         for start in range(0, length, size):

@@ -26,12 +26,20 @@ QUICK = ("mamba2_nano", "transformer_nano", "vit_nano", "simplenet_nano")
 # how many steps, tokens or windows there are is decided by values, and counted is the most that may be
 DECIDED = ("seqboat_nano", "seqboat_text_nano", "seqboat_pixel_nano", "mod_nano", "mor_nano", "routing_nano",
            "scatterformer_nano")  # fmt: skip
+STEPS_DIFFER = (
+    "titans_lmm_nano",
+    "titans_mac_nano",
+    "titans_mag_nano",
+    "titans_mal_nano",
+)  # as they end a chunk or not
+TWO_AT_LEAST = ("efficientvit_nano", "shvit_nano")  # images, for a batch norm of one number a channel
+SLACK = 8 << 10  # bytes: a step of decoding of the smallest models has no more
 
 
 @pytest.fixture(autouse=True)
 def known_peaks(monkeypatch):
     """The machine is not measured for these tests."""
-    monkeypatch.setattr(import_module("zoo.profile"), "peaks", lambda *_: PEAKS)
+    monkeypatch.setattr(import_module("zoo.profile"), "peaks", lambda *_, **__: PEAKS)
 
 
 def test_flops_equal_a_hand_count():
@@ -88,31 +96,45 @@ def test_bytes_and_waterline_of_two_layers():
     assert PEAKS.ridge == 10 and PEAKS.seconds(1000, 10) == 10
 
 
-def predicted(name: str, batch: int = 16) -> Profile:
-    length = getattr(zoo.create_model(name, device="meta").config, "max_length", 128)
-    return zoo.profile(name, tokens=min(length, 128), batch=batch, runs=1)
+def predicted(name: str, batch: int) -> Profile:
+    most = getattr(zoo.create_model(name, device="meta").config, "max_length", 128)
+    training = batch > 1 or name not in TWO_AT_LEAST
+    return zoo.profile(name, tokens=min(most, 128 if batch > 1 else 64), batch=batch, runs=1, training=training)
 
 
-def check_memory(name: str) -> None:
-    found = predicted(name)
-    for phase in found.phases:
-        if phase.name == "decode":
-            continue  # a step's tensors are smaller than what one call of a kernel needs
-        if name in DECIDED:
+def check_memory(name: str, batch: int) -> None:
+    for phase in predicted(name, batch).phases:
+        if name in DECIDED or (name in STEPS_DIFFER and phase.name == "decode"):
             assert phase.memory >= 0.9 * phase.measured_memory, (name, phase)
-        else:
-            assert phase.memory == pytest.approx(phase.measured_memory, rel=0.1), (name, phase)
+        elif (name, batch, phase.name) != ("efficienttam_nano", 1, "training"):  # a filter of 7 x 7, a channel each
+            assert phase.memory == pytest.approx(phase.measured_memory, rel=0.1, abs=SLACK), (name, phase)
 
 
+@pytest.mark.parametrize("batch", [1, 16])
 @pytest.mark.parametrize("name", QUICK)
-def test_predicted_memory_is_what_the_allocator_sees(name):
-    check_memory(name)
+def test_predicted_memory_is_what_the_allocator_sees(name, batch):
+    check_memory(name, batch)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 16])
 @pytest.mark.parametrize("name", sorted(set(zoo.list_models("*_nano")) - set(QUICK)))
-def test_predicted_memory_of_every_nano(name):
-    check_memory(name)
+def test_predicted_memory_of_every_nano(name, batch):
+    check_memory(name, batch)
+
+
+def test_memory_is_predicted_of_the_ways_that_are_taken():
+    """Operations are counted by their operators, memory is of what small inputs take instead: to the byte."""
+    model = zoo.create_model("mamba2_nano", device="meta")
+    found = zoo.profile(model, tokens=64)
+    run = zoo.profile("mamba2_nano", tokens=64, runs=1)
+    assert [p.memory for p in found.phases] == [p.measured_memory for p in run.phases]
+    step = found.phase("decode")
+    assert (
+        step.flops
+        == run.phase("decode").flops
+        > 2 * model.num_active_parameters() - model.config.vocab_size * model.config.dim
+    )
 
 
 def turned(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
@@ -136,6 +158,12 @@ LONE = {
     "transposed": (torch.nn.ConvTranspose2d(16, 24, 3, padding=1), (16, 16, 16, 16)),
     "transposed with strides": (torch.nn.ConvTranspose2d(16, 24, 3, 2, 1), (16, 16, 16, 16)),
     "channels last": (torch.nn.ConvTranspose2d(8, 16, 3, padding=1), (16, 32, 32, 8)),
+    "one small image": (torch.nn.Conv2d(32, 48, 3, padding=1), (1, 32, 8, 8)),
+    "one small image, strides": (torch.nn.Conv2d(64, 48, 2, 2), (1, 64, 8, 8)),
+    "one small text": (torch.nn.Conv1d(16, 24, 5, padding=2), (1, 16, 64)),
+    "one small space": (torch.nn.Conv3d(8, 12, 3, padding=1), (1, 8, 4, 6, 6)),
+    "one small image, transposed": (torch.nn.ConvTranspose2d(16, 24, 3, 2, 1), (1, 16, 8, 8)),
+    "groups of a half vector": (torch.nn.Conv2d(64, 64, 3, padding=1, groups=8), (1, 64, 8, 8)),
     "linear": (torch.nn.Linear(64, 192), (16, 256, 64)),
     "linear, turned": (torch.nn.Linear(64, 192), (16, 64, 256)),
 }
@@ -153,6 +181,28 @@ def test_predicted_memory_of_one_layer(name):
         with trace:
             call(found, shaped)
         assert trace.peak == pytest.approx(peak_memory(lambda: call(layer, x), x.device), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["one small image", "one small text", "one small image, transposed", "pointwise"])
+def test_predicted_memory_of_training_one_layer(name):
+    layer, shape = LONE[name]
+    trace = Trace(found := copy.deepcopy(layer).to("meta"))
+    x, shaped = torch.randn(shape, requires_grad=True), torch.empty(shape, device="meta", requires_grad=True)
+    trace.keep([shaped])
+    with trace:
+        found(shaped).square().mean().backward()
+    layer.zero_grad()
+    assert trace.peak == pytest.approx(peak_memory(lambda: layer(x).square().mean().backward(), x.device), rel=0.1)
+
+
+def test_what_a_call_frees_and_writes_to_is_not_what_it_makes():
+    """A tensor that was there before counts when it goes, and not where it is written to."""
+    held = {"kept": torch.zeros(1 << 16, device="meta"), "gone": torch.zeros(1 << 14, device="meta")}
+    with torch.no_grad(), Trace(torch.nn.Identity()) as trace:
+        held["kept"][:8].add_(1)
+        held["gone"] = held["gone"] + 1
+        more = held["gone"] + 1
+    assert (trace.peak, trace.live) == (1 << 16, 1 << 16) and more.is_meta
 
 
 def test_state_bytes_are_those_of_the_state():
@@ -200,6 +250,8 @@ def test_what_cannot_be_profiled(monkeypatch):
         zoo.profile("mamba9")
     with pytest.raises(ValueError, match="tokens must be at least 1, got 0"):
         zoo.profile("mamba2_nano", tokens=0)
+    with pytest.raises(ValueError, match="take a batch of 2 or leave out training"):
+        zoo.profile("shvit_nano", device="meta")
     with pytest.raises(ValueError, match="device must be one that is here"):
         zoo.profile("mamba2_nano", device="mps")
     with pytest.raises(ValueError, match="depends on values, so it cannot be counted without running it"):
@@ -219,6 +271,58 @@ def test_peaks_are_measured_once(tmp_path, monkeypatch):
     assert first.flops > 0 and measured_peaks() == first and (cache_folder() / "peaks.json").exists()
     (tmp_path / "peaks.json").write_text("{broken")
     assert measured_peaks().dtype == "float32"
+
+
+def test_peaks_are_never_lowered_by_a_busy_machine(tmp_path, monkeypatch):
+    module = import_module("zoo.profile.peaks")
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    found = iter(
+        [Peaks("cpu", "float32", 12.0, 2.0), Peaks("cpu", "float32", 90.0, 1.0), Peaks("cpu", "float32", 5.0, 3.0)]
+    )
+    monkeypatch.setattr(module, "_measured", lambda *_: next(found))
+    assert measured_peaks().flops == 12 and measured_peaks(fresh=True).bandwidth == 1
+    assert (measured_peaks().flops, measured_peaks().bandwidth) == (90, 2)
+    measured_peaks(fresh=True)
+    assert (measured_peaks().flops, measured_peaks().bandwidth) == (90, 3)
+
+
+def test_tries_go_on_while_they_bring_more(monkeypatch):
+    module, asked = import_module("zoo.profile.peaks"), []
+    for name, value in (("SIDE", 8), ("COPIED", 8), ("TRIES", 4)):
+        monkeypatch.setattr(module, name, value)
+    taken = iter([8.0, 8.0, 4.0, 8.0, 4.0, 8.0])  # of the product, of the copy
+    monkeypatch.setattr(module, "_best", lambda call, _: asked.append(call) or next(taken))
+    assert measured_of(module) == (2 * 8**3 / 4.0, 2 * 8 / 8.0) and len(asked) == 6
+
+
+def measured_of(module) -> tuple[float, float]:
+    found = module._measured(torch.device("cpu"), torch.float32)
+    return found.flops, found.bandwidth
+
+
+def test_impossible_figures_are_told_and_peaks_measured_again(monkeypatch, capsys):
+    asked, high = [], Peaks("cpu", "float32", 1e15, 1e15)
+
+    def peaks(*_, fresh=False):
+        asked.append(fresh)
+        return high if True in asked and len(asked) < 4 else PEAKS
+
+    monkeypatch.setattr(import_module("zoo.profile"), "peaks", peaks)
+    found = zoo.profile("vit_nano", training=False, runs=1)
+    assert asked == [False, True, False] and found.peaks == high and found.doubt is None
+    found = zoo.profile("vit_nano", training=False, runs=1)
+    assert found.doubt is not None and "the peaks are too low" in found.doubt and "--fresh-peaks" in found.doubt
+    assert main(["profile", "vit_nano", "--no-training", "--runs", "1"]) == 0
+    assert capsys.readouterr().err.count("warning: the peaks are too low") == 1
+
+
+def test_command_measures_peaks_again(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(import_module("zoo.profile"), "peaks", lambda *_, **more: asked.append(more) or PEAKS)
+    assert main(["profile", "vit_nano", "--no-training", "--runs", "1", "--fresh-peaks"]) == 0
+    assert asked[0] == {"fresh": True}
+    assert main(["profile", "vit_nano", "--device", "meta", "--fresh-peaks"]) == 2
+    assert "nothing runs on meta" in capsys.readouterr().err
 
 
 def test_command(tmp_path, capsys):

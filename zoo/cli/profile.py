@@ -30,6 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--no-training", action="store_true", help="leave out forward and backward")
     parser.add_argument("--runs", type=int, default=5, help="times are the median of so many (5)")
     parser.add_argument("--energy", action="store_true", help="joules of a pass and of training (RAPL, NVML)")
+    parser.add_argument("--fresh-peaks", action="store_true", help="measure anew what the machine reaches at best")
     parser.add_argument("--depth", type=int, default=2, help="layers with names of so many parts at most (2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     add_import(parser)
@@ -41,6 +42,8 @@ def run(known: Namespace) -> int:
 
     import zoo
 
+    if known.fresh_peaks:
+        checked(_fresh_peaks, known)
     found = checked(
         lambda: zoo.profile(
             saved(known.name),
@@ -60,6 +63,17 @@ def run(known: Namespace) -> int:
     return 0
 
 
+def _fresh_peaks(known: Namespace) -> None:
+    import torch
+
+    from zoo.profile import peaks
+    from zoo.profile.measure import require_device
+
+    if (device := require_device(known.device or "cpu")).type == "meta":
+        raise ValueError("--fresh-peaks measures a machine, and nothing runs on meta: leave out one of them")
+    peaks(device, getattr(torch, known.dtype or "float32"), fresh=True)
+
+
 def _show(found: Profile, depth: int) -> None:
     from rich.table import Table
 
@@ -69,6 +83,8 @@ def _show(found: Profile, depth: int) -> None:
     )
     if found.peaks is not None:
         say(f"peaks: {found.peaks.flops / 1e9:,.1f} GFLOP/s, {found.peaks.bandwidth / 1e9:,.1f} GB/s")
+    if found.doubt is not None:
+        say(f"warning: {found.doubt}", stderr=True)
     if found.state_bytes:
         say("state: " + ", ".join(f"{size:,} bytes after {length} tokens" for length, size in found.state_bytes))
     phases = Table(title="phases", title_justify="left")

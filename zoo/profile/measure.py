@@ -17,6 +17,7 @@ from zoo.profile.peaks import timed, wait
 from zoo.profile.record import Seconds
 
 Key = TypeVar("Key", bound=Hashable)
+MARK = "zoo::measured"
 
 
 def seconds(call: Callable[[], Any], device: torch.device, runs: int) -> Seconds:
@@ -61,8 +62,13 @@ def seconds_by_layer(model: nn.Module, call: Callable[[], Any], device: torch.de
     return {name: statistics.median(run.get(name, 0.0) for run in found) for name in found[0]}
 
 
-def peak_memory(call: Callable[[], Any], device: torch.device) -> int:
-    """Bytes by which a call raises what torch's allocator holds, at most; C kernels' own buffers are not seen."""
+def peak_memory(call: Callable[[], Any], device: torch.device, again: bool = False) -> int:
+    """Bytes by which a call raises what torch's allocator holds, at most; C kernels' own buffers are not seen.
+
+    Args:
+        again: of the second of two calls, for one that frees what the call before it has made, as a step of decoding
+            does with the state: torch's profiler knows the size of what it has seen made.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -70,19 +76,25 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> int:
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    from torch.profiler import ProfilerActivity, profile
+    from torch.profiler import ProfilerActivity, profile, record_function
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
-        call()
+        if again:
+            call()
+        with record_function(MARK):
+            call()
     changes: list[tuple[int, int]] = []
+    began = 0
     waiting = list(recorded.profiler.kineto_results.experimental_event_tree())  # type: ignore[union-attr]
     while waiting:
         event = waiting.pop()
         waiting.extend(event.children)
+        if event.name == MARK:
+            began = event.start_time_ns
         if (size := getattr(event.extra_fields, "alloc_size", None)) is not None:
             changes.append((event.start_time_ns, size))
     live = most = 0
-    for _, change in sorted(changes, key=lambda change: change[0]):
+    for _, change in sorted(change for change in changes if change[0] >= began):
         live += change
         most = max(most, live)
     return most

@@ -135,6 +135,7 @@ class Profile:
         layers: modules in the forward pass, in the order of the model.
         peaks: of the device; None where nothing ran.
         energy_source: where energy was read, or why there is none.
+        doubt: why the peaks cannot be this machine's, and what to do; None where they can.
     """
 
     name: str
@@ -150,6 +151,7 @@ class Profile:
     layers: tuple[Layer, ...]
     peaks: Peaks | None
     energy_source: str = "not measured"
+    doubt: str | None = None
 
     def phase(self, name: str) -> Phase:
         """One of the phases.

@@ -80,6 +80,9 @@ class Trace(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                self._hold(leaf, made=False)
         compute = computed(func, args)
         with Inside(self._hold):
             found = func(*args, **kwargs) if compute is None else compute(*args, **kwargs)
@@ -93,7 +96,8 @@ class Trace(TorchDispatchMode):
             self.kernels.append(Kernel(func._overloadpacket.__name__, flops, moved, tuple(self._inside)))
         return found
 
-    def _hold(self, tensor: Tensor) -> None:
+    def _hold(self, tensor: Tensor, made: bool = True) -> None:
+        """Count a tensor from now on, one that was there before only when it goes."""
         storage = tensor.untyped_storage()
         place, size = storage._cdata, storage.nbytes()
         if place in self._held or place in self._known_places:
@@ -104,7 +108,7 @@ class Trace(TorchDispatchMode):
             self.live -= size
 
         self._held[place] = weakref.ref(storage, freed)
-        self.live += size
+        self.live += size * made
         self.peak = max(self.peak, self.live)
 
 

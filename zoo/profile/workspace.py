@@ -19,6 +19,7 @@ from zoo.kernels.operator import COMPUTE
 CPU = torch.device("cpu")
 OUTSIDE = ("triton", "mamba_ssm")  # implementations whose work is not done by torch's operations
 BY_VALUE = ("grouped_matmul",)  # operators whose work depends on values, which the meta device has none of
+FEW = 20480  # numbers of an input for which torch does not ask oneDNN
 BLOCKED = 8  # channels from which on the backward pass of a convolution lays its tensors out anew
 
 
@@ -64,7 +65,7 @@ def _fused(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, 
     if masked and attn_mask.dim() not in (2, 4):
         return None
     if masked and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(attn_mask.logical_not(), -torch.inf)
+        attn_mask = torch.where(attn_mask, *(q.new_full((), value) for value in (0.0, -torch.inf)))
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
     )[0]
@@ -98,19 +99,31 @@ def _prepared(func: Any, chosen: Implementation, given: Sequence[Any]) -> Any:
     return found
 
 
-def convolution(func: Any, args: Sequence[Any], results: Sequence[Tensor | None]) -> int:
-    """Bytes that a convolution needs besides: tensors in the layout that oneDNN computes in, where it is asked."""
+def convolution(func: Any, args: Sequence[Any], results: Sequence[Any]) -> int:
+    """Bytes that a convolution needs besides: tensors in the layout that oneDNN computes in, where it is asked, or what
+    lies under the filter at each place, where torch multiplies."""
     name = func._overloadpacket.__name__
-    if name == "convolution":
-        x, weight, _, stride = args[:4]
-        moved = _laid_out(x, weight, results[0], max(stride), args[6], args[8])  # type: ignore[arg-type]
-    elif name == "convolution_backward":
-        dy, x, weight, _, stride = args[:5]
-        moved = max(_blocked(x) + _blocked(dy), weight.nbytes)  # for the weight's gradient, which is then laid out anew
-    else:
+    if name not in ("convolution", "convolution_backward"):
         return 0
-    pointwise = max(weight.shape[2:]) == 1 and max(stride) == 1  # a plain product, for few images on one core
-    return 0 if pointwise and len(x) < 16 and torch.get_num_threads() == 1 else moved
+    forward = name == "convolution"
+    x, weight, y = (*args[:2], results[0]) if forward else (args[1], args[2], args[0])
+    stride, padding, _, transposed, _, groups = args[3:9] if forward else args[4:10]
+    pointwise = max(weight.shape[2:]) == 1 == max(stride) > max(padding)  # a plain product
+    if _by_torch(x, weight, groups):
+        places = (x if transposed else y).shape[2:].numel()
+        return 0 if pointwise else weight[0].nbytes * places
+    if pointwise and len(x) < 16 and torch.get_num_threads() == 1:
+        return 0
+    if forward:
+        return _laid_out(x, weight, y, max(stride), transposed, groups)
+    maps = _blocked(x) + _blocked(y)  # for the weight's gradient, which is then laid out anew
+    return max(maps, weight.nbytes) if x.dim() == 4 else maps + weight.nbytes
+
+
+def _by_torch(x: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether torch leaves out oneDNN: for one small input and a small filter."""
+    small = len(x) == groups == 1 and x.shape[:4].numel() <= FEW and x.dtype == torch.float32
+    return small and (weight.dim() == 3 or min(weight.shape[-2:]) <= 3)
 
 
 def _laid_out(x: Tensor, weight: Tensor, y: Tensor, stride: int, transposed: bool, groups: int) -> int:
@@ -120,7 +133,8 @@ def _laid_out(x: Tensor, weight: Tensor, y: Tensor, stride: int, transposed: boo
     if transposed and stride > 1:
         return max(x.nbytes + weight.nbytes, 2 * y.nbytes)
     made, alone = _padded(y, groups), 1 < groups == x.shape[1] or max(weight.shape[2:]) == 1
-    read = _padded(x, groups) if alone or x.shape[1] // groups >= _width() else 0
+    each = x.shape[1] // groups
+    read = _padded(x, groups) if alone or each >= _width() or (groups > 1 and each % 4 == 0) else 0
     return max(read + weight.nbytes + (2 if transposed else 1) * made - y.nbytes, made)
 
 
