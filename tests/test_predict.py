@@ -104,7 +104,7 @@ def test_errors(digits, model, tmp_path, wide, capsys):
         (["predict", str(model), "missing.png"], "No such file or directory: 'missing.png'"),
         (["predict", str(model), image, "--labels", str(tmp_path / "labels")], "must name 10 classes, one each, got 2"),
         (["predict", str(model), image, "--top-k", "0"], "top_k must be at least 1, got 0"),
-        (["predict", str(tmp_path / "language"), image], "predicting needs an image classifier, got Mamba"),
+        (["predict", str(tmp_path / "language"), image], "is a model of language: `zoo generate"),
         (["predict", "simplenet_nan", image], "did you mean 'simplenet_nano'"),
         (["eval", str(model), "--images", str(tmp_path)], "class"),
         (["eval", str(tmp_path / "language"), "--images", str(digits)], "an image classifier, got Mamba"),

@@ -29,7 +29,7 @@ from torchmetrics.functional.audio import scale_invariant_signal_distortion_rati
 import zoo
 from zoo.checkpoints import bundled, read_state_dict
 from zoo.cli import recipe_names, recipe_path
-from zoo.generative import DiffusionModel, MotionDiT, NextScale
+from zoo.generative import DiffusionModel, MotionDiT, NextScale, frechet, pixels
 from zoo.train.data import (
     ArraysDataModule,
     CamerasDataModule,
@@ -71,7 +71,7 @@ EXPRESSIONS = 1000  # that score a text classifier
 SERIES = 1000  # that score a classifier of series
 PAIRS = 400  # of pictures and captions
 LISTOPS = ListOps(min_length=6, max_length=40, max_args=5, max_depth=3)  # as in its recipe
-NAMES = ("_nano", "_motion_shapes")  # how names of models end that are small enough
+NAMES = ("_nano", "_nano_generative", "_motion_shapes")  # how names of models end that are small enough
 FIGURES = "wetok_shapes_nano"  # the tokenizer of generated figures; the others are of digits
 VECTORS: dict[str, DataModule] = {  # family -> what scores it
     "drope": ScenesDataModule(test_samples=1000),
@@ -97,7 +97,8 @@ def score(model: nn.Module) -> dict[str, Any]:
     Image classifiers: accuracy on all test digits. Language models: bits per byte on ``WINDOWS`` windows spread over
     the test documents of Python's documentation, which differ between Python versions: so the digest. Image generators:
     bits per dimension of all test digits, or of the tokenizer's codes of them or of generated figures; by diffusion,
-    the mean squared error of the velocity. Image tokenizers: PSNR of these. Segmentation: Dice coefficient of
+    the mean squared error of the velocity. Image tokenizers: PSNR of these, or with a generative decoder the Fréchet
+    distance of what it makes. Segmentation: Dice coefficient of
     ``VOLUMES`` generated volumes. Text classifiers: accuracy on ``EXPRESSIONS`` generated expressions of ListOps.
     Models of vectors: mean squared error on the family's generated data, or accuracy on ``SERIES`` sums of spoken
     digits where they classify. Detection of anomalies: area under the receiver operating characteristic on a generated
@@ -163,6 +164,11 @@ def _clips_error(model: nn.Module) -> Score:
 
 def _psnr(model: nn.Module) -> Score:
     images, std, what = _images(str(model.config_name))
+    known: Any = model
+    if known.config.generative:
+        shape = (len(images), known.config.code_dim, *known.config.latent_shape)
+        made = model(images, torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+        return "frechet", frechet(*(pixels(known, part) for part in (images, made))), what, images
     squares = ((model(images) - images) * std).square().flatten(1).mean(1)
     return "psnr", (-10 * squares.log10()).mean().item(), what, images
 

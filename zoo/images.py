@@ -15,13 +15,14 @@ class ImageError(ValueError):
     """A file that is no image, or one that cannot be read."""
 
 
-def open_image(path: str | Path, mode: str = "RGB", *, exif_orientation: bool = False) -> Image:
+def open_image(path: str | Path, mode: str = "RGB", *, exif_orientation: bool = False, frame: int = 0) -> Image:
     """The pixels of a file.
 
     Args:
         path: what PIL can read.
         mode: "RGB" for three channels, "L" for grey.
         exif_orientation: turn the image as the camera notes that it was held; otherwise pixels stay as they are stored.
+        frame: of a file of several, such as a GIF.
 
     Returns:
         8-bit pixels; 16-bit grey ones are scaled by 1/257, so that white stays white.
@@ -35,6 +36,8 @@ def open_image(path: str | Path, mode: str = "RGB", *, exif_orientation: bool = 
 
     try:
         with Image.open(path) as image:
+            if frame:
+                image.seek(frame)
             return to_mode(image, mode, exif_orientation=exif_orientation)
     except UnidentifiedImageError as error:
         raise ImageError(f"{path} is not an image that PIL can read") from error
@@ -44,6 +47,17 @@ def open_image(path: str | Path, mode: str = "RGB", *, exif_orientation: bool = 
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's, which names the file
         raise ImageError(f"{path} cannot be read: {error}") from error
+
+
+def count_frames(path: str | Path) -> int:
+    """Pictures in a file; 1 for what is no image, which ``open_image`` refuses."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return getattr(image, "n_frames", 1)
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+        return 1
 
 
 def to_mode(image: Image, mode: str, *, exif_orientation: bool = False) -> Image:

@@ -65,15 +65,16 @@ def predict(
     return found
 
 
-def image_reader(model: nn.Module, exif_orientation: bool = False) -> Callable[[str | Path], Tensor]:
-    """From a file to the pixels (C, H, W) that a vision model takes, by timm's evaluation transform."""
+def image_reader(model: nn.Module, exif_orientation: bool = False) -> Callable[..., Tensor]:
+    """From a file, and of several frames the number of one, to the pixels (C, H, W) that a vision model takes, by
+    timm's evaluation transform."""
     from timm.data.config import resolve_data_config
     from timm.data.transforms_factory import create_transform
 
     pretrained_cfg: Any = model.pretrained_cfg
     transform: Any = create_transform(**resolve_data_config(pretrained_cfg=pretrained_cfg))
     mode = "L" if pretrained_cfg["input_size"][0] == 1 else "RGB"
-    return lambda path: transform(open_image(path, mode, exif_orientation=exif_orientation))
+    return lambda path, frame=0: transform(open_image(path, mode, exif_orientation=exif_orientation, frame=frame))
 
 
 def read_labels(path: str | Path, num_classes: int) -> list[str]:

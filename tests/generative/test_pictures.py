@@ -73,8 +73,27 @@ def test_files_through_a_tokenizer(tmp_path, capsys):
     assert main(arguments) == 0
     assert re.search(r"a\.png\s*.\s*16\s*.\s*128\s*.\s*-?\d+\.\d\d", capsys.readouterr().out)
     assert open_image(tmp_path / "made.png", "L").size == (64, 129)
-    for other, kind in (("lightcnn_nano", "LightCNN"), ("next_scale_nano", "NextScale")):
+    for other, rule in (
+        ("lightcnn_nano", "volumes, worlds, points or cameras, got LightCNN"),
+        ("next_scale_nano", "is a model of image-generation: `zoo generate"),
+    ):
         zoo.save_model(zoo.create_model(other), tmp_path / other)
         assert main(["predict", str(tmp_path / other), *arguments[2:]]) == 2
-        rule = "output is of an image tokenizer, of series, sounds, clips, worlds, points or cameras"
-        assert f"{rule}, got {kind}" in capsys.readouterr().err
+        assert rule in capsys.readouterr().err
+
+
+def test_a_generative_tokenizer_draws_thrice(tmp_path, capsys):
+    model = zoo.create_model("wetok_nano", pretrained=True, generative=True)
+    torch.nn.init.normal_(model.decoder.conv_in.weight.data[:, 8:])  # pyright: ignore
+    zoo.save_model(model, tmp_path / "model")
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "a.png")
+    arguments = ["predict", str(tmp_path / "model"), str(tmp_path / "a.png"), "--output", str(tmp_path / "made.png")]
+    said = []
+    for _ in range(2):
+        assert main(arguments) == 0
+        said.append(capsys.readouterr().out)
+    ratios = re.findall(r"-?\d+\.\d\d", said[0])
+    assert said[0] == said[1] and len(set(ratios)) == 3
+    assert open_image(tmp_path / "made.png", "L").size == (64, 4 * 65 - 1)  # the image and three draws
+    assert main([*arguments[:-1], str(tmp_path / "made.gif")]) == 2
+    assert "--output of images must end in .png" in capsys.readouterr().err

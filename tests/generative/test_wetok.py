@@ -120,6 +120,21 @@ def test_the_generative_decoder_begins_as_the_first_and_then_hears_the_noise():
         first(images, noise)
 
 
+def test_a_generative_model_is_saved_and_read_as_any_other(tmp_path):
+    """And weights without noise make one, from a name or a folder."""
+    first: Any = zoo.create_model("wetok_nano", pretrained=True).eval()
+    images, noise = torch.randn(2, 1, 8, 8), torch.randn(2, 8, 4, 4)
+    made = generative(first)
+    torch.nn.init.normal_(made.decoder.conv_in.weight[:, 8:].data)
+    zoo.save_model(made, tmp_path / "second")
+    again: Any = zoo.create_model(f"local-dir:{tmp_path / 'second'}").eval()
+    assert torch.equal(again(images, noise), made(images, noise)) and not torch.equal(again(images), again(images))
+    zoo.save_model(first, tmp_path / "first")
+    for name in ("wetok_nano", f"local-dir:{tmp_path / 'first'}"):
+        begun: Any = zoo.create_model(name, pretrained=":" not in name, generative=True).eval()
+        assert torch.equal(begun(images, noise), first(images))
+
+
 def test_new_pixels_stand_in_depth_order():
     """Of four times the channels the first quarter is the pixels at the top left."""
     from zoo.generative.autoencoder import Upsample

@@ -202,6 +202,19 @@ def multiway(dim: int, depth: int, out_dim: int) -> int:
     return tables + (2 * depth + 3) * block + 3 * 2 * dim + 2 * dim * out_dim
 
 
+def tokenizer(small: int, large: int, code: int) -> int:
+    """Grey images through two widths to codes and back by a decoder that reads as much noise: blocks of two
+    convolutions with two norms, one to the other width, one down and one up, norms linear in the codes."""
+
+    def block(wide: int, out: int) -> int:
+        return 2 * (wide + out) + 9 * (wide + out) * out + wide * out * (wide != out)
+
+    encoder = 9 * small + block(small, small) + (9 * small + 1) * small + block(small, large)
+    encoder += block(large, large) + 2 * large + (large + 1) * code
+    decoder = (9 * 2 * code + 1) * large + 2 * block(large, large) + (9 * large + 1) * 4 * large + block(large, small)
+    return encoder + decoder + 2 * 2 * (code + 1) * large + 2 * small + 9 * small + 1
+
+
 # Ours, or of sizes whose papers give no count: a sum over the paper's equations.
 BY_HAND = {
     "m2_encoder_0_4b": multiway(768, 9, 768),
@@ -216,6 +229,7 @@ BY_HAND = {
     # a decoder, OpenAI's CLIP ViT-L/14 of 303,179,776 parameters, and what the paper counts as trained
     "adem_vl_7b": PUBLISHED["llama2_7b"] + 303_179_776 + 4_530_432,
     "adem_vl_13b": PUBLISHED["llama2_13b"] + 303_179_776 + 5_449_984,
+    "wetok_nano_generative": tokenizer(16, 32, 8),
     "cmd_motion_shapes": motion_dit(64, 3, 4, 1),
     "cmd_motion_s_2": motion_dit(384, 12),
     "cmd_motion_b_2": motion_dit(768, 12),

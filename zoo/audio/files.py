@@ -17,11 +17,17 @@ FULL = 2**15  # of samples of 16 bits
 FLOOR = 80  # dB below the loudest, where a drawing ends
 
 
-def read_wave(path: str | Path, channels: int, sample_rate: int) -> Tensor:
+def read_wave(path: str | Path, channels: int, sample_rate: int, least: int = 1) -> Tensor:
     """(channels, N) float32 in [-1, 1) of a WAV file with 16 bits a sample.
 
+    Args:
+        path: of the file.
+        channels, sample_rate: that it must have.
+        least: samples of a channel that it must have.
+
     Raises:
-        ValueError: for a file of other channels, another rate or other samples, or one that is silent.
+        ValueError: for a file of other channels, another rate or other samples, or one that is empty, too short or
+            silent.
     """
     try:
         with wave.open(str(path), "rb") as file:
@@ -35,6 +41,9 @@ def read_wave(path: str | Path, channels: int, sample_rate: int) -> Tensor:
             f"each; it has {found[0]}, {found[1]} and {found[2]}"
         )
     samples = np.frombuffer(data, "<i2").reshape(-1, channels).T.astype(np.float32) / FULL
+    if samples.shape[1] < least:
+        held = f"{samples.shape[1]} of a channel" if samples.size else "none: it is empty"
+        raise ValueError(f"{path} must hold {least} samples or more, {1000 * least / sample_rate:g} ms, got {held}")
     if not samples.any():
         raise ValueError(f"{path} must hold a sound, got {samples.shape[1]} silent samples")
     return torch.from_numpy(samples)

@@ -6,27 +6,96 @@ from argparse import Namespace
 from typing import Any
 
 from zoo.cli.errors import UsageError, checked
-from zoo.cli.output import say, show
+from zoo.cli.output import CLIPS, PICTURES, check_suffix, say, show
+from zoo.cli.sight import note_frames
 
 
 def reconstruct(model: Any, known: Namespace) -> int:
-    """Images, and what their codes decode to."""
+    """Images, and what their codes decode to; three draws of a generative decoder."""
     import torch
     from rich.table import Table
 
     from zoo.generative import picture, pixels, psnr, read
+    from zoo.generative.pictures import decoded
 
+    check_suffix(known.output, PICTURES, "images")
     images = checked(read, model, known.files, exif_orientation=known.exif_orientation)
+    note_frames(known.files)
     tokens = model.encode(images)
-    before, after = (pixels(model, part.float()) for part in (images, model.decode(tokens)))
-    table = Table("image", "tokens", "bits", "PSNR, dB")
-    for path, own, ratio in zip(known.files, tokens, psnr(before, after).tolist(), strict=True):
-        table.add_row(str(path), str(len(own)), str(len(own) * model.config.code_dim), f"{ratio:.2f}")
+    before, *after = (pixels(model, part.float()) for part in (images, *decoded(model, tokens)))
+    draws = [f"PSNR, dB, draw {index}" for index in range(len(after))] if len(after) > 1 else ["PSNR, dB"]
+    table = Table("image", "tokens", "bits", *draws)
+    ratios = torch.stack([psnr(before, part) for part in after], 1).tolist()
+    for path, own, row in zip(known.files, tokens, ratios, strict=True):
+        table.add_row(str(path), str(len(own)), str(len(own) * model.config.code_dim), *(f"{one:.2f}" for one in row))
     show(table)
     if known.output is not None:
-        both = picture(torch.cat([before, after]), len(before), max(1, 64 // before.shape[-1]))
-        checked(both.save, known.output)
+        rows = checked(picture, torch.cat([before, *after]), len(before), max(1, 64 // before.shape[-1]))
+        checked(rows.save, known.output)
         say(f"written: {known.output}")
+    return 0
+
+
+def retell(model: Any, known: Namespace) -> int:
+    """A clip, and what its content frame and motion decode to."""
+    import torch
+    from rich.table import Table
+
+    from zoo.generative import picture, psnr, write_gif
+    from zoo.generative.clips import prepared, seen, strip
+    from zoo.video import read_clip
+
+    check_suffix(known.output, CLIPS, "clips")
+    frames, _ = checked(read_clip, known.files, model.config.image_shape)
+    clip = checked(prepared, model, frames)
+    with torch.no_grad():
+        motion, content = model.encode(clip)
+        made = model.decode(motion, content)
+    before, after = (seen(model, part)[0] for part in (clip, made))
+    table = Table("clip", "frames", "numbers", "of content and motion", "PSNR, dB")
+    kept = f"{model.config.latent_size} ({100 * model.config.latent_size / clip.numel():.0f} %)"
+    count = f"{len(before)} of {len(frames)}"
+    ratio = psnr(before[None], after[None]).item()
+    table.add_row(" ".join(map(str, known.files)), count, str(clip.numel()), kept, f"{ratio:.2f}")
+    show(table)
+    enlarged = max(1, 64 // clip.shape[-1])
+    if known.output is not None and known.output.suffix.lower() == ".gif":
+        checked(write_gif, torch.stack([before, after]), known.output, enlarged)
+    elif known.output is not None:
+        parts = strip(model, clip, motion, content, made)
+        checked(picture(parts, len(before) + 1, enlarged).save, known.output)
+    if known.output is not None:
+        say(f"written: {known.output}")
+    return 0
+
+
+def mark_out(model: Any, known: Namespace) -> int:
+    """Which voxels of volumes belong to each class."""
+    import numpy as np
+    import torch
+    from rich.table import Table
+
+    from zoo.generative import picture
+    from zoo.vision.volumes import read_volume, slices
+
+    check_suffix(known.output, (".npy", *PICTURES), "volumes")
+    if len(known.files) > 1 and known.output is not None:
+        raise UsageError(f"--output is of one volume, got {len(known.files)} files")
+    for path in known.files:
+        volume = checked(read_volume, path, model.config.in_chans)
+        with torch.no_grad():
+            masks = checked(model, volume[None])[0] > 0
+        table = Table("class", "voxels", "of the volume, %", title=str(path), title_justify="left")
+        for index, mask in enumerate(masks):
+            table.add_row(str(index), str(int(mask.sum())), f"{100 * mask.float().mean():.1f}")
+        show(table)
+        if known.output is not None and known.output.suffix.lower() == ".npy":
+            checked(np.save, known.output, masks.numpy())
+        elif known.output is not None:
+            parts, columns = slices(volume, masks)
+            checked(picture(parts, columns, max(1, 64 // parts.shape[-1])).save, known.output)
+        if known.output is not None:
+            say(f"written: {known.output}")
     return 0
 
 
@@ -62,9 +131,10 @@ def enhance(model: Any, known: Namespace) -> int:
 
     if len(known.files) > 1 and known.output is not None:
         raise UsageError(f"--output is of one sound, got {len(known.files)} files")
+    check_suffix(known.output, (".wav", ".png"), "sounds")
     rate, table = model.config.sample_rate, Table("sound", "seconds", "speech", "of the power, %")
     for path in known.files:
-        heard = checked(read_wave, path, model.config.num_mics, rate)
+        heard = checked(read_wave, path, model.config.num_mics, rate, model.config.window)
         with torch.no_grad():
             speech = as_loud_as_in(heard[0], model(heard[None])[0])
         for index, share in enumerate((speech.square().sum(1) / heard[0].square().sum()).tolist()):
@@ -87,6 +157,7 @@ def follow(model: Any, known: Namespace) -> int:
 
     from zoo.video import draw_strip, read_clip
 
+    check_suffix(known.output, PICTURES, "clips with an object")
     pictures, own = checked(read_clip, known.files, model.config.img_size)
     prompt = _prompt(known, own, model.config.img_size)
     state, masks, table = model.init_state(), [], Table("frame", "object", "of the picture, %", "fit, as expected")

@@ -13,7 +13,7 @@ from zoo.cli.output import say
 from zoo.cli.sight import add_sight, continued
 from zoo.cli.text import INTERRUPTED, add_sampling, model_and_tokenizer, put, sampling, texts, write
 
-HELP = "continue a text, after images too, draw images with a generator of them, or imagine with a world model"
+HELP = "continue a text, after images too, draw images or clips with a generator of them, or imagine with a world model"
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.errors import UsageError, checked
-from zoo.cli.output import say, show
+from zoo.cli.output import PICTURES, check_suffix, say, show
 
 
 def foretell(model: Any, known: Namespace) -> int:
     """What follows the first frames of files, with the actions of the rest, beside what came."""
     from zoo.worlds import read_played
 
+    check_suffix(known.output, PICTURES, "what is imagined")
     if known.output is not None and len(known.files) > 1:
         raise UsageError(f"--output is of one file, got {len(known.files)}")
     for path in known.files:

@@ -6,11 +6,24 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from zoo.cli.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # files of one picture
+CLIPS = (".gif", *PICTURES)  # of clips: as they move, or a strip of their frames
+
+
+def check_suffix(path: Path | None, suffixes: tuple[str, ...], what: str) -> None:
+    """Raise a UsageError where the name of an output does not say that it is one of these files."""
+    if path is not None and path.suffix.lower() not in suffixes:
+        raise UsageError(f"--output of {what} must end in {', '.join(suffixes)}, got {path}")
 
 
 def say(text: str, stderr: bool = False) -> None:

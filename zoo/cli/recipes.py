@@ -12,6 +12,7 @@ from typing import Any
 from zoo.cli.errors import UsageError, checked
 from zoo.cli.imports import import_models
 from zoo.cli.options import completed
+from zoo.registry import nearest
 
 
 def recipe_names() -> list[str]:
@@ -28,7 +29,13 @@ def recipe_path(recipe: str) -> Path:
     for path in (Path(recipe), Path(str(_recipes() / f"{recipe}.yaml"))):
         if path.is_file():
             return path
-    raise UsageError(f"no recipe {recipe!r}: give a YAML file, or one of {', '.join(recipe_names())}")
+    raise UsageError(f"no recipe {recipe!r}{near(recipe) or ':'} give a YAML file or a name of `zoo train --help`")
+
+
+def near(name: str) -> str:
+    """Recipes that a name may have meant: those that train a model of that name, or else the most alike."""
+    trained = [recipe for recipe in recipe_names() if recipe.endswith(f"_{name}")]
+    return f", did you mean {' or '.join(map(repr, trained[:3]))}?" if trained else nearest(name, recipe_names())
 
 
 def add_recipe(parser: ArgumentParser, help: str) -> None:

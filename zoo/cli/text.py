@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 from unicodedata import category
 
+from zoo.cli.doors import served
 from zoo.cli.errors import UsageError, checked
 from zoo.cli.options import model_with_weights, saved, seed
 from zoo.text.stream import BROKEN
@@ -52,7 +53,7 @@ def model_and_tokenizer(name: str) -> tuple[Any, Any]:
     if isinstance(model, Llava):
         raise UsageError(f"{name} reads texts about images: give it one, `zoo generate {name} --image FILE`")
     if not isinstance(model, LanguageModel):
-        raise UsageError(f"text needs a language model, got {type(model).__name__}: `zoo list --task language`")
+        raise UsageError(f"text needs a language model, got {type(model).__name__}; {served(model, name)}")
     tokenizer = checked(zoo.load_tokenizer, saved(name))
     checked(tokenizer.check, model)
     return model, tokenizer

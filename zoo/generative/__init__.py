@@ -1,10 +1,12 @@
 """Models that make images and clips: one file a family."""
 
+from zoo.generative.clips import write_gif
 from zoo.generative.cmd import CMD, CMDConfig
 from zoo.generative.collaborative import Collaboration
 from zoo.generative.diffusion import DiffusionConfig, DiffusionModel, Shortcut
 from zoo.generative.dit import DiT, DiTConfig
 from zoo.generative.feature_reuse import FeatureReuse
+from zoo.generative.frechet import frechet
 from zoo.generative.lookup_free import GroupedLookupFree
 from zoo.generative.motion import MotionDiT, MotionDiTConfig
 from zoo.generative.next_scale import NextScale, NextScaleConfig
@@ -44,6 +46,7 @@ __all__ = [
     "WeTok",
     "WeTokConfig",
     "draw",
+    "frechet",
     "generative",
     "merged_frames",
     "picture",
@@ -53,4 +56,5 @@ __all__ = [
     "reorder_attention",
     "selectivity",
     "sliced",
+    "write_gif",
 ]

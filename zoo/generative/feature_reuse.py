@@ -40,7 +40,8 @@ class FeatureReuse(StepRehash):
             raise ValueError(f"parts must be some of attn and mlp, got {self.parts}")
 
     def begin(self, model: DiffusionModel, steps: int) -> Shortened:
-        """As of ``Shortcut``: a model of adaptive blocks."""
+        """As of ``Shortcut``: a model of adaptive blocks, and steps that there are."""
+        self.check_steps(steps)
         blocks = [module for module in model.modules() if isinstance(module, AdaptiveBlock)]
         if not blocks:
             raise ValueError(f"features of adaptive blocks are taken again, got {type(model).__name__}: take a DiT")

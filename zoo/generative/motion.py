@@ -120,21 +120,27 @@ class MotionDiT(DiffusionModel):
 
     @torch.no_grad()
     def animate(
-        self, autoencoder: CMD, content: Tensor, *, steps: int = 20, generator: torch.Generator | None = None
+        self,
+        autoencoder: CMD,
+        content: Tensor,
+        *,
+        steps: int = 20,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Clips (B, C, frames, H, W) of content frames (B, C, H, W), with motions that are drawn, in eval mode.
 
         Args:
             autoencoder: whose motions these are.
-            steps, generator: as of ``sample``.
+            steps, temperature, generator: as of ``sample``.
 
         Raises:
-            ValueError: for less than one step, or content of another shape.
+            ValueError: for less than one step, a negative temperature, or content of another shape.
         """
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+        if steps < 1 or temperature < 0:
+            raise ValueError(f"steps must be at least 1 and temperature at least 0, got {steps} and {temperature}")
         shape = (len(content), *self.config.input_shape)
-        x = torch.randn(shape, generator=generator, device=content.device, dtype=content.dtype)
+        x = temperature * torch.randn(shape, generator=generator, device=content.device, dtype=content.dtype)
         modes = [(model, model.training) for model in (self, autoencoder)]
         try:
             for model, _ in modes:

@@ -54,7 +54,9 @@ class OnDeviceSora(Shortcut):
             raise ValueError(f"steps and tolerance must be at least 0 and patience at least 1, got {self}")
 
     def begin(self, model: DiffusionModel, steps: int) -> Shortened:
-        """As of ``Shortcut``: a straight path for leaps, a ``VideoDiT`` for merging."""
+        """As of ``Shortcut``: a straight path for leaps, a ``VideoDiT`` for merging, and steps that there are."""
+        if self.merged > steps or (self.leap is not None and self.leap >= steps):
+            raise ValueError(f"merged must be at most the {steps} steps, and leap one of them from 0, got {self}")
         if self.merged and not isinstance(model, VideoDiT):
             raise ValueError(f"merging frames is for models of clips, got {type(model).__name__}: give merged=0")
         if (self.watch is not None or self.leap is not None) and model.config.path != "straight":

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoo.generative.cmd import CMD
 from zoo.generative.diffusion import DiffusionModel
+from zoo.generative.motion import MotionDiT
 from zoo.generative.next_scale import NextScale
 from zoo.generative.video import VideoDiT
 from zoo.generative.wetok import WeTok
@@ -62,8 +64,23 @@ def _(model: VideoDiT, count: int, **options: Any) -> Tensor:
     return pixels(model, model.sample(count, **options).transpose(1, 2).flatten(0, 1))
 
 
-def pixels(model: WeTok | DiffusionModel, images: Tensor) -> Tensor:
-    """Normalised images (B, C, H, W) in [0, 1]."""
+@draw.register
+def _(model: MotionDiT, count: int, *, content: Tensor | None = None, **options: Any) -> Tensor:
+    """All frames of the clips, (count * frames, C, H, W), of content frames (N, C, H, W) in [0, 1], in turn; by the
+    bundled weights of its autoencoder."""
+    from zoo.factory import create_model
+
+    if content is None:
+        raise ValueError("a model of motions moves frames: give content, (N, C, H, W) in [0, 1]")
+    autoencoder: Any = create_model(model.config.tokenizer, pretrained=True, device=content.device).eval()
+    mean, std = (content.new_tensor(t)[:, None, None] for t in (autoencoder.config.mean, autoencoder.config.std))
+    frames = ((content - mean) / std)[torch.arange(count, device=content.device) % len(content)]
+    clips = model.animate(autoencoder, frames, **options)
+    return pixels(autoencoder, clips.transpose(1, 2).flatten(0, 1))
+
+
+def pixels(model: WeTok | DiffusionModel | CMD, images: Tensor) -> Tensor:
+    """Normalised images (..., C, H, W) in [0, 1]."""
     mean, std = (torch.tensor(t, device=images.device)[:, None, None] for t in (model.config.mean, model.config.std))
     return (images * std + mean).clamp(0, 1)
 
@@ -83,6 +100,17 @@ def read(model: WeTok, paths: Sequence[str | Path], *, exif_orientation: bool = 
         found.append(torch.from_numpy(values).view(height, width, config.in_chans).movedim(-1, 0))
     mean, std = (torch.tensor(t)[:, None, None] for t in (config.mean, config.std))
     return ((torch.stack(found) - mean) / std).to(computes_in(model))
+
+
+def decoded(model: WeTok, tokens: Tensor, draws: int = 3, seed: int = 0) -> list[Tensor]:
+    """What tokens (B, T, groups) decode to, normalised images (B, C, H, W): several draws of a generative decoder."""
+    if not model.config.generative:
+        return [model.decode(tokens)]
+    shape, generator = (len(tokens), model.config.code_dim, *model.config.latent_shape), torch.Generator()
+    generator.manual_seed(seed)
+    like = model.decoder.conv_in.weight
+    noise = (torch.randn(shape, generator=generator).to(like) for _ in range(draws))
+    return [model.decode(tokens, one) for one in noise]
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:

@@ -93,9 +93,14 @@ class ScaleKV:
             top: k' of the index.
 
         Raises:
-            ValueError: as of ``uniform``; for more drafters than pairs, or refiners that do not fall from at most 1.
+            ValueError: as of ``uniform``; for tokens of another shape, more drafters than pairs, or refiners that do
+                not fall from at most 1.
         """
         config = model.config
+        budget = tokens_of(config, share, window)
+        if tokens is None or tokens.dim() != 3:
+            found = None if tokens is None else tuple(tokens.shape)
+            raise ValueError(f"calibration takes tokens (images, groups, tokens) of images, got {found}")
         count = config.depth * (len(config.sizes) - 1)
         drafters = max(1, count // 5) if drafters is None else drafters
         if not 0 <= drafters <= count or not 1 >= refiners[0] >= refiners[1] > 0:
@@ -107,9 +112,7 @@ class ScaleKV:
         scores = (index - index.mean(0)) / (spread + 1e-12)
         drafting = torch.zeros(count, dtype=torch.bool)
         drafting[scores.flatten().argsort(stable=True)[:drafters]] = True
-        return cls(
-            divided(config, drafting.view_as(scores), tokens_of(config, share, window), refiners, window), window, pool
-        )
+        return cls(divided(config, drafting.view_as(scores), budget, refiners, window), window, pool)
 
     def pasts(self, model: NextScale) -> list[Past]:
         """Empty ones, one a block.

@@ -93,11 +93,17 @@ class StepRehash(Shortcut):
             raise ValueError(f"every must be at least 1 and first at least 0, got {self.every} and {self.first}")
 
     def begin(self, model: DiffusionModel, steps: int) -> Shortened:
-        """As of ``Shortcut``: a model of adaptive blocks."""
+        """As of ``Shortcut``: a model of adaptive blocks, and steps that there are."""
+        self.check_steps(steps)
         blocks = [module for module in model.modules() if isinstance(module, AdaptiveBlock)]
         if not blocks:
             raise ValueError(f"step rehash takes attention of adaptive blocks again, got {type(model).__name__}")
         return Reused(self, [block.attn for block in blocks])
+
+    def check_steps(self, steps: int) -> None:
+        """Raise a ValueError where more than all steps are to be computed first."""
+        if self.first > steps:
+            raise ValueError(f"first must be at most the {steps} steps, got {self.first}")
 
     def computes(self, step: int) -> bool:
         """Whether a step computes its attention."""

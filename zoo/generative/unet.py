@@ -347,7 +347,9 @@ def unet_nano():
     )  # fmt: skip
 
 
-@_register()
+@_register(
+    paper=Paper("SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis", "2307.01952", 2023)
+)
 def sdxl_unet():
     return _texts()
 

@@ -10,7 +10,7 @@ next-scale models predict; there the residual scheme is that of Tian et al., "Vi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -242,6 +242,14 @@ class WeTok(Reports):
             noise = torch.randn_like(q)
         return self.decoder(q, noise, self._run)
 
+    def adapt_tensors(self, tensors: Mapping[str, Tensor], known: Any = None) -> dict[str, Tensor]:
+        """Tensors of a plain model for a generative one: zeros for the noise, so that it decodes as before."""
+        name, width = "decoder.conv_in.weight", self.config.code_dim
+        weight = tensors.get(name)
+        if not self.config.generative or weight is None or weight.dim() != 4 or weight.shape[1] != width:
+            return dict(tensors)
+        return {**tensors, name: torch.cat([weight, torch.zeros_like(weight)], 1)}
+
     def no_weight_decay(self) -> set[str]:
         """Nothing besides biases and norms."""
         return set()
@@ -267,8 +275,8 @@ class WeTok(Reports):
 
 def generative(model: WeTok) -> WeTok:
     """The model with a decoder that reads noise, for the second stage of training: the same weights, and zeros for the
-    noise, so that at first it decodes as before whatever the noise; encoder and decoder are the only ones there are,
-    and the encoder is frozen.
+    noise, so that at first it decodes as before whatever the noise; the encoder is frozen. ``save_model`` writes it as
+    any other; ``create_model(NAME, pretrained=True, generative=True)`` makes the same of weights without noise.
 
     Raises:
         ValueError: for a model that has such a decoder.
@@ -277,11 +285,11 @@ def generative(model: WeTok) -> WeTok:
         raise ValueError("the model has a generative decoder already")
     like = model.decoder.conv_in.weight
     made = WeTok(dataclasses.replace(model.config, generative=True)).to(like.device, like.dtype).train(model.training)
-    tensors: dict[str, Any] = model.state_dict()
-    wide = torch.zeros_like(made.decoder.conv_in.weight)
-    wide[:, : model.config.code_dim] = like.detach()
-    made.load_state_dict(tensors | {"decoder.conv_in.weight": wide})
+    made.load_state_dict(made.adapt_tensors(model.state_dict()))
     made.encoder.requires_grad_(False)
+    for name in ("config_name", "source_folder"):  # what a saved model is known by
+        if hasattr(model, name):
+            setattr(made, name, getattr(model, name))
     return made
 
 
@@ -303,6 +311,11 @@ def _digits(**options: Any) -> WeTokConfig:
 @_register()
 def wetok_nano():
     return _digits()
+
+
+@_register()
+def wetok_nano_generative():
+    return _digits(generative=True)
 
 
 @_register()

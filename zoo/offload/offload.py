@@ -130,9 +130,12 @@ def _release(model: nn.Module, parts: list[Part]) -> None:
 
 def _bytes(memory: int | str) -> int:
     if isinstance(memory, str):
-        budget = parsed(memory)
+        try:
+            budget = parsed(memory)
+        except ValueError:
+            budget = None
         if not isinstance(budget, Bytes):
-            raise ValueError(f"memory is bytes, or a number with a unit ({', '.join(UNITS)}), got {memory!r}")
+            raise ValueError(f"memory is a number with a unit ({', '.join(UNITS)}), such as 64MiB, got {memory!r}")
         return budget.count
     return memory
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.arrays import read_array
 from zoo.series.stack_vae import StackVAE
 
 
@@ -22,7 +23,7 @@ def read_series(path: str | Path, channels: int) -> Tensor:
     """
     path = Path(path)
     if path.suffix == ".npy":
-        found = np.load(path, allow_pickle=False)
+        found = read_array(path)
     else:
         with path.open() as lines:
             first = next(lines, "")

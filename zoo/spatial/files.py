@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.arrays import read_array
 from zoo.spatial.dfa3d import DFA3D
 from zoo.spatial.scatterformer import ScatterFormer
 
@@ -24,7 +25,7 @@ def read_points(path: str | Path, channels: int) -> Tensor:
     """
     path = Path(path)
     if path.suffix == ".npy":
-        found = np.load(path, allow_pickle=False)
+        found = read_array(path)
     else:
         lines = [line.replace(",", " ") for line in path.read_text().splitlines()]
         try:

@@ -17,17 +17,21 @@ COLOUR, MARKS = (255, 64, 160), {BACKGROUND: (255, 255, 255)}  # of the object; 
 SHOWN, SIDE = 8, 128  # frames of a strip at most; their least side in pixels
 
 
-def read_clip(paths: Sequence[str | Path], size: int) -> tuple[Tensor, tuple[int, int]]:
-    """(T, 3, size, size) float32 in [0, 1] of frames, and their own (width, height).
+def read_clip(
+    paths: Sequence[str | Path], size: int | tuple[int, int], least: int = 2
+) -> tuple[Tensor, tuple[int, int]]:
+    """(T, 3, height, width) float32 in [0, 1] of frames, and their own (width, height).
 
     Args:
         paths: a file of several frames, such as a GIF; a folder, whose pictures are frames in the order of their names;
             or pictures, a frame each.
-        size: that they are resized to, whatever their shape.
+        size: that they are resized to, a side or (height, width), whatever their shape.
+        least: frames that a clip has.
 
     Raises:
-        ValueError: for fewer than two frames, frames of different sizes, or a file that is no picture.
+        ValueError: for fewer frames, frames of different sizes, or a file that is no picture.
     """
+    height, width = (size, size) if isinstance(size, int) else size
     if len(paths) == 1 and Path(paths[0]).is_dir():
         paths = sorted(path for path in Path(paths[0]).iterdir() if path.suffix.lower() in SUFFIXES)
     frames, sizes = [], set()
@@ -37,11 +41,12 @@ def read_clip(paths: Sequence[str | Path], size: int) -> tuple[Tensor, tuple[int
                 pictures = [frame.convert("RGB") for frame in ImageSequence.Iterator(file)]
         except UnidentifiedImageError as error:
             raise ValueError(f"{path} must be a picture or a GIF: {error}") from error
-        frames += [picture.resize((size, size), Image.Resampling.BILINEAR) for picture in pictures]
+        frames += [picture.resize((width, height), Image.Resampling.BILINEAR) for picture in pictures]
         sizes |= {picture.size for picture in pictures}
-    if len(frames) < 2:
+    if len(frames) < least:
+        wanted = "two frames" if least == 2 else f"{least} frames"
         raise ValueError(
-            f"a clip takes two frames or more, got {len(frames)}: give a GIF, a folder of pictures or several pictures"
+            f"a clip takes {wanted} or more, got {len(frames)}: give a GIF, a folder of pictures or several pictures"
         )
     if len(sizes) > 1:
         raise ValueError(f"the frames of a clip must have one size, got (width, height) {sorted(sizes)}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import cast
 
@@ -22,6 +23,9 @@ from zoo.config import require_positive, require_ranges
 from zoo.language.ids import check_ids
 from zoo.layers import PatchEmbed, recompute
 from zoo.registry import Paper, register_model
+from zoo.text.tokenizer import ByteTokenizer, Tokenizer
+
+BYTES = 256  # tokens of a model that reads texts as they are
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,9 +165,11 @@ class M2Encoder(nn.Module):
     def encode_images(self, images: Tensor) -> Tensor:
         """See ``forward``."""
         c = self.config
-        if images.dim() != 4 or tuple(images.shape[1:]) != (c.in_chans, *c.image_shape):
+        fits = images.dim() == 4 and tuple(images.shape[1:]) == (c.in_chans, *c.image_shape)
+        if not fits or not images.is_floating_point():
             raise ValueError(
-                f"images must have shape (batch, {c.in_chans}, {c.img_size}, {c.img_size}), got {tuple(images.shape)}"
+                f"images must be floating point of shape (batch, {c.in_chans}, {c.img_size}, {c.img_size}), got "
+                f"{images.dtype} {tuple(images.shape)}"
             )
         x = self.patch_embed(images)
         x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self.image_positions
@@ -184,9 +190,47 @@ class M2Encoder(nn.Module):
         x = self.text_norm(self._run(self.text_blocks, x, seen)) * real[..., None]
         return self.text_head(self.joint_norm(self._run(self.joint_blocks, x, seen))[:, 0])
 
-    def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Cosine of each image with each text, (images, texts)."""
-        return F.normalize(self(images).float(), dim=1) @ F.normalize(self(texts).float(), dim=1).mT
+    def similarity(self, images: Tensor, texts: Tensor | Sequence[str], tokenizer: Tokenizer | None = None) -> Tensor:
+        """Cosine of each image with each text, (images, texts).
+
+        Args:
+            images: as of ``forward``.
+            texts: tokens as of ``forward``, or texts themselves.
+            tokenizer: of texts; None for a model of bytes.
+
+        Raises:
+            ValueError: as of ``forward`` and ``tokens_of``.
+        """
+        mask = None
+        if not isinstance(texts, Tensor):
+            texts, mask = self.tokens_of(texts, tokenizer)
+        seen, read = self.encode_images(images), self.encode_texts(texts, mask)
+        return F.normalize(seen.float(), dim=1) @ F.normalize(read.float(), dim=1).mT
+
+    def tokens_of(self, texts: Sequence[str], tokenizer: Tokenizer | None = None) -> tuple[Tensor, Tensor]:
+        """Texts as the model reads them, tokens (B, T) int64, and a mask (B, T), False at padding.
+
+        Args:
+            texts: one or more.
+            tokenizer: ``zoo.load_tokenizer`` of what the model was trained with; None for a model of bytes.
+
+        Raises:
+            ValueError: without a tokenizer that the model needs, for a single text, or for none.
+        """
+        c = self.config
+        if isinstance(texts, str) or not len(texts) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"texts must be a list of texts, or tokens (batch, length) int64, got {texts!r}")
+        if tokenizer is None and c.text_vocab_size != BYTES:
+            raise ValueError(
+                f"a model of {c.text_vocab_size:,} tokens reads texts by its tokenizer: give "
+                "tokenizer=zoo.load_tokenizer(FOLDER) of what it was trained with, or tokens (batch, length) int64"
+            )
+        ids = [(tokenizer or ByteTokenizer()).encode(text) for text in texts]
+        longest = max(map(len, ids))
+        rows = torch.tensor([row + [c.pad_token] * (longest - len(row)) for row in ids])
+        mask = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in ids])
+        device = self.class_token.device
+        return rows.to(device), mask.to(device)
 
     def no_weight_decay(self) -> set[str]:
         """Tables of positions, and the class token."""

@@ -67,11 +67,19 @@ def _ids(model: Any, tokenizer: Tokenizer, text: str, named: int) -> list[int]:
     return ids
 
 
-def prepare_images(model: Any, files: Sequence[str | Path], exif_orientation: bool = False) -> Tensor:
+def prepare_images(
+    model: Any, files: Sequence[str | Path], exif_orientation: bool = False, frames: Sequence[int] = (0,)
+) -> Tensor:
     """Files as the model's encoder reads them, (I, C, H, W).
+
+    Args:
+        model: a ``Llava``.
+        files: that PIL can read.
+        exif_orientation: turn images as the camera notes that it was held.
+        frames: those that are read of each file of several, such as a GIF.
 
     Raises:
         ValueError: for a file that is no image, by name. FileNotFoundError: for one that is not there.
     """
     read = image_reader(model.vision, exif_orientation)
-    return torch.stack([read(path) for path in files]).to(computes_in(model.vision))
+    return torch.stack([read(path, frame) for path in files for frame in frames]).to(computes_in(model.vision))

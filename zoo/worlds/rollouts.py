@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.arrays import read_arrays
 from zoo.generate.decode import evaluating
 from zoo.worlds.drama import Drama, Imagined
 from zoo.worlds.environments import Environment
@@ -116,9 +116,7 @@ def read_played(path: str | Path, model: Drama) -> Played:
         ValueError: for a file without them, frames of another size or type, or actions that there are not.
     """
     c = model.config
-    content = np.load(path, allow_pickle=False)
-    if not hasattr(content, "files") or not {"frames", "actions"} <= set(content.files):
-        raise ValueError(f"{path} must hold the arrays frames and actions: numpy.savez(file, frames=..., actions=...)")
+    content = read_arrays(path, ("frames", "actions"))
     frames, actions = torch.from_numpy(content["frames"]), torch.from_numpy(content["actions"])
     frames = frames[:, None] if frames.dim() == 3 else frames
     if frames.shape[1:] != c.input_shape[1:] or frames.dtype != torch.uint8:
