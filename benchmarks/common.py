@@ -219,11 +219,29 @@ def fitted_exponent(lengths: Sequence[float], seconds: Sequence[float]) -> float
 
 
 class CommandLine(argparse.ArgumentParser):
-    """A parser of ``zoo bench``: what is a whole number (``type=int``) counts something, and is at least 1."""
+    """A parser of ``zoo bench``: what is a whole number (``type=int``) counts something, and is at least 1.
 
-    def __init__(self, name: str, description: str | None):
+    Args:
+        whole: a result file that holds all there is: where it does, measuring some of it is an error without --no-save.
+    """
+
+    def __init__(self, name: str, description: str | None, whole: Path | None = None):
         super().__init__(name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         self.register("type", int, partial(natural, least=1))
+        self.whole = whole
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """As ever."""
+        found = super().parse_args(*args, **kwargs)
+        for action in self._actions:
+            names, some = action.default, getattr(found, action.dest, None)
+            chosen = isinstance(names, list) and all(isinstance(name, str) for name in names) and some != names
+            if chosen and self.whole is not None and self.whole.exists() and not found.no_save:
+                self.error(
+                    f"{action.option_strings[0]} measures a part of what {self.whole.name} holds, which would go: "
+                    "add --no-save, or leave it out"
+                )
+        return found
 
 
 def natural(text: str, least: int = 0) -> int:
@@ -236,7 +254,7 @@ def natural(text: str, least: int = 0) -> int:
 
 def command_line(
     subject: str, description: str | None, *, budget: float | None = None, models: Sequence[str] = (),
-    besides: Sequence[str] = (), patterns: Iterable[str] = (),
+    besides: Sequence[str] = (), patterns: Iterable[str] = (), goes_on: bool = False,
 ) -> argparse.ArgumentParser:  # fmt: skip
     """The options of ``zoo bench subject``, with those that subjects share.
 
@@ -244,9 +262,10 @@ def command_line(
         budget: seconds of a measurement, for an option of that name.
         models: measured where none is named, for an option of that name, which takes any model, and those besides.
         patterns: names, of which an option ``--models`` takes patterns.
+        goes_on: what earlier runs have written stays, where this one measures a part.
     """
     machine()  # as it is before anything is measured
-    parser = CommandLine(f"zoo bench {subject}", description)
+    parser = CommandLine(f"zoo bench {subject}", description, None if goes_on else RESULTS / f"{subject}.json")
     parser.add_argument("--no-save", action="store_true", help="only print")
     if budget is not None:
         help = f"seconds after which a measurement ends ({budget:g})"

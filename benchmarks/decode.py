@@ -1,9 +1,10 @@
 """Prefill and decoding on the CPU, beside transformers and llama.cpp: the same weights, in turns, one run.
 
     zoo bench decode                                # writes benchmarks/results/decode.json and decode.md
-    zoo bench decode --only mamba2_130m --threads 1 --no-save
-    zoo bench decode --batch 4 --no-save            # rows side by side; llama.cpp's server has one
-    zoo bench decode --busy 1 --no-save             # beside a process that never rests
+    zoo bench decode --only mamba2_130m             # the rows of the other models stay as they were
+    zoo bench decode --threads 1                    # decode_threads1.json, as it is not the number of cores
+    zoo bench decode --batch 4                      # decode_batch4.json: rows side by side; llama.cpp's server has one
+    zoo bench decode --busy 1                       # decode_busy1.json: beside a process that never rests
 
 Random weights of the published sizes, written for transformers and for llama.cpp (`zoo convert --to gguf`), in
 float32, bfloat16, and 8 and 4 bits where a side has them. Each side continues a prompt of 512 tokens by 1 and by 65,
@@ -35,6 +36,7 @@ import torch
 
 import zoo
 from zoo.benchmarks.common import command_line, natural, prompt_and_step, publish, telling
+from zoo.benchmarks.kept import earlier_runs, held, joined
 from zoo.benchmarks.peers import LlamaCpp, Side, Text, quiet_transformers, top, with_tokenizer_of_bytes
 
 MODELS = ("mamba2_130m", "mamba_130m", "transformer_130m", "falcon_h1_tiny_90m", "moe_8x130m")
@@ -139,13 +141,14 @@ def measure(name: str, options: argparse.Namespace, advance: Callable[[str], Non
 
 
 def show(records: Sequence[dict[str, Any]], read: float) -> list[list[str]]:
+    """A row a model, form and side; ``read`` is the bandwidth of those that do not hold that of their run."""
     peers = {(r["model"], r["form"]): statistics.median(r["steps"]) for r in records if r["side"] == "llama.cpp"}
     rows = []
     for r in records:
         prefill, step, bound = (
             statistics.median(r["prefill"]),
             statistics.median(r["steps"]),
-            r.get("read", r["bytes"]) / read,
+            r.get("read", r["bytes"]) / r.get("bandwidth", read),
         )
         peer = peers.get((r["model"], r["form"]))
         rows.append([
@@ -157,7 +160,7 @@ def show(records: Sequence[dict[str, Any]], read: float) -> list[list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("decode", __doc__, budget=12.0)
+    parser = command_line("decode", __doc__, budget=12.0, goes_on=True)
     parser.add_argument("--only", nargs="+", default=list(MODELS), choices=MODELS, metavar="MODEL")
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS), metavar="FORM")
     parser.add_argument("--against", nargs="*", default=list(PEERS), choices=PEERS, metavar="PEER")
@@ -166,13 +169,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--busy", type=natural, default=0, help="processes that never rest, beside the measurement")
     options = parser.parse_args(arguments)
 
-    read, records = bandwidth(options.threads), []
+    name = file_name(options)
+    before = [] if options.no_save else held(name, "records", also=["bandwidth"])
+    read, found = bandwidth(options.threads), []
     with busy(options.busy), telling(len(options.only) * len(options.forms)) as say:
-        for name in options.only:
-            records += measure(name, options, lambda form, name=name: say(f"{name}, {form}"))
+        for model in options.only:
+            found += measure(model, options, lambda form, model=model: say(f"{model}, {form}"))
+    records = joined(before, [{**record, "bandwidth": read} for record in found], ("model", "form"))
+    records.sort(key=lambda r: (MODELS.index(r["model"]), list(FORMS).index(r["form"])))
     title = f"{PROMPT} tokens of prompt, {STEPS} steps, batch {options.batch}, {options.threads} threads"
-    title += f", {read / 1e9:.1f} GB/s"
+    rates = sorted({f"{r['bandwidth'] / 1e9:.1f}" for r in records})
+    title += f", {' and '.join(rates)} GB/s"
     title += f", beside {options.busy} busy processes" if options.busy else ""
-    kind = f"_batch{options.batch}" * (options.batch > 1) + f"_busy{options.busy}" * (options.busy > 0)
     shown = title, COLUMNS, show(records, read)
-    publish(f"decode{kind}", options, {"bandwidth": read, "records": records}, shown)
+    publish(name, options, {"bandwidth": read, "records": records}, shown, after=earlier_runs(records))
+
+
+def file_name(options: argparse.Namespace) -> str:
+    """Of the results: of all cores, one row and an idle machine "decode"; what differs is in the name."""
+    name = "decode" + f"_threads{options.threads}" * (options.threads != os.cpu_count())
+    return name + f"_batch{options.batch}" * (options.batch > 1) + f"_busy{options.busy}" * (options.busy > 0)

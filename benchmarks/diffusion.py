@@ -263,7 +263,7 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("diffusion", __doc__, patterns=MODELS)
+    parser = command_line("diffusion", __doc__, patterns=MODELS, goes_on=True)
     parser.add_argument("--forms", nargs="+", default=["*"], metavar="PATTERN", help=f"of {'; '.join(FORMS)}")
     parser.add_argument("--redraw", action="store_true", help="measure nothing: tables and picture of the result file")
     parser.add_argument("--fresh", action="store_true", help="measure again what the results hold")

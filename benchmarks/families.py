@@ -205,7 +205,7 @@ def written() -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("families", __doc__, budget=4.0)
+    parser = command_line("families", __doc__, budget=4.0, goes_on=True)
     parser.add_argument("--only", nargs="*", default=list(PEERS), choices=list(PEERS), metavar="FAMILY")
     parser.add_argument("--no-sweep", action="store_true", help="leave out time over length")
     options = parser.parse_args(arguments)

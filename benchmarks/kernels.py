@@ -2,6 +2,9 @@
 
     zoo bench kernels                # writes benchmarks/results/kernels.{json,md,png}
     zoo bench kernels --only ssd rope --lengths 256 1024 --no-save
+    zoo bench kernels --only lowbit_matmul binary_matmul integer_matmul minifloat_matmul sparse_matmul
+
+What is not named stays in the result file as it was measured before; products are measured all at once.
 
 Peers are plain torch as one would write it (``eager``), the same under ``torch.compile``, and on CUDA mamba-ssm and
 flash-linear-attention where they are installed. A recurrence has no plain torch form but its step loop: our
@@ -9,10 +12,15 @@ flash-linear-attention where they are installed. A recurrence has no plain torch
 has, at T 1024. Bytes are those that must move once: inputs and outputs, and for
 training also their gradients. The roofline is the larger of bytes over the copy bandwidth and FLOPs over the matmul
 rate, both measured in the same run; inputs that fit in a large last-level cache can beat it.
+
+Products with one matrix of few bits (``products.py``) are timed for 1, 8, 64 and 512 rows beside dense float32, on the
+CPU. Expected (the goal of the project): one row takes at most 1.4 times what reading the matrix once takes with
+integers of 8, 4 and 3 bits, and 64 and 512 rows take no longer than in float32, whatever the matrix is kept in.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +30,7 @@ from typing import Any
 
 import torch
 
+from zoo.benchmarks import products
 from zoo.benchmarks.common import (
     MIB,
     RESULTS,
@@ -35,6 +44,8 @@ from zoo.benchmarks.common import (
     publish,
     telling,
 )
+from zoo.benchmarks.decode import bandwidth
+from zoo.benchmarks.kept import earlier_runs, held, joined
 from zoo.benchmarks.measures import MEASURES, cost, forward, on_device, training
 from zoo.benchmarks.subjects import SUBJECTS, Subject
 from zoo.benchmarks.tables import Shown, panels
@@ -45,6 +56,7 @@ LENGTHS = {"cpu": (256, 512, 1024, 2048, 4096, 8192), "cuda": (512, 1024, 2048, 
 COMPARED = 1024  # the length at which every implementation and the memory are measured
 LONGEST_REFERENCE = 1024
 SHORTEST = 0.02  # seconds of a timed run
+PARTS = {"records": ("peaks",), "products": ()}  # of a result file, and what else of it belongs to each record
 
 
 def sides(subject: Subject, length: int, device: str, compiled: bool) -> dict[str, Callable[..., Any]]:
@@ -124,7 +136,8 @@ def show_comparison(records: list[dict], roof: dict[str, float]) -> tuple[list[s
     for r in (r for r in records if r["length"] == COMPARED):
         seconds = medians(r["runs"])
         ours = seconds.pop(OURS)
-        bound = max(r["bytes"] / roof["bytes/s"], r["flops"] / roof["FLOP/s"])
+        peak = r.get("peaks", roof)
+        bound = max(r["bytes"] / peak["bytes/s"], r["flops"] / peak["FLOP/s"])
         rows.append(
             [
                 f"{r['name']}, {r['measure']}",
@@ -184,8 +197,8 @@ def plot(records: list[dict], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("kernels", __doc__, budget=1.5)
-    names = [subject.name for subject in SUBJECTS]
+    parser = command_line("kernels", __doc__, budget=1.5, goes_on=True)
+    names = [*(subject.name for subject in SUBJECTS), *products.OPERATIONS]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="OPERATION", help=", ".join(names))
     parser.add_argument("--device", choices=tuple(LENGTHS), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lengths", nargs="+", type=int, help="default: 256 to 8192 on the CPU, 512 to 32768 on CUDA")
@@ -196,13 +209,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     lengths = options.lengths or LENGTHS[options.device]
     chosen = [subject for subject in SUBJECTS if subject.name in options.only]
+    wanted = options.device == "cpu" and any(name in options.only for name in products.OPERATIONS)
+    name = "kernels" if options.device == "cpu" else f"kernels_{options.device}"
     records: list[dict] = []
+    found: list[dict] = []
     peak: dict[str, dict[str, int]] = {}
     here, roof = machine(), {}
+    before = {part: [] if options.no_save else held(name, part, also) for part, also in PARTS.items()}
     if options.memory_only:
         saved = json.loads((RESULTS / "kernels.json").read_text(encoding="utf-8"))
-        records, roof, here = saved["records"], saved["peaks"], saved["machine"]
-        lengths = sorted({r["length"] for r in records if r["measure"] != "decode"})
+        roof, here, wanted = saved["peaks"], saved["machine"], False
+        before = {part: saved.get(part, []) for part in PARTS}
     with telling() as say:
         say("measuring peaks")
         roof = roof or peaks(options.device)
@@ -214,15 +231,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 say(f"{subject.name}: memory")
                 pair = (OURS, next(iter(subject.peers), REFERENCE))
                 peak[subject.name] = {side: in_fresh_process(memory, subject.name, side) for side in pair}
+        if wanted:
+            found += products.measured(bandwidth(torch.get_num_threads()), options.budget, say)
+    records = joined(before["records"], [r | {"peaks": roof} for r in records], ("name",))
+    found = joined(before["products"], found, ())  # all are of one run
+    peak = ({} if options.no_save else memory_of(name)) | peak
+    publish_all(name, options, {"machine": here, "peaks": roof, "records": records, "products": found, "memory": peak})
 
+
+def memory_of(name: str) -> dict[str, dict[str, int]]:
+    """What earlier runs have found of peak memory."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["memory"] if path.exists() else {}
+
+
+def publish_all(name: str, options: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Tables and plot of what was measured."""
+    records, roof = found["records"], found["peaks"]
+    timed = [r for r in records if r["measure"] != "decode"]
+    measured = [{r["length"] for r in timed if r["name"] == one} for one in dict.fromkeys(r["name"] for r in timed)]
+    shared = sorted(set.intersection(*measured)) if measured else []
     tables = [
         (f"Kernels at T {COMPARED}, {'float32' if options.device == 'cpu' else 'bfloat16'}",
          *show_comparison(records, roof)),
-        show_lengths(records, lengths),
+        show_lengths(records, shared),
         ("Decode step", *show_decode(records)),
-        (f"Peak memory of forward and backward at T {COMPARED}", *show_memory(peak)),
+        (f"Peak memory of forward and backward at T {COMPARED}", *show_memory(found["memory"])),
+        *([products.show(found["products"])] if found["products"] else []),
     ]  # fmt: skip
-    name = "kernels" if options.device == "cpu" else f"kernels_{options.device}"
-    found = {"machine": here, "peaks": roof, "records": records, "memory": peak}
-    after = f"Peaks of this run: {roof['bytes/s'] / 1e9:.1f} GB/s, {roof['FLOP/s'] / 1e9:.0f} GFLOP/s.\n"
-    publish(name, options, found, *tables, after=after, plot=partial(plot, records))
+    after = f"Peaks of this run: {roof['bytes/s'] / 1e9:.1f} GB/s, {roof['FLOP/s'] / 1e9:.0f} GFLOP/s. "
+    after += f"{earlier_runs([*records, *found['products']])}\n"
+    publish(name, options, found, *tables, after=after, plot=partial(plot, records) if records else None)

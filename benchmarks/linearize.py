@@ -103,7 +103,7 @@ def show(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("linearize", __doc__, patterns=VARIANTS)
+    parser = command_line("linearize", __doc__, patterns=VARIANTS, goes_on=True)
     parser.add_argument("--steps", type=int, default=120, help="optimiser steps of a variant")
     parser.add_argument("--fresh", action="store_true", help="measure again what the results hold")
     options = parser.parse_args(arguments)

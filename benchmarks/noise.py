@@ -97,7 +97,7 @@ def _met(holds: bool) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("noise", __doc__, patterns=VARIANTS)
+    parser = command_line("noise", __doc__, patterns=VARIANTS, goes_on=True)
     parser.add_argument("--steps", type=int, default=300, help="optimiser steps of 8 windows of 256 bytes")
     parser.add_argument("--seeds", type=natural, nargs="+", default=[0, 1], metavar="SEED")
     parser.add_argument("--fresh", action="store_true", help="measure again what the results hold")

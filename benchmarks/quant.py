@@ -1,14 +1,15 @@
 """Weights of a few bits: what they cost in quality, in bytes and in time.
 
     zoo bench quant                                   # writes benchmarks/results/quant.{json,md,png}
-    zoo bench quant --only transformer_nano vit_nano --no-save
+    zoo bench quant --only transformer_nano --forms "4 bits, DGQ"        # the other rows stay as they were
     zoo bench quant --redraw                          # the tables and the plot of what was measured
 
 Nanos with bundled weights: bits per byte of test documents, or errors on test digits, against all bytes that are
 saved, for each method; text was calibrated on 32 windows of 128 bytes of the training documents, images on 64 of the
-training digits. Then random weights of published sizes, rounded to nearest: prefill of 256 tokens and a step after
-them, beside float32 and, where it is installed, llama.cpp with the same weights, in turns; the bytes of all weights;
-and by how much loading a saved model and decoding raise the peak of a process of its own.
+training digits. Emulated formats are scored beside torch's own casts. Then random weights of published sizes, rounded
+to nearest: prefill of 256 tokens and a step after them, beside float32 and, where it is installed, llama.cpp with the
+same weights, in turns; the bytes of all weights; and by how much loading a saved model and decoding raise the peak of a
+process of its own.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 import zoo
+from zoo.benchmarks import emulated
 from zoo.benchmarks.common import (
     RESULTS,
     command_line,
@@ -41,99 +43,21 @@ from zoo.benchmarks.common import (
     telling,
 )
 from zoo.benchmarks.exits import correct, digits, nats, text
+from zoo.benchmarks.kept import RUN, earlier_runs, held, joined
 from zoo.benchmarks.peers import LlamaCpp, with_tokenizer_of_bytes
+from zoo.benchmarks.quant_forms import CLAIMS, IMAGES, MARKS, METHODS, NEAR, TEXT, forms_of
 from zoo.benchmarks.tables import panels
-from zoo.layers.quant import count_parameters, stored_bytes
+from zoo.layers.quant import compressible, count_parameters, stored_bytes
 from zoo.quantize import Calibration
 
 FLOAT = "float32"
-TEXT = ("transformer_nano", "mamba2_nano", "falcon_h1_nano", "moe_nano")
-IMAGES = ("vit_nano", "vim_nano", "vovnet_nano")
 TIMED = ("transformer_130m", "mamba2_130m", "falcon_h1_tiny_90m")
 PROMPT, STEPS = 256, 32
-ROW = 1 << 20  # a group as long as any row
-NEAR = 0.03  # bits per byte
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "8 bits": ("rtn", {"bits": 8}),
-    "4 bits": ("rtn", {"bits": 4}),
-    "4 bits, SmoothQuant+": ("smoothquant_plus", {"bits": 4, "steps": 10}),
-    "4 bits a row": ("rtn", {"bits": 4, "group_size": ROW, "symmetric": True}),
-    "4 bits a row, EasyQuant": ("easyquant", {"bits": 4, "group_size": ROW, "symmetric": True}),
-    "FP4": ("rtn", {"layout": "e2m1"}),
-    "FP4, LowBitFP": ("lowbit_fp", {"layout": "e2m1", "steps": 60}),
-    "3 bits": ("rtn", {"bits": 3}),
-    "3 bits, OmniQuant": ("omniquant", {"bits": 3, "epochs": 5}),
-    "3 bits, BAQ": ("baq", {"bits": 3}),
-    "2 bits": ("rtn", {"bits": 2}),
-    "2 bits, OmniQuant": ("omniquant", {"bits": 2, "epochs": 5}),
-    "3 bits, TopKLD": ("topkld", {"bits": 3, "epochs": 5}),
-    "2 bits, TopKLD": ("topkld", {"bits": 2, "epochs": 10, "lr": 1e-3}),
-    "4 bits, D2MoE": ("d2moe", {"bits": 4}),
-    "3 bits a row": ("rtn", {"bits": 3, "group_size": ROW}),
-    "3 bits a row, sketch": ("sketch", {"bits": 3, "group_size": ROW}),
-}
-MARKS = dict(zip(METHODS, (
-    "$8$", "$4$", "$4S$", "$4r$", "$4E$", "$f$", "$fL$", "$3$", "$3O$", "$3B$", "$2$", "$2O$", "$3T$", "$2T$", "$4D$",
-    "$3r$", "$3K$",
-), strict=True))  # fmt: skip
-ONLY = {"4 bits, D2MoE": ("moe_nano",)}  # others have no experts
-SLOW = ("4 bits, SmoothQuant+", "3 bits, OmniQuant", "2 bits, OmniQuant", "3 bits, BAQ")  # of images: not measured
 SIZES = {FLOAT: None, "8 bits": {"bits": 8}, "4 bits": {"bits": 4}, "3 bits": {"bits": 3}, "FP4": {"layout": "e2m1"}}
 GGUF = {FLOAT: "f32", "8 bits": "q8_0", "4 bits": "q4_0"}  # llama.cpp's forms of the same size
 PEER = "llama.cpp"
-
-
-class Claim(NamedTuple):
-    """What is expected of text, by whom, and whether the bits per byte lost by each form of a model meet it."""
-
-    form: str
-    expected: str
-    source: str
-    met: Callable[[Mapping[str, float]], bool]
-
-
-def less(form: str, other: str, share: float = 1.0) -> Callable[[Mapping[str, float]], bool]:
-    """At most that share of what the other form loses; it is measured beside."""
-    return lambda lost: lost[form] <= share * lost[other]
-
-
-CLAIMS = [
-    Claim("4 bits", f"at most {NEAR} lost", "the project's goal", lambda lost: lost["4 bits"] <= NEAR),
-    Claim(
-        "4 bits, SmoothQuant+", "at most 0.01 lost", "lossless: arXiv 2312.03788, abstract",
-        lambda lost: lost["4 bits, SmoothQuant+"] <= 0.01,
-    ),
-    Claim(
-        "4 bits a row, EasyQuant", "0.54 of rounding's loss", "LLaMA-7B: 6.29, 6.01, float 5.68; 2403.02775",
-        less("4 bits a row, EasyQuant", "4 bits a row", 0.54),
-    ),
-    Claim(
-        "FP4, LowBitFP", "less lost than with integers of 4 bits", "arXiv 2408.06995, abstract",
-        less("FP4, LowBitFP", "4 bits"),
-    ),
-    Claim("3 bits, OmniQuant", "less lost than by rounding", "arXiv 2308.13137", less("3 bits, OmniQuant", "3 bits")),
-    Claim("2 bits, OmniQuant", "less lost than by rounding", "arXiv 2308.13137", less("2 bits, OmniQuant", "2 bits")),
-    Claim(
-        "3 bits, BAQ", "half of rounding's loss", "perplexities up to 56 times lower than GPTQ's: arXiv 2506.05664",
-        less("3 bits, BAQ", "3 bits", 0.5),
-    ),
-    Claim(
-        "3 bits, TopKLD", "no more lost than with 4 bits to nearest", "one level better: arXiv 2501.06218, abstract",
-        less("3 bits, TopKLD", "4 bits"),
-    ),
-    Claim(
-        "2 bits, TopKLD", "no more lost than with 3 bits to nearest", "one level better: arXiv 2501.06218, abstract",
-        less("2 bits, TopKLD", "3 bits"),
-    ),
-    Claim(
-        "4 bits, D2MoE", "at most 0.02 more lost than with 4 bits", "perplexity 4.09, INT8 4.04: arXiv 2504.15299",
-        lambda lost: lost["4 bits, D2MoE"] <= lost["4 bits"] + 0.02,
-    ),
-    Claim(
-        "3 bits a row, sketch", "less lost than by rounding", "this project",
-        less("3 bits a row, sketch", "3 bits a row"),
-    ),
-]  # fmt: skip
+PARTS = {"quality": ("model", "form"), "emulated": ("model", "form"), "times": ("model",)}  # and what is run at a time
+ORDER = [(name, form) for name in (*TEXT, *IMAGES) for form in (FLOAT, *METHODS)]
 
 
 def calibration(name: str) -> Calibration:
@@ -289,51 +213,81 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         images.set(ylabel="points of accuracy lost (0.1 and less at the bottom)")
 
 
-def forms_of(name: str, wanted: Sequence[str]) -> list[str]:
-    """Those of a model among the wanted, in order, and to nearest what a wanted one is compared with."""
-    beside = {
-        "4 bits a row, EasyQuant": "4 bits a row", "FP4, LowBitFP": "4 bits", "3 bits, TopKLD": "4 bits",
-        "2 bits, TopKLD": "3 bits", "3 bits a row, sketch": "3 bits a row",
-    }  # fmt: skip
-    compared = {beside.get(form, form.partition(",")[0]) for form in wanted}
-    able = [form for form in METHODS if name in ONLY.get(form, (name,)) and (name in TEXT or form not in SLOW)]
-    return [form for form in able if form in {*wanted, *compared}]
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("quant", __doc__, budget=40.0)
+    parser = command_line("quant", __doc__, budget=40.0, goes_on=True)
     every = (*TEXT, *IMAGES, *TIMED)
     parser.add_argument("--only", nargs="+", default=list(every), choices=every, metavar="MODEL")
-    parser.add_argument("--forms", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="FORM")
+    parser.add_argument("--forms", nargs="*", default=list(METHODS), choices=list(METHODS), metavar="FORM")
+    kinds = list(emulated.KINDS)
+    parser.add_argument("--emulated", nargs="*", default=kinds, choices=kinds, metavar="FORMAT", help="; ".join(kinds))
     parser.add_argument("--redraw", action="store_true", help="measure nothing: tables and plot of the result file")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options: argparse.Namespace = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
 
     if options.redraw:
-        held = json.loads((RESULTS / "quant.json").read_text(encoding="utf-8"))
-        publish_all(options, {key: held[key] for key in ("machine", "quality", "times")})
+        content = json.loads((RESULTS / "quant.json").read_text(encoding="utf-8"))
+        publish_all(options, {"machine": content["machine"]} | {part: content.get(part, []) for part in PARTS})
         return
-    quality, timed = [], []
-    jobs = {name: 1 + len(forms_of(name, options.forms)) if name not in TIMED else 1 for name in options.only}
-    with telling(sum(jobs.values())) as say:
-        for name in options.only:
+    before = {part: [] if options.no_save else held("quant", part) for part in PARTS}
+    found: dict[str, list[dict[str, Any]]] = {part: [] for part in PARTS}
+    known = {(r["model"], r["form"]) for r in before["quality"]}
+    jobs: dict[str, list[str]] = {}
+    for name in options.only:
+        forms = [] if name in TIMED else forms_of(name, options.forms)
+        jobs[name] = [form for form in forms if form in options.forms or (name, form) not in known]
+    cast = {name: options.emulated if name in TEXT else [] for name in options.only}
+    with telling(sum(1 + len(forms) + len(cast[name]) for name, forms in jobs.items())) as say:
+        for name, forms in jobs.items():
             if name in TIMED:
-                timed += times(name, options.budget, say)
-            else:
-                quality += qualities(name, forms_of(name, options.forms), say)
-    publish_all(options, {"machine": machine(), "quality": quality, "times": timed})
+                found["times"] += times(name, options.budget, say)
+                continue
+            if forms:
+                found["quality"] += qualities(name, forms, say)
+            if cast[name]:
+                score = partial(scored, batches=text("test", windows=96))
+                found["emulated"] += emulated.measured(name, cast[name], score, say)
+    record = {part: joined(before[part], found[part], keys) for part, keys in PARTS.items()}
+    record["quality"].sort(key=lambda r: ORDER.index((r["model"], r["form"])))
+    record["emulated"].sort(key=lambda r: (TEXT.index(r["model"]), kinds.index(r["form"])))
+    record["times"].sort(key=lambda r: TIMED.index(r["model"]))
+    publish_all(options, {"machine": machine(), **record})
+
+
+def left(name: str) -> float:
+    """Share of a model's numbers that no form makes smaller."""
+    model = zoo.create_model(name, device="meta")
+    weights = {id(weight): weight.numel() for weight in compressible(model).values()}
+    return 1 - sum(weights.values()) / count_parameters(model)
+
+
+def counted(records: Sequence[Mapping[str, Any]]) -> str:
+    """What bits a weight count, and how much stays as it is."""
+    names = list(dict.fromkeys(r["model"] for r in records))
+    if not names:
+        return ""
+    return (
+        "Bits a weight are 8 times all bytes that are saved over the number of parameters: codes, scales and zeros, "
+        "what stays in float32 (norms, depthwise convolutions, routers, what recurrences keep), and buffers, such as "
+        "the statistics of batch norms, which are bytes and no parameters. Of the parameters stay: "
+        + ", ".join(f"{name} {100 * left(name):.1f} %" for name in names)
+        + ".\n"
+    )
 
 
 def publish_all(options: argparse.Namespace, record: Mapping[str, Any]) -> None:
     """Tables and plot of what was measured."""
-    threads = record["machine"]["threads"]
+    quality, here = record["quality"], record["machine"]
+    threads = {r.get(RUN, here)["threads"] for r in record["times"]} or {here["threads"]}
+    plain = {r["model"]: r["score"] for r in quality if r["form"] == FLOAT}
     tables = [
-        ("What was expected of text, and the bits per byte lost", *show_claims(record["quality"])),
-        ("Quality of nanos", *show_quality(record["quality"])),
+        ("What was expected of text, and the bits per byte lost", *show_claims(quality)),
+        ("Quality of nanos", *show_quality(quality)),
+        emulated.show(record["emulated"], plain),
         (
-            f"Random weights: {PROMPT} tokens of prompt, a step after them, {threads} threads",
+            f"Random weights: {PROMPT} tokens of prompt, a step after them, {' or '.join(map(str, threads))} threads",
             *show_times(record["times"]),
         ),
     ]
-    publish("quant", options, record, *tables, plot=partial(plot, record["quality"]))
+    after = f"{counted(quality)}\n{earlier_runs([*quality, *record['emulated'], *record['times']])}\n"
+    publish("quant", options, record, *tables, after=after, plot=partial(plot, quality))

@@ -186,7 +186,7 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = command_line("recall", __doc__, patterns=MODELS)
+    parser = command_line("recall", __doc__, patterns=MODELS, goes_on=True)
     parser.add_argument("--only", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="TASK")
     parser.add_argument("--updates", type=int, default=2000, help="most training steps of a point")
     parser.add_argument("--batch-size", type=int, default=64)

@@ -8,6 +8,7 @@ import pytest
 
 import zoo
 from zoo.benchmarks import quant
+from zoo.benchmarks.quant_forms import OF_TEXT
 from zoo.quantize import Calibration
 from zoo.quantize.method import method_of
 
@@ -23,7 +24,7 @@ def test_every_form_is_one_that_can_be_made():
     for method, options in quant.METHODS.values():
         method_of(method, options)
     assert {claim.form for claim in quant.CLAIMS} <= set(quant.METHODS)
-    assert set(quant.SLOW) <= set(quant.METHODS)
+    assert set(OF_TEXT) <= set(quant.METHODS)
     for form in quant.METHODS:  # alone, with what it is compared with
         lost = dict.fromkeys(quant.forms_of("moe_nano", [form]), 0.0)
         assert form in lost and quant.show_claims(records(lost))[1]
