@@ -242,7 +242,7 @@ class Kept:
             self.failed[step.name] = error.splitlines()[-1]
         if status == DONE:
             self.plans[step.arguments[0].digest] = self.code
-        if self.path is not None:
+        if self.path is not None and (found or status == DONE):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_result(self.path, self.content())
 
@@ -308,8 +308,9 @@ def plans(options: argparse.Namespace) -> list[Plan]:
         names |= dict.fromkeys(fitting)
     peers.require(options.against)
     measure.require_device(options.device)
-    found = []
-    for group in groups(list(names), not options.apart):
+    found, together = [], groups(list(names), not options.apart)
+    peers.require_models(options.against, together)
+    for group in together:
         pictures = lookup(group[0]).task in PICTURES
         sizes = tuple((options.sizes if pictures else options.lengths) or (None,))
         found.append(Plan(
@@ -332,8 +333,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run_steps(steps, kept, seconds=math.inf, processes=1, say=say)
     names = {name for plan in wanted for name in plan.names}
     shown = [r for r in kept.records if r["model"] in names and r["measure"] in options.measures]
-    Console(width=max(140, Console().width)).print(table("Models", COLUMNS, show(shown)))
-    if options.output is not None:
+    if shown:
+        Console(width=max(140, Console().width)).print(table("Models", COLUMNS, show(shown)))
+    if options.output is not None and kept.records:
         save(
             options.output.stem, kept.content(), markdown("Models", COLUMNS, show(kept.records)), options.output.parent
         )

@@ -224,6 +224,38 @@ def require(peers: Any) -> None:
             raise ValueError(f"--against {peer} needs {PACKAGES[peer]}, which is not installed here")
 
 
+def require_models(peers: Any, groups: Any) -> None:
+    """Raise where in each group of names a peer lacks a model, so that none could be measured, before any is built.
+
+    Raises:
+        ValueError: names the peers and the models that they lack.
+    """
+    missing = [
+        [f"{p} has no {name}" for p in peers for name in group if p in HAS and not HAS[p](name)] for group in groups
+    ]
+    if missing and all(missing):
+        raise ValueError(
+            "nothing can be measured: " + ", ".join(dict.fromkeys(one for some in missing for one in some))
+        )
+
+
+def _in_timm(name: str) -> bool:
+    import timm
+
+    return timm.is_model(name)
+
+
+def _is_language(name: str) -> bool:
+    return zoo.model_info(name).task == "language"
+
+
+# peer -> whether it can have a model of that name; what else it lacks is told by its builder
+HAS: Mapping[str, Callable[[str], bool]] = {
+    "timm": _in_timm, "transformers": _is_language, "fla": _is_language, "llama_cpp": _is_language,
+    "mamba_ssm": lambda name: zoo.model_info(name).family in ("mamba", "mamba2"),
+}  # fmt: skip
+
+
 def calls(side: Side | LlamaCpp, x: Tensor, steps: int) -> dict[str, Callable[[], Any]]:
     """Measure -> the call that is timed."""
     decoding = {f"decode {count}": partial(side.generate, x, count) for count in (1, 1 + steps)}

@@ -61,6 +61,25 @@ def test_timm_by_its_name(short) -> None:
         list(measured(plan("vit_nano", "--against", "timm")))
 
 
+def test_what_no_peer_has_is_told_first_and_nothing_is_written(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(compare, "run_steps", pytest.fail)
+    with pytest.raises(SystemExit) as stopped:
+        compare.main(["vit_nano", "--against", "timm", "--output", str(tmp_path / "found.json")])
+    told = capsys.readouterr()
+    assert stopped.value.code == 2 and "nothing can be measured: timm has no vit_nano" in told.err and not told.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_fails_whole_writes_nothing(tmp_path: Path, capsys, monkeypatch) -> None:
+    def failing(steps, kept, **_) -> None:
+        for step in steps:
+            kept.write(step, "failed", 1.0, {}, "ValueError: no")
+
+    monkeypatch.setattr(compare, "run_steps", failing)
+    assert compare.main(["vit_nano", "--output", str(tmp_path / "found.json")]) == 1
+    assert not capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
 def test_what_does_not_fit_is_refused_with_the_figure(monkeypatch) -> None:
     wanted = plan("transformer_130m", "--measures", "forward")
     monkeypatch.setattr(compare.measure, "free_memory", lambda device: 400 << 20)

@@ -97,7 +97,14 @@ def test_what_was_measured_is_kept_until_the_code_changes(alone, tmp_path, monke
     first = content["claims"][1]
     assert first["bound"] == {"at_least": 0.5, "at_most": None} and first["bound_text"] == "≥ 0.5"
     assert (first["found"], first["details"], first["measured"]) == (0.9, {"of": "higher"}, "Counted.")
-    assert "1 met, 1 missed, 1 out of reach" in (tmp_path / "claims.md").read_text()
+    page = (tmp_path / "claims.md").read_text()
+    assert "1 met, 1 missed, 1 out of reach" in page
+    wrong = page[page.index("### Missed") : page.index("### Verdicts")]
+    assert (
+        "| lower |" in wrong
+        and "higher" not in wrong
+        and f"| {first['date'].partition(' ')[0]} | {first['commit']} |" in page
+    )
 
     run(options, said.append)
     assert said == ["higher", "lower"]  # in the first run

@@ -36,7 +36,8 @@ from zoo.benchmarks.runner import DONE, Step, sources
 ROOMS = ("kernels", "layers", "zoo", "train", "checkpoints", "benchmarks")
 FAILED = "failed"
 VERDICTS = ("met", "missed", "out of reach", FAILED)
-COLUMNS = ["claim", "paper", "evidence", "bound", "found", "verdict", "seconds"]
+COLUMNS = ["claim", "paper", "evidence", "bound", "found", "verdict", "seconds", "date", "commit"]
+MISSED = ["claim", "what the paper says", "expected", "found"]
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
@@ -129,6 +130,8 @@ class Results:
         kept = content["claims"]
         text = f"# What the papers say, rerun in miniature\n\n{counted(kept)}; last run: `{self.command}`. Evidence: "
         text += "; ".join(f"{kind}: {what}" for kind, what in EVIDENCE.items()) + ".\n\n"
+        if wrong := [record for record in kept if record["verdict"] in ("missed", FAILED)]:
+            text += markdown("Missed", MISSED, [missed(record) for record in wrong]) + "\n"
         text += markdown("Verdicts", COLUMNS, [row(record) for record in kept]) + "\n### Claims\n\n"
         text += "".join(f"- **{r['name']}** ({', '.join(r['families'])}): {said(r)}\n" for r in kept)
         save(self.path.stem, content, text, self.path.parent)
@@ -149,8 +152,14 @@ def row(record: Mapping[str, Any]) -> list[str]:
     """Of the table of verdicts."""
     return [
         record["name"], record["paper"], record["evidence"], record["bound_text"], figure(record["found"]),
-        record["verdict"], f"{record['seconds']:.1f}",
+        record["verdict"], f"{record['seconds']:.1f}", record["date"].partition(" ")[0], record["commit"] or "-",
     ]  # fmt: skip
+
+
+def missed(record: Mapping[str, Any]) -> list[str]:
+    """Of the table of what did not come out as the paper says."""
+    found = record["error"] or f"{figure(record['found'])}: {record['value']}"
+    return [record["name"], record["says"], record["bound_text"], found]
 
 
 def figure(value: float | None) -> str:

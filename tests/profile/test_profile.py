@@ -97,9 +97,11 @@ def test_bytes_and_waterline_of_two_layers():
 
 
 def predicted(name: str, batch: int) -> Profile:
-    most = getattr(zoo.create_model(name, device="meta").config, "max_length", 128)
+    config = zoo.create_model(name, device="meta").config
+    most = getattr(config, "max_length", 128 if batch > 1 else 64)
     training = batch > 1 or name not in TWO_AT_LEAST
-    return zoo.profile(name, tokens=min(most, 128 if batch > 1 else 64), batch=batch, runs=1, training=training)
+    length = None if not hasattr(config, "vocab_size") else min(most, 128 if batch > 1 else 64)
+    return zoo.profile(name, tokens=length, batch=batch, runs=1, training=training)
 
 
 def check_memory(name: str, batch: int) -> None:

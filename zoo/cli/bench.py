@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from argparse import ArgumentParser, Namespace
 from importlib import import_module
 
@@ -72,7 +71,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(known: Namespace) -> int:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, talks to stderr
     if known.subject is None:
         if not {"-h", "--help"} & set(known.overrides):
             known.parser.error(f"name a model or a subject: {', '.join(BENCHMARKS)}")

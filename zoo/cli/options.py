@@ -50,6 +50,22 @@ def seed(text: str) -> int:
     return value
 
 
+def count(text: str) -> int:
+    """A number of things, of which there is one at least."""
+    value = int(text)
+    if value < 1:
+        raise ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def new_file(text: str) -> Path:
+    """A file that can be written, where its folder is."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ArgumentTypeError(f"must be a file in a folder that is there, got {text}")
+    return path
+
+
 def completed(action: Action, names: Callable[[], list[str]]) -> None:
     """Let argcomplete offer these names for an argument."""
     action.completer = lambda **_: names()  # type: ignore[attr-defined]

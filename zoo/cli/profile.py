@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.cli.errors import checked
-from zoo.cli.options import add_import, completed, model_names, saved
+from zoo.cli.options import add_import, completed, count, model_names, new_file, saved
 from zoo.cli.output import say, show
 
 if TYPE_CHECKING:
@@ -31,13 +29,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, default=5, help="times are the median of so many (5)")
     parser.add_argument("--energy", action="store_true", help="joules of a pass and of training (RAPL, NVML)")
     parser.add_argument("--fresh-peaks", action="store_true", help="measure anew what the machine reaches at best")
-    parser.add_argument("--depth", type=int, default=2, help="layers with names of so many parts at most (2)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--depth", type=count, default=2, help="layers with names of so many parts at most (2)")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures there too")
     add_import(parser)
 
 
 def run(known: Namespace) -> int:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, talks to stderr
     import torch
 
     import zoo

@@ -79,6 +79,8 @@ def profile(
     if runs > ROOM // 4:
         raise ValueError(f"runs must be at most {ROOM // 4}, got {runs}")
     place, counted = _counted(model, image_size, device, dtype)
+    if tokens is not None:
+        _require_tokens(counted, tokens)
     inputs = sample(counted, batch, tokens)
     build = cache(lambda: model if isinstance(model, nn.Module) else _build(model, image_size, place, dtype))
     traces = {}
@@ -110,7 +112,20 @@ def _counted(
         memo |= {id(b): b.to(META) for b in model.buffers()}
         return next(model.parameters()).device, copy.deepcopy(model, memo)
     place = measure.require_device("cpu" if device is None else device)
+    if image_size is not None and not hasattr(config := _build(model, None, META, dtype).config, "img_size"):
+        reads = "reads a text: give tokens" if hasattr(config, "vocab_size") else "has one size of what it reads"
+        raise ValueError(f"image_size is the side of images, got {image_size}; {model} {reads}")
     return place, _build(model, image_size, META, dtype)
+
+
+def _require_tokens(model: Any, tokens: int) -> None:
+    config = model.config
+    if unit(model) == "image":
+        raise ValueError(
+            f"tokens is the length of a text or sequence, got {tokens}; {type(model).__name__} reads images"
+        )
+    if (length := getattr(config, "length", tokens)) != tokens and not hasattr(config, "vocab_size"):
+        raise ValueError(f"{type(model).__name__} reads {length} vectors at once: leave out tokens, got {tokens}")
 
 
 def _build(name: str, image_size: int | None, device: torch.device, dtype: torch.dtype | None) -> Any:

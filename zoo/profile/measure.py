@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from zoo.profile.chatter import without_chatter
 from zoo.profile.peaks import timed, wait
 from zoo.profile.record import Seconds
 
@@ -78,7 +79,8 @@ def peak_memory(call: Callable[[], Any], device: torch.device, again: bool = Fal
         return torch.cuda.max_memory_allocated(device) - before
     from torch.profiler import ProfilerActivity, profile, record_function
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
+    options = {"activities": [ProfilerActivity.CPU], "profile_memory": True, "acc_events": True}
+    with without_chatter(), profile(**options) as recorded:  # type: ignore[arg-type]
         if again:
             call()
         with record_function(MARK):
