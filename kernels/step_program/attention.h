@@ -53,49 +53,58 @@ static void turn_head(const int64_t *a, int64_t chunk) {
     for (int64_t i = 0; i < width; i++) write_one((void *)a[7], place * width + i, v[i], a[8]);
 }
 
-/* of four keys at a time, as each addition waits for the last; more: added to what is there */
-INLINE void logits_of(float *logit, const float *q, const void *key, int64_t from, int64_t S, int64_t d, float scale,
-                      int brief, int more) {
-    const int64_t whole = d / LANES * LANES;
-    for (int64_t s = 0; s < S; s += 4) {
-        const int64_t last = S - s < 4 ? S - s : 4;
-        vector sums[4] = {{0}};
+/* of R heads at a time, which share the keys, and of some keys, as each addition waits for the last; more: added to what is
+   there. Queries and logits of the heads lie apart */
+INLINE void logits_of(float *logit, int64_t logits_apart, const float *q, int64_t apart, const void *key, int64_t from,
+                      int64_t S, int64_t d, float scale, int brief, int more, int R) {
+    const int64_t whole = d / LANES * LANES, keys = R == 1 ? 4 : 2;
+    for (int64_t s = 0; s < S; s += keys) {
+        const int64_t last = S - s < keys ? S - s : keys;
+        vector sums[4][4] = {{{0}}};
         int64_t place[4];
-        for (int64_t k = 0; k < 4; k++) place[k] = from + (s + (k < last ? k : 0)) * d;
-        for (int64_t i = 0; i < whole; i += LANES) {
-            const vector part = load(q + i);
-            for (int k = 0; k < 4; k++) sums[k] += part * numbers(key, place[k] + i, brief);
-        }
-        for (int64_t k = 0; k < last; k++) {
-            float rest = 0;
-            for (int64_t i = whole; i < d; i++) rest += q[i] * number(key, place[k] + i, brief);
-            logit[s + k] = (more ? logit[s + k] : 0) + scale * (rest + total(&sums[k]));
-        }
+        for (int64_t k = 0; k < keys; k++) place[k] = from + (s + (k < last ? k : 0)) * d;
+        for (int64_t i = 0; i < whole; i += LANES)
+#pragma GCC unroll 4
+            for (int k = 0; k < keys; k++) {
+                const vector part = numbers(key, place[k] + i, brief);
+#pragma GCC unroll 4
+                for (int r = 0; r < R; r++) sums[r][k] += load(q + r * apart + i) * part;
+            }
+        for (int r = 0; r < R; r++)
+            for (int64_t k = 0; k < last; k++) {
+                float rest = 0, *to = logit + r * logits_apart + s + k;
+                for (int64_t i = whole; i < d; i++) rest += q[r * apart + i] * number(key, place[k] + i, brief);
+                *to = (more ? *to : 0) + scale * (rest + total(&sums[r][k]));
+            }
     }
 }
 
-/* sums over the slots stay in registers for as many channels as there are */
-INLINE void mixed(float *y, const float *weight, const void *value, int64_t from, int64_t S, int64_t d, int brief) {
+/* sums over the slots stay in registers for as many channels as there are; R heads share the values */
+INLINE void mixed(float *y, int64_t y_apart, const float *weight, int64_t weights_apart, const void *value, int64_t from,
+                  int64_t S, int64_t d, int brief, int R) {
     int64_t i = 0;
     for (; i + 4 * LANES <= d; i += 4 * LANES) {
-        vector sums[4] = {{0}};
+        vector sums[4][4] = {{{0}}};
         for (int64_t s = 0; s < S; s++)
-            for (int k = 0; k < 4; k++) sums[k] += weight[s] * numbers(value, from + s * d + i + k * LANES, brief);
-        memcpy(y + i, sums, sizeof sums);
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; k++) {
+                const vector part = numbers(value, from + s * d + i + k * LANES, brief);
+#pragma GCC unroll 4
+                for (int r = 0; r < R; r++) sums[r][k] += weight[r * weights_apart + s] * part;
+            }
+        for (int r = 0; r < R; r++) memcpy(y + r * y_apart + i, sums[r], sizeof sums[r]);
     }
-    memset(y + i, 0, (d - i) * sizeof(float));
-    for (int64_t s = 0; i < d && s < S; s++)
+    for (int r = 0; r < R; r++, y += y_apart, weight += weights_apart) {
+        memset(y + i, 0, (d - i) * sizeof(float));
+        for (int64_t s = 0; i < d && s < S; s++)
 #pragma omp simd
-        for (int64_t j = i; j < d; j++) y[j] += weight[s] * number(value, from + s * d + j, brief);
+            for (int64_t j = i; j < d; j++) y[j] += weight[s] * number(value, from + s * d + j, brief);
+    }
 }
 
-INLINE void attend_to(const int64_t *a, int64_t m, int64_t h, int brief) {
-    const int64_t H = a[12], G = a[13], d = a[14], width = a[17], S = a[9], from = (m * G + h / (H / G)) * a[8];
-    const float cap = real(a[15]), sink = a[16] ? F(16)[h] : -INFINITY;
-    float *weight = OUT(11) + (m * H + h) * a[8], most = sink, sum = 0;
-    logits_of(weight, F(0) + m * a[1] + h * a[18], (const void *)a[4], from * d, S, d, real(a[10]), brief, 0);
-    if (a[19])
-        logits_of(weight, F(19) + m * a[20] + h * width, (const void *)a[5], from * width, S, width, real(a[10]), brief, 1);
+/* logits of a head become weights */
+INLINE void weigh(float *weight, int64_t S, float cap, float sink) {
+    float most = sink, sum = 0;
     for (int64_t s = 0; cap > 0 && s < S; s++) weight[s] = cap * tanh_f32(weight[s] / cap);
 #pragma omp simd reduction(max : most)
     for (int64_t s = 0; s < S; s++) most = weight[s] > most ? weight[s] : most;
@@ -103,15 +112,35 @@ INLINE void attend_to(const int64_t *a, int64_t m, int64_t h, int brief) {
     for (int64_t s = 0; s < S; s++) sum += weight[s] = exp_f32(weight[s] - most);
     sum = 1 / (sum + exp_f32(sink - most));
     for (int64_t s = 0; s < S; s++) weight[s] *= sum;
-    mixed(OUT(2) + m * a[3] + h * width, weight, (const void *)a[5], from * width, S, width, brief);
 }
 
-/* chunk: a query head of a row. a: q q_row y y_row key value - brief capacity filled scale scratch H G d softcap (0 for
-   none) sinks width apart latent latent_row; heads of q lie apart, a value has its own width; latent: a query of that
-   width for the values, which are keys too */
-static void attend_head(const int64_t *a, int64_t chunk) {
-    if (a[7])
-        attend_to(a, chunk / a[12], chunk % a[12], 1);
-    else
-        attend_to(a, chunk / a[12], chunk % a[12], 0);
+/* R heads from h on, which share a head of keys and values */
+INLINE void attend_to(const int64_t *a, int64_t m, int64_t h, int brief, int R) {
+    const int64_t H = a[12], G = a[13], d = a[14], width = a[17], S = a[9], capacity = a[8];
+    const int64_t from = (m * G + h / (H / G)) * capacity;
+    float *weight = OUT(11) + (m * H + h) * capacity;
+    logits_of(weight, capacity, F(0) + m * a[1] + h * a[18], a[18], (const void *)a[4], from * d, S, d, real(a[10]), brief,
+              0, R);
+    if (a[19])
+        logits_of(weight, capacity, F(19) + m * a[20] + h * width, width, (const void *)a[5], from * width, S, width,
+                  real(a[10]), brief, 1, R);
+    for (int64_t r = 0; r < R; r++) weigh(weight + r * capacity, S, real(a[15]), a[16] ? F(16)[h + r] : -INFINITY);
+    mixed(OUT(2) + m * a[3] + h * width, width, weight, capacity, (const void *)a[5], from * width, S, width, brief, R);
+}
+
+/* chunk: a[21] query heads of a row. a: q q_row y y_row key value - brief capacity filled scale scratch H G d softcap (0
+   for none) sinks width apart latent latent_row together; heads of q lie apart, a value has its own width; latent: a query
+   of that width for the values, which are keys too; so many heads share a head of keys */
+static void attend_heads(const int64_t *a, int64_t chunk) {
+    const int64_t chunks = a[12] / a[21], m = chunk / chunks, h = chunk % chunks * a[21];
+    switch (2 * a[21] + (a[7] != 0)) {
+        case 2: attend_to(a, m, h, 0, 1); return;
+        case 3: attend_to(a, m, h, 1, 1); return;
+        case 4: attend_to(a, m, h, 0, 2); return;
+        case 5: attend_to(a, m, h, 1, 2); return;
+        case 6: attend_to(a, m, h, 0, 3); return;
+        case 7: attend_to(a, m, h, 1, 3); return;
+        case 8: attend_to(a, m, h, 0, 4); return;
+        case 9: attend_to(a, m, h, 1, 4); return;
+    }
 }

@@ -1,35 +1,11 @@
 /* Products of rows with a matrix, in any layout that matrix.py knows, or with the matrix that each row has chosen. */
 
 #include "../memory.h"
-#include "common.h"
+#include "rows.h"
 #include "../lowbit_matmul/lowbit_matmul.c"
 #include "../minifloat_matmul/minifloat_matmul.c"
 #define A_ROW_ALONE
 #include "../sparse_matmul/sparse_matmul.c"
-
-#define SEGMENT 512 /* most outputs of a chunk of a matrix whose rows are inputs */
-
-enum { IN_ROWS, IN_BRIEF_ROWS, IN_COLUMNS, IN_BRIEF_COLUMNS, IN_INTEGERS, IN_MINIFLOATS, SPARSE, BRIEF_SPARSE, KEPT };
-
-/* y = base + out (factor W x + b); a: x x_row y y_row base base_row N C M factor out bias rows w layout, of codes: bits
-   groups brief scale zero (or the table of their values), of sparse ones: K - - mask start, of kept columns: norms
-   threshold rank and the two factors; of a chosen one: index share and the distances of matrices,
-   scales and zeros in bytes; bits of exponent and mantissa; of x as digits: where and how far apart in
-   bytes */
-INLINE void put(const int64_t *a, int64_t n, const float *sums, int64_t M) {
-    for (int64_t m = 0; m < M; m++) {
-        const float value = real(a[10]) * (real(a[9]) * sums[m] + (a[11] ? F(11)[n] : 0));
-        OUT(2)[m * a[3] + n] = a[4] ? F(4)[m * a[5] + n] + value : value;
-    }
-}
-
-INLINE void matrix_rows(const int64_t *a, int64_t first, int64_t last, int brief, int M) {
-    for (int64_t n = first; n < last; n++) {
-        float sums[4];
-        column(a[7], n, (const void *)a[13], F(0), a[1], sums, brief, M);
-        put(a, n, sums, M);
-    }
-}
 
 INLINE record_f32 record_of(const int64_t *a) {
     return (record_f32){a[6], a[7], a[15], a[16], a[17], (const uint8_t *)a[13], (const void *)a[18], (const uint8_t *)a[19]};
@@ -87,27 +63,6 @@ static void minifloat_chunk(const int64_t *a, int64_t first, int64_t last) {
                      (int)a[26], groups, (int)a[8]);
         put(a, n, sums, a[8]);
     }
-}
-
-/* of a matrix (C, N): four of its rows at a time, each a number of x times a segment of the row */
-INLINE void segment(const int64_t *a, int64_t first, int64_t last, int brief) {
-    const int64_t N = a[6], C = a[7], whole = (last - first) / LANES * LANES;
-    const void *w = (const void *)a[13];
-    float sums[SEGMENT];
-    memset(sums, 0, (last - first) * sizeof(float));
-    for (int64_t c = 0; c < C; c += 4) {
-        const int64_t rows = C - c < 4 ? C - c : 4;
-        float x[4] = {0};
-        memcpy(x, F(0) + c, rows * sizeof(float));
-        for (int64_t n = 0; n < whole; n += LANES) {
-            vector sum = load(sums + n);
-            for (int64_t r = 0; r < rows; r++) sum += x[r] * numbers(w, (c + r) * N + first + n, brief);
-            memcpy(sums + n, &sum, sizeof sum);
-        }
-        for (int64_t n = whole; n < last - first; n++)
-            for (int64_t r = 0; r < rows; r++) sums[n] += x[r] * number(w, (c + r) * N + first + n, brief);
-    }
-    for (int64_t n = first; n < last; n++) put(a, n, sums + n - first, 1);
 }
 
 INLINE void sparse_chunk(const int64_t *a, int64_t first, int64_t last, int brief, int M) {

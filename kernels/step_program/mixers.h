@@ -4,35 +4,35 @@
 #include "common.h"
 #include "../ssd/step.c"
 
-/* a step of the convolution, its taps w (W, D); chunk: a row. a: x x_row y y_row w b state next brief D W silu. next may
-   be state */
-static void conv_row(const int64_t *a, int64_t m) {
-    const int64_t D = a[9], W = a[10], brief = a[8], size = (W - 1) * D;
-    const float *x = F(0) + m * a[1], *w = F(4), *b = F(5);
-    float *y = OUT(2) + m * a[3];
-    const void *state = (const char *)a[6] + m * size * (brief ? 2 : 4);
-    void *next = (char *)a[7] + m * size * (brief ? 2 : 4);
+/* a step of the convolution, its taps w (W, D); chunk: some columns of a row. a: x x_row y y_row w b state next brief D W
+   silu columns. next may be state */
+static void conv_columns(const int64_t *a, int64_t chunk) {
+    const int64_t D = a[9], W = a[10], brief = a[8], chunks = (D + a[12] - 1) / a[12], m = chunk / chunks;
+    const int64_t first = chunk % chunks * a[12], width = D - first < a[12] ? D - first : a[12];
+    const int64_t start = m * (W - 1) * D + first;
+    const float *x = F(0) + m * a[1] + first, *w = F(4) + first, *b = a[5] ? F(5) + first : 0;
+    float *y = OUT(2) + m * a[3] + first;
 #pragma omp simd
-    for (int64_t d = 0; d < D; d++) y[d] = (b ? b[d] : 0) + w[(W - 1) * D + d] * x[d];
+    for (int64_t d = 0; d < width; d++) y[d] = (b ? b[d] : 0) + w[(W - 1) * D + d] * x[d];
     for (int64_t k = 0; k < W - 1; k++) {
         if (brief) {
-            const uint16_t *from = (const uint16_t *)state + k * D;
-            uint16_t *to = (uint16_t *)next + k * D;
-            for (int64_t d = 0; d < D; d++) y[d] += w[k * D + d] * read_one(from, d, 1);
+            const uint16_t *from = (const uint16_t *)a[6] + start + k * D;
+            uint16_t *to = (uint16_t *)a[7] + start + k * D;
+            for (int64_t d = 0; d < width; d++) y[d] += w[k * D + d] * read_one(from, d, 1);
             if (k + 1 < W - 1)
-                memmove(to, from + D, D * 2);
+                memmove(to, from + D, width * 2);
             else
-                for (int64_t d = 0; d < D; d++) write_one(to, d, x[d], 1);
+                for (int64_t d = 0; d < width; d++) write_one(to, d, x[d], 1);
         } else {
-            const float *from = (const float *)state + k * D;
-            float *to = (float *)next + k * D;
+            const float *from = F(6) + start + k * D;
+            float *to = OUT(7) + start + k * D;
 #pragma omp simd
-            for (int64_t d = 0; d < D; d++) y[d] += w[k * D + d] * from[d];
-            memmove(to, k + 1 < W - 1 ? from + D : x, D * 4);
+            for (int64_t d = 0; d < width; d++) y[d] += w[k * D + d] * from[d];
+            memmove(to, k + 1 < W - 1 ? from + D : x, width * 4);
         }
     }
     if (a[11])
-        for (int64_t d = 0; d < D; d++) y[d] = silu(y[d]);
+        for (int64_t d = 0; d < width; d++) y[d] = silu(y[d]);
 }
 
 /* a step of Mamba-2; chunk: a head of a row. a: x x_row dt dt_row B B_row C C_row A bias D state next y y_row limits

@@ -16,14 +16,16 @@ from torch import Tensor
 
 from zoo.kernels import native
 from zoo.kernels.step_program.matrix import COLUMNS, INTEGERS, KEPT, Matrix
-from zoo.kernels.step_program.records import BASE, FACTOR, SOURCE, Records, Value, bits_of
+from zoo.kernels.step_program.records import BASE, FACTOR, INDEX, LINEAR, SOURCE, Records, Value, bits_of
 
-NORM, LINEAR, CONV, SSD, SCAN, TURN, ATTEND, GLU, SCALE, ROUTE, COMBINE, DIGITS, PICK, BLEND = range(14)
+NORM, _, CONV, SSD, SCAN, TURN, ATTEND, GLU, SCALE, ROUTE, COMBINE, DIGITS, PICK, BLEND = range(14)
 ROUND = 24
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu", "sigmoid", "squared_relu", "clamped", "capped", "none")
 CHUNK = 1 << 15  # bytes of a matrix that a thread takes at a time
 SEGMENT = 1 << 10  # bytes of a row of a matrix whose rows are inputs
 CHANNELS = 64  # of a chunk of SCAN
+TAPPED = 512  # columns of a chunk of CONV
+TOGETHER = 4  # most heads of a chunk of ATTEND
 WIDE = 4096  # columns of a chunk of GLU
 UNIT = 32  # columns that share a step of digits
 
@@ -109,7 +111,7 @@ class Program(Records):
         given, chunks = (x.place[0], each if apart else x.place[1]), slots * -(-matrix.outputs // rows)
         digits = self._digits(*given, slots if apart else self.rows, matrix)
         made = self._matrix(given, (y.place[0], matrix.outputs), x.factor, matrix, bias, chunks, rows, 1)
-        self.records[made][22:24] = chosen.index.data_ptr(), 1 if apart else chosen.count
+        self.records[made][INDEX : INDEX + 2] = chosen.index.data_ptr(), 1 if apart else chosen.count
         self.records[made][29:31] = digits
         return y
 
@@ -179,7 +181,8 @@ class Program(Records):
         """A step of the convolution with taps (D, W); state, next and brief are arguments 6 to 8 of the record."""
         x, y, taps = self.whole(x), self.empty(x.width), weight.shape[-1]
         places = *x.place, *y.place, self.floats(weight, lambda t: t.reshape(-1, taps).mT), self.floats(bias)
-        return y, self.add(CONV, self.rows, *places, 0, 0, 0, x.width, taps, int(silu))
+        chunks = self.rows * -(-x.width // TAPPED)
+        return y, self.add(CONV, chunks, *places, 0, 0, 0, x.width, taps, int(silu), TAPPED)
 
     def ssd(
         self, x: Value, dt: Value, B: Value, C: Value, A_log: Tensor, dt_bias: Tensor, D: Tensor, limits, groups: int
@@ -237,7 +240,8 @@ class Program(Records):
         sizes = count, kv_heads, head_dim, bits_of(softcap or 0.0), self.floats(sinks), y.width // count
         further = q.place[1] // heads if heads else head_dim, *((0, 0) if latent is None else latent.place)
         places = *q.place, *y.place, *[0] * 6, bits_of(scale), 0
-        return y, self.add(ATTEND, self.rows * count, *places, *sizes, *further)
+        together = max(n for n in range(1, TOGETHER + 1) if count // kv_heads % n == 0)
+        return y, self.add(ATTEND, self.rows * count // together, *places, *sizes, *further, together)
 
     def glu(
         self, gate: Value, up: Value | None, activation: str = "silu", alpha: float = 1.0, limit: float = 0.0

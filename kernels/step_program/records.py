@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from zoo.kernels import native
 SOURCE = Path(__file__).with_name("step_program.c")
 ROWS = 4  # most rows
 ARGUMENTS = 29  # of a record of the C file
+LINEAR = 1  # the operation that others of its kind may run beside
+CHUNK_ROWS, INDEX = 14, 22  # of its record: outputs of a chunk; which matrices were chosen
 BASE, FACTOR = slice(4, 8), 12  # of a record that writes, adds and multiplies: y and what is added to it; a factor
 DTYPES = (torch.float32, torch.bfloat16)
 _VERSION = operator.attrgetter("_version")
@@ -114,8 +116,9 @@ class Records:
 
     def finish(self) -> None:
         """No further operations."""
-        self.memory = torch.tensor(self.records, dtype=torch.int64)
-        self.progress = torch.empty(len(self.records), 8, dtype=torch.int64)
+        joined = beside(self.records, self.rows)
+        self.memory = torch.tensor([[*r, int(j)] for r, j in zip(self.records, joined, strict=True)], dtype=torch.int64)
+        self.progress = torch.empty(8, len(self.records), dtype=torch.int64)
         self.arguments = self.memory.numpy()[:, 2:]
         self.versioned = [tensor for tensor in self.sources.values() if not tensor.is_inference()]
         self.written = self._seen()
@@ -124,6 +127,52 @@ class Records:
         """The operations from ``start`` up to ``stop``, or to the end."""
         threads, records = torch.get_num_threads(), self.memory[start:stop]
         native.call(SOURCE, "run_program", len(records), threads, records, self.progress)
+
+
+def beside(records: Sequence[Sequence[int]], rows: int) -> list[bool]:
+    """Whether each record may run beside the one before, and beside those that this one may run beside: a product that
+    neither reads what they write nor writes what they read or write."""
+    found: list[bool] = []
+    group: list[_Touched] = []
+    for record in records:
+        touched = _touched(record, rows)
+        joins = bool(group) and touched is not None and not any(touched.meets(other) for other in group)
+        group = [*(group if joins else []), *([] if touched is None else [touched])]
+        found.append(joins)
+    return found
+
+
+class _Touched(NamedTuple):
+    """Stretches of memory (first byte, byte behind the last) that a product reads, and that it writes."""
+
+    read: list[tuple[int, int]]
+    written: list[tuple[int, int]]
+
+    def meets(self, other: _Touched) -> bool:
+        """Whether the order of the two matters."""
+        return _overlap(self.written, other.written + other.read) or _overlap(self.read, other.written)
+
+
+def _overlap(some: list[tuple[int, int]], others: list[tuple[int, int]]) -> bool:
+    return any(a < d and c < b for a, b in some for c, d in others)
+
+
+def _touched(record: Sequence[int], rows: int) -> _Touched | None:
+    """None for anything but a product."""
+    code, chunks, x, x_row, y, y_row, base, base_row, outputs, inputs = record[:10]
+    if code != LINEAR:
+        return None
+    slots, share = rows, 1
+    if record[INDEX]:  # of a matrix that each slot has chosen
+        slots, share = chunks // -(-outputs // record[CHUNK_ROWS]), record[INDEX + 1]
+
+    def stretch(place: int, apart: int, width: int, count: int) -> tuple[int, int]:
+        return place, place + 4 * ((count - 1) * apart + width)
+
+    read = [stretch(x, x_row, inputs, slots // share)]
+    if base:
+        read.append(stretch(base, base_row, outputs, slots))
+    return _Touched(read, [stretch(y, y_row, outputs, slots)])
 
 
 def bits_of(value: float) -> int:

@@ -19,12 +19,15 @@
 #define PATIENCE 4096 /* turns of waiting before a thread gives its core away */
 
 typedef struct {
-    int64_t code, chunks, a[ARGUMENTS];
+    int64_t code, chunks, a[ARGUMENTS], joined; /* joined: it may run beside the record before */
 } record;
 
+/* a program as one thread sees it: the part of each record's chunks with which it begins; how many chunks of each part
+   are taken (PORTIONS, count), those of one part side by side, as one thread counts there; how many are done (count) */
 typedef struct {
-    int64_t taken[PORTIONS], done;
-} progress;
+    const record *records;
+    int64_t count, portions, own, *taken, *done;
+} view;
 
 /* y = base + factor (w n(x) + b), or w n(x silu(z)), over groups of a row; n: over the root mean square, or of what is
    left without the mean; chunk: a row. a: x x_row y y_row base base_row w z z_row width factor groups eps b centred */
@@ -58,11 +61,11 @@ static void work(const record *r, int64_t chunk) {
     switch (r->code) {
         case 0: norm_row(r->a, chunk); return;
         case 1: linear_chunk(r->a, chunk); return;
-        case 2: conv_row(r->a, chunk); return;
+        case 2: conv_columns(r->a, chunk); return;
         case 3: ssd_head(r->a, chunk); return;
         case 4: scan_channels(r->a, chunk); return;
         case 5: turn_head(r->a, chunk); return;
-        case 6: attend_head(r->a, chunk); return;
+        case 6: attend_heads(r->a, chunk); return;
         case 7: glu_columns(r->a, chunk); return;
         case 8: scale_row(r->a, chunk); return;
         case 9: route_row(r->a, chunk); return;
@@ -91,34 +94,46 @@ INLINE void pause_core(void) {
 #endif
 }
 
-/* a chunk of ``count``, of the own portion while there is one; -1 where all are taken */
-INLINE int64_t take(int64_t *taken, int64_t count, int64_t portions, int64_t own) {
-    for (int64_t i = 0; i < portions; i++) {
-        const int64_t p = (own + i) % portions, first = count * p / portions, size = count * (p + 1) / portions - first;
-        if (__atomic_load_n(&taken[p], __ATOMIC_RELAXED) >= size) continue;
-        const int64_t chunk = __atomic_fetch_add(&taken[p], 1, __ATOMIC_RELAXED);
+/* a chunk of record k, of the own portion while there is one; -1 where all are taken */
+INLINE int64_t take(view v, int64_t k) {
+    const int64_t count = v.records[k].chunks;
+    for (int64_t i = 0; i < v.portions; i++) {
+        const int64_t p = (v.own + i) % v.portions, first = count * p / v.portions;
+        const int64_t size = count * (p + 1) / v.portions - first;
+        int64_t *taken = &v.taken[p * v.count + k];
+        if (__atomic_load_n(taken, __ATOMIC_RELAXED) >= size) continue;
+        const int64_t chunk = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);
         if (chunk < size) return first + chunk;
     }
     return -1;
 }
 
-void run_program_f32(int64_t count, int64_t threads, const record *records, progress *at) {
+/* until all chunks of the record before k are done, and of those that it ran beside */
+INLINE void wait_before(view v, int64_t k) {
+    do {
+        k--;
+        for (int64_t turns = 0; __atomic_load_n(&v.done[k], __ATOMIC_ACQUIRE) < v.records[k].chunks; turns++)
+            if (turns < PATIENCE)
+                pause_core();
+            else
+                sched_yield();
+    } while (k && v.records[k].joined);
+}
+
+/* progress: (PORTIONS + 1, count) */
+void run_program_f32(int64_t count, int64_t threads, const record *records, int64_t *progress) {
     const int64_t portions = threads < PORTIONS ? threads : PORTIONS;
     int64_t arrived = 0;
-    memset(at, 0, count * sizeof *at);
+    memset(progress, 0, (PORTIONS + 1) * count * sizeof *progress);
 #pragma omp parallel num_threads(threads)
     {
-        const int64_t own = __atomic_fetch_add(&arrived, 1, __ATOMIC_RELAXED);
+        const int64_t own = __atomic_fetch_add(&arrived, 1, __ATOMIC_RELAXED) % portions;
+        const view v = {records, count, portions, own, progress, progress + PORTIONS * count};
         for (int64_t k = 0; k < count; k++) {
-            for (int64_t turns = 0; k && __atomic_load_n(&at[k - 1].done, __ATOMIC_ACQUIRE) < records[k - 1].chunks; turns++)
-                if (turns < PATIENCE)
-                    pause_core();
-                else
-                    sched_yield();
-            for (int64_t chunk; (chunk = take(at[k].taken, records[k].chunks, portions, own)) >= 0;) {
-                work(&records[k], chunk);
-                __atomic_fetch_add(&at[k].done, 1, __ATOMIC_RELEASE);
-            }
+            int64_t done = 0;
+            if (k && !records[k].joined) wait_before(v, k);
+            for (int64_t chunk; (chunk = take(v, k)) >= 0; done++) work(&records[k], chunk);
+            if (done) __atomic_fetch_add(&v.done[k], done, __ATOMIC_RELEASE);
         }
     }
 }

@@ -1,0 +1,40 @@
+"""Products of a program of C: several rows at a time, and which of them may run beside one another."""
+
+import pytest
+import torch
+
+from zoo.kernels import native
+from zoo.kernels.step_program import SOURCE, Program, Value, dense
+
+pytestmark = pytest.mark.skipif(native.obstacle(SOURCE, torch.device("cpu")) is not None, reason="no C compiler")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 5), (33, 100), (200, 768)])
+def test_rows_times_a_matrix_of_any_shape(outputs, inputs, rows, dtype):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(outputs, inputs, generator=generator).to(dtype)
+    x = torch.randn(rows, inputs, generator=generator)
+    program = Program(rows)
+    y = program.linear(Value(x), dense(program, weight))
+    program.finish()
+    program.run()
+    exact = x.double() @ weight.double().T
+    assert (y.tensor - exact).abs().max() <= 2 * torch.finfo(torch.float32).eps * (
+        x.abs() @ weight.float().abs().T
+    ).max()
+
+
+def test_products_of_one_value_run_beside_one_another_and_those_of_each_other_do_not():
+    weights = [torch.randn(8, 8) for _ in range(4)]
+    program = Program(2)
+    x = Value(torch.randn(2, 8))
+    q, k = (program.linear(x, dense(program, weight)) for weight in weights[:2])
+    y = program.linear(k, dense(program, weights[2]))
+    program.accumulate(q, program.linear(y, dense(program, weights[3])))
+    program.finish()
+    assert program.memory[:, -1].tolist() == [0, 1, 0, 0]
+    program.run()
+    expected = x.tensor @ weights[0].T + x.tensor @ weights[1].T @ weights[2].T @ weights[3].T
+    torch.testing.assert_close(q.tensor, expected)
