@@ -47,6 +47,7 @@ from zoo.train.data.pictures import QUESTIONS
 
 TEXTS = 400
 ANSWER = 16  # tokens whose FLOPs are counted
+COLOURS = 10  # of lines, before they come again
 
 
 class Expected(NamedTuple):
@@ -184,9 +185,10 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         for axis, what in zip(
             axes[0], ("tokens of a picture kept, mean over layers", "MFLOP of a prompt"), strict=True
         ):
-            for name, held in lines.items():
+            for index, (name, held) in enumerate(lines.items()):
                 over = [r["kept"] if axis is axes[0][0] else r["prompt_flops"] / 1e6 for r in held]
-                style: dict[str, Any] = {"marker": "o", "markersize": 4}
+                turn, _ = divmod(max(index - 1, 0), COLOURS)  # of the colours, after the plain model's black
+                style: dict[str, Any] = {"marker": "os"[turn], "markersize": 4, "linestyle": ("-", "--")[turn]}
                 if name == PLAIN:
                     style = {"color": "black", "marker": "*", "markersize": 12, "zorder": 3}
                 axis.plot(over, [100 * r["accuracy"] for r in held], label=name, **style)

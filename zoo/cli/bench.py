@@ -19,6 +19,7 @@ BENCHMARKS = {
     "koala": "what a smaller U-Net learns of a larger one (KOALA): size, time and distance, by feature",
     "clips": "clips in fewer steps, of fewer tokens, in less memory (On-device Sora, Streamlined Inference)",
     "cmd": "clips as a frame and a motion (CMD): numbers, FLOPs and what is drawn",
+    "videos": "tokens of a clip kept, FLOPs and questions about several frames answered (VideoScan, LongVLM)",
     "vision_language": "fewer tokens of an image: tokens kept, FLOPs and right answers",
     "noise": "training with the noise of few bits and without: what rounding then costs",
     "sparse": "weights without their zeros: quality, bytes and time",
