@@ -283,7 +283,7 @@ def publish_all(options: argparse.Namespace, record: Mapping[str, Any]) -> None:
     tables = [
         ("What was expected of text, and the bits per byte lost", *show_claims(quality)),
         ("Quality of nanos", *show_quality(quality)),
-        emulated.show(record["emulated"], plain),
+        *([emulated.show(record["emulated"], plain)] if record["emulated"] else []),
         (
             f"Random weights: {PROMPT} tokens of prompt, a step after them, {' or '.join(map(str, threads))} threads",
             *show_times(record["times"]),
