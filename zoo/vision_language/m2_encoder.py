@@ -169,7 +169,7 @@ class M2Encoder(nn.Module):
         if not fits or not images.is_floating_point():
             raise ValueError(
                 f"images must be floating point of shape (batch, {c.in_chans}, {c.img_size}, {c.img_size}), got "
-                f"{images.dtype} {tuple(images.shape)}"
+                f"{tuple(images.shape)} {images.dtype}"
             )
         x = self.patch_embed(images)
         x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self.image_positions
