@@ -131,7 +131,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         (["list", "nothing*"], "'nothing*'"),
         (["list", "--family", "mambo"], "'mamba"),
         (["info", "vim_nanoo"], "vim_nano"),
-        (["train", "nothing"], "digits_vim_nano"),
+        (["train", "nothing"], "a name of `zoo train --help`"),
         (["train", "digits_vit_nano", "--model.lrr", "3"], "'lrr'"),
         (["train", "digits_vit_nano", "--model.lr", "high"], "Got value: high"),
         (["train", "digits_vit_nano", "--model.model", "vit_nanoo"], "vit_nano"),
