@@ -34,7 +34,8 @@ def test_adapted_models_are_used_as_others(kind, name, tmp_path):
         if name != "vit_nano":
             text = zoo.generate(model, x[:1], 8, temperature=0)
             assert torch.equal(text, zoo.generate(merged, x[:1], 8, temperature=0))
-    found, plain = (zoo.profile(one.to("meta"), tokens=12) for one in (copy.deepcopy(model), merged))
+    length = None if name == "vit_nano" else 12
+    found, plain = (zoo.profile(one.to("meta"), tokens=length) for one in (copy.deepcopy(model), merged))
     assert found.parameters > plain.parameters and found.phase("forward").flops >= plain.phase("forward").flops
     program = zoo.export_program(model).program
     torch.testing.assert_close(program.module()(x), expected)

@@ -14,7 +14,7 @@ def published(
     """The record of a bench, what was expected with its verdicts, and the size of its picture."""
     shown: list[Any] = []
     monkeypatch.setattr(bench, "publish", lambda *given, **more: shown.append((given, more)))
-    bench.main(list(arguments))
+    bench.main([*arguments, "--no-save"])
     ((_, _, record, (_, _, rows), *_), more) = shown[0]
     more["plot"](folder / "made.png")
     assert more["before"].startswith("Expected") and rows

@@ -137,7 +137,7 @@ def test_records_are_read_and_adapters_beside_them_learn(name, monkeypatch):
         plain = getattr(quant.Record, way)
         noted = lambda self, *args, plain=plain, **rest: read.add(id(self)) or plain(self, *args, **rest)  # noqa: E731
         monkeypatch.setattr(quant.Record, way, noted)
-    model: Any = zoo.quantize(built(name).train(), bits=8, symmetric=True)
+    model: Any = zoo.quantize(built(name).train(), bits=8, symmetric=True).requires_grad_(False)
     layers = {key: module for key, module in model.named_modules() if isinstance(module, quant.Linear)}
     for key, layer in layers.items():
         parent, _, child = key.rpartition(".")

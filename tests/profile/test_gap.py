@@ -73,7 +73,7 @@ def folder(tmp_path, monkeypatch) -> Any:
     for module in (bench, runtime):
         monkeypatch.setattr(module, "in_processes", lambda measure, jobs: ([measure(*a) for a in jobs.values()], {}))
     monkeypatch.setattr(common, "RESULTS", tmp_path)
-    monkeypatch.setattr(import_module("zoo.profile"), "peaks", lambda *_: PEAKS)
+    monkeypatch.setattr(import_module("zoo.profile"), "peaks", lambda *_, **__: PEAKS)
     monkeypatch.setattr(bench, "peaks", lambda **_: PEAKS)
     return tmp_path
 
