@@ -71,7 +71,7 @@ def test_a_decoding_run_of_one_model_leaves_the_others(results, monkeypatch):
 
     monkeypatch.setattr(decode, "measure", measure)
     monkeypatch.setattr(decode, "bandwidth", lambda threads: 1e10)
-    cores = os.cpu_count()
+    cores = os.cpu_count() or 1
     names = list(decode.MODELS)
     decode.main(["--threads", str(cores)])
     monkeypatch.setattr(decode, "bandwidth", lambda threads: 2e10)
