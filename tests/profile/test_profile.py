@@ -33,6 +33,7 @@ STEPS_DIFFER = (
     "titans_mal_nano",
 )  # as they end a chunk or not
 TWO_AT_LEAST = ("efficientvit_nano", "shvit_nano")  # images, for a batch norm of one number a channel
+NOT_PREDICTED = {("efficienttam_nano", 1, "training"), ("revunet3d_nano", 1, "training")}  # rooms of oneDNN's filters
 SLACK = 8 << 10  # bytes: a step of decoding of the smallest models has no more
 
 
@@ -108,7 +109,7 @@ def check_memory(name: str, batch: int) -> None:
     for phase in predicted(name, batch).phases:
         if name in DECIDED or (name in STEPS_DIFFER and phase.name == "decode"):
             assert phase.memory >= 0.9 * phase.measured_memory, (name, phase)
-        elif (name, batch, phase.name) != ("efficienttam_nano", 1, "training"):  # a filter of 7 x 7, a channel each
+        elif (name, batch, phase.name) not in NOT_PREDICTED:
             assert phase.memory == pytest.approx(phase.measured_memory, rel=0.1, abs=SLACK), (name, phase)
 
 
