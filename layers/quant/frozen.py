@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.layers.quant.record import Record
 
-ADAPTERS = "zoo.adapt(model, 'peqa') or 'l4q' of integers, 'sketchtune' of tables"
+ADAPTERS = "zoo.adapt(model, 'lora') of any record, 'peqa' or 'l4q' of integers, 'sketchtune' of tables"
 
 
 class FrozenError(ValueError):

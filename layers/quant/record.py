@@ -189,6 +189,11 @@ class Record(Packed):
         return y + outlier_product(given, place, value, self.shape[-2]).to(y.dtype)
 
     @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return next(self.parameters()).device
+
+    @property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
         return sum(parameter.nbytes for parameter in self.parameters())

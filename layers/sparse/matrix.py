@@ -64,6 +64,11 @@ class SparseMatrix(nn.Module):
         return (len(self.values) - active) * self.values[0].numel()
 
     @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.values.device
+
+    @property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
         return sum(t.nbytes for t in self.state_dict().values())

@@ -28,6 +28,7 @@ INT, TABLE = {"bits": 3, "group_size": 16}, {"bits": 2, "layout": "table"}
 PRUNED = {"kind": "pruned", "ratio": 0.6}
 TEXT: dict[str, tuple[dict[str, Any], list[Any]]] = {  # model_args, further callbacks
     "lora": ({"adapter": {"kind": "lora", "rank": 2, "dropout": 0.1}}, []),
+    "qlora": ({"quantize": INT, "adapter": {"kind": "lora", "rank": 2}}, []),
     "dora": ({"adapter": {"kind": "dora", "rank": 2}}, []),
     "paca": ({"adapter": {"kind": "paca", "rank": 2}}, []),
     "sink_lora": ({"adapter": {"kind": "sink_lora", "rank": 2, "groups": 2}}, []),
@@ -86,7 +87,7 @@ class Killed(Callback):
 
 
 def test_every_method_is_here():
-    assert {*TEXT, "mamba_lora", "mobiletl", "scedit"} - {"ist"} == set(ADAPTERS)  # the last is of U-Nets
+    assert {*TEXT, "mamba_lora", "mobiletl", "scedit"} - {"ist", "qlora"} == set(ADAPTERS)  # the last is of U-Nets
 
 
 @pytest.mark.parametrize("name", [*TEXT, "mamba_lora", "mobiletl", "conpet_static", "conpet_dynamic"])

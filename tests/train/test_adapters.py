@@ -13,6 +13,8 @@ import zoo
 from zoo.adapt import adapters_of
 from zoo.cli import main
 from zoo.cli.errors import UsageError
+from zoo.layers.adapt import before
+from zoo.layers.quant import records
 from zoo.train.callbacks import newest_checkpoint
 from zoo.train.command import TrainingRun
 
@@ -52,6 +54,22 @@ def test_a_run_with_an_adapter(tmp_path):
     held = [key for key in more["state_dict"] if "columns" in key]
     assert len(held) == 6
     assert not any(torch.equal(more["state_dict"][key], whole["state_dict"][key]) for key in held), "trained on"
+
+
+def test_low_ranks_beside_the_codes_of_a_folder(tmp_path):
+    """What is left is the compressed model with them, and they alone go on it."""
+    base = f"local-dir:{zoo.save_model(zoo.quantize(zoo.create_model('transformer_nano', True)), tmp_path / 'small')}"
+    options = [option for option in SHORT if "pretrained" not in option]
+    lora = [f"--model.model={base}", "--adapter=lora", "--adapter.rank=2", "--trainer.max_steps=2"]
+    assert main(["train", RECIPE, "--output", str(tmp_path / "run"), *options, *lora]) == 0
+    tokens, small = torch.arange(40)[None], zoo.create_model(base).eval()
+    found: Any = zoo.create_model(f"local-dir:{tmp_path / 'run' / 'model'}").eval()
+    adapted = zoo.create_model(base, adapter=tmp_path / "run" / "adapter").eval()
+    assert torch.equal(found(tokens), adapted(tokens)) and not torch.allclose(found(tokens), small(tokens))
+    held = records(small)
+    assert all(
+        torch.equal(record.unpacked(), held[before(found, name)].unpacked()) for name, record in records(found).items()
+    )
 
 
 def test_options_go_over_what_the_recipe_says(tmp_path):

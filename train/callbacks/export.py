@@ -18,7 +18,7 @@ from zoo.train.tasks import Task
 class ExportModel(Callback):
     """After training, write the model (averaged, where there is an average) with `zoo.save_model`, and the files of the
     tokenizer that its data were read with. Of a model with adapters (`zoo.adapt`) that is the merged one where they can
-    be merged; `zoo.save_adapter` writes them alone, too.
+    be merged without loss; `zoo.save_adapter` writes them alone, too.
 
     Args:
         folder: where to; relative to the run folder (the trainer's `default_root_dir`).
@@ -41,7 +41,7 @@ class ExportModel(Callback):
             root = Path(trainer.default_root_dir)
             if there := adapters_of(unwrapped(model)):
                 zoo.save_adapter(unwrapped(model), root / self.adapter)
-                if all(adapter.mergeable for adapter in there):
+                if all(adapter.merges(unwrapped(model)) for adapter in there):
                     model = zoo.merge_adapter(copy.deepcopy(unwrapped(model)))
             folder = pl_module.save(model, root / self.folder)
             if hasattr(datamodule := getattr(trainer, "datamodule", None), "save_tokenizer"):

@@ -17,6 +17,7 @@ from zoo.checkpoints.io import CONFIG
 from zoo.checkpoints.write import as_given
 from zoo.config import FREE, from_json
 from zoo.layers.adapt import before, undone_on_failure
+from zoo.layers.quant import records
 from zoo.quantize.files import described_records
 from zoo.recognition import ADAPTER
 from zoo.registry import lookup
@@ -49,12 +50,14 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
         KEY: [{"kind": adapter.kind, **dataclasses.asdict(adapter)} for adapter in there],
         BASE: dict(samples(model, {name: tensor for name, tensor in state.items() if _place(tensor) not in learnt})),
     }
+    made = records(model)
+    where = '"local-dir:FOLDER"' if made else f'"{known.config_name}", pretrained=True'
+    what = "# FOLDER: of the model as zoo.quantize made it\n" if made else ""
     kinds = ", ".join(adapter.kind for adapter in there)
     count = sum(tensor.numel() for tensor in tensors.values())
     card = (
         f"---\nlibrary_name: efficient-zoo\n---\n\n# {kinds} for {known.config_name}\n\n{count:,} numbers.\n\n"
-        f'```python\nimport zoo\n\nmodel = zoo.create_model("{known.config_name}", pretrained=True, '
-        f'adapter="{as_given(folder)}")\n```\n'
+        f'```python\nimport zoo\n\n{what}model = zoo.create_model({where}, adapter="{as_given(folder)}")\n```\n'
     )
     return write_folder(folder, tensors, content, card)
 

@@ -1,4 +1,4 @@
-"""LoRA and DoRA, by peft."""
+"""LoRA and DoRA, by peft; LoRA over compressed layers, too."""
 
 from __future__ import annotations
 
@@ -12,15 +12,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoo.adapt.held import is_held, joined
 from zoo.adapt.method import Adapter
+from zoo.layers.adapt import mark_of
 from zoo.layers.options import require_at_least
+from zoo.layers.precision import computes_in
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRA(Adapter, kind="lora"):
     """y = W x + (alpha / rank) B A x with B = 0 at first, in the layers of peft, which must be installed.
 
-    Paper: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685.
+    W may be compressed (``zoo.quantize``, ``zoo.sparsify``): it is read where it lies, and frozen (QLoRA). Into such
+    a W the product is merged where ``zoo.merge_adapter`` is told what becomes of it.
+
+    Papers: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685; Dettmers et al., "QLoRA:
+    Efficient Finetuning of Quantized LLMs", arXiv 2305.14314.
     """
 
     adds = ("lora_A", "lora_B", "lora_magnitude_vector")
@@ -32,6 +39,10 @@ class LoRA(Adapter, kind="lora"):
     """Numerator of the factor."""
     dropout: float = 0.0
     """Of the input of A, in training."""
+
+    def fits(self, module: nn.Module) -> bool:
+        """Linear layers, compressed ones too."""
+        return isinstance(module, nn.Linear) or is_held(module)
 
     def modules(self, model: nn.Module) -> dict[str, nn.Module]:
         """Peft's layers around the chosen ones, made outside of the model."""
@@ -46,8 +57,15 @@ class LoRA(Adapter, kind="lora"):
         config = peft.LoraConfig(
             r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=list(held), **self.options()
         )
+        if any(map(is_held, layers.values())):
+            importlib.import_module("zoo.integrations.peft").over_records(config)
         peft.inject_adapter_in_model(config, held)
-        return dict(zip(layers, held.values(), strict=True))
+        made: dict[str, Any] = dict(zip(layers, held.values(), strict=True))
+        for name, layer in layers.items():
+            if is_held(layer):  # says nothing of what is computed in
+                made[name].lora_A.to(computes_in(model).dtype)
+                made[name].lora_B.to(computes_in(model).dtype)
+        return made
 
     @contextmanager
     def damped(self, module: Any, factor: float) -> Iterator[None]:
@@ -66,8 +84,15 @@ class LoRA(Adapter, kind="lora"):
     def check(self, layers: dict[str, Any]) -> None:
         """Raise a ValueError for layers that it cannot be put on."""
 
-    def merged(self, module: Any) -> nn.Module:
-        """A layer with the product added to its matrix."""
+    def merges(self, model: nn.Module) -> bool:
+        """Where all its layers have matrices of numbers."""
+        own = [module for module in model.modules() if (mark := mark_of(module)) and mark.kind == self.kind]
+        return not any(is_held(getattr(module, "base_layer", None)) for module in own)
+
+    def merged(self, module: Any, into: str | None = None) -> nn.Module:
+        """A layer with the product added to its matrix, or of a compressed one's numbers and the product."""
+        if is_held(module.base_layer):
+            return joined(module, into)
         made = copy.deepcopy(module)
         if not made.merged:
             made.merge()
@@ -80,6 +105,10 @@ class DoRA(LoRA, kind="dora"):
 
     Paper: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09353.
     """
+
+    def fits(self, module: nn.Module) -> bool:
+        """Linear layers with a matrix of numbers."""
+        return isinstance(module, nn.Linear)
 
     def options(self) -> dict[str, Any]:
         return {"use_dora": True}

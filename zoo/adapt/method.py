@@ -16,9 +16,13 @@ from zoo.changes import Change, apply, as_change, changes_of
 from zoo.layers.adapt import Mark, before, mark_of, placed, put, undone_on_failure
 from zoo.layers.batch_norm import TraceableNorm
 from zoo.layers.precision import Packed
+from zoo.layers.quant import Record, records
+from zoo.layers.quant.frozen import ADAPTERS as WITH_RECORDS
+from zoo.layers.sparse import SparseMatrix
 from zoo.registry import nearest
 
 Model = TypeVar("Model", bound=nn.Module)
+INTO = ("float", "nearest")
 ADAPTERS: dict[str, type[Adapter]] = {}
 
 
@@ -61,8 +65,13 @@ class Adapter(Change):
             ValueError: for a model or options that do not fit.
         """
 
-    def merged(self, module: Any) -> nn.Module:
-        """What goes in the place of one of its modules in a plain model of the same outputs."""
+    def merges(self, model: nn.Module) -> bool:
+        """Whether it can become a part of the weights of a model that has it, without a choice between ways."""
+        return self.mergeable
+
+    def merged(self, module: Any, into: str | None = None) -> nn.Module:
+        """What goes in the place of one of its modules in a plain model of the same outputs; ``into`` as
+        ``merge_adapter`` has it."""
         raise NotImplementedError
 
     @contextmanager
@@ -138,11 +147,11 @@ class Adapter(Change):
         plain = self.fits(nn.Linear(1, 1, device="meta"))
         masked = {name for name, m in outside.items() if plain and isinstance(m, nn.Linear) and is_parametrized(m)}
         able = [name for name, module in outside.items() if self.fits(module) or name in held or name in masked]
-        wanted = [name for pattern in self.targets for name in self._matching(pattern, able)]
+        wanted = [name for pattern in self.targets for name in self._matching(model, pattern, able)]
         last, tied = outputs(model), tied_layers(model)
         wanted = wanted or [name for name in able if outside[name] not in last]
         if not wanted:
-            raise ValueError(f"{self.kind}: {type(model).__name__} has no layer that it can be put on")
+            raise ValueError(f"{self.kind}: {type(model).__name__} has no layer that it can be put on{_instead(model)}")
         for name in wanted:
             if name in masked:
                 raise ValueError(
@@ -155,10 +164,10 @@ class Adapter(Change):
                 raise ValueError(f"{name} shares its weight with another layer, which {self.kind} would part")
         return {name: outside[name] for name in wanted}
 
-    def _matching(self, pattern: str, names: Sequence[str]) -> list[str]:
+    def _matching(self, model: nn.Module, pattern: str, names: Sequence[str]) -> list[str]:
         if found := [name for name in names if fnmatchcase(name, pattern)]:
             return found
-        close = nearest(pattern, names)
+        close = nearest(pattern, names) or ("" if names else _instead(model))
         raise ValueError(f"targets: {pattern!r} names no layer that {self.kind} can be put on{close}")
 
 
@@ -209,21 +218,36 @@ def as_adapter(described: Any) -> Adapter:
     return found
 
 
-def merge_adapter(model: Model) -> Model:
+def merge_adapter(model: Model, into: str | None = None) -> Model:
     """Take the adapters out of a model, in place, and leave what they learnt in its weights; every parameter learns
     again. The merged layers are made beside the others, and put in their place when all are there.
 
+    Args:
+        model: with adapters.
+        into: what compressed layers with low ranks beside them (``lora``) become, whose codes cannot take these up:
+            "float", layers of numbers, larger and of the same outputs up to rounding; "nearest", records of the same
+            format that are nearest to the sum, with an error of rounding.
+
     Raises:
-        ValueError: for a model without adapters, or with one that cannot become a part of its weights.
+        ValueError: for a model without adapters, with one that cannot become a part of its weights, or with low ranks
+            beside compressed layers and no ``into``, or one that a layer does not allow.
     """
+    if into not in (None, *INTO):
+        raise ValueError(f"into must be one of {', '.join(INTO)} or None, got {into!r}")
     there = {adapter.kind: adapter for adapter in adapters_of(model)}
     if not there:
         raise ValueError(f"{type(model).__name__} has no adapter to merge")
     if fixed := [kind for kind, adapter in there.items() if not adapter.mergeable]:
         raise ValueError(f"{', '.join(fixed)} cannot be merged: save the model with it, by zoo.save_model")
+    if into is None and (beside := [kind for kind, adapter in there.items() if not adapter.merges(model)]):
+        raise ValueError(
+            f"{', '.join(beside)} lies beside compressed layers, whose codes cannot take it up: into='float' makes "
+            "layers of numbers of them, into='nearest' rounds the sums to records as they are now, and zoo.save_model "
+            "keeps the model with it as it is"
+        )
     with undone_on_failure(model):
         made = {
-            name: there[str(_kind(module))].merged(module).train(module.training)
+            name: there[str(_kind(module))].merged(module, into).train(module.training)
             for name, module in placed(model).items()
         }
         put(model, made)
@@ -257,11 +281,18 @@ def outputs(model: nn.Module) -> list[nn.Module]:
 def tied_layers(model: nn.Module) -> set[str]:
     """Names of the layers whose weight is another layer's too."""
     places: dict[int, set[str]] = {}
+    owners = dict(model.named_modules(remove_duplicate=False))
     for name, parameter in model.named_parameters(remove_duplicate=False):
         module, _, _ = name.rpartition(".")
+        if isinstance(owners[module], (Record, SparseMatrix)):  # stands where the layer's weight was
+            module, _, _ = module.rpartition(".")
         places.setdefault(id(parameter), set()).add(module)
-    owners = dict(model.named_modules(remove_duplicate=False))
     return {name for held in places.values() if len({id(owners[name]) for name in held}) > 1 for name in held}
+
+
+def _instead(model: nn.Module) -> str:
+    """What a compressed model can have."""
+    return f": its weights are compressed. {WITH_RECORDS}" if records(model) else ""
 
 
 def _kind(module: nn.Module) -> str | None:

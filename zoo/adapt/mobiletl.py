@@ -39,6 +39,6 @@ class MobileTL(Adapter, kind="mobiletl"):
         """All convolutions, the inner norms' shifts, and the last norm with its statistics."""
         return part.startswith("project.") or part.endswith((".conv.weight", ".bn.bias"))
 
-    def merged(self, module: Any) -> nn.Module:
+    def merged(self, module: Any, into: str | None = None) -> nn.Module:
         """The block as it was, with what it learnt."""
         return module.plain()

@@ -61,6 +61,6 @@ class PaCA(Adapter, kind="paca"):
         finally:
             module.columns.data = before
 
-    def merged(self, module: Any) -> nn.Module:
+    def merged(self, module: Any, into: str | None = None) -> nn.Module:
         """The layer with these columns in its matrix."""
         return module.plain()

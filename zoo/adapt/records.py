@@ -40,7 +40,7 @@ class OfRecords(Adapter):
             )
         return super().chosen(model)
 
-    def merged(self, module: Any) -> nn.Module:
+    def merged(self, module: Any, into: str | None = None) -> nn.Module:
         """A layer over the record of the same numbers, whose scales are float32."""
         return module.plain()
 

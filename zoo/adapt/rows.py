@@ -35,6 +35,6 @@ class Rows(Adapter, kind="rows"):
         index = torch.tensor(sorted(set(self.rows)), dtype=torch.int64, device="cpu")
         return {name: PartialEmbedding(layer, index) for name, layer in self.chosen(model).items()}
 
-    def merged(self, module: Any) -> nn.Module:
+    def merged(self, module: Any, into: str | None = None) -> nn.Module:
         """The table with these rows in it."""
         return module.plain()

@@ -44,8 +44,8 @@ class SinkLoRA(LoRA, kind="sink_lora"):
         places = tuple(f"{name}." for name in _attention(model))
         return found if self.targets else {name: layer for name, layer in found.items() if name.startswith(places)}
 
-    def merged(self, module: Any) -> nn.Module:
-        return module.plain() if isinstance(module, ShiftedAttention) else super().merged(module)
+    def merged(self, module: Any, into: str | None = None) -> nn.Module:
+        return module.plain() if isinstance(module, ShiftedAttention) else super().merged(module, into)
 
 
 def _attention(model: nn.Module) -> dict[str, CausalAttention]:

@@ -60,7 +60,7 @@ class PERP(Adapter, kind="perp"):
                 found += [f"{place}.{name}" for name in module.state_dict()]
         yield from dict.fromkeys([*super().own(model), *found])
 
-    def merged(self, module: Any) -> nn.Module:
+    def merged(self, module: Any, into: str | None = None) -> nn.Module:
         """The masked layer with the product in its numbers."""
         return module.plain()
 
@@ -100,6 +100,6 @@ class PST(Adapter, kind="pst"):
         options = (self.rank, self.score_rank, self.ratio, self.steps, self.beta, self.alpha)
         return {name: StructuredScores(layer, *options) for name, layer in self.chosen(model).items()}
 
-    def merged(self, module: Any) -> nn.Module:
+    def merged(self, module: Any, into: str | None = None) -> nn.Module:
         """The layer of the masked matrix."""
         return module.plain()
