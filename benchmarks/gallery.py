@@ -9,6 +9,7 @@ recipes, which no training has seen. The page of a family shows its pictures.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,7 @@ class Drawn(NamedTuple):
         shows: what is on it.
         verb: of the command.
         arguments: after the model's name.
-        files: writes what the command reads into a folder, and returns the names of those files.
+        files: writes what the command reads into a folder, and returns what is typed for it, names of those files.
     """
 
     shows: str
@@ -44,6 +45,10 @@ class Drawn(NamedTuple):
     def command(self, model: str, files: Sequence[str], output: str) -> list[str]:
         """As it is typed."""
         return ["zoo", self.verb, model, *files, *self.arguments, "--output", output]
+
+    def typed(self, model: str, files: Sequence[str], output: str) -> str:
+        """The same as one line."""
+        return shlex.join(self.command(model, files, output))
 
 
 def images(folder: Path) -> list[str]:
@@ -125,11 +130,77 @@ def views(folder: Path) -> list[str]:
     return names
 
 
+def figure_clip(folder: Path) -> list[str]:
+    """A generated figure that moves."""
+    from PIL import Image
+
+    from zoo.train.data import MovingFiguresDataModule, figures
+
+    data = MovingFiguresDataModule()
+    data.setup("test")
+    frames = data.sources["test"].fetch(torch.tensor([1]), 0)[0][0, 0] * figures.STD + figures.MEAN
+    first, *rest = (Image.fromarray(frame.numpy()) for frame in (255 * frames.clamp(0, 1)).round().byte())
+    first.save(folder / "figure.gif", save_all=True, append_images=rest)
+    return ["figure.gif"]
+
+
+def frame_to_move(folder: Path) -> list[str]:
+    """That of a clip."""
+    return ["--image", *figure_clip(folder)]
+
+
+def captioned(folder: Path) -> list[str]:
+    """Four test pictures of digits and shapes."""
+    from PIL import Image
+
+    from zoo.train.data.pictures import MEAN, STD
+
+    source, names = _pictures(), [f"picture{index}.png" for index in range(4)]
+    pixels = (255 * (source.images(torch.arange(4))[:, 0] * STD + MEAN)).clamp(0, 255).round().byte()
+    for name, one in zip(names, pixels, strict=True):
+        Image.fromarray(one.numpy()).save(folder / name)
+    return names
+
+
+def with_texts(folder: Path) -> list[str]:
+    """These, and the captions of all of them."""
+    captions = [scene.caption() for scene in _pictures().scenes(torch.arange(4))]
+    return captioned(folder) + [word for caption in captions for word in ("--text", caption)]
+
+
+def _pictures() -> Any:
+    from zoo.train.data import PicturesDataModule
+
+    data = PicturesDataModule(test_samples=4)
+    data.setup("test")
+    return data.sources["test"]
+
+
+def volume(folder: Path) -> list[str]:
+    """A noisy ellipsoid with a core, and a box."""
+    import numpy as np
+
+    from zoo.train.data import EllipsoidsDataModule
+
+    data = EllipsoidsDataModule()
+    data.setup("test")
+    np.save(folder / "volume.npy", data.sources["test"].fetch(torch.tensor([0]), 0)[0][0].numpy())
+    return ["volume.npy"]
+
+
 PICTURES = {
     "next_scale_nano": Drawn("digits said scale by scale", "generate", ("--images", "20", "--guidance", "2")),
+    "next_scale_shapes_nano": Drawn("figures said scale by scale", "generate", ("--images", "20", "--guidance", "2")),
     "dit_nano": Drawn("digits made of noise", "generate", ("--images", "20", "--guidance", "1")),
     "unet_nano": Drawn("digits made of noise", "generate", ("--images", "20", "--guidance", "1")),
     "wetok_nano": Drawn("test digits above what their codes decode to", "predict", files=images),
+    "wetok_nano_generative": Drawn("test digits above three draws of them by their codes", "predict", files=images),
+    "video_dit_nano": Drawn("clips of moving figures, made of noise", "generate", ("--images", "5", "--guidance", "1")),
+    "cmd_nano": Drawn("a clip, what its frame and motion decode to, and the motion", "predict", files=figure_clip),
+    "cmd_motion_shapes": Drawn("motions of one frame, drawn", "generate", ("--images", "4"), frame_to_move),
+    "llava_nano": Drawn("pictures with what is said of them", "predict", files=captioned),
+    "m2_encoder_nano": Drawn("pictures with the texts that are nearest", "predict", ("--top-k", "3"), with_texts),
+    "revunet3d_nano": Drawn("slices of a volume above the parts found in it", "predict", files=volume),
     "stack_vae_nano": Drawn("a series of many channels above its scores", "predict", files=series),
     "deftan2_nano": Drawn("spectrograms of a microphone and of the voice found", "predict", files=sound),
     "efficienttam_nano": Drawn("a figure followed through a clip", "predict", ("--point", "53,37"), clip),
@@ -147,15 +218,16 @@ def draw(model: str, drawn: Drawn, target: Path) -> str:
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        command = drawn.command(model, drawn.files(folder), f"{model}.png")
+        files = drawn.files(folder)
+        command, typed = drawn.command(model, files, f"{model}.png"), drawn.typed(model, files, f"{model}.png")
         run = subprocess.run(
             [sys.executable, "-m", "zoo.cli", *command[1:]], cwd=folder, capture_output=True, text=True
         )
         if run.returncode:
-            raise RuntimeError(f"`{' '.join(command)}`: {(run.stderr.strip().splitlines() or ['failed'])[-1]}")
+            raise RuntimeError(f"`{typed}`: {(run.stderr.strip().splitlines() or ['failed'])[-1]}")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(folder / f"{model}.png", target)
-    return " ".join(command)
+    return typed
 
 
 def chosen(patterns: Sequence[str]) -> Iterator[tuple[str, Drawn]]:

@@ -1,6 +1,7 @@
 """Pictures of what the miniatures make: drawn by a command that is typed, and shown on the page of their family."""
 
 import json
+import shlex
 from base64 import b64encode
 from pathlib import Path
 
@@ -24,6 +25,17 @@ def test_a_picture_is_drawn_by_the_command_that_is_told(tmp_path):
     with Image.open(tmp_path / "new" / "drawn.png") as image:
         assert min(image.size) > 50
         assert len(image.convert("L").getcolors() or range(1000)) > 10
+
+
+@pytest.mark.parametrize("model", ["cmd_motion_shapes", "m2_encoder_nano"])
+def test_what_is_typed_besides_names_of_files_can_be_typed_again(model, tmp_path):
+    """Options with their words, and texts with spaces in quotation marks."""
+    drawn = gallery.PICTURES[model]
+    typed = shlex.split(drawn.typed(model, drawn.files(tmp_path), "made.png"))
+    options, rest = {"zoo generate": ["--image"], "zoo predict": ["--text"] * 4}[" ".join(typed[:2])], typed[2:]
+    assert [word for word in rest if word in ("--image", "--text")] == options and rest[0] == model
+    for name in (word for word in rest if word.endswith((".png", ".gif")) and word != "made.png"):
+        assert (tmp_path / name).exists()
 
 
 def test_what_cannot_be_drawn_is_one_error(tmp_path):
