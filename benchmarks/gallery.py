@@ -144,11 +144,6 @@ def figure_clip(folder: Path) -> list[str]:
     return ["figure.gif"]
 
 
-def frame_to_move(folder: Path) -> list[str]:
-    """That of a clip."""
-    return ["--image", *figure_clip(folder)]
-
-
 def captioned(folder: Path) -> list[str]:
     """Four test pictures of digits and shapes."""
     from PIL import Image
@@ -197,7 +192,6 @@ PICTURES = {
     "wetok_nano_generative": Drawn("test digits above three draws of them by their codes", "predict", files=images),
     "video_dit_nano": Drawn("clips of moving figures, made of noise", "generate", ("--images", "5", "--guidance", "1")),
     "cmd_nano": Drawn("a clip, what its frame and motion decode to, and the motion", "predict", files=figure_clip),
-    "cmd_motion_shapes": Drawn("motions of one frame, drawn", "generate", ("--images", "4"), frame_to_move),
     "llava_nano": Drawn("pictures with what is said of them", "predict", files=captioned),
     "m2_encoder_nano": Drawn("pictures with the texts that are nearest", "predict", ("--top-k", "3"), with_texts),
     "revunet3d_nano": Drawn("slices of a volume above the parts found in it", "predict", files=volume),
