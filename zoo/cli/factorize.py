@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
+from zoo.cli.compression import add_places, replaces
 from zoo.cli.errors import checked
-from zoo.cli.options import add_import, add_target, model_with_weights, replaces
+from zoo.cli.options import add_import, model_with_weights
 from zoo.cli.output import say
 
 HELP = "put products of two narrow matrices in place of a model's matrices"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("source", help="a folder written by zoo.save_model, hf-hub:owner/repo, or a model's name")
-    add_target(parser)
+    add_places(parser)
     parser.add_argument(
         "--rank", type=_rank, required=True, help="of every product; below 1, of the largest that saves something"
     )

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from zoo.cli.errors import UsageError
 
 
 def add_model(parser: ArgumentParser) -> None:
@@ -107,54 +104,6 @@ def model_with_weights(model: str, checkpoint: Path | None) -> Any:
     return zoo.create_model(name, pretrained=not placed and checkpoint is None, checkpoint_path=checkpoint)
 
 
-def add_target(parser: ArgumentParser) -> None:
-    """TARGET: where a model is saved that is made of a source."""
-    parser.add_argument("target", type=Path, help="folder to write, which is not the source's; an earlier model goes")
-
-
-def replaces(source: str, target: Path) -> str:
-    """What is said where a target holds an earlier model, which goes as ``zoo.save_model`` has it; else nothing.
-
-    Raises:
-        ValueError: for a target that the source is, whose weights would be lost.
-    """
-    place = saved(source).removeprefix("local-dir:")
-    if target.exists() and any(map(target.samefile, filter(Path.exists, (Path(source), Path(place))))):
-        raise ValueError(f"{target} holds the source, whose weights would be lost: give another folder")
-    return " (in place of an earlier model)" if (target / "config.json").exists() else ""
-
-
-def add_method_options(parser: ArgumentParser) -> None:
-    """--option NAME=VALUE and --calibration PATH, of a method of compression."""
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the method; repeatable")
-    parser.add_argument(
-        "--calibration", type=Path, metavar="PATH", help="a text in UTF-8, or a folder of images, not those to score on"
-    )
-
-
-def method_options(known: Namespace) -> dict[str, Any]:
-    """Those given, values as JSON where they are."""
-    return dict(map(_option, known.option))
-
-
-def calibration(source: str, model: Any, path: Path | None) -> Any:
-    """Of a text and the tokenizer of a model, or of a folder of images; None without a path.
-
-    Raises:
-        ValueError: for a file where the model takes images, or the other way round, and for what is no text.
-    """
-    import zoo
-    from zoo.quantize import Calibration
-
-    if path is None:
-        return None
-    if path.is_dir():
-        return Calibration.of_images(model, path)
-    if hasattr(model, "pretrained_cfg"):
-        raise ValueError(f"{type(model).__name__} takes images: --calibration must be a folder of them, got {path}")
-    return Calibration.of_text(zoo.load_tokenizer(saved(source)), text_of(path))
-
-
 def text_of(path: Path) -> str:
     """What a file holds.
 
@@ -165,16 +114,6 @@ def text_of(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be text in UTF-8: {error}") from error
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UsageError(f"--option must be NAME=VALUE, got {text!r}")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
 
 
 WANTED = "give a folder written by zoo.save_model, or a model's name (`zoo list`)"

@@ -5,27 +5,16 @@ from __future__ import annotations
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
-
+from zoo.cli.compression import add_method_options, add_places, begin, method_options
 from zoo.cli.errors import checked
-from zoo.cli.options import (
-    add_import,
-    add_method_options,
-    add_target,
-    calibration,
-    method_options,
-    model_with_weights,
-    replaces,
-)
+from zoo.cli.options import add_import
 from zoo.cli.output import say
 
 HELP = "compress the weights of a model to a few bits"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("source", help="a folder written by zoo.save_model, hf-hub:owner/repo, or a model's name")
-    add_target(parser)
+    add_places(parser)
     parser.add_argument("--method", default="rtn", help="see zoo.quantize (default: rtn, round to nearest)")
     parser.add_argument("--bits", type=int, help="of a weight's code, 1 to 8 (default: 4, or as the layout has them)")
     parser.add_argument("--layout", default="int", help="what a code stands for (default: int); see zoo.quantize")
@@ -41,13 +30,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(known: Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
     import zoo
 
     options = {"bits": known.bits, "layout": known.layout, "group_size": known.group_size, "symmetric": known.symmetric}
     options |= method_options(known)
-    earlier = checked(replaces, known.source, known.target)
-    model = zoo.settle(checked(model_with_weights, known.source, None))
-    seen = checked(calibration, known.source, model, known.calibration)
+    model, seen, earlier = begin(known)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(known.method, total=None)
         checked(

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
+from zoo.cli.compression import add_method_options, add_places, begin, method_options
 from zoo.cli.errors import checked
-from zoo.cli.options import (
-    add_import,
-    add_method_options,
-    add_target,
-    calibration,
-    method_options,
-    model_with_weights,
-    replaces,
-)
+from zoo.cli.options import add_import
 from zoo.cli.output import say
 
 HELP = "keep a share of the weights of a model"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("source", help="a folder written by zoo.save_model, hf-hub:owner/repo, or a model's name")
-    add_target(parser)
+    add_places(parser)
     parser.add_argument("--method", default="magnitude", help="see zoo.sparsify (default: magnitude)")
     parser.add_argument("--sparsity", type=float, default=0.5, help="share that goes, or is not read (default: 0.5)")
     parser.add_argument("--pattern", help="unstructured, row, or n:m such as 2:4 (default: the method's)")
@@ -35,9 +27,8 @@ def run(known: Namespace) -> int:
     import zoo
     from zoo.layers.quant import stored_bytes
 
-    earlier = checked(replaces, known.source, known.target)
-    model = zoo.settle(checked(model_with_weights, known.source, None))
-    before, seen = stored_bytes(model), checked(calibration, known.source, model, known.calibration)
+    model, seen, earlier = begin(known)
+    before = stored_bytes(model)
     checked(
         zoo.sparsify, model, known.method, sparsity=known.sparsity, pattern=known.pattern, calibration=seen,
         skip=tuple(known.skip), head=known.head, **method_options(known),
