@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save_file
 
 import zoo
+from zoo.benchmarks.lessons import FOLDER, keep
 from zoo.checkpoints import bundled, read_state_dict
 from zoo.cli import recipe_path
 
 RECIPES = ("sessions_transformer", "sessions_falcon_h1")
-FOLDER = Path(__file__).resolve().parent / "weights"
 
 
 def packed() -> list[str]:
@@ -48,9 +47,7 @@ def pack(recipe: str, run: Path) -> None:
         from zoo.train.command import TrainingRun
 
         TrainingRun(recipe_path(recipe), [], run).fit()
-    packed = bundled.pack(read_state_dict(run / "model"))
-    FOLDER.mkdir(exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in packed.items()}, FOLDER / f"{recipe}.safetensors")
+    keep(read_state_dict(run / "model"), FOLDER / f"{recipe}.safetensors")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

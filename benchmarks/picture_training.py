@@ -9,26 +9,21 @@ what was learnt, no more; the encoder learns nothing.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import zoo
+from zoo.benchmarks import lessons
 from zoo.benchmarks.picture_loss import woven_loss
-from zoo.checkpoints import bundled, read_state_dict
 from zoo.train.data import PicturesDataModule
 from zoo.vision_language import add_predictors, annealed, sparsified_loss
 
 MODEL, BATCH = "llava_nano", 32
-FOLDER = Path(__file__).resolve().parent / "weights"
 Loss = Callable[[Any, Tensor, Tensor, Tensor, float], Tensor]
 """Of a model, pictures, texts and their labels, and the share of the training that is done."""
 
@@ -118,28 +113,14 @@ def teach(lesson: Lesson, steps: int | None = None) -> tuple[Any, dict[str, nn.P
 def taught(name: str) -> Any:
     """The model after a lesson, with the weights that come with the package."""
     model, learnt = fresh(LESSONS[name])
-    found = bundled.unpack(read_state_dict(FOLDER / f"pictures_{name}.safetensors"))
-    if set(found) != set(learnt):
-        raise ValueError(f"the weights of a lesson must be those of {sorted(learnt)}, got {sorted(found)}: train it")
-    model.load_state_dict(found, strict=False)
+    lessons.fill(model, learnt, lessons.FOLDER / f"pictures_{name}.safetensors")
     return model
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "zoo.benchmarks.picture_training", description="Train what zoo bench vision_language reads with"
+    lessons.command(
+        "picture", "vision_language", LESSONS, lambda name, steps, _: (teach(LESSONS[name], steps)[1], ""), arguments
     )
-    parser.add_argument("names", nargs="*", default=[*LESSONS], metavar="LESSON", help=f"of {', '.join(LESSONS)}")
-    parser.add_argument("--steps", type=int, help="fewer than they take")
-    parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the files")
-    options = parser.parse_args(arguments)
-    for name in options.names:
-        begin = time.process_time()
-        _, learnt = teach(LESSONS[name], options.steps)
-        packed = bundled.pack({key: parameter.detach() for key, parameter in learnt.items()})
-        options.output.mkdir(parents=True, exist_ok=True)
-        save_file({k: t.contiguous() for k, t in packed.items()}, options.output / f"pictures_{name}.safetensors")
-        parser._print_message(f"{name}: {time.process_time() - begin:.0f} s\n")
 
 
 if __name__ == "__main__":

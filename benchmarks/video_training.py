@@ -9,21 +9,19 @@ and the projector; the encoder learns nothing.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import zoo
-from zoo.benchmarks.picture_training import FOLDER, MODEL, pictures, plain
-from zoo.checkpoints import bundled, read_state_dict
+from zoo.benchmarks import lessons
+from zoo.benchmarks.lessons import FOLDER
+from zoo.benchmarks.picture_training import MODEL, pictures, plain
 from zoo.layers.cache import Dense
 from zoo.layers.cache.pruning import governed_parts
 from zoo.train.data.pictures import CELL, DOCUMENT, MEAN, NOISE, STD, THINGS
@@ -204,27 +202,18 @@ def teach(name: str, steps: int | None = None, folder: Path = FOLDER, rate: floa
 
 def taught(name: str, folder: Path = FOLDER) -> Any:
     """The model after a lesson, with the weights of a folder."""
-    model, found = fresh(), bundled.unpack(read_state_dict(folder / f"videos_{name}.safetensors"))
-    if set(found) != set(learnt(model)):
-        raise ValueError(f"the weights of a lesson must be those of {sorted(learnt(model))}, got {sorted(found)}")
-    model.load_state_dict(found, strict=False)
+    model = fresh()
+    lessons.fill(model, learnt(model).keys(), folder / f"videos_{name}.safetensors")
     return model.requires_grad_(False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("zoo.benchmarks.video_training", description="Train what zoo bench videos reads")
-    parser.add_argument("names", nargs="*", default=[*LESSONS], metavar="LESSON", help=f"of {', '.join(LESSONS)}")
-    parser.add_argument("--steps", type=int, help="fewer than they take")
-    parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the files")
-    options = parser.parse_args(arguments)
-    for name in options.names:
-        begin = time.process_time()
-        model, losses = teach(name, options.steps, options.output)
-        packed = bundled.pack({key: parameter.detach() for key, parameter in learnt(model).items()})
-        options.output.mkdir(parents=True, exist_ok=True)
-        save_file({k: t.contiguous() for k, t in packed.items()}, options.output / f"videos_{name}.safetensors")
-        last = sum(losses[-40:]) / len(losses[-40:])
-        parser._print_message(f"{name}: {time.process_time() - begin:.0f} s, loss {last:.3f}\n")
+    def taught_now(name: str, steps: int | None, folder: Path) -> tuple[dict[str, nn.Parameter], str]:
+        model, losses = teach(name, steps, folder)
+        last = losses[-40:]
+        return learnt(model), f", loss {sum(last) / len(last):.3f}"
+
+    lessons.command("video", "videos", LESSONS, taught_now, arguments)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from zoo.benchmarks import action_head, picture_loss, picture_training, vision_language
+from zoo.benchmarks.lessons import FOLDER
 from zoo.benchmarks.picture_tokens import ALL, rounds
-from zoo.benchmarks.picture_training import FOLDER, LESSONS, taught
+from zoo.benchmarks.picture_training import LESSONS, taught
 from zoo.benchmarks.picture_ways import PLAIN, WAYS, fewer_layers
 
 CHOSEN = {"EfficientVLA": (1, 2), "Dynamic-LLaVA": (1, 2)}
@@ -108,7 +109,7 @@ def test_a_lesson_changes_what_it_names_alone(lesson):
 
 def test_weights_of_another_lesson_are_refused(monkeypatch, tmp_path):
     save_file({"language.norm.weight": torch.ones(96)}, tmp_path / "pictures_reweaving.safetensors")
-    monkeypatch.setattr(picture_training, "FOLDER", tmp_path)
+    monkeypatch.setattr(picture_training.lessons, "FOLDER", tmp_path)
     with pytest.raises(ValueError, match=r"must be those of .*reweaving.gate.*, got \['language.norm.weight'\]"):
         taught.__wrapped__("reweaving")
 
