@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -13,21 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from zoo.factory import create_model
-from zoo.kernels.stand_in import as_on_cpu
 from zoo.language.base import LanguageModel
 from zoo.layers.quant import count_parameters
 from zoo.layers.step import programmed
 from zoo.profile import measure
+from zoo.profile.calls import ROOM, ValuesDecideError, calls_of, left_as_it_is, state_bytes, traced
 from zoo.profile.metrics import Energy, measured_energy
 from zoo.profile.peaks import device_name, peaks
 from zoo.profile.plausible import beyond, doubted
 from zoo.profile.record import Layer, Peaks, Phase, Profile, Seconds
-from zoo.profile.sample import answer, items, loss, sample, unit
+from zoo.profile.sample import items, sample, unit
 from zoo.profile.trace import Kernel, Trace, waterline
 
 __all__ = ["Layer", "Peaks", "Phase", "Profile", "Seconds", "peaks", "profile"]
 META = torch.device("meta")
-ROOM = 256  # tokens that are decoded at most while it is measured
 
 
 def profile(
@@ -84,15 +82,15 @@ def profile(
     inputs = sample(counted, batch, tokens)
     build = cache(lambda: model if isinstance(model, nn.Module) else _build(model, image_size, place, dtype))
     traces = {}
-    for name, prepare in _calls(counted, training).items():
+    for name, prepare in calls_of(counted, training).items():
         try:
-            traces[name] = _trace(counted, inputs, name, prepare)
+            traces[name] = traced(counted, inputs, name, prepare)
         except ValuesDecideError:
             if place == META:
                 raise
             with left_as_it_is(build()):
-                traces[name] = _trace(build(), sample(build(), batch, tokens), name, prepare)
-    states = _state_bytes(counted, inputs)
+                traces[name] = traced(build(), sample(build(), batch, tokens), name, prepare)
+    states = state_bytes(counted, inputs)
     if place != META:
         _require_room(counted, traces, place, count_weights=isinstance(model, str))
         return _measured(model, counted, build(), inputs, traces, states, place, runs, energy)
@@ -133,97 +131,6 @@ def _build(name: str, image_size: int | None, device: torch.device, dtype: torch
     return create_model(name, device=device, dtype=dtype, **options)
 
 
-Call = Callable[[], Any]
-
-
-class ValuesDecideError(ValueError):
-    """What is computed depends on values, which the meta device has none of."""
-
-
-@contextmanager
-def left_as_it_is(model: nn.Module) -> Iterator[None]:
-    """Modes and gradients are in the end what they were."""
-    modes = {module: module.training for module in model.modules()}
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-
-
-def _forward(model: Any, x: Tensor) -> Call:
-    return lambda: answer(model, x)
-
-
-def _training(model: Any, x: Tensor) -> Call:
-    return lambda: loss(model, x).backward()
-
-
-def _decode(model: Any, x: Tensor) -> Call:
-    """A step, after a prompt of all of x."""
-    state = model.init_state(len(x), x.shape[1] + ROOM)
-    model(x, state, logits_to_keep=1)
-    return lambda: model(x[:, :1], state)
-
-
-def _calls(model: Any, training: bool) -> dict[str, Callable[[Any, Tensor], Call]]:
-    """Phase -> what makes it ready."""
-    calls = {"forward": _forward}
-    calls |= {"training": _training} if training else {}
-    return calls | ({"decode": _decode} if isinstance(model, LanguageModel) else {})
-
-
-def _trace(model: Any, inputs: Tensor, name: str, prepare: Callable[[Any, Tensor], Call]) -> Trace:
-    """Its operations, all by the operators that count them, with the peak of the ways that a CPU takes beside these."""
-    trace = _traced(model, inputs, name, prepare)
-    if inputs.is_meta:
-        with as_on_cpu():
-            trace.peak = _traced(model, inputs, name, prepare).peak
-    return trace
-
-
-def _traced(model: Any, inputs: Tensor, name: str, prepare: Callable[[Any, Tensor], Call]) -> Trace:
-    trace, train = Trace(model), name == "training"
-    trace.keep([inputs])
-    model.train(train)
-    try:
-        with torch.set_grad_enabled(train):
-            ready = prepare(model, inputs)
-            with trace:
-                found = ready()
-            del found
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise ValueError(
-            f"a batch norm of {type(model).__name__} has one value: take a batch of 2 or leave out training"
-        ) from error
-    except NotImplementedError as error:
-        raise ValuesDecideError(
-            f"what {type(model).__name__} computes depends on values, so it cannot be counted without running it: "
-            f"{error}"
-        ) from error
-    finally:
-        model.zero_grad()
-    return trace
-
-
-def _state_bytes(model: Any, inputs: Tensor) -> tuple[tuple[int, int], ...]:
-    if not isinstance(model, LanguageModel):
-        return ()
-    longest, model = inputs.shape[1], model.eval()
-    found = []
-    with torch.no_grad():
-        for length in sorted({1, max(1, longest // 4), max(1, longest // 2), longest}):
-            state = model.init_state(len(inputs), length)
-            model(inputs[:, :length], state, logits_to_keep=1)
-            found.append((length, state.nbytes))
-    return tuple(found)
-
-
 def _require_room(model: Any, traces: dict[str, Trace], device: torch.device, count_weights: bool) -> None:
     needed = max(trace.peak for trace in traces.values()) + (_weights(model) if count_weights else 0)
     if needed > (free := measure.free_memory(device)):
@@ -241,7 +148,7 @@ def _measured(
     ran, layers, used = dict[str, tuple[Seconds, int, float | None]](), {}, Energy(None, "not measured")
     with left_as_it_is(model):
         for name in traces:
-            train, prepare = name == "training", _calls(model, True)[name]
+            train, prepare = name == "training", calls_of(model, True)[name]
             model.train(train)
             with torch.set_grad_enabled(train):
                 ready = prepare(model, inputs)
