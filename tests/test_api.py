@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -56,6 +57,31 @@ def test_names_of_the_foundation():
         *(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base")),
         "vit_nano",
     }
+
+
+def test_public_names_are_there_when_asked_for():
+    modules = {name for name in zoo.__all__ if inspect.ismodule(getattr(zoo, name))}
+    assert modules == {"cache", "decoding", "steering"} and set(zoo.__all__) <= set(dir(zoo))
+    assert {n for n in set(zoo.__all__) - modules if find_spec(f"zoo.{n}") is not None} == zoo.NAMESAKES
+    with pytest.raises(AttributeError, match="module 'zoo' has no attribute 'creat_model'"):
+        getattr(zoo, "creat_model")  # noqa: B009
+
+
+@pytest.mark.parametrize("first", ["zoo.cli", "zoo.quantize.files", "zoo.api", "zoo.kernels"])
+def test_functions_stay_whatever_is_imported_first(first):
+    """The import of a module sets its name in the package, which is the function's."""
+    code = f"""
+import importlib, inspect, sys, zoo
+assert "torch" not in sys.modules
+importlib.import_module({first!r})
+for name in zoo.NAMESAKES:
+    module = importlib.import_module(f"zoo.{{name}}")
+    assert inspect.ismodule(module) and inspect.isfunction(getattr(zoo, name)), name
+assert zoo.quantize is importlib.import_module("zoo.quantize").quantize
+assert inspect.ismodule(zoo.layers) and len(zoo.list_models()) > 100
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_listing_filters_and_sorts():

@@ -233,6 +233,26 @@ def test_completion_offers_models_and_recipes(monkeypatch: pytest.MonkeyPatch) -
     assert {"digits_vim_nano", "mamba2_130m"} <= set(asked)
 
 
+def test_help_and_version_start_without_torch() -> None:
+    code = """
+import sys
+from zoo.cli import build_parser, main
+commands = next(action for action in build_parser()._actions if action.dest == "command").choices
+for parser in (build_parser(), *commands.values()):
+    assert parser.format_help().startswith("usage: zoo")
+for option in ("--help", "--version"):
+    try:
+        main([option])
+    except SystemExit as stopped:
+        assert stopped.code == 0
+heavy = {"torch", "numpy", "rich"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"zoo {zoo.__version__}" in done.stdout
+
+
 def test_help_and_list_start_without_the_training_stack() -> None:
     code = """
 import sys

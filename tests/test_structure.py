@@ -106,6 +106,7 @@ before = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_thre
           torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision())
 loaded = set(sys.modules)
 import zoo
+from zoo import *
 after = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(),
          torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision())
 assert before == after, (before, after)

@@ -15,13 +15,7 @@ from torch import nn
 from zoo.checkpoints import bundled
 from zoo.checkpoints.index import INDEX, UNKNOWN
 from zoo.checkpoints.index import tags as published_tags
-
-TASKS = (
-    "language", "text-classification", "image-classification", "image-generation", "segmentation", "multi-task",
-    "sequence-classification", "sequence-regression", "image-tokenization", "image-diffusion", "anomaly-detection",
-    "speech-enhancement", "video-segmentation", "world-model", "vision-language", "point-classification",
-    "birds-eye-occupancy", "video-diffusion", "video-autoencoding", "image-text-retrieval",
-)  # fmt: skip
+from zoo.tasks import TASKS
 
 
 @dataclasses.dataclass(frozen=True)

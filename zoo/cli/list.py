@@ -8,7 +8,7 @@ from dataclasses import asdict
 from zoo.cli.errors import UsageError, checked
 from zoo.cli.options import add_import, add_json
 from zoo.cli.output import show, show_json
-from zoo.registry import TASKS
+from zoo.tasks import TASKS
 
 HELP = "names of models, or of cache policies"
 

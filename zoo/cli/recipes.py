@@ -12,7 +12,6 @@ from typing import Any
 from zoo.cli.errors import UsageError, checked
 from zoo.cli.imports import import_models
 from zoo.cli.options import completed
-from zoo.registry import nearest
 
 
 def recipe_names() -> list[str]:
@@ -34,6 +33,8 @@ def recipe_path(recipe: str) -> Path:
 
 def near(name: str) -> str:
     """Recipes that a name may have meant: those that train a model of that name, or else the most alike."""
+    from zoo.registry import nearest
+
     trained = [recipe for recipe in recipe_names() if recipe.endswith(f"_{name}")]
     return f", did you mean {' or '.join(map(repr, trained[:3]))}?" if trained else nearest(name, recipe_names())
 

@@ -13,7 +13,6 @@ from zoo.cli.errors import UsageError, checked
 from zoo.cli.options import model_with_weights, saved
 from zoo.cli.output import PICTURES, check_suffix, say, show
 from zoo.cli.text import INTERRUPTED, put, sampling, texts, write
-from zoo.images import count_frames
 
 
 def add_sight(parser: ArgumentParser) -> None:
@@ -58,6 +57,7 @@ def described(model: Any, known: Namespace) -> int:
     from rich.table import Table
 
     import zoo
+    from zoo.images import count_frames
     from zoo.vision_language import answer, prepare_images
     from zoo.vision_language.drawing import draw_told
 
@@ -125,6 +125,8 @@ def frames_of(count: int, most: int = 8) -> list[int]:
 
 def note_frames(paths: Sequence[Path]) -> None:
     """Say of which files only the first frame is read."""
+    from zoo.images import count_frames
+
     for path in paths:
         if (count := count_frames(path)) > 1:
             say(f"{path} has {count} frames: the first is read", stderr=True)

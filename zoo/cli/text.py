@@ -14,7 +14,6 @@ from unicodedata import category
 from zoo.cli.doors import served
 from zoo.cli.errors import UsageError, checked
 from zoo.cli.options import model_with_weights, saved, seed
-from zoo.text.stream import BROKEN
 
 INTERRUPTED = 130  # the exit code of what Ctrl-C ended
 
@@ -82,6 +81,8 @@ def texts(steps: Any, shown: Any) -> Generator[str, None, None]:
 def put(text: str) -> None:
     """Text on stdout, at once; on a terminal without what would command it."""
     if sys.stdout.isatty():
+        from zoo.text.stream import BROKEN
+
         text = "".join(BROKEN if category(one) == "Cc" and one not in "\n\t" else one for one in text)
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
