@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from zoo.benchmarks import action_head, picture_loss, picture_training, vision_language
+from zoo.benchmarks import action_head, lessons, picture_loss, picture_training, vision_language
 from zoo.benchmarks.lessons import FOLDER
 from zoo.benchmarks.picture_tokens import ALL, rounds
 from zoo.benchmarks.picture_training import LESSONS, taught
@@ -109,9 +109,23 @@ def test_a_lesson_changes_what_it_names_alone(lesson):
 
 def test_weights_of_another_lesson_are_refused(monkeypatch, tmp_path):
     save_file({"language.norm.weight": torch.ones(96)}, tmp_path / "pictures_reweaving.safetensors")
-    monkeypatch.setattr(picture_training.lessons, "FOLDER", tmp_path)
+    monkeypatch.setattr(lessons, "FOLDER", tmp_path)
     with pytest.raises(ValueError, match=r"must be those of .*reweaving.gate.*, got \['language.norm.weight'\]"):
         taught.__wrapped__("reweaving")
+
+
+def test_the_command_of_lessons_writes_those_that_are_asked_for(capsys, tmp_path):
+    def teach(name, steps, folder):
+        assert folder == tmp_path
+        return {"weight": torch.full((2, 3), float(steps), requires_grad=True)}, f", {name} is known"
+
+    options = ["later", "--steps", "3", "--output", str(tmp_path)]
+    lessons.command("picture", "a subject", ["first", "later"], teach, options)
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures_later.safetensors"]
+    assert capsys.readouterr().err == "later: 0 s, later is known\n"
+    model = torch.nn.Linear(3, 2)
+    lessons.fill(model, ["weight"], tmp_path / "pictures_later.safetensors")
+    torch.testing.assert_close(model.weight.data, torch.full((2, 3), 3.0))
 
 
 def test_what_was_learnt_helps():
