@@ -9,7 +9,8 @@
 Random weights of the published sizes, written for transformers and for llama.cpp (`zoo convert --to gguf`), in
 float32, bfloat16, and 8 and 4 bits where a side has them. Each side continues a prompt of 512 tokens by 1 and by 65,
 greedily: the difference is 64 steps. "MB" are all weights; the bound of a step is what reading them once takes, of
-experts those that one token visits, at the bandwidth that summing a large tensor reaches on as many threads.
+experts those that one token visits, at the bandwidth that summing a large tensor reaches on as many threads before or
+after the runs of the form, as a machine that others share gives more at one time than at another.
 "difference": of the log-probabilities after the prompt from ours in float32, the largest among the ten tokens that both
 hold most likely.
 
@@ -129,26 +130,28 @@ def measure(name: str, options: argparse.Namespace, advance: Callable[[str], Non
             found = {side: Subject(held, top(held, tokens)) for side, held in sides(mine, theirs, form, options)}
             exact = exact or found["zoo"].top
             calls = {side: partial(held.side.generate, tokens) for side, held in found.items()}
+            before = bandwidth(options.threads)
             runs = prompt_and_step(calls, STEPS, options.budget)
+            read = max(before, bandwidth(options.threads))
             for side, held in found.items():
                 shared = held.top.keys() & exact.keys()
                 yield {
                     "model": name, "form": form, "side": side, "threads": options.threads, "bytes": held.side.bytes,
-                    "prefill": runs[side][0], "steps": runs[side][1],
+                    "prefill": runs[side][0], "steps": runs[side][1], "bandwidth": read,
                     "read": held.side.bytes * share_read(found["zoo"].side),
                     "difference": max((abs(held.top[t] - exact[t]) for t in shared), default=float("nan")),
                 }  # fmt: skip
 
 
-def show(records: Sequence[dict[str, Any]], read: float) -> list[list[str]]:
-    """A row a model, form and side; ``read`` is the bandwidth of those that do not hold that of their run."""
+def show(records: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A row a model, form and side."""
     peers = {(r["model"], r["form"]): statistics.median(r["steps"]) for r in records if r["side"] == "llama.cpp"}
     rows = []
     for r in records:
         prefill, step, bound = (
             statistics.median(r["prefill"]),
             statistics.median(r["steps"]),
-            r.get("read", r["bytes"]) / r.get("bandwidth", read),
+            r["read"] / r["bandwidth"],
         )
         peer = peers.get((r["model"], r["form"]))
         rows.append([
@@ -171,18 +174,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     name = file_name(options)
     before = [] if options.no_save else held(name, "records", also=["bandwidth"])
-    read, found = bandwidth(options.threads), []
+    found: list[dict[str, Any]] = []
     with busy(options.busy), telling(len(options.only) * len(options.forms)) as say:
         for model in options.only:
             found += measure(model, options, lambda form, model=model: say(f"{model}, {form}"))
-    records = joined(before, [{**record, "bandwidth": read} for record in found], ("model", "form"))
+    records = joined(before, found, ("model", "form"))
     records.sort(key=lambda r: (MODELS.index(r["model"]), list(FORMS).index(r["form"])))
     title = f"{PROMPT} tokens of prompt, {STEPS} steps, batch {options.batch}, {options.threads} threads"
-    rates = sorted({f"{r['bandwidth'] / 1e9:.1f}" for r in records})
-    title += f", {' and '.join(rates)} GB/s"
+    rates = [r["bandwidth"] / 1e9 for r in records]
+    title += f", {min(rates):.1f} to {max(rates):.1f} GB/s"
     title += f", beside {options.busy} busy processes" if options.busy else ""
-    shown = title, COLUMNS, show(records, read)
-    publish(name, options, {"bandwidth": read, "records": records}, shown, after=earlier_runs(records))
+    shown = title, COLUMNS, show(records)
+    publish(name, options, {"records": records}, shown, after=earlier_runs(records))
 
 
 def file_name(options: argparse.Namespace) -> str:

@@ -26,7 +26,7 @@ def held(name: str, part: str, also: Sequence[str] = ()) -> list[dict[str, Any]]
         return []
     content = json.loads(path.read_text(encoding="utf-8"))
     run = {field: content["machine"][field] for field in ("date", "commit", "threads")}
-    return [{**{field: content[field] for field in also}, RUN: run, **record} for record in content.get(part, ())]
+    return [{**{f: content[f] for f in also if f in content}, RUN: run, **record} for record in content.get(part, ())]
 
 
 def joined(

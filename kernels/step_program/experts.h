@@ -56,14 +56,16 @@ static void route_row(const int64_t *a, int64_t m) {
     for (int64_t j = 0; j < k; j++) weight[j] = (a[10] ? weight[j] / sum : weight[j]) * real(a[11]);
 }
 
-/* y = base + factor sum of weight x over the experts; chunk: a row. a: x k y y_row base base_row weight - - width factor */
+/* y = base + factor sum of weight x over the experts, or of x where there are no weights; chunk: a row.
+   a: x k y y_row base base_row weight - - width factor */
 static void combine_row(const int64_t *a, int64_t m) {
     const int64_t k = a[1], width = a[9];
-    const float *x = F(0) + m * k * width, *weight = F(6) + m * k, *base = a[4] ? F(4) + m * a[5] : 0;
+    const float *x = F(0) + m * k * width, *weight = a[6] ? F(6) + m * k : 0, *base = a[4] ? F(4) + m * a[5] : 0;
     float *y = OUT(2) + m * a[3];
+#pragma omp simd
     for (int64_t i = 0; i < width; i++) {
         float sum = 0;
-        for (int64_t j = 0; j < k; j++) sum += weight[j] * x[j * width + i];
+        for (int64_t j = 0; j < k; j++) sum += (weight ? weight[j] : 1) * x[j * width + i];
         y[i] = (base ? base[i] : 0) + real(a[10]) * sum;
     }
 }

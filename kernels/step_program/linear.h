@@ -97,6 +97,8 @@ INLINE void add_rows(float *sums, int64_t width, const float *w, int64_t N, int6
     }
 }
 
+#define SEGMENT 256 /* most outputs of a chunk of kept columns */
+
 /* of a matrix (C, N) the rows that x keeps, of the others a product of low rank */
 static void kept_rows(const int64_t *a, int64_t first, int64_t last) {
     const int64_t N = a[6], C = a[7], M = a[8], rank = a[17];
@@ -122,11 +124,22 @@ static void kept_rows(const int64_t *a, int64_t first, int64_t last) {
     }
 }
 
+/* of a matrix whose rows are inputs: what some of them add, which with all others' is the product */
+static void input_rows(const int64_t *a, int64_t chunk, int brief) {
+    const int64_t first = chunk * a[12], last = first + a[12] < a[7] ? first + a[12] : a[7];
+    float *sums = kept(OF_NUMBERS, a[6] * sizeof(float));
+    if (brief)
+        add_inputs(a, first, last, sums, 1);
+    else
+        add_inputs(a, first, last, sums, 0);
+    for (int64_t n = 0; n < a[6]; n++) put(a, n, sums + n, 1);
+}
+
 static void linear_rows(const int64_t *a, int64_t chunk) {
     const int64_t first = chunk * a[12], last = first + a[12] < a[6] ? first + a[12] : a[6];
     switch (a[14]) {
-        case IN_COLUMNS: segment(a, first, last, 0); return;
-        case IN_BRIEF_COLUMNS: segment(a, first, last, 1); return;
+        case IN_COLUMNS:
+        case IN_BRIEF_COLUMNS: input_rows(a, chunk, a[14] == IN_BRIEF_COLUMNS); return;
         case IN_INTEGERS:
             if (a[27])
                 integer_rows_by_digits(a, first, last);
@@ -155,19 +168,22 @@ static void linear_rows(const int64_t *a, int64_t chunk) {
     }
 }
 
-/* chunk: of one matrix, for a slot (m, k); every so many slots (a[21]) share a row of x */
+/* chunk: of one matrix, for a slot (m, k); every so many slots (a[21]) share a row of x; where rows are inputs, each chunk
+   has a row of y */
 static void chosen_rows(const int64_t *a, int64_t chunk) {
-    const int64_t chunks = (a[6] + a[12] - 1) / a[12], slot = chunk / chunks, e = ((const int64_t *)a[20])[slot];
+    const int columns = a[14] == IN_COLUMNS || a[14] == IN_BRIEF_COLUMNS;
+    const int64_t chunks = (a[columns ? 7 : 6] + a[12] - 1) / a[12], slot = chunk / chunks, part = chunk % chunks;
+    const int64_t e = ((const int64_t *)a[20])[slot];
     int64_t own[ARGUMENTS];
     memcpy(own, a, sizeof own);
     own[0] += slot / a[21] * a[1] * (int64_t)sizeof(float);
-    own[2] += slot * a[3] * (int64_t)sizeof(float);
-    own[11] += a[11] ? e * a[6] * (int64_t)sizeof(float) : 0;
+    own[2] += (columns ? chunk : slot) * a[3] * (int64_t)sizeof(float);
+    own[11] = a[11] && !(columns && part) ? a[11] + e * a[6] * (int64_t)sizeof(float) : 0;
     own[13] += e * a[22];
     own[18] += e * a[23];
     own[19] += e * a[24];
     own[27] += a[27] ? slot / a[21] * a[28] : 0;
-    linear_rows(own, chunk % chunks);
+    linear_rows(own, part);
 }
 
 static void linear_chunk(const int64_t *a, int64_t chunk) {

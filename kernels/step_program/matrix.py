@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.kernels.common.minifloat import Minifloat
 from zoo.kernels.minifloat_matmul import numbers
-from zoo.kernels.step_program.records import DTYPES, Records, bits_of
+from zoo.kernels.step_program.records import BY_INPUTS, DTYPES, Records, bits_of
 
 ROWS, COLUMNS, INTEGERS, MINIFLOATS, SPARSE, KEPT = 0, 2, 4, 5, 6, 8  # of numbers: one more where they are bfloat16
 
@@ -38,6 +38,11 @@ class Matrix(NamedTuple):
     strides: tuple[int, int, int] = (0, 0, 0)
     kind: tuple[int, int] = (0, 0)
     rounded: int = 0
+
+    @property
+    def by_inputs(self) -> bool:
+        """Whether a row of it belongs to an input, and is read as it lies."""
+        return self.layout in BY_INPUTS
 
 
 def dense(p: Records, weight: Tensor) -> Matrix:
@@ -101,7 +106,7 @@ def parts(matrix: Matrix, count: int, first: int, rows: int) -> Matrix:
     Raises:
         ValueError: for a layout whose rows do not all take the same memory.
     """
-    if matrix.layout in (COLUMNS, COLUMNS + 1, KEPT) or SPARSE <= matrix.layout < KEPT:
+    if matrix.by_inputs or matrix.layout == KEPT or SPARSE <= matrix.layout < KEPT:
         raise ValueError(f"a matrix of layout {matrix.layout} has no parts")
     places = list(matrix.places)
     for place, stride in zip((0, 4, 5), matrix.strides, strict=True):

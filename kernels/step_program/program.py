@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from zoo.kernels import native
-from zoo.kernels.step_program.matrix import COLUMNS, INTEGERS, KEPT, Matrix
+from zoo.kernels.step_program.matrix import INTEGERS, KEPT, Matrix
 from zoo.kernels.step_program.records import BASE, FACTOR, INDEX, LINEAR, SOURCE, Records, Value, bits_of
 
 NORM, _, CONV, SSD, SCAN, TURN, ATTEND, GLU, SCALE, ROUTE, COMBINE, DIGITS, PICK, BLEND = range(14)
 ROUND = 24
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu", "sigmoid", "squared_relu", "clamped", "capped", "none")
 CHUNK = 1 << 15  # bytes of a matrix that a thread takes at a time
-SEGMENT = 1 << 10  # bytes of a row of a matrix whose rows are inputs
+SEGMENT = 256  # outputs of a chunk of kept columns
+PARTS = 8  # most chunks of a matrix whose rows are inputs, each of which has sums of its own
 CHANNELS = 64  # of a chunk of SCAN
 TAPPED = 512  # columns of a chunk of CONV
 TOGETHER = 4  # most heads of a chunk of ATTEND
@@ -107,13 +108,19 @@ class Program(Records):
         if apart and x.place[1] != x.width:
             raise ValueError("what goes through several matrices lies one behind the other")
         x = self._rounded(x, matrix, chosen.count if apart else 1)
-        y, rows, slots = self.empty(chosen.count * matrix.outputs), _rows_at_a_time(matrix), self.rows * chosen.count
-        given, chunks = (x.place[0], each if apart else x.place[1]), slots * -(-matrix.outputs // rows)
+        rows, slots, outputs = _rows_at_a_time(matrix), self.rows * chosen.count, chosen.count * matrix.outputs
+        pieces = -(-(matrix.inputs if matrix.by_inputs else matrix.outputs) // rows)
+        y = self.empty(outputs * (pieces if matrix.by_inputs else 1))
+        given, chunks = (x.place[0], each if apart else x.place[1]), slots * pieces
         digits = self._digits(*given, slots if apart else self.rows, matrix)
         made = self._matrix(given, (y.place[0], matrix.outputs), x.factor, matrix, bias, chunks, rows, 1)
         self.records[made][INDEX : INDEX + 2] = chosen.index.data_ptr(), 1 if apart else chosen.count
         self.records[made][29:31] = digits
-        return y
+        if y.width == outputs:
+            return y
+        total, places = self.empty(outputs), (y.place[0], pieces)
+        self.add(COMBINE, slots, *places, total.place[0], matrix.outputs, *[0] * 5, matrix.outputs, bits_of(1.0))
+        return total
 
     def every(self, count: int) -> Chosen:
         """Each of so many matrices, for each row."""
@@ -329,9 +336,9 @@ def has_digits() -> bool:
 
 
 def _rows_at_a_time(matrix: Matrix) -> int:
-    """Outputs of a chunk."""
-    if COLUMNS <= matrix.layout < INTEGERS:
-        return SEGMENT // (4 >> (matrix.layout - COLUMNS))
+    """Outputs of a chunk, or inputs."""
+    if matrix.by_inputs:
+        return -(-matrix.inputs // min(PARTS, -(-matrix.nbytes // CHUNK)))
     if matrix.layout == KEPT:
-        return SEGMENT // 4
+        return SEGMENT
     return max(1, CHUNK * matrix.outputs // max(matrix.nbytes, 1))

@@ -18,7 +18,8 @@ SOURCE = Path(__file__).with_name("step_program.c")
 ROWS = 4  # most rows
 ARGUMENTS = 29  # of a record of the C file
 LINEAR = 1  # the operation that others of its kind may run beside
-CHUNK_ROWS, INDEX = 14, 22  # of its record: outputs of a chunk; which matrices were chosen
+CHUNK_ROWS, LAYOUT, INDEX = 14, 16, 22  # of its record: outputs (or inputs) of a chunk; which matrices were chosen
+BY_INPUTS = 2, 3  # layouts of a matrix whose rows belong to inputs
 BASE, FACTOR = slice(4, 8), 12  # of a record that writes, adds and multiplies: y and what is added to it; a factor
 DTYPES = (torch.float32, torch.bfloat16)
 _VERSION = operator.attrgetter("_version")
@@ -162,9 +163,11 @@ def _touched(record: Sequence[int], rows: int) -> _Touched | None:
     code, chunks, x, x_row, y, y_row, base, base_row, outputs, inputs = record[:10]
     if code != LINEAR:
         return None
-    slots, share = rows, 1
+    slots, share, sums = rows, 1, rows
     if record[INDEX]:  # of a matrix that each slot has chosen
-        slots, share = chunks // -(-outputs // record[CHUNK_ROWS]), record[INDEX + 1]
+        by_inputs = record[LAYOUT] in BY_INPUTS
+        slots, share = chunks // -(-(inputs if by_inputs else outputs) // record[CHUNK_ROWS]), record[INDEX + 1]
+        sums = chunks if by_inputs else slots
 
     def stretch(place: int, apart: int, width: int, count: int) -> tuple[int, int]:
         return place, place + 4 * ((count - 1) * apart + width)
@@ -172,7 +175,7 @@ def _touched(record: Sequence[int], rows: int) -> _Touched | None:
     read = [stretch(x, x_row, inputs, slots // share)]
     if base:
         read.append(stretch(base, base_row, outputs, slots))
-    return _Touched(read, [stretch(y, y_row, outputs, slots)])
+    return _Touched(read, [stretch(y, y_row, outputs, sums)])
 
 
 def bits_of(value: float) -> int:

@@ -1,17 +1,17 @@
 /* Products of up to four rows with a matrix of numbers, whose rows are outputs or inputs.
 
-   Memory is read fastest as one stream, one line behind the other, and early enough: a thread that computes as much with
-   a line as four rows do has the next ones fetched into its second cache while it works on those before. */
+   Memory is read fastest as one stream, one line behind the other, and early enough: lines are fetched into the second
+   cache while a thread works on those before, further ahead where it does more with each. */
 
 #ifndef ZOO_STEP_ROWS_H
 #define ZOO_STEP_ROWS_H
 
 #include "common.h"
 
-#define SEGMENT 512 /* most outputs of a chunk of a matrix whose rows are inputs */
+#define INPUTS 4 /* rows of a matrix whose rows are inputs at a time */
 #define LINE 64 /* bytes */
 #define ROWS_AHEAD (1 << 14) /* bytes: so far before its turn a line is fetched */
-#define FURTHER 16 /* rows of a matrix whose rows are inputs that are fetched before their turn */
+#define ROW_AHEAD (1 << 13) /* of one row of values */
 #if defined(__AVX512F__)
 #define PAIR 2 /* rows of a matrix at a time: as many as registers hold the sums of */
 #else
@@ -34,12 +34,12 @@ INLINE void put(const int64_t *a, int64_t n, const float *sums, int64_t M) {
 
 INLINE void fetch(const char *line) { __builtin_prefetch(line, 0, 2); }
 
-/* PAIR neighbouring outputs from n on, each as ``column`` has it */
-INLINE void pair_of_rows(const int64_t *a, int64_t n, int brief, int M) {
+/* R neighbouring outputs from n on, each as ``column`` has it */
+INLINE void some_rows(const int64_t *a, int64_t n, int brief, int M, int R) {
     const int64_t C = a[7];
     const void *w = (const void *)a[13];
-    const char *ahead = (const char *)w + n * C * (brief ? 2 : 4) + ROWS_AHEAD;
-    vector sums[PAIR][4][2] = {{{{0}}}};
+    const char *ahead = (const char *)w + n * C * (brief ? 2 : 4) + (M > 1 ? ROWS_AHEAD : ROW_AHEAD);
+    vector sums[2][4][2] = {{{{0}}}};
     int64_t c = 0;
     for (; c + 2 * LANES <= C; c += 2 * LANES) {
         vector x[4][2];
@@ -49,7 +49,7 @@ INLINE void pair_of_rows(const int64_t *a, int64_t n, int brief, int M) {
             x[m][1] = load(F(0) + m * a[1] + c + LANES);
         }
 #pragma GCC unroll 2
-        for (int r = 0; r < PAIR; r++) {
+        for (int r = 0; r < R; r++) {
             for (int line = 0; line < (brief ? 1 : 2); line++, ahead += LINE) fetch(ahead);
             const vector first = numbers(w, (n + r) * C + c, brief), second = numbers(w, (n + r) * C + c + LANES, brief);
 #pragma GCC unroll 4
@@ -60,7 +60,7 @@ INLINE void pair_of_rows(const int64_t *a, int64_t n, int brief, int M) {
         }
     }
 #pragma GCC unroll 2
-    for (int r = 0; r < PAIR; r++) {
+    for (int r = 0; r < R; r++) {
         float found[4];
 #pragma GCC unroll 4
         for (int m = 0; m < M; m++) {
@@ -73,44 +73,36 @@ INLINE void pair_of_rows(const int64_t *a, int64_t n, int brief, int M) {
     }
 }
 
-/* a thread that computes nothing but one row with a line waits for memory alone, and is served best where it asks for
-   nothing else */
 INLINE void matrix_rows(const int64_t *a, int64_t first, int64_t last, int brief, int M) {
     int64_t n = first;
-    for (; M > 1 && n + PAIR <= last; n += PAIR) pair_of_rows(a, n, brief, M);
-    for (; n < last; n++) {
-        float sums[4];
-        column(a[7], n, (const void *)a[13], F(0), a[1], sums, brief, M);
-        put(a, n, sums, M);
-    }
+    for (; M > 1 && n + PAIR <= last; n += PAIR) some_rows(a, n, brief, M, PAIR);
+    for (; n < last; n++) some_rows(a, n, brief, M, 1);
 }
 
-/* of a matrix (C, N): four of its rows at a time, each a number of x times a segment of the row */
-INLINE void segment(const int64_t *a, int64_t first, int64_t last, int brief) {
-    const int64_t N = a[6], C = a[7], step = brief ? 2 * LANES : LANES, whole = (last - first) / step * step;
+/* sums (N) over the inputs from first on of a matrix (C, N): its rows are read as they lie, some at a time, each a number
+   of x times the row */
+INLINE void add_inputs(const int64_t *a, int64_t first, int64_t last, float *sums, int brief) {
+    const int64_t N = a[6], step = brief ? 2 * LANES : LANES, whole = N / step * step;
     const void *w = (const void *)a[13];
-    float sums[SEGMENT];
-    memset(sums, 0, (last - first) * sizeof(float));
-    for (int64_t c = 0; c < C; c += 4) {
-        const int64_t rows = C - c < 4 ? C - c : 4;
-        float x[4] = {0};
-        const int64_t further = c + FURTHER < C ? FURTHER * N : (FURTHER - C) * N + last - first; /* of the next segment */
+    memset(sums, 0, N * sizeof(float));
+    for (int64_t c = first; c < last; c += INPUTS) {
+        const int64_t rows = last - c < INPUTS ? last - c : INPUTS;
+        float x[INPUTS] = {0};
         memcpy(x, F(0) + c, rows * sizeof(float));
         for (int64_t n = 0; n < whole; n += step) {
-            const int64_t place = c * N + first + n;
             vector sum[2] = {load(sums + n)};
             if (brief) sum[1] = load(sums + n + LANES);
             for (int64_t r = 0; r < rows; r++) {
-                fetch((const char *)w + (place + r * N + further) * (brief ? 2 : 4));
-                sum[0] += x[r] * numbers(w, place + r * N, brief);
-                if (brief) sum[1] += x[r] * numbers(w, place + r * N + LANES, brief);
+                const int64_t place = (c + r) * N + n;
+                fetch((const char *)w + (place + INPUTS * N) * (brief ? 2 : 4));
+                sum[0] += x[r] * numbers(w, place, brief);
+                if (brief) sum[1] += x[r] * numbers(w, place + LANES, brief);
             }
             memcpy(sums + n, sum, step * sizeof(float));
         }
-        for (int64_t n = whole; n < last - first; n++)
-            for (int64_t r = 0; r < rows; r++) sums[n] += x[r] * number(w, (c + r) * N + first + n, brief);
+        for (int64_t n = whole; n < N; n++)
+            for (int64_t r = 0; r < rows; r++) sums[n] += x[r] * number(w, (c + r) * N + n, brief);
     }
-    for (int64_t n = first; n < last; n++) put(a, n, sums + n - first, 1);
 }
 
 #endif

@@ -16,11 +16,15 @@ from zoo.decoding import LongSpec, ModelDraft, MultiToken, Rapid, accept, accept
 from zoo.decoding.tree import Guesses, candidates
 
 
+def law_of_sums(sums: Tensor) -> Tensor:
+    return sums.diff(prepend=torch.zeros_like(sums[:, :1]))
+
+
 class Chance:
     """Every way that the draws of a program may come out, one run after another, and how likely it is."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(torch, "multinomial", lambda law, n, generator=None: self.rows(law)[:, None])
+        monkeypatch.setattr(torch, "searchsorted", lambda sums, share, right: self.rows(law_of_sums(sums))[:, None])
         monkeypatch.setattr(torch, "bernoulli", lambda p, generator=None: self.rows(torch.stack([1 - p, p], 1)).to(p))
         self.path: list[tuple[int, int]] = []  # of each draw the outcome, and how many there are
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zoo.generate import logits as ours
-from zoo.generate.logits import Shaper
+from zoo.generate.logits import Shaper, draw
 from zoo.generate.options import Options
 from zoo.generate.prompts import Batch
 
@@ -67,10 +67,31 @@ def test_all_together_as_transformers_chains_them(new, logits, said):
         theirs("MinPLogitsWarper", 0.05),
     ):  # fmt: skip
         expected = processor(given, expected)
-    draws = torch.multinomial(expected.softmax(-1), 1, generator=torch.Generator().manual_seed(3))[:, 0]
+    draws = draw(expected.softmax(-1), torch.Generator().manual_seed(3))
     shaper.options = Options(**{**vars(shaper.options), "generator": torch.Generator().manual_seed(3)})
     assert torch.equal(shaper.drawn(logits), draws)
     torch.testing.assert_close(shaper.shaped(logits).softmax(-1), expected.softmax(-1))
+
+
+def test_draws_have_the_law_and_what_has_no_probability_is_never_drawn():
+    law = torch.tensor([0.0, 0.5, 0.0, 0.2, 0.3, 0.0])
+    often = torch.bincount(draw(law.expand(20_000, -1) * 7, torch.Generator().manual_seed(0)), minlength=6) / 20_000
+    assert often[law == 0].sum() == 0
+    assert (often - law).abs().max() < 0.015  # four standard deviations
+
+
+@pytest.mark.parametrize("share", [0.0, 1 - 2.0**-53])
+def test_the_first_and_the_last_share_draw_what_has_a_probability(share, monkeypatch):
+    weight = torch.rand(500, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1e-3
+    weight[:, [0, 4, 8]] = 0
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, share, dtype=torch.float64))
+    assert torch.equal(draw(weight), torch.full((500,), 7 if share else 1))
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, 0.0])
+def test_what_is_no_law_is_not_drawn_from(wrong):
+    with pytest.raises(ValueError, match=r"must sum to a positive number, got \[1.0, (nan|inf|0.0)\]"):
+        draw(torch.tensor([[0.5, 0.5], [0.0, wrong]]))
 
 
 def test_padding_was_not_said(logits):

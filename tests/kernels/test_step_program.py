@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from zoo.kernels import native
-from zoo.kernels.step_program import SOURCE, Program, Value, dense
+from zoo.kernels.step_program import SOURCE, Chosen, Program, Value, dense
 
 pytestmark = pytest.mark.skipif(native.obstacle(SOURCE, torch.device("cpu")) is not None, reason="no C compiler")
 
@@ -24,6 +24,26 @@ def test_rows_times_a_matrix_of_any_shape(outputs, inputs, rows, dtype):
     assert (y.tensor - exact).abs().max() <= 2 * torch.finfo(torch.float32).eps * (
         x.abs() @ weight.float().abs().T
     ).max()
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["shared", "apart"])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("inputs", "outputs"), [(7, 5), (333, 100), (1000, 77)])
+def test_rows_times_the_matrices_that_they_chose_whose_rows_are_inputs(inputs, outputs, dtype, rows, apart):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(3, inputs, outputs, generator=generator).to(dtype)
+    bias, index = torch.randn(3, outputs, generator=generator), torch.tensor([[2, 0], [1, 2], [0, 1]])[:rows]
+    x = torch.randn(rows, 2 * inputs if apart else inputs, generator=generator)
+    program = Program(rows)
+    y = program.linear_of(Value(x), dense(program, weight), bias, Chosen(2, index, torch.empty(0)))
+    program.finish()
+    for _ in range(2):
+        program.run()
+    each = x.double().view(rows, 2, inputs) if apart else x.double()[:, None].expand(rows, 2, inputs)
+    exact = torch.einsum("mki,mkio->mko", each, weight.double()[index]) + bias[index]
+    largest = torch.einsum("mki,mkio->mko", each.abs(), weight.double()[index].abs()).max()
+    assert (y.tensor.view(rows, 2, outputs) - exact).abs().max() <= 2 * torch.finfo(torch.float32).eps * largest
 
 
 def test_products_of_one_value_run_beside_one_another_and_those_of_each_other_do_not():

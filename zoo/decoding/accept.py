@@ -7,10 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
-def draw(chances: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One token a row (B,) of probabilities (B, vocab_size)."""
-    return torch.multinomial(chances, 1, generator=generator)[:, 0]
+from zoo.generate.logits import draw
 
 
 def accept(
