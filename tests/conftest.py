@@ -48,14 +48,15 @@ def root() -> Path:
 @pytest.fixture
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working folder; names that are registered in it, its modules `my_*` and its path are forgotten afterwards."""
-    from zoo.registry import _entries
+    from zoo.registry import entries
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(_entries)
+    known = entries()  # with all families, which stay
+    before = set(known)
     yield tmp_path
-    for name in set(_entries) - before:
-        del _entries[name]
+    for name in set(known) - before:
+        del known[name]
     for name in [name for name in sys.modules if name.startswith("my_")]:
         del sys.modules[name]
 
