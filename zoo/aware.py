@@ -15,6 +15,7 @@ from zoo.layers.quant import compressible, matrices
 from zoo.layers.quant.between import between, put_between, take_away
 from zoo.layers.quant.nearest import Nearest
 from zoo.layers.quant.noise import WeightNoise
+from zoo.layers.quant.replace import require_plain
 from zoo.layers.sparse.masks import unmask
 from zoo.masks import Masks
 from zoo.quantize.method import method_of
@@ -41,7 +42,7 @@ class RoundedWeights(Change, kind="rounded_weights"):
 
     def install(self, model: nn.Module) -> None:
         """Parametrise, in place."""
-        _check(model)
+        _check(model, self.kind)
         method, names = self.method(), compressible(model)
         if not names:
             raise ValueError(f"there is nothing to round in {type(model).__name__}")
@@ -69,7 +70,7 @@ class NoisyWeights(Change, kind="noisy_weights"):
 
     def install(self, model: nn.Module) -> None:
         """Parametrise, in place."""
-        _check(model)
+        _check(model, self.kind)
         tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         weights = {name: weight for name, weight in compressible(model).items() if id(weight) not in tables}
         if not weights:
@@ -90,9 +91,10 @@ def _is_learning(change: Change) -> bool:
     return type(change) in BETWEEN or isinstance(change, Masks)
 
 
-def _check(model: nn.Module) -> None:
+def _check(model: nn.Module, what: str) -> None:
     if made := [change.kind for change in changes_of(model) if _is_learning(change)]:
         raise ValueError(f"the model is trained by {made[0]} already: zoo.settle(model) ends it")
+    require_plain(model, what)
 
 
 def round_weights(

@@ -55,17 +55,18 @@ def require_unadapted(model: nn.Module, what: str) -> None:
 
 @contextmanager
 def undone_on_failure(model: nn.Module) -> Iterator[None]:
-    """Where what is within it fails, a model has its modules, attributes and frozen parameters of before again; numbers
-    that were written in place stay."""
+    """Where what is within it fails, a model has its modules, attributes, frozen parameters and the tensors of all of
+    them of before again; numbers that were written in place stay."""
     kept = [(module, vars(module) | {part: dict(vars(module)[part]) for part in HELD}) for module in model.modules()]
-    learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    learning = [(parameter, parameter.requires_grad, parameter.data) for parameter in model.parameters()]
     try:
         yield
     except BaseException:
         for module, attributes in kept:
             vars(module).clear()
             vars(module).update(attributes)
-        for parameter, learns in learning:
+        for parameter, learns, data in learning:
+            parameter.data = data
             parameter.requires_grad_(learns)
         raise
 

@@ -16,6 +16,10 @@ from zoo.layers.quant.layouts import LAYOUTS, SCALES
 
 PLAIN = Inputs()
 OUTLIERS = ("outlier_index", "outlier_value")
+KINDS = {
+    "int": ((int,), "an integer"), "float": ((float, int), "a number"), "bool": ((bool,), "True or False"),
+    "str": ((str,), "a word"),
+}  # fmt: skip
 Sizes = dict[str, tuple[tuple[int, ...], torch.dtype] | None]
 
 
@@ -28,7 +32,7 @@ class Format:
 
     Raises:
         ValueError: for bits outside [1, 8] or that the layout does not have, a group below 1, an unknown dtype or
-            layout, or an option that the layout does not know.
+            layout, an option of another type, or one that the layout does not know.
     """
 
     bits: int = 4
@@ -57,6 +61,7 @@ class Format:
     def __post_init__(self):
         if isinstance(self.inputs, Mapping):
             object.__setattr__(self, "inputs", Inputs(**self.inputs))
+        check_kinds(self)
         if self.inputs.rounds and self.activation_bits is None:
             raise ValueError(f"inputs are rounded to activation_bits, which are None, got {self.inputs}")
         if type(self.bits) is not int or not 1 <= self.bits <= 8:
@@ -142,6 +147,19 @@ class Format:
         """Bytes of a record of matrices (..., N, C). Of integers: b bits a code, rows filled up to 8 codes, a scale of
         2 or 4 bytes and a zero of one for each block; 4 bytes for the place of an outlier and 2 or 4 for itself."""
         return sum(prod(size) * dtype.itemsize for size, dtype in filter(None, self.tensors(shape).values()))
+
+
+def check_kinds(options: Any) -> None:
+    """Raise a ValueError for a number, a switch or a word among the fields of a dataclass that is of another type than
+    the field is, or for one that is no number (NaN)."""
+    for field in fields(options):
+        value, kind = getattr(options, field.name), str(field.type).removesuffix(" | None")
+        if kind not in KINDS or (value is None and kind != field.type):
+            continue
+        held, wanted = KINDS[kind]
+        if type(value) not in held or value != value:
+            none = " or None" if kind != field.type else ""
+            raise ValueError(f"{field.name} must be {wanted}{none}, got {value!r}")
 
 
 def _listed(widths: Sequence[int]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from zoo.layers.linear import HeldLinear
 from zoo.layers.moe.experts import RoutedExperts
 from zoo.layers.quant.format import Format
 from zoo.layers.quant.frozen import refuse_backward
@@ -27,10 +30,36 @@ def compressible(model: nn.Module) -> dict[str, nn.Parameter]:
     found: dict[str, nn.Parameter] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for name in _names(module):
-            weight = getattr(module, name)
+            weight = _held(module, name)
             if type(weight) is nn.Parameter:
                 found[f"{prefix}.{name}" if prefix else name] = weight
     return found
+
+
+def occupied(model: nn.Module) -> dict[str, str]:
+    """What stands where ``compressible`` would look for weights, records apart, by name: parametrisations, matrices
+    without their zeros, tensors that are computed."""
+    found: dict[str, str] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name in ("weight",) if isinstance(module, HeldLinear) else _names(module):
+            held = _held(module, name)
+            if type(held) is not nn.Parameter and not isinstance(held, Record):
+                inside = held[0] if isinstance(held, parametrize.ParametrizationList) else held
+                found[f"{prefix}.{name}" if prefix else name] = type(inside).__name__
+    return found
+
+
+def require_plain(model: nn.Module, what: str, skip: Collection[str] = ()) -> None:
+    """Raise a ValueError for a model that computes its weights, or keeps them otherwise, which ``what`` would pass over
+    in silence; those that the patterns of ``skip`` name may."""
+    there = {name: kind for name, kind in occupied(model).items() if not any(fnmatchcase(name, p) for p in skip)}
+    if there:
+        name, kind = next(iter(there.items()))
+        more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
+        raise ValueError(
+            f"{what} takes plain weights, {name} is kept as {kind}{more}: "
+            "take the model that it was made from, or end that first, as zoo.settle or remove_parametrizations do"
+        )
 
 
 def matrices(model: nn.Module, name: str) -> Tensor:
@@ -91,10 +120,18 @@ def _names(module: nn.Module) -> tuple[str, ...]:
     if isinstance(module, RoutedExperts):
         return ("w1", "w3", "w2") if module.w3 is not None else ("w1", "w2")
     known: Any = module
-    if type(module) in CONVS:
+    kind = parametrize.type_before_parametrizations(module)
+    if kind in CONVS:
         depthwise = 1 < known.groups == known.in_channels
         return ("weight",) if known.padding_mode == "zeros" and not depthwise else ()
-    return ("weight",) if type(module) in (nn.Linear, nn.Embedding) else ()
+    return ("weight",) if kind in (nn.Linear, nn.Embedding) else ()
+
+
+def _held(module: nn.Module, name: str) -> Any:
+    """What a module keeps a weight as; a parametrised one is not computed."""
+    if parametrize.is_parametrized(module, name):
+        return module.parametrizations[name]  # type: ignore[index]
+    return getattr(module, name)
 
 
 def _put(model: nn.Module, name: str, record: Record) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.layers.adapt import require_unadapted
+from zoo.layers.adapt import require_unadapted, undone_on_failure
 from zoo.layers.quant import Format, Record, compressible, install, is_product, matrices, records
 from zoo.layers.quant.between import between
 from zoo.layers.quant.nearest import Nearest
 from zoo.layers.quant.noise import WeightNoise
+from zoo.layers.quant.replace import occupied, require_plain
 from zoo.layers.sparse.masks import Mask
 from zoo.quantize.baq import BAQ
 from zoo.quantize.calibration import INPUTS, Calibration, Given
@@ -124,11 +125,16 @@ def quantize(
     Raises:
         ValueError: for an unknown method, options out of range, a group that does not divide the inputs of a layer, a
             model that is compressed already, trained by ``zoo.round_weights``, ``zoo.noisy_weights`` or
-            ``zoo.mask_weights``, or has nothing to compress or weights that are no numbers, or a calibration that is
-            missing or another model's.
-        TypeError: for an option that the method does not have, or a calibration that is none of the above.
+            ``zoo.mask_weights``, emulated, sparse or parametrised, or has nothing to compress or weights that are no
+            numbers, or a calibration that is missing or another model's.
+            The model is as it was then, and after any other exception while it searches, Ctrl-C among them.
+        TypeError: for an option that the method does not have, a calibration, method, skip or progress that is none of
+            the above, or a model that a calibrated method must compare and that returns neither a tensor nor logits.
     """
     chosen = method_of(method, options)
+    patterns = (skip,) if isinstance(skip, str) or not isinstance(skip, Iterable) else tuple(skip)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be called with the pieces done and all of them, got {progress!r}")
     require_unadapted(model, "zoo.quantize")
     if done := records(model):
         raise ValueError(
@@ -139,6 +145,11 @@ def quantize(
         raise ValueError(
             "the model is being trained for a few bits or numbers: zoo.settle(model) ends that, then quantise it"
         )
+    if any(getattr(change, "kind", None) == "emulated" for change in getattr(model, "changes", ())):
+        raise ValueError("the model is emulated in a format: quantise the model that it was made from")
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise TypeError(f"skip must be a pattern of names or several, got {skip!r}")
+    require_plain(model, "zoo.quantize", patterns)
     chosen.check(model)
     seen = None if calibration is None else Calibration.of(calibration, model)
     if chosen.calibrated and seen is None and hasattr(model, "guided") and _has_memory(model):
@@ -147,7 +158,7 @@ def quantize(
         raise ValueError(f"{method} needs calibration=, {INPUTS}; the command --calibration PATH")
     if seen is not None:
         seen.check(model)
-    weights = _wanted(model, (skip,) if isinstance(skip, str) else tuple(skip), embeddings)
+    weights = _wanted(model, patterns, embeddings)
     _check_groups(chosen, model, weights)
     if all(weight.is_meta for weight in weights.values()):
         if not isinstance(chosen, RTN):
@@ -155,21 +166,19 @@ def quantize(
         install(model, {name: _format(chosen, model, name) for name in weights})
         model.quantization = {"method": method, **chosen.fields()}  # type: ignore[assignment]
         return model
+    for name in weights:
+        _check_numbers(model, name)
     store = Store(folder, _signature(chosen, method, model, weights, seen) if folder else {}, progress)
     store.expect(len({id(weight) for weight in weights.values()}))
     training = model.training
-    known = chosen.prepare(model.eval(), list(weights), seen, store)
     made: dict[int, Record] = {}
-    try:
+    with undone_on_failure(model):
+        known = chosen.prepare(model.eval(), list(weights), seen, store)
         for name in weights:
             weight = compressible(model)[name]
             if id(weight) not in made:
                 made[id(weight)] = _record(chosen, model, name, known.get(name), store)
             weights[name] = made[id(weight)]
-    except BaseException:
-        chosen.undo(model)
-        model.train(training)
-        raise
     install(model, weights)
     known_by = {SEEN: fingerprint(seen.inputs)} if seen is not None and chosen.calibrated else {}
     model.quantization = {"method": method, **chosen.fields(), **known_by}  # type: ignore[assignment]
@@ -186,7 +195,8 @@ def _wanted(model: nn.Module, skip: tuple[str, ...], embeddings: bool) -> dict[s
     tables = {id(module.weight) for module in model.modules() if type(module) is nn.Embedding}
     left = {id(weight) for name, weight in weights.items() if any(fnmatchcase(name, pattern) for pattern in skip)}
     left |= set() if embeddings else tables
-    unused = [pattern for pattern in skip if not any(fnmatchcase(name, pattern) for name in weights)]
+    names = [*weights, *occupied(model)]
+    unused = [pattern for pattern in skip if not any(fnmatchcase(name, pattern) for name in names)]
     if unused:
         raise ValueError(
             f"skip names no weight by {', '.join(map(repr, unused))}; names are as {next(iter(weights))!r}"
@@ -226,10 +236,15 @@ def _format(method: Method, model: nn.Module, name: str) -> Format:
     return form if is_product(model, name) else dataclasses.replace(form, activation_bits=None)
 
 
-def _record(method: Method, model: nn.Module, name: str, known: Any, store: Store) -> Record:
+def _check_numbers(model: nn.Module, name: str) -> None:
     matrix = matrices(model, name)
     if not (matrix.is_meta or matrix.isfinite().all()):
         raise ValueError(f"{name} holds infinities or what is no number: there is no scale for it")
+
+
+def _record(method: Method, model: nn.Module, name: str, known: Any, store: Store) -> Record:
+    matrix = matrices(model, name)
+    _check_numbers(model, name)
 
     def make() -> dict[str, Tensor]:
         record = method.record(matrix.float(), _format(method, model, name), known)

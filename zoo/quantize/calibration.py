@@ -204,11 +204,15 @@ class Calibration:
 
     def run(self, model: nn.Module) -> None:
         """Every batch through the model once."""
-        for _ in self.outputs(model):
+        for _ in self._calls(model):
             pass
 
     def outputs(self, model: nn.Module) -> Iterator[Tensor]:
-        """The model's outputs for each batch."""
+        """The model's outputs for each batch; see ``said``."""
+        for output in self._calls(model):
+            yield said(output)
+
+    def _calls(self, model: nn.Module) -> Iterator[Any]:
         device = next(model.parameters()).device
         for batch in self.batches:
             yield model(*(tensor.to(device) for tensor in _arguments(batch)))
@@ -219,6 +223,21 @@ Given = Calibration | Tensor | Sequence[Batch] | str | Path
 
 def _arguments(batch: Batch) -> tuple[Tensor, ...]:
     return batch if isinstance(batch, tuple) else (batch,)
+
+
+def said(output: Any) -> Tensor:
+    """The tensor that a model returned, or the ``logits`` of what it returned, as models of transformers have them.
+
+    Raises:
+        TypeError: where there is neither.
+    """
+    found = getattr(output, "logits", output)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"this method compares what a model says, a tensor or .logits, got {type(output).__name__}: wrap the model "
+            "in a module that returns a tensor, or take rtn or easyquant, which compare nothing"
+        )
+    return found
 
 
 @contextmanager

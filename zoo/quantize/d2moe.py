@@ -79,15 +79,6 @@ class D2MoE(Method, name="d2moe", calibrated=True):
         routers(model).load_state_dict(learnt)
         return dict.fromkeys(experts, NESTED)
 
-    def undo(self, model: nn.Module) -> None:
-        """Without the routers."""
-        from zoo.changes import changes_of
-
-        for module in model.modules():
-            if isinstance(module, RoutedExperts):
-                module.precision = None
-        model.changes = changes_of(model)[:-1]  # type: ignore[assignment]
-
     def record(self, matrix: Tensor, form: Format, known: Any) -> Record:
         """The nearest codes."""
         return Record.nearest(matrix, self._nested(form) if known == NESTED else form)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from zoo.quantize.blocks import as_weight
-from zoo.quantize.calibration import Calibration
+from zoo.quantize.calibration import Calibration, said
 
 Values = Mapping[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -55,19 +55,19 @@ def learnt(
     device = next(model.parameters()).device
     pairs = list(zip(calibration.inputs, taught, strict=True))
 
-    def said(batch: Tensor) -> Tensor:
+    def says(batch: Tensor) -> Tensor:
         given = {name: as_weight(model, name, matrix) for name, matrix in rounded(values).items()}
-        return functional_call(model, given, (batch.to(device),)).log_softmax(-1)
+        return said(functional_call(model, given, (batch.to(device),))).log_softmax(-1)
 
     best, least, optimizer = dict(start), torch.inf, torch.optim.Adam(values.values(), lr=lr)
     for epoch in range(epochs + 1):
         for batch, teacher in pairs if epoch else ():
             with torch.enable_grad():
-                loss(said(batch), teacher).backward(inputs=list(values.values()))
+                loss(says(batch), teacher).backward(inputs=list(values.values()))
             optimizer.step()
             optimizer.zero_grad()
         with torch.no_grad():
-            found = sum((judge or loss)(said(batch), teacher).item() for batch, teacher in pairs)
+            found = sum((judge or loss)(says(batch), teacher).item() for batch, teacher in pairs)
         if found < least:
             best, least = {name: value.detach().clone() for name, value in values.items()}, found
     return best

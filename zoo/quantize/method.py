@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from zoo.layers.quant import LAYOUTS, Format, Record
+from zoo.layers.quant.format import check_kinds
 from zoo.quantize.store import Store
 from zoo.registry import nearest
 
@@ -61,7 +62,8 @@ class Method:
 
     def __post_init__(self):
         if self.bits is None:
-            object.__setattr__(self, "bits", LAYOUTS[self.layout].default if self.layout in LAYOUTS else 4)
+            object.__setattr__(self, "bits", LAYOUTS[self.layout].default if self.layout in tuple(LAYOUTS) else 4)
+        check_kinds(self)
         if self.layout != "int" and not self.any_layout:
             able = [name for name, kind in METHODS.items() if kind.any_layout]
             raise ValueError(f"only {', '.join(able)} know other layouts than 'int', got layout {self.layout!r}")
@@ -102,9 +104,6 @@ class Method:
         """
         return {}
 
-    def undo(self, model: nn.Module) -> None:
-        """Take back what ``prepare`` has added, as a weight's record could not be made."""
-
     def record(self, matrix: Tensor, form: Format, known: Any) -> Record:
         """The record of one weight: float32 matrices (..., N, C) in a format, and what ``prepare`` found of it."""
         raise NotImplementedError
@@ -114,8 +113,11 @@ def method_of(name: str, options: Mapping[str, Any]) -> Method:
     """The method of that name with these options.
 
     Raises:
-        ValueError: for an unknown name, or options out of range. TypeError: for an option it does not have.
+        ValueError: for an unknown name, or options out of range. TypeError: for a name that is none, or an option it
+            does not have.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"method must be a name, got {name!r}; methods: {', '.join(METHODS)}")
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}{nearest(name, METHODS)}; methods: {', '.join(METHODS)}")
     fields = [field.name for field in dataclasses.fields(METHODS[name])]

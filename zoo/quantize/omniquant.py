@@ -65,10 +65,10 @@ class OmniQuant(Method, name="omniquant", calibrated=True):
         """Learn block by block, scale the model by the factors: what is kept of the ranges, low and high."""
         assert calibration is not None
         parts = blocks(model, names)
-        store.expect(len(parts))
         linears = [n.removesuffix(".weight") for n in names if type(_owner(model, n)) is nn.Linear]
         found = equivalences(model, linears, calibration, queries=self.group_rows > 1) if self.factors else []
         read = {p.name.removesuffix(".weight") for one in found for p in one.parts if p.axis == 1}
+        store.expect(bool(read) + len(parts))
         largest = store.once("largest inputs", lambda: largest_inputs(model, sorted(read), calibration)) if read else {}
         student = copy.deepcopy(model)  # its blocks are rounded one after another
         known: dict[str, Any] = {}

@@ -51,8 +51,9 @@ class SmoothQuantPlus(Method, name="smoothquant_plus", calibrated=True, any_layo
         ]
         found = folds(model, linears, calibration)
         read = sorted({name for fold in found for name in fold.linears})
-        largest = store.once("largest inputs", lambda: largest_inputs(model, read, calibration)) if read else {}
         alphas = [None, *(index / self.steps for index in range(self.steps + 1))]
+        store.expect(bool(read) + len(alphas))
+        largest = store.once("largest inputs", lambda: largest_inputs(model, read, calibration)) if read else {}
 
         def loss(alpha: float | None) -> Callable[[], dict[str, Tensor]]:
             return lambda: {"loss": self._loss(model, names, found, largest, alpha, calibration, expected)}

@@ -24,7 +24,7 @@ class Store:
         progress: called with the pieces done and all that are known of.
 
     Raises:
-        ValueError: for a folder that holds the pieces of another call.
+        ValueError: for a folder that holds the pieces of another call, or is a file.
     """
 
     def __init__(
@@ -37,6 +37,8 @@ class Store:
         self.folder = None if folder is None else Path(folder)
         if self.folder is None:
             return
+        if self.folder.is_file():
+            raise ValueError(f"folder must be a folder, which may be new, {self.folder} is a file")
         self.folder.mkdir(parents=True, exist_ok=True)
         text, path = json.dumps(signature, sort_keys=True), self.folder / SIGNATURE
         if path.exists() and path.read_text(encoding="utf-8") != text:
