@@ -85,21 +85,25 @@ def interleaved(
 
 
 def prompt_and_step(
-    generate: Mapping[str, Callable[[int], Any]], steps: int, budget: float
+    moments: Mapping[str, Callable[[int], Sequence[float]]], steps: int, budget: float
 ) -> dict[str, tuple[list[float], list[float]]]:
     """Name -> seconds of a prompt with its first token, and of a token after it, of every run, in turns.
 
     Args:
-        generate: name -> what continues a prompt by so many tokens.
+        moments: name -> what continues a prompt by so many tokens and says when the first and the last were there: a
+            prompt takes so much longer than a step that it must not be part of the difference.
         steps: over which the time of a token is the mean.
     """
-    calls = {f"{name} {n}": partial(call, n) for name, call in generate.items() for n in (1, 1 + steps)}
-    runs, _ = interleaved(calls, budget=budget)
-    found = {}
-    for name in generate:
-        first, both = runs[f"{name} 1"], runs[f"{name} {1 + steps}"]
-        found[name] = first, [(b - a) / steps for a, b in zip(first, both, strict=False)]
-    return found
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in moments}
+
+    def run(name: str) -> None:
+        started = time.perf_counter()
+        first, *_, last = moments[name](1 + steps)
+        taken[name].append((first - started, (last - first) / steps))
+
+    runs, _ = interleaved({name: partial(run, name) for name in moments}, budget=budget)
+    counted = {name: taken[name][-len(runs[name]) :] for name in moments}
+    return {name: ([p for p, _ in pairs], [s for _, s in pairs]) for name, pairs in counted.items()}
 
 
 def medians(runs: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -7,10 +7,10 @@
     zoo bench decode --busy 1                       # decode_busy1.json: beside a process that never rests
 
 Random weights of the published sizes, written for transformers and for llama.cpp (`zoo convert --to gguf`), in
-float32, bfloat16, and 8 and 4 bits where a side has them. Each side continues a prompt of 512 tokens by 1 and by 65,
-greedily: the difference is 64 steps. "MB" are all weights; the bound of a step is what reading them once takes, of
-experts those that one token visits, at the bandwidth that summing a large tensor reaches on as many threads before or
-after the runs of the form, as a machine that others share gives more at one time than at another.
+float32, bfloat16, and 8 and 4 bits where a side has them. Each side continues a prompt of 512 tokens by 65,
+greedily: 64 steps lie between the first and the last. "MB" are all weights; the bound of a step is what reading them
+once takes, of experts those that one token visits, at the bandwidth that summing a large tensor reaches on as many
+threads before or after the runs of the form, as a machine that others share gives more at one time than at another.
 "difference": of the log-probabilities after the prompt from ours in float32, the largest among the ten tokens that both
 hold most likely.
 
@@ -129,7 +129,7 @@ def measure(name: str, options: argparse.Namespace, advance: Callable[[str], Non
             advance(form)
             found = {side: Subject(held, top(held, tokens)) for side, held in sides(mine, theirs, form, options)}
             exact = exact or found["zoo"].top
-            calls = {side: partial(held.side.generate, tokens) for side, held in found.items()}
+            calls = {side: partial(held.side.moments, tokens) for side, held in found.items()}
             before = bandwidth(options.threads)
             runs = prompt_and_step(calls, STEPS, options.budget)
             read = max(before, bandwidth(options.threads))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,9 @@ import torch
 from torch import Tensor, nn
 
 import zoo
+from zoo.generate.decode import steps
+from zoo.generate.options import checked
+from zoo.generate.prompts import batched
 from zoo.profile.sample import answer
 
 LIKELIEST = 10
@@ -58,6 +62,10 @@ class Side:
         """Continue the prompts by the likeliest tokens."""
         return zoo.generate(self.model, x, count, temperature=0.0)
 
+    def moments(self, x: Tensor, count: int) -> list[float]:
+        """When each of the likeliest tokens that continue the prompts is there."""
+        return moments(self.model, x, count)
+
     @property
     def bytes(self) -> int:
         """Of parameters and records, tied ones once."""
@@ -83,11 +91,29 @@ class Text(Side):
     def loss(self, x: Tensor) -> Tensor:
         return self.model(x, labels=x).loss
 
-    def generate(self, x: Tensor, count: int) -> Tensor:
+    def generate(self, x: Tensor, count: int, **more: Any) -> Tensor:
         return self.model.generate(
             x, attention_mask=torch.ones_like(x), max_new_tokens=count, min_new_tokens=count, do_sample=False,
-            pad_token_id=0, eos_token_id=None,
+            pad_token_id=0, eos_token_id=None, **more,
         )  # fmt: skip
+
+    def moments(self, x: Tensor, count: int) -> list[float]:
+        clock = Clock()
+        self.generate(x, count, streamer=clock)
+        return clock.moments[1:]
+
+
+class Clock:
+    """What transformers gives the prompts to, and each token that is there."""
+
+    def __init__(self) -> None:
+        self.moments: list[float] = []
+
+    def put(self, _: Tensor) -> None:
+        self.moments.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing is left to be shown."""
 
 
 class MambaSSM(Text):
@@ -116,10 +142,22 @@ class LlamaCpp:
         asked = {"prompt": x[0].tolist(), "n_predict": count, "temperature": 0.0, "cache_prompt": False}
         return self.server.handle_completions(asked | {"ignore_eos": True} | more)
 
+    def moments(self, x: Tensor, count: int) -> list[float]:
+        """When the first and the last token are there, by its own clock between them."""
+        between = self.generate(x, count)["timings"]["predicted_ms"] / 1e3
+        ended = time.perf_counter()
+        return [ended - between, ended]
+
     def top(self, x: Tensor) -> dict[int, float]:
         """Next token -> log-probability, of the likeliest."""
         listed = self.generate(x, 1, n_probs=LIKELIEST)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         return {one["id"]: one["logprob"] for one in listed}
+
+
+def moments(model: Any, x: Tensor, count: int) -> list[float]:
+    """When each of the likeliest tokens by which ``zoo.generate`` continues prompts is there."""
+    asked = checked(model, count, {"temperature": 0.0})
+    return [time.perf_counter() for _ in steps(model, batched(x, None, x.device), asked, None, alone=True)]
 
 
 def top(side: Side | LlamaCpp, x: Tensor) -> dict[int, float]:

@@ -44,7 +44,7 @@ from zoo.benchmarks.common import (
 )
 from zoo.benchmarks.exits import correct, digits, nats, text
 from zoo.benchmarks.kept import RUN, earlier_runs, held, joined
-from zoo.benchmarks.peers import LlamaCpp, with_tokenizer_of_bytes
+from zoo.benchmarks.peers import LlamaCpp, moments, with_tokenizer_of_bytes
 from zoo.benchmarks.quant_forms import CLAIMS, IMAGES, MARKS, METHODS, NEAR, TEXT, forms_of
 from zoo.benchmarks.tables import panels
 from zoo.layers.quant import compressible, count_parameters, stored_bytes
@@ -105,7 +105,7 @@ def times(name: str, budget: float, advance: Callable[[str], None], more: bool =
             sides[form] = zoo.quantize(copy.deepcopy(sides[FLOAT]), **options)
     size = {form: (stored_bytes(model), count_parameters(model)) for form, model in sides.items()}
     tokens, peaks = prompt(), {}
-    calls: dict[str, Any] = {form: partial(zoo.generate, side, tokens, temperature=0.0) for form, side in sides.items()}
+    calls: dict[str, Any] = {form: partial(moments, side, tokens) for form, side in sides.items()}
     with tempfile.TemporaryDirectory() as place:
         if more:
             for index, (form, model) in enumerate(sides.items()):
@@ -114,7 +114,7 @@ def times(name: str, budget: float, advance: Callable[[str], None], more: bool =
             file = zoo.convert(Path(place) / "0", Path(place) / f"{gguf}.gguf", to="gguf", form=gguf)
             peer = LlamaCpp(file, torch.get_num_threads(), PROMPT + 2 * STEPS)
             calls[f"{form}, {PEER}"], size[f"{form}, {PEER}"] = (
-                partial(peer.generate, tokens),
+                partial(peer.moments, tokens),
                 (peer.bytes, size[FLOAT][1]),
             )
         runs = prompt_and_step(calls, STEPS, budget)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import zoo
 from zoo.benchmarks.common import command_line, prompt_and_step, publish, telling
 from zoo.benchmarks.exits import text
+from zoo.benchmarks.peers import moments
 from zoo.benchmarks.quant import calibration, scored
 from zoo.layers.quant import stored_bytes
 from zoo.layers.sparse import SparseLinear
@@ -129,7 +130,7 @@ def times(name: str, budget: float, advance: Callable[[str], None]) -> list[dict
         if form in ROWS:
             models[f"{form}, torch CSR"] = by_rows(models[form])
     tokens = torch.randint(1, 256, (1, PROMPT), generator=torch.Generator().manual_seed(0))
-    calls = {form: partial(zoo.generate, model, tokens, temperature=0.0) for form, model in models.items()}
+    calls = {form: partial(moments, model, tokens) for form, model in models.items()}
     runs = prompt_and_step(calls, STEPS, budget)
     return [
         {

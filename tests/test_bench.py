@@ -174,11 +174,19 @@ def test_a_job_that_fails_leaves_the_others_records() -> None:
 
 def test_times_of_a_prompt_and_of_a_token_after_it(monkeypatch) -> None:
     def turns(calls, *, budget):
-        assert list(calls) == ["a 1", "a 5"]
-        return {name: [1.0 + call()] for name, call in calls.items()}, {}
+        for _ in range(3):
+            calls["a"]()
+        return {"a": [0.0, 0.0]}, {}  # the first was a warm-up
 
+    prompts = iter([9.0, 1.25, 1.5])
     monkeypatch.setattr(common, "interleaved", turns)
-    assert common.prompt_and_step({"a": lambda count: count / 4}, 4, 1.0) == {"a": ([1.25], [0.25])}
+    monkeypatch.setattr(common.time, "perf_counter", lambda: 100.0)
+
+    def moments(count):
+        first = 100 + next(prompts)
+        return [first + 0.25 * index for index in range(count)]
+
+    assert common.prompt_and_step({"a": moments}, 4, 1.0) == {"a": ([1.25, 1.5], [0.25, 0.25])}
 
 
 def test_costs_are_those_of_the_profile_and_counted_once(tmp_path, monkeypatch) -> None:
