@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import zoo
-from zoo.layers.quant import LAYOUTS, Format, Record, matrices
+from zoo.layers.quant import LAYOUTS, Format, Record, matrices, records
 from zoo.layers.quant.layouts import DualGrained, grid
 from zoo.quantize import METHODS, Calibration
 from zoo.quantize.baq import divided, rates
@@ -252,3 +252,13 @@ def test_moments_of_linear_layers_and_convolutions():
             torch.testing.assert_close(
                 output_error(layer.weight.detach().flatten(1), moment), energy, rtol=1e-3, atol=1e-5
             )
+
+
+@pytest.mark.parametrize(("columns", "size"), [
+    (37, 37), (67, 67), (127, 127), (74, 74), (254, 254), (96, 32), (72, 24), (48, 24), (68, 17), (27, 27), (7, 7),
+])  # fmt: skip
+def test_a_group_that_nobody_asked_for_is_not_a_few_columns(columns, size):
+    """Where no divisor lies from 16 to 32, a row is one group."""
+    model = zoo.quantize(nn.Sequential(nn.Linear(columns, 64, bias=False)))
+    (record,) = records(model).values()
+    assert record.format.group_size == size

@@ -18,7 +18,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--method", default="rtn", help="see zoo.quantize (default: rtn, round to nearest)")
     parser.add_argument("--bits", type=int, help="of a weight's code, 1 to 8 (default: 4, or as the layout has them)")
     parser.add_argument("--layout", default="int", help="what a code stands for (default: int); see zoo.quantize")
-    parser.add_argument("--group-size", type=int, metavar="N", help="weights that share a scale (default: up to 32)")
+    parser.add_argument(
+        "--group-size", type=int, metavar="N", help="weights that share a scale (default: 16 to 32, or a row)"
+    )
     parser.add_argument("--symmetric", action=BooleanOptionalAction, default=False, help="no zeros are stored")
     parser.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="weights that stay; repeatable")
     parser.add_argument(

@@ -114,10 +114,11 @@ def quantize(
             where it was broken off.
         progress: called with the pieces done, weights and what a method finds before, and all that are known of.
         options: fields of the method: for all of them ``bits`` (4, or as the layout has them), ``group_size`` (None:
-            the largest divisor of a layer's inputs up to 32; an integer must divide them, or be no smaller),
-            ``group_rows`` (1: outputs that share a scale), ``symmetric`` (False: zeros are stored), ``scale_dtype``
-            ("bfloat16"), ``layout`` ("int"; or another name of ``zoo.layers.quant.LAYOUTS``), and ``activation_bits``
-            (None; what linear layers and experts multiply is rounded to as many).
+            the largest divisor of a layer's inputs from 16 to 32, or all of them where there is none; an integer must
+            divide them, or be no smaller), ``group_rows`` (1: outputs that share a scale), ``symmetric`` (False: zeros
+            are stored), ``scale_dtype`` ("bfloat16"), ``layout`` ("int"; or another name of
+            ``zoo.layers.quant.LAYOUTS``), and ``activation_bits`` (None; what linear layers and experts multiply is
+            rounded to as many).
 
     Returns:
         ``model``. Of one without memory the records are empty, as round-to-nearest would make them.

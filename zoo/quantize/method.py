@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 METHODS: dict[str, type[Method]] = {}
 GROUP = 32
+LEAST = 16  # columns of a group that nobody asked for: the scales of smaller ones weigh more than the codes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,8 @@ class Method:
     bits: int = dataclasses.field(default=None)  # type: ignore[assignment]
     """Of a code, 1 to 8; None: as the layout has them, 4 of integers."""
     group_size: int | None = None
-    """Columns that share a scale; None: the largest divisor of a row's columns up to 32, of tables all of them."""
+    """Columns that share a scale; None: the largest divisor of a row's columns from 16 to 32, where there is none, and
+    in rows up to 32 and of tables, all of them."""
     symmetric: bool = False
     """No zeros are stored: the code of the number 0 is 2^(bits-1)."""
     scale_dtype: str = "bfloat16"
@@ -78,7 +80,8 @@ class Method:
         size = self.group_size
         if size is None:
             most = (LAYOUTS[self.layout].group if self.layout in LAYOUTS else GROUP) or columns
-            size = next(n for n in range(min(most, columns), 0, -1) if columns % n == 0)
+            whole = min(most, columns)
+            size = next((n for n in range(whole, min(whole, LEAST) - 1, -1) if columns % n == 0), columns)
         return Format(
             bits=self.bits, group_size=size, symmetric=self.symmetric, scale_dtype=self.scale_dtype,
             layout=self.layout, group_rows=self.group_rows, masked=self.masked, activation_bits=self.activation_bits,
