@@ -11,8 +11,10 @@ from zoo.changes import described_changes, read_changes, rebuilding
 from zoo.checkpoints import read_config, read_state_dict, write_folder
 from zoo.checkpoints.convert import LAYOUTS, implied, published_config, published_names, settled, to_zoo
 from zoo.checkpoints.convert.gguf import to_gguf
-from zoo.checkpoints.gguf_file import read_vocabulary, write_gguf
+from zoo.checkpoints.gguf_file import write_gguf
+from zoo.checkpoints.gguf_vocabulary import read_vocabulary
 from zoo.config import FREE, agreed, from_json
+from zoo.layers.lowrank import ranks_in
 from zoo.loading import plan, tied
 from zoo.quantize.files import KEY
 from zoo.recognition import describe_model, known_beside, recognise
@@ -82,6 +84,8 @@ def convert(
         config = known_beside(Path(source), published, entry) or entry.configure()
     config = agreed(config, {}, implied(published), str(source))
     model, _, tensors = plan(to_zoo(published), rebuilding(entry.model_class, content), config, str(source))
+    if to != "zoo" and ranks_in(model):
+        raise ValueError(f"{source} holds factors (zoo.factorize), which no other layout has: convert it to 'zoo'")
     aliases = tied(model)
     tensors = {key: tensor for key, tensor in tensors.items() if key not in aliases}
     card = describe(entry, sum(parameter.numel() for parameter in model.parameters()), target)

@@ -59,6 +59,10 @@ def to_gguf(config: Given, tensors: Mapping[str, Tensor]) -> Converted:
     for option, value in kind.wanted.items():
         if config.get(option, value) != value:
             raise ValueError(f"llama.cpp's {kind.architecture} has {option} {value!r}, got {config[option]!r}")
+    if kind.architecture != "llama" and (config.get("rope_parameters") or {}).get("rope_type") == "llama3":
+        raise ValueError(
+            f"llama.cpp's {kind.architecture} has no rope_type 'llama3': convert to 'transformers' instead"
+        )
     metadata = {
         "vocab_size": config["vocab_size"],
         "context_length": config.get("max_position_embeddings") or _FOREVER,
@@ -187,12 +191,35 @@ def _slower(config: Given) -> Tensor:
     return (1 / ((1 - share) / rope["factor"] + share)).float()
 
 
+def _olmoe_tensors(config: Given, tensors: Tensors) -> Tensors:
+    """A tied head becomes one of its own, which llama.cpp's olmoe must have."""
+    if config["tie_word_embeddings"]:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    return _stacked(config, tensors)
+
+
 def _as_they_are(config: Given, tensors: Tensors) -> Tensors:
     return tensors
 
 
 def _mamba_tensors(config: Given, tensors: Tensors) -> Tensors:
     return dict(_ssm(tensors))
+
+
+def _falcon_mamba_tensors(config: Given, tensors: Tensors) -> Tensors:
+    r"""The norms of dt, B and C come to have the eps of the others, the one that llama.cpp reads.
+
+    .. math:: \frac{c x}{\sqrt{\overline{(c x)^2} + \epsilon}} = \frac{x}{\sqrt{\overline{x^2} + \epsilon / c^2}}
+
+    so what they norm is multiplied by c, the root of that eps over their own.
+    """
+    eps, own = config["layer_norm_epsilon"], config["mixer_rms_eps"]
+    if eps != own and not (eps > 0 and own > 0):
+        raise ValueError(f"llama.cpp's mamba has one eps: mixer_rms_eps must be layer_norm_epsilon {eps}, got {own}")
+    for name in tensors:
+        if name.endswith(".x_proj.weight") and eps != own:
+            tensors[name] = tensors[name].float() * math.sqrt(eps / own)
+    return _mamba_tensors(config, tensors)
 
 
 def _mamba2_tensors(config: Given, tensors: Tensors) -> Tensors:
@@ -246,13 +273,14 @@ def _grouped(name: str, tensor: Tensor, groups: int) -> Tensor:
 
 _MAMBA = {"expand": 2, "use_conv_bias": True, "use_bias": False}
 _NO_LIMIT = {"time_step_limit": [0.0, {"__float__": "Infinity"}]}
+_OLMOE = {"clip_qkv": None, "attention_bias": False}
 _KINDS = {
     "llama": _Kind("llama", _attention, _llama_tensors),
     "mistral": _Kind("llama", _attention, _llama_tensors, {"sliding_window": None}),
     "qwen2": _Kind("qwen2", _attention, _as_they_are, {"use_sliding_window": False}),
     "qwen3": _Kind("qwen3", _attention, _as_they_are, {"use_sliding_window": False, "attention_bias": False}),
     "mixtral": _Kind("llama", _experts, _mixtral_tensors, {"sliding_window": None}),
-    "olmoe": _Kind("olmoe", _olmoe, _stacked, {"norm_topk_prob": False, "clip_qkv": None, "attention_bias": False}),
+    "olmoe": _Kind("olmoe", _olmoe, _olmoe_tensors, {"norm_topk_prob": False} | _OLMOE),
     "qwen3_moe": _Kind(
         "qwen3moe",
         _experts,
@@ -266,7 +294,7 @@ _KINDS = {
         },
     ),
     "mamba": _Kind("mamba", _mamba, _mamba_tensors, _MAMBA),
-    "falcon_mamba": _Kind("mamba", _mamba, _mamba_tensors, _MAMBA),
+    "falcon_mamba": _Kind("mamba", _mamba, _falcon_mamba_tensors, _MAMBA),
     "mamba2": _Kind("mamba2", _mamba2, _mamba2_tensors, _MAMBA | _NO_LIMIT),
     "falcon_h1": _Kind("falcon-h1", _falcon_h1, _falcon_h1_tensors, {"mamba_conv_bias": True} | _NO_LIMIT),
 }

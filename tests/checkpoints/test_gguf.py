@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import pydoc_data.topics
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,18 @@ MODELS = {
     "olmoe": lambda: transformers.OlmoeConfig(
         **SIZES, num_attention_heads=4, num_key_value_heads=4, num_experts=6, num_experts_per_tok=3
     ),
+    "tied olmoe": lambda: transformers.OlmoeConfig(
+        **SIZES, num_attention_heads=4, num_key_value_heads=4, num_experts=6, num_experts_per_tok=3,
+        tie_word_embeddings=True,
+    ),
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
         **SIZES, **HEADS, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=32, norm_topk_prob=True
     ),
     "mamba": lambda: transformers.MambaConfig(**SIZES | {"intermediate_size": 128}, state_size=8, time_step_rank=5),
     "falcon_mamba": lambda: transformers.FalconMambaConfig(**SIZES | {"intermediate_size": 128}, state_size=8),
+    "falcon_mamba with an eps": lambda: transformers.FalconMambaConfig(
+        **SIZES | {"intermediate_size": 128}, state_size=8, mixer_rms_eps=0.3
+    ),
     "mamba2": lambda: transformers.Mamba2Config(
         **{name: SIZES[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers")},
         num_heads=8, head_dim=16, state_size=16, n_groups=2, chunk_size=4, tie_word_embeddings=False,
@@ -75,6 +83,8 @@ def tokenizer() -> Any:
     merged.train_from_iterator(list(pydoc_data.topics.topics.values())[:5], VOCABULARY - 2, show_progress=False)
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=merged._tokenizer)
     fast.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    begun = tokenizers.processors.TemplateProcessing("<s> $A", None, [("<s>", fast.bos_token_id)])
+    fast.backend_tokenizer.post_processor = begun
     return fast
 
 
@@ -86,8 +96,8 @@ def test_llama_cpp_computes_what_transformers_does(name, tokenizer, tmp_path):
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "theirs")
     file = zoo.convert(tmp_path / "theirs", tmp_path / "model.gguf", to="gguf")
-    ids = [tokenizer.bos_token_id, *tokenizer(TEXT)["input_ids"]]
-    assert len(ids) < len(TEXT.encode())
+    ids = tokenizer(TEXT)["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id and len(ids) < len(TEXT.encode())
     expected = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
     torch.testing.assert_close(log_probabilities(file, TEXT, VOCABULARY), expected.float(), atol=1e-4, rtol=1e-4)
 
@@ -128,6 +138,13 @@ def test_what_llama_cpp_has_no_words_for_is_refused(tmp_path):
     yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
     with pytest.raises(ValueError, match="rope_type must be default, linear or llama3 in a GGUF file, got 'yarn'"):
         zoo.convert(saved(transformers.LlamaConfig(**SIZES, **HEADS, rope_parameters=yarn)), tmp_path, to="gguf")
+    for kind in (transformers.Qwen2Config, transformers.Qwen3Config):
+        config = kind(**SIZES, num_attention_heads=4, num_key_value_heads=2, rope_parameters=LLAMA3)
+        with pytest.raises(ValueError, match=r"llama\.cpp's qwen[23] has no rope_type 'llama3': convert to 'transf"):
+            zoo.convert(saved(config), tmp_path, to="gguf")
+    falcon = transformers.FalconMambaConfig(**SIZES | {"intermediate_size": 128}, state_size=8, mixer_rms_eps=0.0)
+    with pytest.raises(ValueError, match=r"mixer_rms_eps must be layer_norm_epsilon 1e-05, got 0\.0"):
+        zoo.convert(saved(falcon), tmp_path, to="gguf")
     folder = saved(transformers.LlamaConfig(**SIZES, **HEADS))
     for options, message in (
         ({"to": "gguf", "form": "q3_k"}, "a GGUF file has matrices in f32, f16, .*, got 'q3_k'"),
@@ -142,4 +159,32 @@ def test_what_llama_cpp_has_no_words_for_is_refused(tmp_path):
     zoo.save_model(zoo.create_model("retnet_nano"), tmp_path / "saved")
     with pytest.raises(ValueError, match=r"GGUF files are written of llama, .*, got 'retnet'"):
         zoo.convert(tmp_path / "saved", tmp_path, to="gguf")
+    zoo.save_model(zoo.factorize(zoo.create_model("transformer_nano"), 4), tmp_path / "factors")
+    with pytest.raises(ValueError, match=r"factors holds factors .*, which no other layout has: convert it to 'zoo'"):
+        zoo.convert(tmp_path / "factors", tmp_path, to="gguf")
     assert not list(tmp_path.glob("*.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("number", "form", "message"),
+    [
+        (1e6, "f16", "holds 1e[+]06, more than f16 can: take another form, such as f32"),
+        (1e6, "q4_0", "holds 1e[+]06, more than q4_0 can"),
+        (-1e6, "q4_1", "holds 1e[+]06, more than q4_1 can"),
+        (1e8, "q8_0", "holds 1e[+]08, more than q8_0 can"),
+        (3.4e38, "bf16", "holds 3.4e[+]38, more than bf16 can"),
+        (float("nan"), None, "holds nan as f32; mend the checkpoint"),
+        (float("-inf"), "q8_0", "holds inf as q8_0; mend the checkpoint"),
+        (1e6, "f32", ""),
+        (65504.0, "f16", ""),
+        (1e6, "q8_0", ""),
+    ],
+)
+def test_a_number_that_a_form_cannot_hold_is_named(number, form, message, tmp_path):
+    model: Any = zoo.create_model("mamba2_nano")
+    with torch.no_grad():
+        model.blocks[1].mixer.in_proj.weight[3, 5] = number
+    zoo.save_model(model, tmp_path / "saved")
+    with pytest.raises(ValueError, match="1.mixer.in_proj.weight " + message) if message else nullcontext():
+        zoo.convert(tmp_path / "saved", tmp_path / "model.gguf", to="gguf", form=form)
+    assert (tmp_path / "model.gguf").exists() != bool(message)
