@@ -145,9 +145,9 @@ def test_steps_of_any_record_are_the_whole(method, options, trained):
 def test_a_folder_is_for_one_model_and_one_calibration(trained, tmp_path):
     call = {"method": "baq", "folder": tmp_path}
     zoo.quantize(copy.deepcopy(trained), calibration=calibration(trained), **call)
-    with pytest.raises(ValueError, match="give it a folder of its own"):
+    with pytest.raises(ValueError, match="call of another calibration found: give it a folder"):
         zoo.quantize(copy.deepcopy(trained), calibration=Calibration([text("while")]), **call)
-    with pytest.raises(ValueError, match="give it a folder of its own"):
+    with pytest.raises(ValueError, match="call of another model found: give it a folder"):
         zoo.quantize(zoo.create_model("transformer_nano"), calibration=calibration(trained), **call)
 
 

@@ -75,7 +75,7 @@ def test_outliers_are_met_and_the_same_call_gives_the_same(tmp_path):
     assert sum(kept) == len(kept) - 1
     for name, record in records(smooth).items():
         assert torch.equal(record.codes, records(again)[name].codes)
-    with pytest.raises(ValueError, match="give it a folder of its own"):
+    with pytest.raises(ValueError, match="call of another bits found: give it a folder of its own"):
         zoo.quantize(with_outliers("transformer_nano"), folder=tmp_path, **call | {"bits": 3})
 
 

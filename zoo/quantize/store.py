@@ -41,10 +41,10 @@ class Store:
             raise ValueError(f"folder must be a folder, which may be new, {self.folder} is a file")
         self.folder.mkdir(parents=True, exist_ok=True)
         text, path = json.dumps(signature, sort_keys=True), self.folder / SIGNATURE
-        if path.exists() and path.read_text(encoding="utf-8") != text:
+        held, asked = json.loads(path.read_text(encoding="utf-8") if path.exists() else text), json.loads(text)
+        if other := [key for key in (held | asked) if held.get(key) != asked.get(key)]:
             raise ValueError(
-                f"{self.folder} holds what {path.read_text(encoding='utf-8')} found, this call is {text}: give it a "
-                "folder of its own"
+                f"{self.folder} holds what a call of another {', '.join(other)} found: give it a folder of its own"
             )
         path.write_text(text, encoding="utf-8")
 
