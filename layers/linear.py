@@ -7,9 +7,10 @@ that there is.
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from zoo.kernels.dispatch import AUTOCAST_DEVICES, compute_dtype, full_precision
 from zoo.layers.precision import autocast_dtype
 
 ROWS = 512  # whose logits exist at a time where the head has to be called
+_USERS = threading.RLock()  # one thread at a time begins or ends ``decoding``
 LEAST = 2**18  # numbers of a matrix of float32 that takes longer to read than ``row_linear`` to be called
 
 
@@ -129,24 +131,44 @@ def decoding(model: nn.Module) -> Iterator[None]:
     """Within it plain linear layers compute few rows by ``row_linear``, which reads a matrix as fast as there is
     memory, unless that is less than what the call costs; whatever else replaces, wraps or watches one is in effect as
     before."""
-    plain = [m for m in model.modules() if type(m) is nn.Linear and _is_whole(m) and "forward" not in vars(m)]
+    plain = [m for m in model.modules() if type(m) is nn.Linear and _is_whole(m) and is_own(m)]
     linears = [m for m in plain if m.weight.numel() >= LEAST or m.weight.dtype != torch.float32]
-    for linear in linears:
-        linear.forward = MethodType(_few_rows, linear)
+    with _USERS:
+        used = [vars(linear).setdefault("forward", _FewRows(linear)) for linear in linears]
+        for forward in used:
+            forward.users += 1
+            forward.linear.forward = forward
     try:
         yield
     finally:
-        for linear in linears:
-            vars(linear).pop("forward", None)
+        with _USERS:
+            for forward in used:
+                forward.users -= 1
+                if not forward.users and vars(forward.linear).get("forward") is forward:
+                    del vars(forward.linear)["forward"]
 
 
-def is_row_linear(linear: nn.Module) -> bool:
-    """Whether ``decoding`` has put its product in the place of the layer's own."""
-    return getattr(vars(linear).get("forward"), "__func__", None) is _few_rows
+def is_own(linear: nn.Module) -> bool:
+    """Whether nobody but ``decoding`` has replaced its ``forward``."""
+    return type(vars(linear).get("forward")) in (type(None), _FewRows)
 
 
-def _few_rows(linear: nn.Linear, x: Tensor) -> Tensor:
-    return row_linear(x, linear.weight, linear.bias)
+class _FewRows:
+    """``forward`` of a linear layer within ``decoding``; without users, as in a copy, that of its class."""
+
+    def __init__(self, linear: nn.Linear):
+        self.linear, self.users = linear, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self.users:
+            return nn.Linear.forward(self.linear, x)
+        return row_linear(x, self.linear.weight, self.linear.bias)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _FewRows:
+        return _FewRows(copy.deepcopy(self.linear, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _FewRows, (self.linear,)
 
 
 def capped(logits: Tensor, softcap: float | None) -> Tensor:

@@ -26,7 +26,8 @@ class RankAware(Reports):
     W too, whatever tau is. It is empty until ``fill`` or a state dict.
 
     Attributes:
-        activity: "kept" (), the mean of m in the latest forward pass.
+        activity: "kept" (), the mean of m in the latest forward pass; absent after a step that ran as a program, which
+            does not count them.
 
     Args:
         shape: (N, C).
@@ -81,7 +82,16 @@ class RankAware(Reports):
 
     def nbytes_read(self, kept: float | None = None) -> float:
         """Bytes that a token reads of it when it keeps a share of its inputs, of the latest pass where none is given:
-        its columns of W, U and V, and the norms."""
+        its columns of W, U and V, and the norms.
+
+        Raises:
+            ValueError: without a share where the latest pass left none.
+        """
+        if kept is None and "kept" not in self.activity:
+            raise ValueError(
+                "the share of inputs that a token keeps is that of a pass of the whole model, and the latest was none, "
+                "or a step of generation that ran as a program: call model(tokens) first, or give kept="
+            )
         kept = self.activity["kept"].item() if kept is None else kept
         rows, columns = self.shape
         return (kept * columns * rows + self.rank * (rows + columns) + columns) * self.columns.element_size()

@@ -77,6 +77,7 @@ def _rank_aware(p: Writer, module: RankAwareLinear, x: Value) -> Value:
     if held.columns.dtype != torch.float32:
         raise Undescribed(f"columns of {held.columns.dtype}")
     p.visit(held)
+    p.reporting.append(held)
     p.watch(held.threshold)
     columns = kept(p, held.columns, held.norm, held.threshold.item(), held.right, held.left)
     return p.linear(p.whole(x), columns, module.bias)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from zoo.kernels.step_program.records import DTYPES, ROWS
 from zoo.layers.linear import decoding
 from zoo.layers.state import State
 from zoo.layers.step.writer import Undescribed, Writer
+
+_USERS = threading.RLock()  # one thread at a time begins or ends to use a stepper, also where garbage is collected
 
 
 class Stepped(Protocol):
@@ -76,16 +79,26 @@ class Steps(Writer):
 
 
 class Stepper:
-    """The programs of a model, one for each number of rows.
+    """The programs of a model, one for each number of rows. A copy, with its model, has none, and no users.
+
+    Attributes:
+        users: for each of those within ``programmed`` whether nobody changes the model meanwhile; where all say so, a
+            program is not compared with the model before each run. Without any, nothing is run.
 
     Args:
         model: whose steps they are.
-        alone: nobody changes the model while this exists, so that a program is not compared with it before each run.
     """
 
-    def __init__(self, model: Stepped, alone: bool = False):
-        self.model, self.alone, self.made = model, alone, cast("dict[int, Steps | None]", {})
+    def __init__(self, model: Stepped):
+        self.model, self.made = model, cast("dict[int, Steps | None]", {})
+        self.users: list[bool] = []
         self.lock = threading.Lock()  # a program has one memory
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stepper:
+        return Stepper(copy.deepcopy(self.model, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Stepper, (self.model,)
 
     def __call__(self, x: Tensor, states: Any) -> Tensor | None:
         """x (B, 1, dim) through the blocks, or None where they have to be called."""
@@ -96,7 +109,7 @@ class Stepper:
         return self._run(x, states, dtype)
 
     def _run(self, x: Tensor, states: Any, dtype: torch.dtype | None) -> Tensor | None:
-        if not _is_step(x):
+        if not self.users or not _is_step(x):
             return None
         with self.lock:
             steps, head = self._steps(x), dtype is not None
@@ -107,7 +120,7 @@ class Stepper:
 
     def _steps(self, x: Tensor) -> Steps | None:
         steps = self.made.get(len(x))
-        if len(x) not in self.made or (steps is not None and not self.alone and not steps.is_current):
+        if len(x) not in self.made or (steps is not None and not all(self.users) and not steps.is_current):
             self.made[len(x)] = steps = self._write(x)
         return steps
 
@@ -146,13 +159,26 @@ def _is_step(x: Tensor) -> bool:
 
 @contextmanager
 def programmed(model: nn.Module, alone: bool = False) -> Iterator[None]:
-    """As ``decoding``, and the blocks of a language model run as one program where they can; ``alone`` as ``Stepper``
-    has it."""
-    held, mine = vars(model), "stepper" not in vars(model)
-    held.setdefault("stepper", Stepper(model, alone))  # type: ignore[arg-type]
+    """As ``decoding``, and the blocks of a language model run as one program where they can.
+
+    A program copies small weights and options. It is written anew once a parameter or buffer was written to by
+    operations that autograd counts, or another tensor, module or hook took its place; writes through ``.data`` and
+    options that are set (a norm's ``eps``, ``top_k``) are not seen before the outermost block ends: make them outside.
+
+    Args:
+        model: a language model; several threads may do so with the same one.
+        alone: nobody changes the model within, so that a program is not compared with it before each run.
+    """
+    held = vars(model)
+    with _USERS:
+        stepper: Stepper = held.setdefault("stepper", Stepper(model))  # type: ignore[arg-type]
+        stepper.users.append(alone)
+        held["stepper"] = stepper
     try:
         with decoding(model):
             yield
     finally:
-        if mine:
-            held.pop("stepper", None)
+        with _USERS:
+            stepper.users.remove(alone)
+            if not stepper.users and held.get("stepper") is stepper:
+                del held["stepper"]

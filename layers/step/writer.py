@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.kernels.step_program import Recurrences, Value
-from zoo.layers.linear import is_row_linear, is_watched
+from zoo.layers.linear import is_own, is_watched
 from zoo.layers.report import Reports
 from zoo.layers.state import State
 from zoo.layers.states import JointState
@@ -60,8 +60,7 @@ class Writer(Recurrences):
 
     def visit(self, module: nn.Module) -> None:
         """Note what ``module`` is made of."""
-        replaced = "forward" in vars(module) and not is_row_linear(module)
-        if is_watched(module) or replaced or module.training:
+        if is_watched(module) or not is_own(module) or module.training:
             raise Undescribed(type(module).__name__)
         self.hooks += [module._forward_pre_hooks, module._forward_hooks]
         for held in (module._modules, module._parameters):

@@ -187,3 +187,9 @@ def test_an_unknown_option_names_the_nearest():
         zoo.stream(model, [[1]], 3, num_beams=2, temperature=0)
     with pytest.raises(ValueError, match=r"bytes has a tokenizer of 256 tokens and the model knows 1,000"):
         zoo.generate(zoo.create_model("mamba_nano", depth=1, vocab_size=1000), [[1]], 3, tokenizer=ByteTokenizer())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(1, 0), (0, 3), (3,), (1, 2, 3)])
+def test_a_tensor_of_prompts_has_rows_and_tokens(model, shape):
+    with pytest.raises(ValueError, match=r"must have the shape \(batch, length\)"):
+        zoo.generate(model, torch.zeros(shape, dtype=torch.long), 3)

@@ -124,7 +124,9 @@ def stream(
 ) -> Iterator[Step]:
     """Continue prompts as ``generate``, and give each step's tokens as they come.
 
-    The model is in eval mode until the iterator has ended, or was closed.
+    The model is in eval mode until the iterator has ended, or was closed. Until then write to its weights by operations
+    that autograd counts, as an optimizer does, not through ``.data``, and set none of its options: a step that runs as
+    a program has copies of them (``layers.step.programmed``).
 
     Args:
         model, tokens, max_new_tokens, attention_mask, options: of ``generate``; there are no beams.

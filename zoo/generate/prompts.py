@@ -35,9 +35,15 @@ def batched(prompts: Prompts, attention_mask: Tensor | None, device: torch.devic
     """A batch of a tensor (B, T), or of a list of prompts (T_i,).
 
     Raises:
-        ValueError: for an empty list or prompt, or a mask of another shape or with padding to the right of a prompt.
+        ValueError: for an empty list, tensor or prompt, a tensor of another rank, or a mask of another
+            shape or with padding to the right of a prompt.
     """
     if isinstance(prompts, Tensor):
+        if prompts.dim() != 2 or prompts.numel() == 0:
+            raise ValueError(
+                "a tensor of prompts must have the shape (batch, length), both at least 1, got "
+                f"{tuple(prompts.shape)}; one prompt (length,) is tokens[None]"
+            )
         return Batch(prompts, None if attention_mask is None else _checked(attention_mask, prompts))
     if attention_mask is not None:
         raise ValueError("attention_mask goes with a tensor of prompts; a list of them says itself how long they are")

@@ -173,9 +173,10 @@ class LanguageModel(StepsAsProgram, ABC):
                 f"embedded must be (batch, length, dim) {(*tokens.shape, self.stream_dim)}, got {tuple(embedded.shape)}"
             )
         entered, order = embedded, None
-        if labels is None and self.stepper is not None and self.is_step(tokens, state, seq_idx):
+        stepper = self.stepper  # another thread may end using it
+        if labels is None and stepper is not None and self.is_step(tokens, state, seq_idx):
             entered = self.enter(tokens) if entered is None else entered
-            if (stepped := self.stepper.logits(entered, state, computes_in(self).dtype)) is not None:
+            if (stepped := stepper.logits(entered, state, computes_in(self).dtype)) is not None:
                 return stepped
         if seq_idx is not None:  # padding to the beginning of each row
             order = (seq_idx >= 0).to(torch.uint8).argsort(dim=1, stable=True)

@@ -28,9 +28,10 @@ class StepsAsProgram(nn.Module):
 
     def step_blocks(self, x: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> Tensor | None:
         """x (B, 1, dim) through all blocks by a program, where there is one for it."""
-        if self.stepper is None or state is None or not self._steps_plainly(seq_idx):
+        stepper = self.stepper  # another thread may end using it
+        if stepper is None or state is None or not self._steps_plainly(seq_idx):
             return None
-        return self.stepper(x, state)
+        return stepper(x, state)
 
     def is_step(self, tokens: Tensor, state: ModelState | None, seq_idx: Tensor | None) -> bool:
         """Whether a program from the embedding to the head may do; what policies are told of is not in one."""
