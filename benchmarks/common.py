@@ -256,11 +256,6 @@ def natural(text: str, least: int = 0) -> int:
     return value
 
 
-def positive(text: str) -> int:
-    """The type of an option that is 1 or more, as a number of threads."""
-    return natural(text, 1)
-
-
 def command_line(
     subject: str, description: str | None, *, budget: float | None = None, models: Sequence[str] = (),
     besides: Sequence[str] = (), patterns: Iterable[str] = (), goes_on: bool = False,

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import torch
 
 import zoo
-from zoo.benchmarks.common import command_line, natural, positive, prompt_and_step, publish, telling
+from zoo.benchmarks.common import command_line, natural, prompt_and_step, publish, telling
 from zoo.benchmarks.kept import earlier_runs, held, joined
 from zoo.benchmarks.peers import LlamaCpp, Side, Text, quiet_transformers, top, with_tokenizer_of_bytes
 
@@ -167,8 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", default=list(MODELS), choices=MODELS, metavar="MODEL")
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS), metavar="FORM")
     parser.add_argument("--against", nargs="*", default=list(PEERS), choices=PEERS, metavar="PEER")
-    parser.add_argument("--threads", type=positive, default=os.cpu_count())
-    parser.add_argument("--batch", type=positive, default=1, help="rows; llama.cpp is left out where there are several")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--batch", type=int, default=1, help="rows; llama.cpp is left out where there are several")
     parser.add_argument("--busy", type=natural, default=0, help="processes that never rest, beside the measurement")
     options = parser.parse_args(arguments)
 

@@ -38,7 +38,6 @@ from zoo.benchmarks.common import (
     fresh_peak,
     machine,
     peak_memory,
-    positive,
     prompt_and_step,
     publish,
     telling,
@@ -222,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kinds = list(emulated.KINDS)
     parser.add_argument("--emulated", nargs="*", default=kinds, choices=kinds, metavar="FORMAT", help="; ".join(kinds))
     parser.add_argument("--redraw", action="store_true", help="measure nothing: tables and plot of the result file")
-    parser.add_argument("--threads", type=positive, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     options: argparse.Namespace = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
 
