@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from zoo.layers.linear import HeldLinear
 from zoo.layers.moe.experts import RoutedExperts
+from zoo.layers.moe.latent import LatentMatrix
 from zoo.layers.quant.format import Format
 from zoo.layers.quant.frozen import refuse_backward
 from zoo.layers.quant.layers import Conv, Embedding, Linear
@@ -37,13 +38,13 @@ def compressible(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def occupied(model: nn.Module) -> dict[str, str]:
-    """What stands where ``compressible`` would look for weights, records apart, by name: parametrisations, matrices
-    without their zeros, tensors that are computed."""
+    """What stands where ``compressible`` would look for weights, by name: parametrisations, matrices without their
+    zeros, tensors that are computed; records and experts' factors, which stay as they are, apart."""
     found: dict[str, str] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for name in ("weight",) if isinstance(module, HeldLinear) else _names(module):
             held = _held(module, name)
-            if type(held) is not nn.Parameter and not isinstance(held, Record):
+            if type(held) is not nn.Parameter and not isinstance(held, (Record, LatentMatrix)):
                 inside = held[0] if isinstance(held, parametrize.ParametrizationList) else held
                 found[f"{prefix}.{name}" if prefix else name] = type(inside).__name__
     return found
