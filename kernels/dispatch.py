@@ -160,7 +160,7 @@ class Operation:
             tensors: see ``is_plain_step``.
         """
         chosen = self.implementations["native"]
-        if not 1 <= rows <= most or not is_plain_step(impl, *tensors):
+        if not is_plain_step(impl, *tensors) or not 1 <= rows <= most:  # of an exported program, rows are open
             return None
         return chosen if chosen.obstacle(torch.device("cpu")) is None else None
 
@@ -177,7 +177,7 @@ def under_transforms() -> bool:
 
 def is_plain_step(impl: str, *tensors: Tensor | None) -> bool:
     """Whether a call on the CPU needs no operator: of float32 and narrower, chosen automatically, and neither recorded
-    by autograd, transformed nor compiled. So one step of decoding may go straight to a C function."""
+    by autograd, transformed, traced nor compiled. So one step of decoding may go straight to a C function."""
     given = [t for t in tensors if t is not None]
     return (
         impl == "auto"
@@ -185,6 +185,7 @@ def is_plain_step(impl: str, *tensors: Tensor | None) -> bool:
         and all(on_cpu(t.device) and type(t) in (Tensor, torch.nn.Parameter) for t in given)
         and not any(t.dtype == torch.float64 for t in given)
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and not under_transforms()
     )
 

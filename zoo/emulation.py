@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zoo.changes import Change, apply, changes_of
 from zoo.kernels.common.minifloat import BlockScaled, FixedPoint, Minifloat
+from zoo.language.base import LanguageModel
 from zoo.layers.moe.experts import RoutedExperts
 from zoo.layers.quant import compressible
 from zoo.layers.quant.between import put_between
@@ -54,8 +55,10 @@ class Emulated(Change, kind="emulated"):
             raise ValueError("the model is emulated in a format already")
         modules, weights = list(model.modules()), compressible(model) if self.weights else {}
         if self.activations:
+            texts = {part for module in modules if isinstance(module, LanguageModel) for part in module.modules()}
             for module in modules:
-                module.register_forward_hook(partial(_rounded_output, self.rounded(), self.rounded(1)))
+                wide = self.rounded(-1 if module in texts else 1)
+                module.register_forward_hook(partial(_rounded_output, self.rounded(), wide))
         axes = {name: _inputs(model, name, weight) for name, weight in weights.items()}
         put_between(model, weights, lambda name: self.rounded(axes[name]))
 
@@ -67,9 +70,9 @@ def _inputs(model: nn.Module, name: str, weight: Tensor) -> int:
     return 1 if weight.dim() > 2 else -1
 
 
-def _rounded_output(rounded: Rounded, of_images: Rounded, module: nn.Module, inputs: Any, output: Any) -> Any:
+def _rounded_output(rounded: Rounded, wide: Rounded, module: nn.Module, inputs: Any, output: Any) -> Any:
     floating = isinstance(output, Tensor) and output.is_floating_point()
-    return (of_images if output.dim() > 3 else rounded)(output) if floating else output
+    return (wide if output.dim() > 3 else rounded)(output) if floating else output
 
 
 def emulate(
@@ -100,7 +103,8 @@ def emulate(
         fixed: bits before and after the point of fixed-point numbers instead, such as (4, 4).
         block: so many neighbours share a power of two of 8 bits, as in OCP's MX formats, where they are 32: (2, 1) with
             a largest number of 6 are MXFP4. They are the inputs of an output in weights, and lie along the last axis of
-            activations, of images along their channels, the second of four axes or more. None: there is no scale.
+            activations, of images along their channels, the second of four axes or more; a language model's lie
+            along the last axis always, lest a scale depend on later tokens. None: there is no scale.
         largest: the largest number; None: as IEEE 754 has it.
         subnormal: whether there are subnormal numbers; without, what would be one is 0.
         rounding: "nearest", "ties_away", "ties_zero", "odd", "up", "down", "zero", "stochastic" or "coin", see

@@ -253,19 +253,24 @@ def model_info(name: str) -> ModelInfo:
 
 def _build(wanted: _Wanted, device: torch.device, dtype: torch.dtype | Literal["auto"] | None) -> Any:
     build, config, tensors = wanted.build, wanted.config, wanted.tensors
+    if wanted.formats and "num_classes" in wanted.changed and hasattr(wanted.entry.model_class, "reset_classifier"):
+        config = dataclasses.replace(config, num_classes=wanted.known.num_classes)  # whose classifier may be a record
     if dtype == "auto":
         dtype = common_dtype({name: t for name, t in (tensors or {}).items() if not _in_record(name, wanted.formats)})
     model: Any
     if tensors is not None and device.type != "meta":  # which has no memory to load into
         model = build_around(
             tensors, build, config, wanted.source,
-            device=device, dtype=dtype, known=wanted.known, changed=wanted.changed,
+            device=device, dtype=dtype, known=wanted.known,
+            changed=wanted.changed - {"num_classes"} if wanted.formats else wanted.changed,
         )  # fmt: skip
     else:
         with device:
             model = build(config)
         if dtype is not None:
             cast(model, dtype)
+    if config != wanted.config:
+        model.reset_classifier(wanted.config.num_classes)
     model.config_name, model.source_folder = wanted.entry.name, wanted.folder
     if wanted.formats:
         model.quantization = wanted.content[KEY].get("method", {})

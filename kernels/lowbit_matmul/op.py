@@ -50,7 +50,7 @@ def lowbit_matmul(
     """
     impl = _check(x, codes, scale, zero, bits, bias, impl)
     rows = x.reshape(-1, x.shape[-1])
-    if direct := operation.direct(impl, len(rows), native.FEW, rows, scale):
+    if direct := operation.direct(impl, rows.shape[0], native.FEW, rows, scale):
         y = direct.forward(rows, scale, codes, zero, bits, False).to(x.dtype)
     else:
         y = _lowbit_matmul(rows, scale, codes, zero, bits, scale.requires_grad, impl)
@@ -71,7 +71,7 @@ def dequantise(codes: Tensor, scale: Tensor, zero: Tensor | None = None, *, bits
     Returns:
         (..., N, C) float32, or float64 of a float64 scale; a few rows on the CPU, as a step looks up, by a C function.
     """
-    few = len(codes) if codes.dim() == 2 and columns else 0
+    few = codes.shape[0] if codes.dim() == 2 and columns else 0
     if operation.direct(operation.choice("auto"), few, native.FEW, codes, scale):
         return native.dequantise(codes, scale, zero, bits=bits, columns=columns, dtype=torch.float32)
     return reference.dequantise(codes, scale, zero, bits=bits, columns=columns)

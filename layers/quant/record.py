@@ -194,6 +194,17 @@ class Record(Packed):
         return next(self.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the numbers that it stands for, see ``dequantise``."""
+        return torch.float32
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """torch's fused forms that read weights themselves, as of ``nn.TransformerEncoder``, leave alone what has rules
+        of its own and call the layers one by one; other functions refuse a record in the place of a tensor."""
+        return NotImplemented
+
+    @property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
         return sum(parameter.nbytes for parameter in self.parameters())
@@ -207,9 +218,9 @@ class Record(Packed):
         return LAYOUTS[self.format.layout]
 
     @property
-    def _outliers(self) -> tuple[Tensor, Tensor]:
-        place, value = (self._parameters[name] for name in OUTLIERS)
-        assert place is not None and value is not None
+    def _outliers(self) -> tuple[Any, Any]:
+        """Places and values, None of a format without: ``torch.jit.trace`` reads every property."""
+        place, value = (self._parameters.get(name) for name in OUTLIERS)
         return place, value
 
     def _balance(self, span: int = 0) -> Tensor | None:

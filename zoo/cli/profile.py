@@ -49,7 +49,7 @@ def run(known: Namespace) -> int:
             batch=known.batch,
             device=known.device,
             dtype=getattr(torch, known.dtype) if known.dtype else None,
-            training=not known.no_training,
+            training=False if known.no_training else None,
             runs=known.runs,
             energy=known.energy,
         )
@@ -80,6 +80,8 @@ def _show(found: Profile, depth: int) -> None:
     )
     if found.peaks is not None:
         say(f"peaks: {found.peaks.flops / 1e9:,.1f} GFLOP/s, {found.peaks.bandwidth / 1e9:,.1f} GB/s")
+    if found.untrained is not None:
+        say(f"no training: {found.untrained}")
     if found.doubt is not None:
         say(f"warning: {found.doubt}", stderr=True)
     if found.state_bytes:

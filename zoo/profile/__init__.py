@@ -16,7 +16,7 @@ from zoo.language.base import LanguageModel
 from zoo.layers.quant import count_parameters
 from zoo.layers.step import programmed
 from zoo.profile import measure
-from zoo.profile.calls import ROOM, ValuesDecideError, calls_of, left_as_it_is, state_bytes, traced
+from zoo.profile.calls import ROOM, ValuesDecideError, calls_of, left_as_it_is, state_bytes, traced, why_untrained
 from zoo.profile.metrics import Energy, measured_energy
 from zoo.profile.peaks import device_name, peaks
 from zoo.profile.plausible import beyond, doubted
@@ -36,7 +36,7 @@ def profile(
     batch: int = 1,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    training: bool = True,
+    training: bool | None = None,
     runs: int = 5,
     energy: bool = False,
 ) -> Profile:
@@ -57,7 +57,7 @@ def profile(
         batch: rows.
         device: of a named model; "cpu" where None, "meta" to run nothing.
         dtype: of a named model; float32 where None.
-        training: also forward and backward.
+        training: also forward and backward; None: where something learns, ``Profile.untrained`` says why it does not.
         runs: of which times are the median.
         energy: also joules of the forward pass and of training, where the machine tells them.
 
@@ -67,7 +67,8 @@ def profile(
     Raises:
         ValueError: for an unknown name, sizes below 1, a device that is not there, options of a named model beside a
             model, a model that cannot be counted without running it on "meta", or one that does not fit the free
-            memory: the error holds the predicted bytes; one row where a batch norm of a model in training needs two.
+            memory: the error holds the predicted bytes; training of a model of which nothing learns, or of one row
+            where a batch norm needs two.
 
     Papers: Lavin, "On the Efficiency of Convolutional Neural Networks", arXiv 2404.03617 (waterline).
     """
@@ -81,8 +82,11 @@ def profile(
         _require_tokens(counted, tokens)
     inputs = sample(counted, batch, tokens)
     build = cache(lambda: model if isinstance(model, nn.Module) else _build(model, image_size, place, dtype))
+    untrained = None if training is False else why_untrained(counted)
+    if training and untrained:
+        raise ValueError(f"training must be left out for a model of which nothing learns, got True: {untrained}")
     traces = {}
-    for name, prepare in calls_of(counted, training).items():
+    for name, prepare in calls_of(counted, training is not False and untrained is None).items():
         try:
             traces[name] = traced(counted, inputs, name, prepare)
         except ValuesDecideError:
@@ -93,9 +97,11 @@ def profile(
     states = state_bytes(counted, inputs)
     if place != META:
         _require_room(counted, traces, place, count_weights=isinstance(model, str))
-        return _measured(model, counted, build(), inputs, traces, states, place, runs, energy)
+        found = _measured(model, counted, build(), inputs, traces, states, place, runs, energy)
+        return dataclasses.replace(found, untrained=untrained)
     phases = tuple(_phase(name, trace, counted, inputs, states, None) for name, trace in traces.items())
-    return _profile(model, counted, inputs, states, phases, traces["forward"], META, None, {})
+    found = _profile(model, counted, inputs, states, phases, traces["forward"], META, None, {})
+    return dataclasses.replace(found, untrained=untrained)
 
 
 def _counted(

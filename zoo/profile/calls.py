@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.kernels.stand_in import as_on_cpu
 from zoo.language.base import LanguageModel
+from zoo.layers.quant.frozen import FrozenError, check_trainable
 from zoo.profile.sample import answer, loss
 from zoo.profile.trace import Trace
 
@@ -56,6 +57,15 @@ def calls_of(model: Any, training: bool) -> dict[str, Callable[[Any, Tensor], Ca
     calls = {"forward": _forward}
     calls |= {"training": _training} if training else {}
     return calls | ({"decode": _decode} if isinstance(model, LanguageModel) else {})
+
+
+def why_untrained(model: nn.Module) -> str | None:
+    """Why nothing of a model learns; None where something does."""
+    try:
+        check_trainable(model)
+    except FrozenError as error:
+        return str(error)
+    return None if any(p.requires_grad for p in model.parameters()) else "none of its parameters requires a gradient"
 
 
 def traced(model: Any, inputs: Tensor, name: str, prepare: Callable[[Any, Tensor], Call]) -> Trace:

@@ -135,6 +135,7 @@ class Profile:
         layers: modules in the forward pass, in the order of the model.
         peaks: of the device; None where nothing ran.
         energy_source: where energy was read, or why there is none.
+        untrained: why there is no training phase, where one was not left out on purpose; None otherwise.
         doubt: why the peaks cannot be this machine's, and what to do; None where they can.
     """
 
@@ -152,6 +153,7 @@ class Profile:
     peaks: Peaks | None
     energy_source: str = "not measured"
     doubt: str | None = None
+    untrained: str | None = None
 
     def phase(self, name: str) -> Phase:
         """One of the phases.
