@@ -50,7 +50,7 @@ def sparse_matmul(
     """
     impl = _check(x, values, mask, start, bias, impl)
     rows = x.reshape(-1, x.shape[-1])
-    if direct := operation.direct(impl, len(rows), native.FEW, rows, values):
+    if direct := operation.direct(impl, rows.shape[0], native.FEW, rows, values):
         y = direct.forward(rows, values, mask, start).to(x.dtype)
     else:
         y = _sparse_matmul(rows, values, mask, start, impl)

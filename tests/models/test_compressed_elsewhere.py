@@ -76,8 +76,14 @@ def test_a_folder_takes_other_classes(name, tmp_path):
     assert torch.equal(zoo.create_model(place).eval()(x), model(x))  # type: ignore[operator]
 
 
-def test_a_step_names_what_has_no_onnx_form(tmp_path):
-    model = compressed("transformer_nano", depth=1)
-    for step in (False, True):
-        with pytest.raises(ValueError, match=r"computes zoo\.lowbit_matmul\.default, which has no ONNX form here"):
-            zoo.export_onnx(model, tmp_path / "file.onnx", step=step)
+@pytest.mark.parametrize("step", [False, True])
+@pytest.mark.parametrize(("layout", "operation"), [
+    ("int", r"zoo\.lowbit_matmul\.default"), ("binary", r"aten\.__rshift__\.Tensor"),
+    (None, r"zoo\.sparse_matmul\.default"),
+])  # fmt: skip
+def test_what_has_no_onnx_form_is_named(layout, operation, step, tmp_path):
+    model: Any = zoo.create_model("transformer_nano", depth=1).eval()
+    model = zoo.sparsify(model, "magnitude") if layout is None else zoo.quantize(model, layout=layout, bits=3)
+    with pytest.raises(ValueError, match=rf"computes {operation}, which has no ONNX form here"):
+        zoo.export_onnx(model, tmp_path / "file.onnx", step=step)
+    assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -106,15 +107,20 @@ def export_onnx(model: nn.Module, path: str | Path, *, step: bool = False, fixed
     beside = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor)) > LARGEST
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # both files in full, then in place
         written = Path(folder) / path.name
-        torch.onnx.export(
-            program,
-            (),
-            written,
-            input_names=inputs,
-            output_names=outputs,
-            external_data=beside,
-            verbose=False,
-        )
+        try:
+            torch.onnx.export(
+                program,
+                (),
+                written,
+                input_names=inputs,
+                output_names=outputs,
+                external_data=beside,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            what = re.search(r"target=torch\.ops\.([\w.]+)", str(error.__cause__))
+            operation = what[1] if what else f"an operation ({str(error.__cause__)[:200]})"
+            raise ValueError(f"{name} computes {operation}, which has no ONNX form here") from error
         data = path.with_name(f"{path.name}.data")
         data.unlink(missing_ok=True)  # of an earlier model
         for file in sorted(Path(folder).iterdir(), reverse=True):
