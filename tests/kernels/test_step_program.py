@@ -5,6 +5,7 @@ import torch
 
 from zoo.kernels import native
 from zoo.kernels.step_program import SOURCE, Chosen, Program, Value, dense
+from zoo.kernels.step_program.records import beside
 
 pytestmark = pytest.mark.skipif(native.obstacle(SOURCE, torch.device("cpu")) is not None, reason="no C compiler")
 
@@ -44,6 +45,25 @@ def test_rows_times_the_matrices_that_they_chose_whose_rows_are_inputs(inputs, o
     exact = torch.einsum("mki,mkio->mko", each, weight.double()[index]) + bias[index]
     largest = torch.einsum("mki,mkio->mko", each.abs(), weight.double()[index].abs()).max()
     assert (y.tensor.view(rows, 2, outputs) - exact).abs().max() <= 2 * torch.finfo(torch.float32).eps * largest
+
+
+def test_what_reads_any_sum_of_a_matrix_whose_rows_are_inputs_waits_for_it():
+    program, inputs, outputs = Program(2), 40, 2000
+    chosen = Chosen(1, torch.zeros(2, 1, dtype=torch.int64), torch.empty(0))
+    program.linear_of(Value(torch.randn(2, inputs)), dense(program, torch.randn(1, inputs, outputs)), None, chosen)
+    first = program.records[0]
+    chunks, x, y = first[1], first[2], first[4]
+    assert chunks > 2
+    elsewhere = torch.empty(10_000)
+
+    def reading(place: int) -> list[int]:
+        return [*first[:2], place, first[3], elsewhere.data_ptr(), *first[5:]]
+
+    last, behind = y + 4 * (chunks - 1) * outputs, y + 4 * chunks * outputs
+    assert beside([first, reading(last)], 2) == [False, False]
+    assert beside([first, reading(behind)], 2) == [False, True]
+    writing = [*first[:4], x + 4 * (2 * inputs - 1), *first[5:]]  # the last number of the last row that is read
+    assert beside([reading(x), writing], 2) == [False, False]
 
 
 def test_products_of_one_value_run_beside_one_another_and_those_of_each_other_do_not():
