@@ -33,7 +33,16 @@ from torch import Tensor
 
 import zoo
 from zoo.benchmarks import peers
-from zoo.benchmarks.common import CommandLine, interleaved, machine, markdown, save, table, write_result
+from zoo.benchmarks.common import (
+    CommandLine,
+    interleaved,
+    machine,
+    markdown,
+    prompt_and_step,
+    save,
+    table,
+    write_result,
+)  # fmt: skip
 from zoo.benchmarks.peers import LlamaCpp, Side
 from zoo.benchmarks.report import figures
 from zoo.benchmarks.report.results import Results
@@ -146,16 +155,9 @@ def _at(sides: Mapping[tuple[str, str], Side | LlamaCpp], plan: Plan, batch: int
             raise ValueError(
                 f"results differ, so nothing is timed: {wrong}, more than {plan.tolerance} of the largest value"
             )
-        calls = {}
-        for (name, side), held in able.items():
-            for call, run in peers.calls(held, inputs[name], STEPS).items():
-                if call.split()[0] == kind:
-                    calls[f"{name} {side} {call}"] = partial(_waited, run, torch.device(plan.device))
-        for call in calls.values():  # what is compiled or read once is no run's
-            call()
-        taken, _ = interleaved(calls, budget=plan.budget * len(able), most=15, shortest=0.005)
+        taken = _seconds(able, kind, inputs, plan)
         for name in dict.fromkeys(name for name, _ in able):
-            own = {side: _seconds(taken, name, side, kind) for model, side in able if model == name}
+            own = {side: taken[f"{name} {side}"] for model, side in able if model == name}
             x = inputs[name]
             yield {
                 f"{name} {kind} {tuple(x.shape)}": {
@@ -180,16 +182,22 @@ def _waited(call: Any, device: torch.device) -> Any:
     return found
 
 
-def _seconds(taken: Mapping[str, list[float]], name: str, side: str, kind: str) -> list[float]:
-    found = taken[f"{name} {side} {kind if kind != 'decode' else f'decode {1 + STEPS}'}"]
+def _seconds(
+    able: Mapping[tuple[str, str], Any], kind: str, inputs: Mapping[str, Tensor], plan: Plan
+) -> dict[str, list[float]]:
+    """ "name side" -> seconds of every run, in turns."""
+    budget, method = plan.budget * len(able), "moments" if kind == "decode" else kind
+    calls: dict[str, Any] = {
+        " ".join(key): partial(getattr(held, method), inputs[key[0]]) for key, held in able.items()
+    }
     if kind == "decode":
-        found = [(both - first) / STEPS for first, both in zip(taken[f"{name} {side} decode 1"], found, strict=False)]
-        if statistics.median(found) <= 0:
-            raise ValueError(
-                f"{STEPS} tokens of {name} took less than what its prompt's time varies by: measure on an idle "
-                "machine, or with a larger --budget"
-            )
-    return [float(f"{seconds:.4g}") for seconds in found]
+        taken = {key: steps for key, (_, steps) in prompt_and_step(calls, STEPS, budget).items()}
+    else:
+        calls = {key: partial(_waited, call, torch.device(plan.device)) for key, call in calls.items()}
+        for call in calls.values():  # what is compiled or read once is no run's
+            call()
+        taken, _ = interleaved(calls, budget=budget, most=15, shortest=0.005)
+    return {key: [float(f"{seconds:.4g}") for seconds in runs] for key, runs in taken.items()}
 
 
 def _difference(ours: Side | LlamaCpp, held: Side | LlamaCpp, x: Tensor, kind: str) -> float:

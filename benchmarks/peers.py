@@ -9,7 +9,6 @@ import importlib
 import importlib.util
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import zoo
 from zoo.generate.decode import steps
 from zoo.generate.options import checked
 from zoo.generate.prompts import batched
+from zoo.profile.peaks import wait
 from zoo.profile.sample import answer
 
 LIKELIEST = 10
@@ -122,8 +122,8 @@ class MambaSSM(Text):
     def loss(self, x: Tensor) -> Tensor:
         return nn.functional.cross_entropy(self(x)[:, :-1].flatten(0, 1).float(), x[:, 1:].flatten())
 
-    def generate(self, x: Tensor, count: int) -> Tensor:
-        return self.model.generate(x, max_length=x.shape[1] + count, top_k=1)
+    def generate(self, x: Tensor, count: int, **more: Any) -> Tensor:
+        return self.model.generate(x, max_length=x.shape[1] + count, top_k=1, **more)
 
 
 class LlamaCpp:
@@ -156,8 +156,12 @@ class LlamaCpp:
 
 def moments(model: Any, x: Tensor, count: int) -> list[float]:
     """When each of the likeliest tokens by which ``zoo.generate`` continues prompts is there."""
-    asked = checked(model, count, {"temperature": 0.0})
-    return [time.perf_counter() for _ in steps(model, batched(x, None, x.device), asked, None, alone=True)]
+    asked, found = checked(model, count, {"temperature": 0.0}), []
+    for index, _ in enumerate(steps(model, batched(x, None, x.device), asked, None, alone=True)):
+        if index in (0, count - 1):
+            wait(x.device)
+        found.append(time.perf_counter())
+    return found
 
 
 def top(side: Side | LlamaCpp, x: Tensor) -> dict[int, float]:
@@ -292,11 +296,3 @@ HAS: Mapping[str, Callable[[str], bool]] = {
     "timm": _in_timm, "transformers": _is_language, "fla": _is_language, "llama_cpp": _is_language,
     "mamba_ssm": lambda name: zoo.model_info(name).family in ("mamba", "mamba2"),
 }  # fmt: skip
-
-
-def calls(side: Side | LlamaCpp, x: Tensor, steps: int) -> dict[str, Callable[[], Any]]:
-    """Measure -> the call that is timed."""
-    decoding = {f"decode {count}": partial(side.generate, x, count) for count in (1, 1 + steps)}
-    if isinstance(side, LlamaCpp):
-        return decoding
-    return {"forward": partial(side.forward, x), "training": partial(side.training, x), **decoding}
