@@ -7,7 +7,8 @@
     zoo bench decode --busy 1                       # decode_busy1.json: beside a process that never rests
 
 Random weights of the published sizes, written for transformers and for llama.cpp (`zoo convert --to gguf`), in
-float32, bfloat16, and 8 and 4 bits where a side has them. Each side continues a prompt of 512 tokens by 65,
+float32, bfloat16, and 8 and 4 bits where a side has them. llama.cpp rounds the inputs of such layers to 8 bits as well;
+ours stay what they are, or are rounded too ("inputs of 8"). Each side continues a prompt of 512 tokens by 65,
 greedily: 64 steps lie between the first and the last. "MB" are all weights; the bound of a step is what reading them
 once takes, of experts those that one token visits, at the bandwidth that summing a large tensor reaches on as many
 threads before or after the runs of the form, as a machine that others share gives more at one time than at another.
@@ -41,7 +42,9 @@ from zoo.benchmarks.kept import earlier_runs, held, joined
 from zoo.benchmarks.peers import LlamaCpp, Side, Text, quiet_transformers, top, with_tokenizer_of_bytes
 
 MODELS = ("mamba2_130m", "mamba_130m", "transformer_130m", "falcon_h1_tiny_90m", "moe_8x130m")
-FORMS = {"float32": "f32", "bfloat16": "bf16", "8 bits": "q8_0", "4 bits": "q4_0"}  # ours -> that of a GGUF file
+INPUTS = ", inputs of 8"
+FEW = {"8 bits": "q8_0", "4 bits": "q4_0", f"8 bits{INPUTS}": "q8_0", f"4 bits{INPUTS}": "q4_0"}
+FORMS = {"float32": "f32", "bfloat16": "bf16", **FEW}  # ours -> that of a GGUF file
 PROMPT, STEPS = 512, 64
 PEERS = ("transformers", "llama.cpp")
 COLUMNS = (
@@ -64,8 +67,8 @@ def prompts(vocabulary: int, batch: int) -> torch.Tensor:
 def ours(folder: Path, form: str) -> Side:
     """Loaded in a dtype, or loaded and rounded to a few bits."""
     model: Any = zoo.create_model(f"local-dir:{folder}", dtype=getattr(torch, form, torch.float32)).eval()
-    if form.endswith("bits"):
-        zoo.quantize(model, bits=int(form[0]))
+    if form in FEW:
+        zoo.quantize(model, bits=int(form[0]), activation_bits=8 if form.endswith(INPUTS) else None)
     return Side(model)
 
 
@@ -111,7 +114,7 @@ def written(name: str, folder: Path) -> tuple[Path, Path, int]:
 
 def sides(mine: Path, theirs: Path, form: str, options: argparse.Namespace) -> Iterator[tuple[str, Side | LlamaCpp]]:
     yield "zoo", ours(mine, form)
-    if "transformers" in options.against and not form.endswith("bits"):
+    if "transformers" in options.against and form not in FEW:
         auto = quiet_transformers().AutoModelForCausalLM
         yield "transformers", Text(auto.from_pretrained(theirs, dtype=getattr(torch, form)).eval())
     if "llama.cpp" in options.against and options.batch == 1:

@@ -257,7 +257,7 @@ def publish_all(name: str, options: argparse.Namespace, found: dict[str, Any]) -
         show_lengths(records, shared),
         ("Decode step", *show_decode(records)),
         (f"Peak memory of forward and backward at T {COMPARED}", *show_memory(found["memory"])),
-        *([products.show(found["products"])] if found["products"] else []),
+        *([products.show(found["products"]), products.show_scaled(found["products"])] if found["products"] else []),
     ]  # fmt: skip
     after = f"Peaks of this run: {roof['bytes/s'] / 1e9:.1f} GB/s, {roof['FLOP/s'] / 1e9:.0f} GFLOP/s. "
     after += f"{earlier_runs([*records, *found['products']])}\n"

@@ -3,6 +3,11 @@
 A model's weights come from memory, not from a cache: a run multiplies one copy of the matrix after another, of 128 MB
 together for few rows, and its time is divided by their number. The bound of a product is what reading its matrix once
 takes at the bandwidth that summing a gigabyte reaches.
+
+MixPE scales the sum of a group once, after products of integers, instead of every weight before: counted by
+``zoo.kernels.integer_matmul.product_cost``, priced as arithmetic in 45 nm (M. Horowitz, "Computing's energy problem",
+ISSCC 2014, figure 1.1.9: products of 8 bits 0.2 pJ and of float32 3.7, sums of 32 bits 0.1 and of float32 0.9), and
+timed as the products of 4 bits with inputs of float32 (before) and of 8 bits (after).
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from torch import Tensor
 from zoo.benchmarks.common import interleaved
 from zoo.benchmarks.tables import Shown
 from zoo.kernels import sparse_matmul
+from zoo.kernels.integer_matmul import product_cost
 from zoo.kernels.sparse_matmul import compress, dense, row_starts
 from zoo.layers.quant import LAYOUTS, Format
 
@@ -27,6 +33,9 @@ ROWS = (1, 8, 64, 512)
 FEW, MANY = 8, 64  # rows: copies are read from memory up to so many; from so many on dense float32 is the aim
 COLD = 128 * 10**6  # bytes of all copies
 DENSE = "float32"
+GROUPS = (32, 64, 128)  # of MixPE
+BEFORE = {"wide": 3.7, "narrow": 0.2, "add": 0.9, "dequantise": 3.7 + 0.9}  # pJ, in float32
+AFTER = BEFORE | {"add": 0.1}  # sums of integers
 NEAREST = 1.4  # of one row over the bound, of integers of 8, 4 and 3 bits
 Tensors = Mapping[str, Tensor | None]
 
@@ -42,9 +51,9 @@ class Product(NamedTuple):
     aims: bool = False
 
 
-def record(operation: str, aims: bool = False, **options: Any) -> Product:
-    """Of a layout's codes, in groups of 32."""
-    form = Format(group_size=32, **options)
+def record(operation: str, aims: bool = False, group_size: int = 32, **options: Any) -> Product:
+    """Of a layout's codes."""
+    form = Format(group_size=group_size, **options)
     layout = LAYOUTS[form.layout]
 
     def whole(tensors: Any) -> Tensor:
@@ -93,6 +102,13 @@ PRODUCTS: dict[str, Product] = {
     "2:4": sparse(4, 2),
     "3:16": sparse(16, 3),
 }
+SCALED = {
+    size: (f"integers of 4 bits{of}", f"integers of 4 bits, inputs of 8{of}")
+    for size, of in zip(GROUPS, ("", *(f", groups of {size}" for size in GROUPS[1:])), strict=True)
+}  # by group: scaled before and after the product
+for size, (before, after) in list(SCALED.items())[1:]:
+    PRODUCTS[before] = record("lowbit_matmul", bits=4, group_size=size)
+    PRODUCTS[after] = record("integer_matmul", bits=4, activation_bits=8, group_size=size)
 OPERATIONS = sorted({product.operation for product in PRODUCTS.values()} - {"dense"})
 
 
@@ -152,6 +168,32 @@ def show(records: Sequence[Mapping[str, Any]]) -> Shown:
         *(f"float32 / own, {n}" for n in ROWS), "aims",
     ]  # fmt: skip
     return f"Products with a matrix of {SIZE} x {SIZE}", columns, rows
+
+
+def show_scaled(records: Sequence[Mapping[str, Any]]) -> Shown:
+    """A row a size of groups: what MixPE's cost model counts for one row, and before over after of energy and time."""
+    times = {(r["name"], r["rows"]): statistics.median(r["runs"]) for r in records}
+    rows = []
+    for size, (before, after) in SCALED.items():
+        if (before, 1) not in times:
+            continue
+        costs: Any = {
+            n: (
+                product_cost(n, SIZE, SIZE, size, after=False, prices=BEFORE),
+                product_cost(n, SIZE, SIZE, size, after=True, prices=AFTER),
+            )
+            for n in ROWS
+        }
+        rows.append([
+            str(size), *(f"{cost.dequantisations:,}" for cost in costs[1]),
+            *(f"{early.energy / late.energy:.2f}" for early, late in costs.values()),
+            *(f"{times[before, n] / times[after, n]:.2f}" for n in ROWS),
+        ])  # fmt: skip
+    columns = [
+        "group", "dequantised before, one row", "after", *(f"energy before / after, {n}" for n in ROWS),
+        *(f"time before / after, {n}" for n in ROWS),
+    ]  # fmt: skip
+    return "Scaled before the product or after it (MixPE: 1.4 of the energy by its abstract)", columns, rows
 
 
 def _met(met: bool) -> str:

@@ -12,7 +12,7 @@ import zoo
 from zoo.cli import main
 from zoo.layers.sparse import Pattern, SparseMatrix
 from zoo.layers.sparse.masks import Evolving, Mask, Shrinking, masks, weakest
-from zoo.masks import ISSP, SPARSITIES, Masks
+from zoo.masks import ISSP, SPARSITIES, Masks, Pruned
 
 NAMES = ["transformer_nano", "moe_nano", "vovnet_nano"]
 
@@ -209,6 +209,10 @@ def test_the_command_ends_masks(tmp_path):
         (lambda model: zoo.mask_weights(model, "evolution", zeta=1.0), r"zeta in \(0, 1\)"),
         (lambda model: zoo.mask_weights(model, "pruned", skip=["block.*"]), "skip names no weight by 'block"),
         (lambda model: zoo.mask_weights(model, "pruned", skip=["*"]), "skip leaves no weight"),
+        (
+            lambda model: zoo.mask_weights(model, Pruned(skip=[0])),
+            "skip must be a pattern of names or several",
+        ),
         (lambda model: zoo.mask_weights(zoo.mask_weights(model, "pruned"), "pruned"), "pruned takes plain weights"),
         (lambda model: zoo.mask_weights(zoo.noisy_weights(model), "pruned"), r"masked, rounded or noisy: zoo\.settle"),
         (lambda model: zoo.round_weights(zoo.mask_weights(model, "pruned")), "trained by pruned already"),

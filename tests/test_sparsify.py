@@ -181,6 +181,8 @@ def test_the_command(tmp_path, capsys):
         ({"alpha": 1}, TypeError, "magnitude has no option 'alpha'; its options: none"),
         ({"skip": "blocks.9.*"}, ValueError, "skip names no weight by 'blocks.9"),
         ({"skip": "*"}, ValueError, "skip leaves no weight"),
+        ({"skip": None}, TypeError, "skip must be a pattern of names or several, got None"),
+        ({"skip": [0]}, TypeError, r"skip must be a pattern of names or several, got \[0\]"),
     ],
 )
 def test_what_is_refused(options, error, message):

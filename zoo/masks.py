@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from abc import abstractmethod
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from zoo.layers.quant import compressible
 from zoo.layers.quant.between import between
 from zoo.layers.sparse import Pattern
 from zoo.layers.sparse.masks import Evolving, Mask, Shrinking, put_masks
+from zoo.patterns import check_used, matched, patterns_of
 from zoo.registry import nearest
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -69,6 +69,7 @@ class Masks(Change):
 
         Raises:
             ValueError: where there are none, something else stands before them, or ``skip`` names none.
+            TypeError: for a ``skip`` that is no pattern.
         """
         if any(True for _ in between(model, nn.Module)):
             raise ValueError(f"{self.kind} takes plain weights, these are masked, rounded or noisy: zoo.settle(model)")
@@ -81,9 +82,9 @@ class Masks(Change):
         found = {name: weight for name, weight in able.items() if count[id(weight)] == 1 and id(weight) not in left}
         if not found:
             raise ValueError(f"there is nothing to mask in {type(model).__name__}: no matrix of its own weight")
-        if unused := [pattern for pattern in self.skip if not any(fnmatchcase(name, pattern) for name in found)]:
-            raise ValueError(f"skip names no weight by {unused[0]!r}; names are as {next(iter(found))!r}")
-        found = {n: w for n, w in found.items() if not any(fnmatchcase(n, pattern) for pattern in self.skip)}
+        skip = patterns_of(self.skip)
+        check_used(skip, found)
+        found = {name: weight for name, weight in found.items() if not matched(name, skip)}
         if not found:
             raise ValueError("skip leaves no weight to mask")
         return found

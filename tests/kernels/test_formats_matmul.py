@@ -116,7 +116,8 @@ def test_bit_by_bit_is_the_integer_product(x_bits, w_bits, columns, groups, mask
 @pytest.mark.parametrize("impl", ["native", "reference"])
 @pytest.mark.parametrize("bits", [1, 3, 4, 7, 8])
 @pytest.mark.parametrize(("rows", "outputs", "columns", "groups"), [
-    (1, 5, 64, 2), (3, 4, 96, 1), (2, 9, 192, 2), (7, 6, 40, 5), (2, 3, 288, 9),
+    (1, 5, 64, 2), (3, 4, 96, 1), (2, 9, 192, 2), (7, 6, 40, 5), (2, 3, 288, 9), (19, 33, 64, 2), (9, 17, 1200, 1),
+    (8, 16, 210, 21),
 ])  # fmt: skip
 def test_integer_products_are_exact(impl, bits, rows, outputs, columns, groups):
     """With scales of powers of two every number is a float."""

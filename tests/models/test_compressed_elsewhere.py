@@ -25,7 +25,7 @@ def images(model: Any) -> torch.Tensor:
 def test_a_profile_has_no_training_where_nothing_learns():
     model = compressed("transformer_nano").to("meta")
     found = zoo.profile(model, tokens=8)
-    assert [phase.name for phase in found.phases] == ["forward", "decode"]
+    assert [phase.name for phase in found.phases] == ["forward", "decode"] and found.dtype == "float32"
     assert found.untrained is not None and "are compressed, and frozen" in found.untrained
     with pytest.raises(ValueError, match="training must be left out for a model of which nothing learns, got True"):
         zoo.profile(model, tokens=8, training=True)

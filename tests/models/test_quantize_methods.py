@@ -15,6 +15,7 @@ from zoo.cli import main
 from zoo.layers.quant import records
 from zoo.layers.step import programmed
 from zoo.quantize import METHODS, Calibration
+from zoo.quantize.store import SIGNATURE
 
 QUICK: dict[str, dict[str, Any]] = {
     "smoothquant_plus": {"steps": 2}, "omniquant": {"epochs": 1}, "easyquant": {"steps": 5}, "lowbit_fp": {"steps": 3},
@@ -149,6 +150,9 @@ def test_a_folder_is_for_one_model_and_one_calibration(trained, tmp_path):
         zoo.quantize(copy.deepcopy(trained), calibration=Calibration([text("while")]), **call)
     with pytest.raises(ValueError, match="call of another model found: give it a folder"):
         zoo.quantize(zoo.create_model("transformer_nano"), calibration=calibration(trained), **call)
+    (tmp_path / SIGNATURE).write_text('{"method": "ba')
+    with pytest.raises(ValueError, match=r"quantization\.json is damaged, so that nobody knows whose pieces"):
+        zoo.quantize(copy.deepcopy(trained), calibration=calibration(trained), **call)
 
 
 @pytest.mark.parametrize(("method", "options", "message"), [

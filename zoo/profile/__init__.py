@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zoo.factory import create_model
 from zoo.language.base import LanguageModel
+from zoo.layers.precision import computes_in
 from zoo.layers.quant import count_parameters
 from zoo.layers.step import programmed
 from zoo.profile import measure
@@ -150,7 +151,7 @@ def _measured(
     given: str | nn.Module, counted: Any, model: Any, shaped: Tensor, traces: dict[str, Trace],
     states: tuple[tuple[int, int], ...], device: torch.device, runs: int, energy: bool,
 ) -> Profile:  # fmt: skip
-    inputs, dtype = sample(model, len(shaped), shaped.shape[1]), next(model.parameters()).dtype
+    inputs, dtype = sample(model, len(shaped), shaped.shape[1]), computes_in(model).dtype
     ran, layers, used = dict[str, tuple[Seconds, int, float | None]](), {}, Energy(None, "not measured")
     with left_as_it_is(model):
         for name in traces:
@@ -235,6 +236,6 @@ def _profile(
     return Profile(
         given if isinstance(given, str) else getattr(given, "config_name", type(given).__name__),
         device.type if device == META else device_name(device),
-        str(next(model.parameters()).dtype).removeprefix("torch."), tuple(inputs.shape), unit(model),
+        str(computes_in(model).dtype).removeprefix("torch."), tuple(inputs.shape), unit(model),
         count_parameters(model), _active(model), _weights(model), states, phases, layers, reached,
     )  # fmt: skip

@@ -124,7 +124,7 @@ class Profile:
     Attributes:
         name: of the model, or its class.
         device: that it ran on; "meta" where nothing ran.
-        dtype: of its parameters.
+        dtype: that it computes in: of its parameters, codes left out.
         inputs: shape of what it reads.
         unit: of the items that phases count.
         parameters: numbers, tied tensors once.

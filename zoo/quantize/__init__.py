@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from zoo.layers.quant.nearest import Nearest
 from zoo.layers.quant.noise import WeightNoise
 from zoo.layers.quant.replace import occupied, require_plain
 from zoo.layers.sparse.masks import Mask
+from zoo.patterns import check_used, matched, patterns_of
 from zoo.quantize.baq import BAQ
 from zoo.quantize.calibration import INPUTS, Calibration, Given
 from zoo.quantize.d2moe import D2MoE
@@ -133,7 +133,7 @@ def quantize(
             the above, or a model that a calibrated method must compare and that returns neither a tensor nor logits.
     """
     chosen = method_of(method, options)
-    patterns = (skip,) if isinstance(skip, str) or not isinstance(skip, Iterable) else tuple(skip)
+    patterns = patterns_of(skip)
     if progress is not None and not callable(progress):
         raise TypeError(f"progress must be called with the pieces done and all of them, got {progress!r}")
     require_unadapted(model, "zoo.quantize")
@@ -148,8 +148,6 @@ def quantize(
         )
     if any(getattr(change, "kind", None) == "emulated" for change in getattr(model, "changes", ())):
         raise ValueError("the model is emulated in a format: quantise the model that it was made from")
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise TypeError(f"skip must be a pattern of names or several, got {skip!r}")
     require_plain(model, "zoo.quantize", patterns)
     chosen.check(model)
     seen = None if calibration is None else Calibration.of(calibration, model)
@@ -194,14 +192,9 @@ def _wanted(model: nn.Module, skip: tuple[str, ...], embeddings: bool) -> dict[s
     """The weights to compress; one that is tied to a skipped one is skipped."""
     weights = compressible(model)
     tables = {id(module.weight) for module in model.modules() if type(module) is nn.Embedding}
-    left = {id(weight) for name, weight in weights.items() if any(fnmatchcase(name, pattern) for pattern in skip)}
+    left = {id(weight) for name, weight in weights.items() if matched(name, skip)}
     left |= set() if embeddings else tables
-    names = [*weights, *occupied(model)]
-    unused = [pattern for pattern in skip if not any(fnmatchcase(name, pattern) for name in names)]
-    if unused:
-        raise ValueError(
-            f"skip names no weight by {', '.join(map(repr, unused))}; names are as {next(iter(weights))!r}"
-        )
+    check_used(skip, [*weights, *occupied(model)])
     wanted = {name: weight for name, weight in weights.items() if id(weight) not in left}
     if not wanted:
         raise ValueError(

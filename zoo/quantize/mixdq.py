@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from zoo.layers.quant import Format, Record, matrices, set_matrices
 from zoo.layers.quant.inputs import Inputs
+from zoo.patterns import matched
 from zoo.quantize.allocation import allocated, group_budgets
 from zoo.quantize.calibration import Calibration
 from zoo.quantize.distil import first_names
@@ -116,7 +116,7 @@ class MixDQ(Method, name="mixdq", calibrated=True):
 
     def _scores(self, judge: Judge, name: str) -> dict[str, Tensor]:
         """Of one weight in each of its widths."""
-        content = matches(name, CONTENT)
+        content = matched(name, CONTENT)
         found = {}
         for bits in self.widths if content else self.quality_widths:
             with self._rounded(judge.model, {name: bits}):
@@ -131,7 +131,7 @@ class MixDQ(Method, name="mixdq", calibrated=True):
         sizes = {name: judge.model.get_parameter(name).numel() for name in parts}
         values = {name: {int(bits): score.item() for bits, score in found.items()} for name, found in scores.items()}
         budget, choices = self.budget or self.bits, []
-        content = [name for name in parts if matches(name, CONTENT)]
+        content = [name for name in parts if matched(name, CONTENT)]
         groups = [content, [name for name in parts if name not in content]]
         for ratio in self.ratios if all(groups) else (1.0,):
             counts = [sum(sizes[name] for name in group) for group in groups]
@@ -159,7 +159,7 @@ class MixDQ(Method, name="mixdq", calibrated=True):
     def _grids(self, judge: Judge, layers: Sequence[str], store: Store, bits: int) -> dict[str, dict[str, Any]]:
         """Rules and stored tensors of the inputs of all layers but those that suffer most."""
         sizes = {name: (channels(judge.model.get_submodule(name)),) for name in layers}
-        first = {name: self.first for name in layers if matches(name, CONTEXTS)}
+        first = {name: self.first for name in layers if matched(name, CONTEXTS)}
 
         def grids() -> dict[str, Tensor]:
             seen = seen_inputs(judge.model, sizes, judge.calibration, first)
@@ -222,11 +222,6 @@ class Judge:
     def change(self, outputs: Sequence[Tensor]) -> float:
         """Mean square."""
         return (torch.cat(list(outputs)) - torch.cat(self.expected)).square().mean().item()
-
-
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether one fits."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @contextmanager

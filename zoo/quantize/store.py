@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.checkpoints.json_files import read_json
+
 SIGNATURE = "quantization.json"
 
 
@@ -24,7 +26,7 @@ class Store:
         progress: called with the pieces done and all that are known of.
 
     Raises:
-        ValueError: for a folder that holds the pieces of another call, or is a file.
+        ValueError: for a folder that holds the pieces of another call, or is a file, or does not say whose they are.
     """
 
     def __init__(
@@ -41,12 +43,20 @@ class Store:
             raise ValueError(f"folder must be a folder, which may be new, {self.folder} is a file")
         self.folder.mkdir(parents=True, exist_ok=True)
         text, path = json.dumps(signature, sort_keys=True), self.folder / SIGNATURE
-        held, asked = json.loads(path.read_text(encoding="utf-8") if path.exists() else text), json.loads(text)
+        asked = json.loads(text)
+        try:
+            held = read_json(path) if path.exists() else asked
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged, so that nobody knows whose pieces these are: delete {self.folder}, or name another"
+            ) from error
         if other := [key for key in (held | asked) if held.get(key) != asked.get(key)]:
             raise ValueError(
                 f"{self.folder} holds what a call of another {', '.join(other)} found: give it a folder of its own"
             )
-        path.write_text(text, encoding="utf-8")
+        partial = path.with_suffix(".partial")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
 
     def expect(self, pieces: int) -> None:
         """So many more pieces are to come."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +11,7 @@ from zoo.layers.quant.between import between
 from zoo.layers.sparse import Pattern
 from zoo.layers.sparse.masks import Mask
 from zoo.layers.sparse.replace import prunable
+from zoo.patterns import check_used, matched, patterns_of
 from zoo.quantize.calibration import INPUTS, Calibration, Given
 from zoo.sparsify.change import Sparse
 from zoo.sparsify.magnitude import Magnitude
@@ -61,7 +61,7 @@ def sparsify(
     Raises:
         ValueError: for an unknown method or pattern, a sparsity outside [0, 1), rows that m does not divide, a missing
             calibration, a model without weights to prune, or one that is factorised or quantised. Nothing is changed.
-        TypeError: for an option that the method does not have, or a calibration that is none of the above.
+        TypeError: for an option that the method does not have, or a calibration or skip that is none of the above.
     """
     chosen = method_of(method, options)
     seen = None if calibration is None else Calibration.of(calibration, model)
@@ -70,7 +70,7 @@ def sparsify(
     if seen is not None:
         seen.check(model)
     wanted = Pattern(pattern or chosen.pattern, sparsity)
-    names = _wanted(model, chosen, (skip,) if isinstance(skip, str) else tuple(skip), head)
+    names = _wanted(model, chosen, patterns_of(skip), head)
     chosen.check(model, names, wanted)
     training = model.training
     try:
@@ -87,9 +87,8 @@ def _wanted(model: nn.Module, chosen: Method, skip: tuple[str, ...], head: bool)
     names = [name for name in prunable(model) if (head or name != "head.weight") and chosen.takes(model, name)]
     if not names:
         raise ValueError(f"there is nothing to prune in {type(model).__name__}: no plain linear layer and no expert")
-    if unused := [pattern for pattern in skip if not any(fnmatchcase(name, pattern) for name in names)]:
-        raise ValueError(f"skip names no weight by {unused[0]!r}; names are as {names[0]!r}")
-    left = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in skip)]
+    check_used(skip, names)
+    left = [name for name in names if not matched(name, skip)]
     if not left:
         raise ValueError("skip leaves no weight to prune")
     return left
