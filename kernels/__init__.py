@@ -9,7 +9,7 @@ from zoo.kernels.delta_rule import delta_rule
 from zoo.kernels.dispatch import available_implementations, implementation
 from zoo.kernels.generalized_delta_rule import generalized_delta_rule
 from zoo.kernels.hashed_lookup import hashed_lookup
-from zoo.kernels.integer_matmul import bit_serial_sums, integer_products
+from zoo.kernels.integer_matmul import bit_serial_products, bit_serial_sums, integer_products
 from zoo.kernels.leaky_memory import LeakyMemoryOutput, leaky_memory
 from zoo.kernels.linear_attention import LinearAttentionOutput, linear_attention
 from zoo.kernels.linear_recurrence import RecurrenceOutput, linear_recurrence
@@ -58,6 +58,7 @@ __all__ = [
     "Utilisation",
     "available_implementations",
     "binary_matmul",
+    "bit_serial_products",
     "bit_serial_sums",
     "block_sparse_attention",
     "butterfly_conv",

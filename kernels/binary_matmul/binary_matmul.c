@@ -107,3 +107,27 @@ void binary_rows_f32(int64_t N, int64_t C, int64_t P, int64_t G, int64_t threads
         }
     }
 }
+
+/* w (8) += the signs of a byte times alpha */
+static inline void add_signs(float *restrict w, uint8_t signs, float alpha) {
+#if defined(__AVX512VL__)
+    const __m256 up = _mm256_set1_ps(alpha), down = _mm256_set1_ps(-alpha);
+    _mm256_storeu_ps(w, _mm256_add_ps(_mm256_loadu_ps(w), _mm256_mask_blend_ps(signs, down, up)));
+#else
+    for (int i = 0; i < 8; i++) w[i] += signs >> i & 1 ? alpha : -alpha;
+#endif
+}
+
+/* w (N, C) */
+void binary_dequantise_f32(int64_t N, int64_t C, int64_t P, int64_t G, int64_t threads, const uint8_t *planes,
+                           const float *alpha, const float *offset, float *w) {
+    const int64_t bytes = C / 8, size = bytes / G;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t n = 0; n < N; n++)
+        for (int64_t g = n * G, j = 0; j < bytes; g++)
+            for (const int64_t end = j + size; j < end; j++) {
+                float found[8] = {0};
+                for (int64_t p = 0; p < P; p++) add_signs(found, planes[(n * P + p) * bytes + j], alpha[g * P + p]);
+                for (int i = 0; i < 8; i++) w[n * C + 8 * j + i] = found[i] + (offset ? offset[g] : 0);
+            }
+}

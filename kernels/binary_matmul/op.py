@@ -54,7 +54,7 @@ def binary_matmul(
             f"{x.shape[-1]} columns of {x.dtype} in {alpha.shape[1]} groups"
         )
     if chosen == "auto":
-        chosen = "native" if fits and operation.direct(chosen, rows.shape[0], native.FEW, x, alpha) else "reference"
+        chosen = "native" if fits and operation.direct(chosen, rows.shape[0], rows.shape[0], x, alpha) else "reference"
     y = operation.resolve(chosen, x.device).forward(rows, planes, alpha, offset)
     y = y if bias is None else y + bias.to(y.dtype)
     return y.view(*x.shape[:-1], len(planes))

@@ -30,11 +30,11 @@ def quantised_rows(x: Tensor, bits: int, *, odd: bool = False) -> QuantisedRows:
         odd: the odd integers between -(2^b - 1) and 2^b - 1, of which 0 is none.
 
     Returns:
-        int16 values (they hold the odd ones of 8 bits), and scales.
+        int16 values (they hold the odd ones of 8 bits), and scales, NaN of a token with a number that is not finite.
     """
     wide, top = x.to(compute_dtype(x)), 2**bits - 1 if odd else 2 ** (bits - 1) - 1
     scale = wide.abs().amax(-1, keepdim=True) / top
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scale = scale.masked_fill(scale == 0, 1) + 0 * scale  # NaN where one is not finite
     v = wide / scale
     v = 2 * ((v - 1) / 2).round() + 1 if odd else v.round()
     return QuantisedRows(v.clamp(-top, top).to(torch.int16), scale)

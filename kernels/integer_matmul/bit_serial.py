@@ -10,7 +10,7 @@ from torch import Tensor
 from zoo.kernels import native
 from zoo.kernels.binary_matmul import unpack_planes
 from zoo.kernels.dispatch import Implementation, Operation, as_given, check_shape, is_plain_step
-from zoo.kernels.integer_matmul.groups import group_sums
+from zoo.kernels.integer_matmul.groups import group_sums, scaled_products
 
 SOURCE = Path(__file__).with_name("bit_serial.c")
 
@@ -42,6 +42,41 @@ def bit_serial_sums(
     Paper: "Efficient Arbitrary Precision Acceleration for Large Language Models on GPU Tensor Cores" (bipolar
     integers), arXiv 2409.17870.
     """
+    _check(x, w, mask, columns, groups)
+    return operation.resolve(_chosen(operation, impl, x, w, mask), x.device).forward(x, w, mask, columns, groups)
+
+
+def bit_serial_products(
+    x: Tensor, step: Tensor, w: Tensor, scale: Tensor, mask: Tensor | None = None, *, columns: int, impl: str = "auto"
+) -> Tensor:
+    r"""The sums of ``bit_serial_sums``, each scaled once: :math:`y_{mn} = s_m \sum_g s_{ng} P_{mng}`.
+
+    Args:
+        x: (M, bits of x, ceil(C / 8)) uint8, of ``pack_planes``.
+        step: s_m (M, 1), float32 or wider.
+        w: (N, bits of w, ceil(C / 8)) uint8.
+        scale: s_ng (N, G); groups are whole bytes, or one.
+        mask: (N, ceil(C / 8)) uint8: weights of 0 are those without a bit; None: there are none.
+        columns: C.
+        impl: "auto" or the name of an implementation ("native", "reference").
+
+    Returns:
+        (M, N), of the dtype of ``step``; not differentiable.
+
+    Raises:
+        ValueError: for tensors that do not fit together, or groups that are no whole bytes.
+        RuntimeError: when the named implementation cannot run on the device of x.
+
+    Paper: as of ``bit_serial_sums``.
+    """
+    check_shape("bit_serial_products", "step", step, "(M, 1)", len(x), 1)
+    check_shape("bit_serial_products", "scale", scale, "(N, G)", len(w), None)
+    _check(x, w, mask, columns, scale.shape[1])
+    chosen = _chosen(products, impl, x, step, w, scale, mask)
+    return products.resolve(chosen, x.device).forward(x, step, w, scale, mask, columns)
+
+
+def _check(x: Tensor, w: Tensor, mask: Tensor | None, columns: int, groups: int) -> None:
     size = -(-columns // 8)
     check_shape("bit_serial_sums", "x", x, "(M, bits, bytes)", None, None, size)
     check_shape("bit_serial_sums", "w", w, "(N, bits, bytes)", None, None, size)
@@ -50,16 +85,16 @@ def bit_serial_sums(
         raise ValueError(f"bit_serial_sums: groups must be whole bytes, got {groups} groups of {columns} columns")
     if wrong := [t.dtype for t in (x, w, mask) if t is not None and t.dtype != torch.uint8]:
         raise ValueError(f"bit_serial_sums: planes must be uint8, got {wrong[0]}")
+
+
+def _chosen(operation: Operation, impl: str, *tensors: Tensor | None) -> str:
     chosen = operation.choice(impl)
-    if chosen == "auto" and not is_plain_step(chosen, x, w, mask):
-        impl = "reference"
-    return operation.resolve(impl, x.device).forward(x, w, mask, columns, groups)
+    return "reference" if chosen == "auto" and not is_plain_step(chosen, *tensors) else impl
 
 
 def reference(x: Tensor, w: Tensor, mask: Tensor | None, columns: int, groups: int) -> Tensor:
     """The product of the integers."""
-    left, right = odd_integers(x, columns), odd_integers(w, columns)
-    return group_sums(left, right if mask is None else right * unpack_planes(mask, columns), groups)
+    return group_sums(odd_integers(x, columns), _integers(w, mask, columns), groups)
 
 
 def odd_integers(planes: Tensor, columns: int) -> Tensor:
@@ -77,8 +112,38 @@ def _native(x: Tensor, w: Tensor, mask: Tensor | None, columns: int, groups: int
     return found
 
 
+def _native_products(x, step, w, scale, mask, columns: int) -> Tensor:
+    y = torch.empty(len(x), len(w), dtype=torch.float32, device=x.device)
+    native.call(
+        SOURCE, "bit_serial_products", len(w), columns, x.shape[1], w.shape[1], scale.shape[1],
+        torch.get_num_threads(), len(x), x.contiguous(), w.contiguous(), mask if mask is None else mask.contiguous(),
+        scale.float().contiguous(), step.float().contiguous(), y,
+    )  # fmt: skip
+    return y.to(step.dtype)
+
+
+def reference_products(x, step, w, scale, mask, columns: int) -> Tensor:
+    """The products of the integers, of some rows of w after another."""
+    return scaled_products(odd_integers(x, columns), step, scale, lambda rows: _integers(w, mask, columns, rows))
+
+
+def _integers(w: Tensor, mask: Tensor | None, columns: int, rows: slice = slice(None)) -> Tensor:
+    """Those rows of a matrix (-, columns)."""
+    found = odd_integers(w[rows], columns)
+    return found if mask is None else found * unpack_planes(mask[rows], columns)
+
+
+def _obstacle(device: torch.device) -> str | None:
+    return native.obstacle(SOURCE, device)
+
+
 operation = Operation(
     "bit_serial_sums",
-    Implementation("native", _native, obstacle=lambda device: native.obstacle(SOURCE, device), prepare=as_given),
+    Implementation("native", _native, obstacle=_obstacle, prepare=as_given),
     Implementation("reference", reference, prepare=as_given),
+)
+products = Operation(
+    "bit_serial_products",
+    Implementation("native", _native_products, obstacle=_obstacle, prepare=as_given),
+    Implementation("reference", reference_products, prepare=as_given),
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 EXACT = 2**24  # up to which float32 holds every integer
+SUMS = 1 << 22  # integers that exist at a time
 
 
 def group_sums(x: Tensor, q: Tensor, groups: int) -> Tensor:
@@ -50,3 +53,16 @@ def scaled_sums(sums: Tensor, x: Tensor, x_scale: Tensor, scale: Tensor, zero: T
         totals = x.int().unflatten(-1, (sums.shape[-1], -1)).sum(-1, dtype=torch.int32)  # (M, G)
         sums = sums - zero.int() * totals[:, None]
     return torch.einsum("mng,ng->mn", sums.to(x_scale.dtype), scale.to(x_scale.dtype)) * x_scale
+
+
+def scaled_products(
+    x: Tensor, x_scale: Tensor, scale: Tensor, integers: Callable[[slice], Tensor], zero: Tensor | None = None
+) -> Tensor:
+    """``scaled_sums`` of ``group_sums`` with a matrix whose rows ``integers`` makes, some after another."""
+    size = max(1, SUMS // max(1, len(x) * scale.shape[1]))
+    found = []
+    for start in range(0, len(scale), size):
+        rows = slice(start, start + size)
+        sums = group_sums(x, integers(rows), scale.shape[1])
+        found.append(scaled_sums(sums, x, x_scale, scale[rows], None if zero is None else zero[rows]))
+    return torch.cat(found, -1)

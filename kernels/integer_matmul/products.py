@@ -9,11 +9,10 @@ from torch import Tensor
 
 from zoo.kernels import native
 from zoo.kernels.dispatch import Implementation, Operation, as_given, check_shape, is_plain_step
-from zoo.kernels.integer_matmul.groups import group_sums, scaled_sums
+from zoo.kernels.integer_matmul.groups import scaled_products
 from zoo.kernels.lowbit_matmul import row_bytes, unpack
 
 SOURCE = Path(__file__).with_name("products.c")
-SUMS = 1 << 22  # integers that exist at a time
 
 
 def integer_products(
@@ -60,12 +59,7 @@ def integer_products(
 def reference(v: Tensor, step: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
     """Its definition, of some rows of the matrix after another."""
     zero = torch.full_like(scale, 2 ** (bits - 1), dtype=torch.uint8) if zero is None else zero
-    size = max(1, SUMS // max(1, len(v) * scale.shape[1]))
-    found = [
-        scaled_sums(group_sums(v, unpack(q, bits, v.shape[1]), scale.shape[1]), v, step, s, z)
-        for q, s, z in zip(codes.split(size), scale.split(size), zero.split(size), strict=True)
-    ]
-    return torch.cat(found, -1)
+    return scaled_products(v, step, scale, lambda rows: unpack(codes[rows], bits, v.shape[1]), zero)
 
 
 def _native(v: Tensor, step: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:

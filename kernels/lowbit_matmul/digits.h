@@ -1,4 +1,4 @@
-/* Codes times rows of x whose numbers are integers of three digits, by instructions that multiply bytes.
+/* Codes times rows of x whose numbers are integers of three digits, or rounded to one, by instructions that multiply bytes.
 
    A number of 32 neighbours, of which the largest is 8 million, is hi 2^16 + mid 2^8 + lo with digits in [-128, 127]: as
    exact as a float beside the largest of its neighbours. Sums of codes times digits are exact integers, and NaN among the
@@ -6,6 +6,7 @@
 
      sum_c q_c x_c = s (2^16 sum q hi + 2^8 sum q mid + sum q lo)
 
+   Of a row that is rounded to integers of up to 8 bits the lowest digit is all, and s is the row's.
    Layouts: codes in the order of packed rows; digits (3, C filled up to 128) of a row of x, zeros behind the last. */
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
@@ -59,6 +60,29 @@ static void make_digits(digit_row row, const float *x, int64_t C, int64_t groups
     }
 }
 
+/* a row of one digit: integers of up to ``top``, to which its largest number is rounded; all NaN where one is not finite,
+   as infinity over infinity is none */
+static void make_digit(digit_row row, const float *x, int64_t C, int64_t groups, float top) {
+    int8_t *v = row.digits + 2 * FULL(C);
+    const int64_t size = C / groups;
+    float most = 0, wrong = 0;
+#pragma omp simd reduction(max : most) reduction(+ : wrong)
+    for (int64_t c = 0; c < C; c++) {
+        most = fabsf(x[c]) > most ? fabsf(x[c]) : most;
+        wrong += x[c] * 0;
+    }
+    const float step = most > 0 ? most / top : 1;
+    memset(v + C, 0, FULL(C) - C);
+    for (int64_t c = 0; c < C; c++) v[c] = (int8_t)(wrong == 0 ? rintf(x[c] / step) : 0);
+    memset(row.step, 0, (FULL(C) / UNIT + WHOLE(groups)) * sizeof(float));
+    for (int64_t u = 0; u < C / UNIT; u++) row.step[u] = wrong == 0 ? step : NAN;
+    for (int64_t g = 0; g < groups; g++) {
+        int32_t sum = 0;
+        for (int64_t c = g * size; c < (g + 1) * size; c++) sum += v[c];
+        row.sums[g] = row.step[0] * (float)sum;
+    }
+}
+
 #ifdef __GFNI__
 /* the matrix over bits that moves so many of a byte from one place to another, and leaves none else */
 INLINE long long moving(int width, int from, int to) {
@@ -107,23 +131,17 @@ INLINE __m512i codes_at(const uint8_t *block, int bits, int half) {
     return codes;
 }
 
-typedef struct {
-    __m512i hi, mid, lo;
-} digits64;
-
-INLINE digits64 digits64_at(const int8_t *digits, int64_t stride) {
-    return (digits64){_mm512_loadu_si512(digits), _mm512_loadu_si512(digits + stride), _mm512_loadu_si512(digits + 2 * stride)};
-}
-
-/* sums of 64 codes times digits, in floats: few codes leave room for all three digits in 32 bits */
-INLINE __m512 digit_sums(__m512i q, digits64 x, int bits) {
-    const __m512i none = _mm512_setzero_si512();
-    __m512i sum = _mm512_dpbusd_epi32(none, q, x.hi);
+/* sums of 64 codes times digits, one or three, in floats: few codes leave room for all in 32 bits */
+INLINE __m512 digit_sums(__m512i q, const int8_t *digits, int64_t stride, int bits, int count) {
+    const __m512i none = _mm512_setzero_si512(), lo = _mm512_loadu_si512(digits + 2 * stride);
+    if (count == 1) return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(none, q, lo));
+    const __m512i mid = _mm512_loadu_si512(digits + stride);
+    __m512i sum = _mm512_dpbusd_epi32(none, q, _mm512_loadu_si512(digits));
     if (bits <= 6) {
-        sum = _mm512_dpbusd_epi32(_mm512_slli_epi32(sum, 8), q, x.mid);
-        return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_slli_epi32(sum, 8), q, x.lo));
+        sum = _mm512_dpbusd_epi32(_mm512_slli_epi32(sum, 8), q, mid);
+        return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_slli_epi32(sum, 8), q, lo));
     }
-    const __m512i low = _mm512_dpbusd_epi32(_mm512_slli_epi32(_mm512_dpbusd_epi32(none, q, x.mid), 8), q, x.lo);
+    const __m512i low = _mm512_dpbusd_epi32(_mm512_slli_epi32(_mm512_dpbusd_epi32(none, q, mid), 8), q, lo);
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(65536), _mm512_cvtepi32_ps(low));
 }
 
@@ -161,7 +179,7 @@ INLINE __m512 steps_of(float *step, record_f32 r, int64_t n, digit_row x) {
 
 /* sum of row n of the matrix with one row of x: a row after the other, as memory is read fastest; step: place for as many
    numbers as x has steps, filled up to 128 columns, zeros behind the last */
-INLINE float digit_product(record_f32 r, int64_t n, digit_row x, float *step, int bits) {
+INLINE float digit_product(record_f32 r, int64_t n, digit_row x, float *step, int bits, int count) {
     const int64_t stride = FULL(r.C), size = (r.C + 7) / 8 * bits;
     const uint8_t *packed = r.packed + n * size;
     __m512 sum = _mm512_sub_ps(_mm512_setzero_ps(), steps_of(step, r, n, x));
@@ -170,7 +188,8 @@ INLINE float digit_product(record_f32 r, int64_t n, digit_row x, float *step, in
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
             if (64 * half < BLOCK / 8 * bits) _mm_prefetch((const char *)packed + AHEAD * size + 64 * half, _MM_HINT_T0);
-            const __m512 sums = digit_sums(codes_at(packed, bits, half), digits64_at(x.digits + c + 64 * half, stride), bits);
+            const __m512i q = codes_at(packed, bits, half);
+            const __m512 sums = digit_sums(q, x.digits + c + 64 * half, stride, bits, count);
             sum = _mm512_fmadd_ps(sums, two_steps(step + c / UNIT + 2 * half), sum);
         }
     if (c < r.C) {
@@ -178,20 +197,23 @@ INLINE float digit_product(record_f32 r, int64_t n, digit_row x, float *step, in
         unpack_rest((int8_t *)rest, packed, r.C - c, bits);
         for (int64_t i = 0; i < r.C - c; i++) rest[i] += (uint8_t)(1 << (bits - 1));
         for (int half = 0; half < 2; half++) {
-            const digits64 digits = digits64_at(x.digits + c + 64 * half, stride);
-            const __m512 sums = digit_sums(_mm512_loadu_si512(rest + 64 * half), digits, bits);
+            const __m512i q = _mm512_loadu_si512(rest + 64 * half);
+            const __m512 sums = digit_sums(q, x.digits + c + 64 * half, stride, bits, count);
             sum = _mm512_fmadd_ps(sums, two_steps(step + c / UNIT + 2 * half), sum);
         }
     }
     return _mm512_reduce_add_ps(sum);
 }
 
-#define DIGIT_ROWS(BITS)                                                                             \
-    for (int64_t n = first; n < last; n++) sums[n - first] = digit_product(r, n, x, step, BITS); \
+#define DIGIT_ROWS(BITS)                                                                                    \
+    if (count == 1)                                                                                         \
+        for (int64_t n = first; n < last; n++) sums[n - first] = digit_product(r, n, x, step, BITS, 1); \
+    else                                                                                                    \
+        for (int64_t n = first; n < last; n++) sums[n - first] = digit_product(r, n, x, step, BITS, 3); \
     return
 
-/* sums (last - first) of rows of the matrix with one row of x; step: as of ``digit_product`` */
-static void digit_rows(record_f32 r, int64_t first, int64_t last, digit_row x, float *step, float *sums) {
+/* sums (last - first) of rows of the matrix with one row of x, of so many digits; step: as of ``digit_product`` */
+static void digit_rows(record_f32 r, int64_t first, int64_t last, digit_row x, int count, float *step, float *sums) {
     switch (r.bits) {
         case 1: DIGIT_ROWS(1);
         case 2: DIGIT_ROWS(2);

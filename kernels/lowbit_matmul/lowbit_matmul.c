@@ -141,7 +141,7 @@ static void rows_as_digits(record_f32 r, int64_t threads, int64_t M, const float
         for (int64_t chunk = 0; chunk < (r.N + AT_A_TIME - 1) / AT_A_TIME; chunk++) {
             const int64_t first = chunk * AT_A_TIME, last = first + AT_A_TIME < r.N ? first + AT_A_TIME : r.N;
             for (int64_t m = 0; m < M; m++)
-                digit_rows(r, first, last, digits_at(digits + m * apart, r.C, r.groups), step, y + m * r.N + first);
+                digit_rows(r, first, last, digits_at(digits + m * apart, r.C, r.groups), 3, step, y + m * r.N + first);
         }
     }
 }

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.kernels.common.tiles import tiled_product, tiles
 from zoo.kernels.dispatch import compute_dtype
 from zoo.kernels.lowbit_matmul import reference
-
-TILE, ROWS = 1 << 23, 64  # numbers of the matrix that exist at a time, of a multiple of so many rows
 
 
 def forward(x, scale, codes, zero, bits, _, dequantise: Callable[..., Tensor] = reference.dequantise) -> Tensor:
@@ -21,12 +19,7 @@ def forward(x, scale, codes, zero, bits, _, dequantise: Callable[..., Tensor] = 
 
 def product(x, scale, codes, zero, bits, dequantise: Callable[..., Tensor]) -> Tensor:
     """Sums of products of x with the matrix in the dtype of x, which is also that of the result."""
-    if len(codes) * x.shape[1] <= TILE:
-        return F.linear(x, dequantise(codes, scale, zero, bits=bits, columns=x.shape[1]).to(x.dtype))
-    output = x.new_empty(x.shape[0], len(codes))
-    for rows, matrix in _tiles(x, scale, codes, zero, bits, dequantise):
-        output[:, rows] = F.linear(x, matrix)
-    return output
+    return tiled_product(x, len(codes), lambda rows: _numbers(rows, x, scale, codes, zero, bits, dequantise))
 
 
 def backward(
@@ -35,8 +28,8 @@ def backward(
     """Gradients of x and scale; that of the scale is zero where it is not learnt."""
     x = x.to(compute_dtype(x, scale))
     dy, dx, dscale = dy.to(x.dtype), torch.zeros_like(x), x.new_zeros(scale.shape)
-    for rows, matrix in _tiles(x, scale, codes, zero, bits, dequantise):
-        dx.addmm_(dy[:, rows], matrix)
+    for rows in tiles(len(codes), x.shape[1]):
+        dx.addmm_(dy[:, rows], _numbers(rows, x, scale, codes, zero, bits, dequantise))
         if learns_scale:
             steps = reference.dequantise(
                 codes[rows], torch.ones_like(dscale[rows]), zero if zero is None else zero[rows],
@@ -47,10 +40,7 @@ def backward(
     return dx, dscale
 
 
-def _tiles(x, scale, codes, zero, bits, dequantise) -> Iterator[tuple[slice, Tensor]]:
-    """Rows, and their part of the matrix in the dtype of x."""
-    size = max(ROWS, TILE // x.shape[1] // ROWS * ROWS)
-    for start in range(0, len(codes), size):
-        rows = slice(start, start + size)
-        part = codes[rows], scale[rows], zero if zero is None else zero[rows]
-        yield rows, dequantise(*part, bits=bits, columns=x.shape[1]).to(x.dtype)
+def _numbers(rows, x, scale, codes, zero, bits, dequantise) -> Tensor:
+    """Those rows of the matrix, in the dtype of x."""
+    part = codes[rows], scale[rows], zero if zero is None else zero[rows]
+    return dequantise(*part, bits=bits, columns=x.shape[1]).to(x.dtype)

@@ -183,6 +183,19 @@ INLINE void NAME(row_sums)(REAL *sums, REAL *place, const uint8_t *packed, int64
     for (int m = 0; m < M; m++) sums[m] = NAME(dot)(place + done, x + m * x_row + done, C - done) + (done ? sums[m] : 0);
 }
 
+/* w (N, C) */
+void NAME(minifloat_dequantise)(int64_t N, int64_t C, int64_t E, int64_t mantissa, int64_t groups, int64_t threads,
+                                const uint8_t *packed, const REAL *scale, const REAL *table, REAL *w) {
+    const int64_t padded = (C + 7) / 8 * 8, bytes = padded / 8 * (1 + E + mantissa);
+#pragma omp parallel num_threads(threads)
+    {
+        uint8_t *unpacked = kept(OF_CODES, padded);
+#pragma omp for schedule(dynamic, 32)
+        for (int64_t n = 0; n < N; n++)
+            NAME(row_values)(w + n * C, unpacked, packed + n * bytes, scale + n * groups, table, C, (int)E, (int)mantissa, groups);
+    }
+}
+
 /* few rows of x: a row of the matrix is made numbers once for all of them */
 void NAME(minifloat_rows)(int64_t N, int64_t C, int64_t E, int64_t mantissa, int64_t groups, int64_t threads, int64_t M,
                           const uint8_t *packed, const REAL *scale, const REAL *table, const REAL *x, REAL *y) {

@@ -41,7 +41,7 @@ def minifloat_matmul(
     _check(x, codes, scale, kind, bias, impl)
     rows, chosen = x.reshape(-1, x.shape[-1]), operation.choice(impl)
     if chosen == "auto":
-        chosen = "native" if operation.direct(chosen, rows.shape[0], native.FEW, x, scale) else "reference"
+        chosen = "native" if operation.direct(chosen, rows.shape[0], rows.shape[0], x, scale) else "reference"
     y = operation.resolve(chosen, x.device).forward(rows, codes, scale, kind)
     y = y if bias is None else y + bias.to(y.dtype)
     return y.view(*x.shape[:-1], len(codes))

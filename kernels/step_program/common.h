@@ -10,7 +10,7 @@
 #include "../native_math.h"
 #include "../row_linear/row_linear.c"
 
-#define ARGUMENTS 29
+#define ARGUMENTS 30
 #define F(i) ((const float *)a[i])
 #define OUT(i) ((float *)a[i])
 

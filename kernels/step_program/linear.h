@@ -37,7 +37,7 @@ static void integer_rows_by_digits(const int64_t *a, int64_t first, int64_t last
     float *step = memset(kept(OF_STEPS, (steps + M * count) * sizeof(float)), 0, steps * sizeof(float));
     float *found = step + steps, sums[4];
     for (int64_t m = 0; m < M; m++)
-        digit_rows(r, first, last, digits_at((char *)a[27] + m * a[28], r.C, r.groups), step, found + m * count);
+        digit_rows(r, first, last, digits_at((char *)a[27] + m * a[28], r.C, r.groups), a[29] ? 1 : 3, step, found + m * count);
     for (int64_t n = first; n < last; n++) {
         for (int64_t m = 0; m < M; m++) sums[m] = found[m * count + n - first];
         put(a, n, sums, M);
@@ -47,10 +47,14 @@ static void integer_rows_by_digits(const int64_t *a, int64_t first, int64_t last
 #define integer_rows_by_digits integer_rows
 #endif
 
-/* chunk: a row. a: x x_row digits digits_row (in bytes) C groups */
+/* chunk: a row. a: x x_row digits digits_row (in bytes) C groups, and to what its largest number is rounded, or 0 */
 static void digits_of_row(const int64_t *a, int64_t m) {
 #if HAS_DIGITS
-    make_digits(digits_at((char *)a[2] + m * a[3], a[4], a[5]), F(0) + m * a[1], a[4], a[5]);
+    const digit_row row = digits_at((char *)a[2] + m * a[3], a[4], a[5]);
+    if (a[6])
+        make_digit(row, F(0) + m * a[1], a[4], a[5], (float)a[6]);
+    else
+        make_digits(row, F(0) + m * a[1], a[4], a[5]);
 #endif
 }
 

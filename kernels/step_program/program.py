@@ -29,6 +29,7 @@ TAPPED = 512  # columns of a chunk of CONV
 TOGETHER = 4  # most heads of a chunk of ATTEND
 WIDE = 4096  # columns of a chunk of GLU
 UNIT = 32  # columns that share a step of digits
+DIGITS_OF = slice(29, 32)  # of a record of a product
 
 
 class Chosen(NamedTuple):
@@ -44,7 +45,7 @@ class Program(Records):
 
     def __init__(self, rows: int):
         super().__init__(rows)
-        self.digits: dict[tuple, tuple[int, int]] = {}  # of values, until their memory is written to
+        self.digits: dict[tuple, tuple[int, int, int]] = {}  # of values, until their memory is written to
         self.integers: dict[tuple, Value] = {}
 
     def again(self) -> None:
@@ -94,7 +95,7 @@ class Program(Records):
         x = self._rounded(x, matrix, 1)
         y, rows, digits = self.empty(matrix.outputs), _rows_at_a_time(matrix), self._digits(*x.place, self.rows, matrix)
         made = self._matrix(x.place, y.place, x.factor, matrix, bias, -(-matrix.outputs // rows), rows, self.rows)
-        self.records[made][29:31] = digits
+        self.records[made][DIGITS_OF] = digits
         return y._replace(made=made)
 
     def linear_of(self, x: Value, matrix: Matrix, bias: Tensor | None, chosen: Chosen) -> Value:
@@ -115,7 +116,7 @@ class Program(Records):
         digits = self._digits(*given, slots if apart else self.rows, matrix)
         made = self._matrix(given, (y.place[0], matrix.outputs), x.factor, matrix, bias, chunks, rows, 1)
         self.records[made][INDEX : INDEX + 2] = chosen.index.data_ptr(), 1 if apart else chosen.count
-        self.records[made][29:31] = digits
+        self.records[made][DIGITS_OF] = digits
         if y.width == outputs:
             return y
         total, places = self.empty(outputs), (y.place[0], pieces)
@@ -129,8 +130,9 @@ class Program(Records):
         return Chosen(count, index, torch.empty(0))
 
     def _rounded(self, x: Value, matrix: Matrix, parts: int) -> Value:
-        """x, where the matrix wants that with each part as integers times a number, those of ``quantised_rows``."""
-        if not matrix.rounded:
+        """x, where the matrix wants that with each part as integers times a number, those of ``quantised_rows``: its
+        digits are such integers themselves."""
+        if not matrix.rounded or _takes_digits(matrix):
             return x
         key = *x.place, x.width, matrix.rounded, parts
         if key not in self.integers:
@@ -141,17 +143,18 @@ class Program(Records):
             self.integers[key] = y
         return self.integers[key]._replace(factor=x.factor)
 
-    def _digits(self, x: int, apart: int, rows: int, matrix: Matrix) -> tuple[int, int]:
-        """Pointer and distance in bytes of the rows of x, so many numbers apart, as digits; 0 where there are none."""
-        columns = matrix.inputs
-        if matrix.layout != INTEGERS or columns // matrix.places[2] % UNIT or not has_digits():
-            return 0, 0
-        key = x, apart, rows, columns, matrix.places[2]
+    def _digits(self, x: int, apart: int, rows: int, matrix: Matrix) -> tuple[int, int, int]:
+        """Pointer and distance in bytes of the rows of x, so many numbers apart, as digits, and whether these are one
+        a number; 0 where there are none."""
+        if not _takes_digits(matrix):
+            return 0, 0, 0
+        columns, groups, top = matrix.inputs, matrix.places[2], 2 ** (matrix.rounded - 1) - 1 if matrix.rounded else 0
+        key = x, apart, rows, columns, groups, top
         if key not in self.digits:
-            size = -(-_digit_bytes(columns, matrix.places[2]) // 64) * 64
+            size = -(-_digit_bytes(columns, groups) // 64) * 64
             place = self.pointer(torch.empty(rows, size, dtype=torch.uint8))
-            self.add(DIGITS, rows, x, apart, place, size, columns, matrix.places[2])
-            self.digits[key] = place, size
+            self.add(DIGITS, rows, x, apart, place, size, columns, groups, top)
+            self.digits[key] = place, size, min(top, 1)
         return self.digits[key]
 
     def _matrix(self, x, y, factor: float, matrix: Matrix, bias: Tensor | None, chunks: int, rows: int, M: int) -> int:
@@ -319,6 +322,10 @@ class Program(Records):
             record[FACTOR] = bits_of(x.factor)
         else:
             self.add(SCALE, self.rows, *x.place, *total.place, 0, *base, bits_of(x.factor), x.width)
+
+
+def _takes_digits(matrix: Matrix) -> bool:
+    return matrix.layout == INTEGERS and matrix.inputs // matrix.places[2] % UNIT == 0 and has_digits()
 
 
 def _digit_bytes(columns: int, groups: int) -> int:

@@ -16,7 +16,7 @@ from zoo.kernels import native
 
 SOURCE = Path(__file__).with_name("step_program.c")
 ROWS = 4  # most rows
-ARGUMENTS = 29  # of a record of the C file
+ARGUMENTS = 30  # of a record of the C file
 LINEAR = 1  # the operation that others of its kind may run beside
 CHUNK_ROWS, LAYOUT, INDEX = 14, 16, 22  # of its record: outputs (or inputs) of a chunk; which matrices were chosen
 BY_INPUTS = 2, 3  # layouts of a matrix whose rows belong to inputs

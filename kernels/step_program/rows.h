@@ -23,8 +23,8 @@ enum { IN_ROWS, IN_BRIEF_ROWS, IN_COLUMNS, IN_BRIEF_COLUMNS, IN_INTEGERS, IN_MIN
 /* y = base + out (factor W x + b); a: x x_row y y_row base base_row N C M factor out bias rows w layout, of codes: bits
    groups brief scale zero (or the table of their values), of sparse ones: K - - mask start, of kept columns: norms
    threshold rank and the two factors; of a chosen one: index share and the distances of matrices,
-   scales and zeros in bytes; bits of exponent and mantissa; of x as digits: where and how far apart in
-   bytes */
+   scales and zeros in bytes; bits of exponent and mantissa; of x as digits: where, how far apart in
+   bytes, and whether it is one a number */
 INLINE void put(const int64_t *a, int64_t n, const float *sums, int64_t M) {
     for (int64_t m = 0; m < M; m++) {
         const float value = real(a[10]) * (real(a[9]) * sums[m] + (a[11] ? F(11)[n] : 0));

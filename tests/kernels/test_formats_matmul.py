@@ -11,6 +11,7 @@ from zoo.kernels.binary_matmul import binary_matmul, pack_planes, unpack_planes
 from zoo.kernels.binary_matmul import dequantise as from_signs
 from zoo.kernels.common.minifloat import Minifloat
 from zoo.kernels.integer_matmul import (
+    bit_serial_products,
     bit_serial_sums,
     group_sums,
     integer_products,
@@ -18,6 +19,7 @@ from zoo.kernels.integer_matmul import (
     quantised_rows,
     scaled_sums,
 )
+from zoo.kernels.integer_matmul import groups as in_groups
 from zoo.kernels.lowbit_matmul import pack
 from zoo.kernels.minifloat_matmul import dequantise, minifloat_matmul
 
@@ -70,7 +72,7 @@ def test_planes_hold_eight_columns_a_byte():
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 5, 2, 64, 4), (3, 16, 3, 400, 1), (4, 33, 1, 304, 19), (5, 4, 8, 24, 3)], ids=str
+    "shape", [(1, 5, 2, 64, 4), (3, 16, 3, 400, 1), (4, 33, 1, 304, 19), (5, 4, 8, 24, 3), (11, 9, 3, 96, 3)], ids=str
 )
 @pytest.mark.parametrize("shifted", [True, False])
 def test_sums_of_signs_are_exact(shape, shifted):
@@ -101,16 +103,22 @@ def test_integers_are_sums_of_signs():
 @pytest.mark.parametrize(("columns", "groups"), [(64, 2), (24, 1), (21, 1), (304, 19), (1024, 8)])
 @pytest.mark.parametrize(("x_bits", "w_bits"), [(1, 1), (8, 2), (3, 3), (8, 8)])
 @pytest.mark.parametrize("masked", [True, False])
-def test_bit_by_bit_is_the_integer_product(x_bits, w_bits, columns, groups, masked):
+def test_bit_by_bit_is_the_integer_product(x_bits, w_bits, columns, groups, masked, monkeypatch):
     x, w = integers(0, 2**x_bits, 3, columns), integers(0, 2**w_bits, 5, columns)
     mask = integers(0, 2, 5, columns) if masked else torch.ones(5, columns, dtype=torch.int64)
     planes = [pack_planes(q[:, None] >> torch.arange(b)[:, None] & 1) for q, b in ((x, x_bits), (w, w_bits))]
     odd = [2 * q - (2**b - 1) for q, b in ((x, x_bits), (w, w_bits))]
     expected = (odd[0][:, None] * (odd[1] * mask)).unflatten(-1, (groups, -1)).sum(-1)
+    held = pack_planes(mask) if masked else None
     for impl in implementations("bit_serial_sums"):
-        held = pack_planes(mask) if masked else None
         found = bit_serial_sums(*planes, held, columns=columns, groups=groups, impl=impl)
         assert found.dtype == torch.int32 and torch.equal(found.long(), expected), impl
+    scale, step = 2.0 ** integers(-2, 3, 5, groups), 2.0 ** integers(-3, 2, 3, 1)
+    wanted = (expected * scale).sum(-1) * step
+    monkeypatch.setattr(in_groups, "SUMS", 2 * len(x) * groups)  # two rows of the matrix at a time
+    for impl in implementations("bit_serial_products"):
+        found = bit_serial_products(planes[0], step, planes[1], scale.bfloat16(), held, columns=columns, impl=impl)
+        assert torch.equal(found, wanted), impl
 
 
 @pytest.mark.parametrize("impl", ["native", "reference"])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from zoo.kernels import available_implementations, lowbit_matmul
-from zoo.kernels.lowbit_matmul import dequantise, native, pack, reference, row_bytes, tiled, unpack
+from zoo.kernels.common import tiles
+from zoo.kernels.lowbit_matmul import dequantise, native, pack, reference, row_bytes, unpack
 
 IMPLS = [name for name in available_implementations("lowbit_matmul") if name != "triton"]
 WIDTHS = range(1, 9)
@@ -79,8 +80,8 @@ def test_large_matrices_are_taken_in_tiles(monkeypatch):
     x, scale = (torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in ((11, 40), (13, 2)))
     codes = pack(torch.randint(0, 8, (13, 40)), 3)
     found = []
-    for size in (tiled.TILE, 200):
-        monkeypatch.setattr(tiled, "TILE", size)
+    for size in (tiles.TILE, 200):
+        monkeypatch.setattr(tiles, "TILE", size)
         y = lowbit_matmul(x, codes, scale, bits=3, impl="tiled")
         found.append([y, *torch.autograd.grad(y.square().sum(), (x, scale))])
     for a, b in zip(*found, strict=True):

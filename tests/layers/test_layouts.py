@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from zoo.kernels.integer_matmul import groups as in_groups
 from zoo.kernels.integer_matmul import quantised_rows
 from zoo.layers.quant import LAYOUTS, Format, Record
-from zoo.layers.quant.layouts import layout as base
 
 
 def matrix(*shape: int) -> Tensor:
@@ -104,7 +104,7 @@ def test_rounded_activations(form, monkeypatch):
     with torch.no_grad():
         found = record.matmul(x, bias)
         assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
-        monkeypatch.setattr(base, "SUMS", 40)
+        monkeypatch.setattr(in_groups, "SUMS", 40)
         assert torch.equal(record.matmul(x, bias), found)
         assert record.matmul(x.bfloat16()).dtype == torch.bfloat16
     leaf = x.clone().requires_grad_()

@@ -287,6 +287,20 @@ def test_rows_are_rounded_as_the_layer_does(bits, groups):
     assert error(y.tensor, rounded) < 1e-6 < 1e-3 < error(rounded, x @ record.dequantise().mT + bias)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 0.0])
+def test_a_rounded_row_is_no_number_where_one_is_none(number):
+    """And others stay what they are; a row of zeros gives the bias."""
+    x, bias = torch.randn(3, 64), nn.Parameter(torch.randn(50))
+    x[1] = x[1] * 0 + number if number == 0 else torch.where(torch.arange(64) == 40, number, x[1])
+    linear = Linear(Record.nearest(torch.randn(50, 64), Format(bits=4, activation_bits=8)), bias).eval()
+    program = Writer(3)
+    y = program.call(linear, Value(x))
+    program.finish()
+    program.run()
+    torch.testing.assert_close(y.tensor, linear(x).detach(), equal_nan=True, rtol=1e-5, atol=1e-5)
+    assert torch.equal(y.tensor[1], bias) if number == 0 else y.tensor[1].isnan().all()
+
+
 @pytest.mark.parametrize("name", ["transformer_nano", "moe_nano"])
 def test_rounded_activations_in_a_program(name):
     """What flips a last bit is far less than what rounding changes."""

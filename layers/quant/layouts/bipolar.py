@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.binary_matmul import binary_matmul, pack_planes, unpack_planes
-from zoo.kernels.integer_matmul import bit_serial_sums, group_sums, quantised_rows, scaled_sums
+from zoo.kernels.integer_matmul import bit_serial_products, quantised_rows, scaled_products
 from zoo.kernels.integer_matmul.bit_serial import odd_integers
 from zoo.layers.quant.layouts.layout import SCALES, Layout, Sizes, Tensors, in_groups, largest, stored
 
@@ -64,11 +64,10 @@ class Bipolar(Layout):
         v, s = quantised_rows(x, bits, odd=True)
         groups = scale.shape[-1]
         if groups > 1 and columns // groups % 8:
-            ones = {"scale": torch.ones_like(scale)}
-            return scaled_sums(group_sums(v, self.dequantise({**tensors, **ones}, form, columns), groups), v, s, scale)
+            ones = self.dequantise({**tensors, "scale": torch.ones_like(scale)}, form, columns)
+            return scaled_products(v, s, scale, ones.__getitem__)
         planes = pack_planes(bits_of((v + 2**bits - 1) // 2, bits))
-        sums = bit_serial_sums(planes, tensors["planes"], tensors["mask"], columns=columns, groups=groups)
-        return scaled_sums(sums, v, s, scale)
+        return bit_serial_products(planes, s, tensors["planes"], scale, tensors["mask"], columns=columns)
 
 
 def bits_of(q: Tensor, bits: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from zoo.kernels.integer_matmul import group_sums, quantised_rows, scaled_sums
+from zoo.kernels.integer_matmul import integer_products, quantised_rows
 from zoo.kernels.lowbit_matmul import lowbit_matmul, pack, row_bytes, unpack
 from zoo.layers.quant.layouts.integer import grid
 from zoo.layers.quant.layouts.layout import SCALES, Layout, Sizes, Tensors, stored
@@ -66,7 +66,8 @@ class DualGrained(Layout):
     def integer_product(self, x: Tensor, tensors: Tensors, form: Format) -> Tensor:
         """One sum of integers a row."""
         v, s = quantised_rows(x, form.activation_bits or 8)
-        return scaled_sums(group_sums(v, self.integers(tensors, form, x.shape[-1]), 1), v, s, tensors["coarse"])
+        q = (self.integers(tensors, form, x.shape[-1]) + 128).to(torch.uint8)
+        return integer_products(v, s, pack(q, 8), tensors["coarse"], bits=8)
 
 
 def fine_codes(matrix: Tensor, scale: Tensor, zero: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:

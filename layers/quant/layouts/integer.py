@@ -19,7 +19,6 @@ class Integer(Layout):
     r""":math:`w = s (q - z), \; 0 \le q < 2^b`; :math:`z = 2^{b-1}` of symmetric ones, which store none."""
 
     activation_widths = range(2, 9)
-    in_parts = False
     options = (*Layout.options, "symmetric", "inputs")
 
     def tensors(self, form: Format, rows: int, columns: int) -> Sizes:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from itertools import repeat
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +17,6 @@ from zoo.layers.quant.rounded import Straight
 if TYPE_CHECKING:
     from zoo.layers.quant.format import Format
 
-SUMS = 1 << 22  # integers that exist at a time
 SCALES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 Tensors = Mapping[str, Any]
 Sizes = dict[str, tuple[tuple[int, ...], torch.dtype] | None]
@@ -33,7 +31,6 @@ class Layout(ABC):
         has_zero: the number 0 has a code in every group, so that outliers may lie beside the codes.
         activation_widths: bits that activations may be rounded to.
         odd: they are rounded to odd integers.
-        in_parts: ``integer_product`` is given some rows of the matrix after another, as it makes a number a group.
         group: most columns of a group where no size is asked for; None for all of a row.
         options: fields of ``Format`` that it knows besides bits, group_size, scale_dtype and activation_bits.
     """
@@ -43,7 +40,6 @@ class Layout(ABC):
     has_zero: bool = True
     activation_widths: range = range(0)
     odd: bool = False
-    in_parts: bool = True
     group: int | None = 32
     options: tuple[str, ...] = ("group_rows", "outliers")
 
@@ -79,15 +75,7 @@ class Layout(ABC):
         if form.activation_bits is None:
             return self.product(x, tensors, form, bias)
         rows = x.reshape(-1, x.shape[-1])
-        if not self.in_parts:
-            return self._with_bias(self.integer_product(rows, tensors, form), x, bias)
-        size = max(1, SUMS // max(1, len(rows) * form.groups(x.shape[-1])))
-        parts = zip(*(_split(t, size) for t in tensors.values()), strict=False)
-        found = [self.integer_product(rows, dict(zip(tensors, part, strict=True)), form) for part in parts]
-        return self._with_bias(torch.cat(found, -1), x, bias)
-
-    def _with_bias(self, y: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        y = y.to(x.dtype)
+        y = self.integer_product(rows, tensors, form).to(x.dtype)
         return (y if bias is None else y + bias.to(y.dtype)).view(*x.shape[:-1], y.shape[-1])
 
     def product(self, x: Tensor, tensors: Tensors, form: Format, bias: Tensor | None) -> Tensor:
@@ -111,10 +99,6 @@ class Layout(ABC):
 
         learning = learns(x) or any(t is not None and learns(t) for t in tensors.values())
         return checkpoint(product, x, use_reentrant=False) if learning else product(x)
-
-
-def _split(tensor: Tensor | None, size: int) -> Iterable[Tensor | None]:
-    return repeat(None) if tensor is None else tensor.split(size)
 
 
 def learns(x: Tensor) -> bool:
