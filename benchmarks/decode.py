@@ -44,7 +44,8 @@ from zoo.benchmarks.peers import LlamaCpp, Side, Text, quiet_transformers, top, 
 MODELS = ("mamba2_130m", "mamba_130m", "transformer_130m", "falcon_h1_tiny_90m", "moe_8x130m")
 INPUTS = ", inputs of 8"
 FEW = {"8 bits": "q8_0", "4 bits": "q4_0", f"8 bits{INPUTS}": "q8_0", f"4 bits{INPUTS}": "q4_0"}
-FORMS = {"float32": "f32", "bfloat16": "bf16", **FEW}  # ours -> that of a GGUF file
+EXACT = "float32"
+FORMS = {EXACT: "f32", "bfloat16": "bf16", **FEW}  # ours -> that of a GGUF file
 PROMPT, STEPS = 512, 64
 PEERS = ("transformers", "llama.cpp")
 COLUMNS = (
@@ -124,14 +125,13 @@ def sides(mine: Path, theirs: Path, form: str, options: argparse.Namespace) -> I
 
 def measure(name: str, options: argparse.Namespace, advance: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """A record a form and side."""
-    exact: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         mine, theirs, vocabulary = written(name, Path(folder))
         tokens = prompts(vocabulary, options.batch)
+        exact = top(ours(mine, EXACT), tokens)
         for form in options.forms:
             advance(form)
             found = {side: Subject(held, top(held, tokens)) for side, held in sides(mine, theirs, form, options)}
-            exact = exact or found["zoo"].top
             calls = {side: partial(held.side.moments, tokens) for side, held in found.items()}
             before = bandwidth(options.threads)
             runs = prompt_and_step(calls, STEPS, options.budget)

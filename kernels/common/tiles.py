@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import torch.nn.functional as F
 from torch import Tensor
 
-TILE, ROWS = 1 << 23, 64  # numbers of the matrix that exist at a time, of a multiple of so many rows
+WHOLE = 1 << 22  # numbers of a matrix that is made at once: memory of more is fetched anew by each call
+TILE, ROWS = 1 << 20, 64  # of a larger one that exist at a time, of a multiple of so many rows
 
 
 def tiles(outputs: int, columns: int) -> Iterator[slice]:
@@ -19,7 +20,7 @@ def tiles(outputs: int, columns: int) -> Iterator[slice]:
 
 def tiled_product(x: Tensor, outputs: int, numbers: Callable[[slice], Tensor]) -> Tensor:
     """x (M, C) times the transpose of a matrix (N, C), of which ``numbers`` makes rows in the dtype of x: (M, N)."""
-    if outputs * x.shape[1] <= TILE:
+    if outputs * x.shape[1] <= WHOLE:
         return F.linear(x, numbers(slice(None)))
     y = x.new_empty(len(x), outputs)
     for rows in tiles(outputs, x.shape[1]):

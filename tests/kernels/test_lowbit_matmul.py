@@ -80,8 +80,9 @@ def test_large_matrices_are_taken_in_tiles(monkeypatch):
     x, scale = (torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in ((11, 40), (13, 2)))
     codes = pack(torch.randint(0, 8, (13, 40)), 3)
     found = []
-    for size in (tiles.TILE, 200):
-        monkeypatch.setattr(tiles, "TILE", size)
+    for whole in (tiles.WHOLE, 200):
+        monkeypatch.setattr(tiles, "WHOLE", whole)
+        monkeypatch.setattr(tiles, "TILE", whole)
         y = lowbit_matmul(x, codes, scale, bits=3, impl="tiled")
         found.append([y, *torch.autograd.grad(y.square().sum(), (x, scale))])
     for a, b in zip(*found, strict=True):
