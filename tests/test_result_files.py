@@ -86,6 +86,14 @@ def test_a_decoding_run_of_one_model_leaves_the_others(results, monkeypatch):
     assert json.loads((results / "decode.json").read_text()) == content
 
 
+def test_differences_of_decoding_are_from_float32_whatever_is_measured(monkeypatch):
+    for name, value in {"PROMPT": 16, "STEPS": 2, "bandwidth": lambda threads: 1e10}.items():
+        monkeypatch.setattr(decode, name, value)
+    options = argparse.Namespace(batch=1, forms=["4 bits, inputs of 8", "bfloat16"], against=[], threads=1, budget=0.01)
+    found = {r["form"]: r["difference"] for r in decode.measure("transformer_nano", options, lambda form: None)}
+    assert 0 < found["bfloat16"] < found["4 bits, inputs of 8"] < 1
+
+
 @pytest.mark.parametrize(("threads", "batch", "busy", "name"), [
     (os.cpu_count(), 1, 0, "decode"), (99, 1, 0, "decode_threads99"), (99, 4, 1, "decode_threads99_batch4_busy1"),
 ])  # fmt: skip

@@ -9,6 +9,7 @@ from torch import Tensor
 
 WHOLE = 1 << 22  # numbers of a matrix that is made at once: memory of more is fetched anew by each call
 TILE, ROWS = 1 << 20, 64  # of a larger one that exist at a time, of a multiple of so many rows
+MANY = 256  # rows of x: then a call for each part is nothing beside the product, and parts stay in a cache
 
 
 def tiles(outputs: int, columns: int) -> Iterator[slice]:
@@ -20,7 +21,7 @@ def tiles(outputs: int, columns: int) -> Iterator[slice]:
 
 def tiled_product(x: Tensor, outputs: int, numbers: Callable[[slice], Tensor]) -> Tensor:
     """x (M, C) times the transpose of a matrix (N, C), of which ``numbers`` makes rows in the dtype of x: (M, N)."""
-    if outputs * x.shape[1] <= WHOLE:
+    if outputs * x.shape[1] <= (WHOLE if len(x) < MANY else TILE):
         return F.linear(x, numbers(slice(None)))
     y = x.new_empty(len(x), outputs)
     for rows in tiles(outputs, x.shape[1]):

@@ -19,7 +19,7 @@ from zoo.quantize.store import SIGNATURE
 
 QUICK: dict[str, dict[str, Any]] = {
     "smoothquant_plus": {"steps": 2}, "omniquant": {"epochs": 1}, "easyquant": {"steps": 5}, "lowbit_fp": {"steps": 3},
-    "db_llm": {"epochs": 1}, "topkld": {"epochs": 1},
+    "dgq": {"activation_bits": 8}, "db_llm": {"epochs": 1}, "topkld": {"epochs": 1},
     "d2moe": {"epochs": 1}, "q_diffusion": {"steps": 1, "activation_bits": 8},
     "vidit_q": {"steps": 1, "activation_bits": 8}, "mixdq": {"activation_bits": 8},
 }  # fmt: skip

@@ -58,8 +58,8 @@ class DGQ(Method, name="dgq", calibrated=True):
         assert calibration is not None
         store.expect(1)
         if self.activation_bits is not None:
-            places = [name.removesuffix(".weight") for name in names]
-            linears = [name for name in places if type(model.get_submodule(name)) is nn.Linear]
+            places = [name.rpartition(".")[0] for name in names]
+            linears = [place for place in places if type(model.get_submodule(place)) is nn.Linear]
             for fold in folds(model, linears, calibration):
                 largest = largest_inputs(model, fold.linears, calibration)
                 fold.apply(model, smoothing(torch.stack(list(largest.values())).amax(0), self.outlying))
