@@ -12,7 +12,7 @@ from zoo.kernels import native
 from zoo.kernels.common.tiles import tiled_product
 
 SOURCE = Path(__file__).with_name("binary_matmul.c")
-FEW = 8  # rows of x: each has its own tables; with more, torch's product with the numbers takes less time
+FEW = 4  # rows of x: each has its own tables; with more, torch's product with the numbers takes less time
 
 
 def fits(x: Tensor, alpha: Tensor) -> bool:

@@ -42,7 +42,7 @@ def bit_serial_sums(
     Paper: "Efficient Arbitrary Precision Acceleration for Large Language Models on GPU Tensor Cores" (bipolar
     integers), arXiv 2409.17870.
     """
-    _check(x, w, mask, columns, groups)
+    _check("bit_serial_sums", x, w, mask, columns, groups)
     return operation.resolve(_chosen(operation, impl, x, w, mask), x.device).forward(x, w, mask, columns, groups)
 
 
@@ -71,20 +71,20 @@ def bit_serial_products(
     """
     check_shape("bit_serial_products", "step", step, "(M, 1)", len(x), 1)
     check_shape("bit_serial_products", "scale", scale, "(N, G)", len(w), None)
-    _check(x, w, mask, columns, scale.shape[1])
+    _check("bit_serial_products", x, w, mask, columns, scale.shape[1])
     chosen = _chosen(products, impl, x, step, w, scale, mask)
     return products.resolve(chosen, x.device).forward(x, step, w, scale, mask, columns)
 
 
-def _check(x: Tensor, w: Tensor, mask: Tensor | None, columns: int, groups: int) -> None:
+def _check(name: str, x: Tensor, w: Tensor, mask: Tensor | None, columns: int, groups: int) -> None:
     size = -(-columns // 8)
-    check_shape("bit_serial_sums", "x", x, "(M, bits, bytes)", None, None, size)
-    check_shape("bit_serial_sums", "w", w, "(N, bits, bytes)", None, None, size)
-    check_shape("bit_serial_sums", "mask", mask, "(N, bytes)", len(w), size)
+    check_shape(name, "x", x, "(M, bits, bytes)", None, None, size)
+    check_shape(name, "w", w, "(N, bits, bytes)", None, None, size)
+    check_shape(name, "mask", mask, "(N, bytes)", len(w), size)
     if groups < 1 or columns % groups or (groups > 1 and columns // groups % 8):
-        raise ValueError(f"bit_serial_sums: groups must be whole bytes, got {groups} groups of {columns} columns")
+        raise ValueError(f"{name}: groups must be whole bytes, got {groups} groups of {columns} columns")
     if wrong := [t.dtype for t in (x, w, mask) if t is not None and t.dtype != torch.uint8]:
-        raise ValueError(f"bit_serial_sums: planes must be uint8, got {wrong[0]}")
+        raise ValueError(f"{name}: planes must be uint8, got {wrong[0]}")
 
 
 def _chosen(operation: Operation, impl: str, *tensors: Tensor | None) -> str:

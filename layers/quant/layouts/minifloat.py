@@ -10,6 +10,7 @@ from torch import Tensor
 from zoo.kernels.common.minifloat import Minifloat
 from zoo.kernels.lowbit_matmul import pack, row_bytes
 from zoo.kernels.minifloat_matmul import dequantise, minifloat_matmul
+from zoo.kernels.minifloat_matmul.reference import numbers
 from zoo.layers.quant.layouts.layout import SCALES, Layout, Sizes, Tensors, in_groups, largest, stored
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class MinifloatLayout(Layout):
     def __init__(self, kind: Minifloat):
         self.kind = kind
         self.widths, self.default = range(kind.bits, kind.bits + 1), kind.bits
+        numbers(kind)  # which are kept, and are made before a trace would make what is no tensor
 
     def tensors(self, form: Format, rows: int, columns: int) -> Sizes:
         """codes (N, bytes) and scale (N, G)."""
