@@ -80,6 +80,7 @@ def test_large_matrices_are_taken_in_tiles(monkeypatch):
     x, scale = (torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in ((11, 40), (13, 2)))
     codes = pack(torch.randint(0, 8, (13, 40)), 3)
     found = []
+    monkeypatch.setattr(tiles, "ROWS", 4)
     for whole in (tiles.WHOLE, 200):
         monkeypatch.setattr(tiles, "WHOLE", whole)
         monkeypatch.setattr(tiles, "TILE", whole)
