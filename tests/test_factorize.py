@@ -139,12 +139,14 @@ def test_what_is_skipped_tied_grouped_or_not_smaller_stays():
         ({"rank": 0}, "rank must be an integer from 1 on, or a fraction between 0 and 1, got 0"),
         ({"rank": 2.5}, "got 2.5"),
         ({"rank": 4, "solver": "svds"}, "unknown solver 'svds', did you mean 'svd'"),
-        ({"rank": 4, "skip": ["heads"]}, "skip has 'heads', which fits none of the layers 0, 1"),
+        ({"rank": 4, "skip": ["heads"]}, "skip names no layer by 'heads'; names are as '0'"),
+        ({"rank": 4, "skip": "heads"}, "skip names no layer by 'heads'; names are as '0'"),
+        ({"rank": 4, "skip": None}, "skip must be a pattern of names or several, got None"),
         ({"rank": 30}, "rank 30 makes none of the 2 layers smaller"),
     ],
 )
 def test_wrong_options_say_the_rule(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         zoo.factorize(nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 8)), **options)
 
 

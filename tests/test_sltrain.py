@@ -234,7 +234,7 @@ def test_a_model_of_tables_has_none_to_replace():
         ({"rank": 0}, "rank must be at least 1, got 0"),
         ({"rank": 4, "density": 1.5}, r"density must lie in \[0, 1\], got 1.5"),
         ({"rank": 4, "alpha": 0.0}, "alpha must be above 0"),
-        ({"rank": 4, "skip": ("heads",)}, "skip has 'heads', which fits none of the layers blocks.0"),
+        ({"rank": 4, "skip": ("heads",)}, "skip names no layer by 'heads'; names are as 'blocks.0"),
         ({"rank": 100}, "rank 100 makes none of the .* layers smaller"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Collection
 from typing import TypeVar
 
@@ -12,6 +11,7 @@ from zoo.layers.adapt import require_unadapted
 from zoo.layers.lowrank import SOLVERS, LowRank, SparseLowRank
 from zoo.layers.lowrank.factors import is_factorable, replace, sides
 from zoo.layers.quant import records
+from zoo.patterns import check_used, matched, patterns_of
 from zoo.registry import nearest
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -22,7 +22,7 @@ def factorize(
     rank: int | float,
     solver: str = "svd",
     *,
-    skip: Collection[str] = (),
+    skip: str | Collection[str] = (),
     only_smaller: bool = True,
 ) -> Model:
     """Replace linear layers and convolutions by two of rank r, in place: r (in + out) numbers for in times out.
@@ -46,6 +46,7 @@ def factorize(
     Raises:
         ValueError: for a rank below 1 that is no fraction, an unknown solver, a pattern that fits no layer, a model
             that ``zoo.quantize`` has compressed, or where no layer would change; nothing is changed then.
+        TypeError: for a ``skip`` that is no pattern of names or several.
 
     Papers: see ``LowRank``; the library of the latter is greenformer.
     """
@@ -57,10 +58,9 @@ def factorize(
     layers = replaceable(model)
     if not layers and records(model):
         raise ValueError("zoo.factorize comes before zoo.quantize, which left no matrix to factorise")
-    if unknown := [pattern for pattern in skip if not fnmatch.filter(layers, pattern)]:
-        raise ValueError(f"skip has {unknown[0]!r}, which fits none of the layers {', '.join(layers)}")
-    kept = {name for pattern in skip for name in fnmatch.filter(layers, pattern)}
-    ranks = {name: _rank(layer, rank) for name, layer in layers.items() if name not in kept}
+    patterns = patterns_of(skip)
+    check_used(patterns, layers, "layer")
+    ranks = {name: _rank(layer, rank) for name, layer in layers.items() if not matched(name, patterns)}
     chosen = {name: r for name, r in ranks.items() if r and (not only_smaller or _is_smaller(layers[name], r))}
     if not chosen:
         raise ValueError(f"rank {rank} makes none of the {len(ranks)} layers smaller: take a lower one")

@@ -24,12 +24,13 @@ def matched(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def check_used(patterns: Iterable[str], names: Iterable[str]) -> None:
-    """Every pattern takes a name of these.
+def check_used(patterns: Iterable[str], names: Iterable[str], what: str = "weight") -> None:
+    """Every pattern takes a name of these, of weights or what else they are names of.
 
     Raises:
         ValueError: naming those that do not.
     """
     names = list(names)
     if unused := [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]:
-        raise ValueError(f"skip names no weight by {', '.join(map(repr, unused))}; names are as {names[0]!r}")
+        known = f"names are as {names[0]!r}" if names else "there is none"
+        raise ValueError(f"skip names no {what} by {', '.join(map(repr, unused))}; {known}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from typing import Any, TypeVar, cast
 
 from torch import nn
@@ -12,6 +11,7 @@ from zoo.changes import Change, apply, changes_of
 from zoo.factorize import replaceable
 from zoo.layers.lowrank import SparseLowRank
 from zoo.layers.lowrank.sparse import check_options
+from zoo.patterns import check_used, matched, patterns_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -51,10 +51,9 @@ class SLTrain(Change, kind="sltrain"):
         layers = {name: layer for name, layer in layers.items() if type(layer) is nn.Linear}
         if not layers:
             raise ValueError("the model has no linear layers to replace")
-        for pattern in self.skip:
-            if not (left := fnmatch.filter(layers, pattern)):
-                raise ValueError(f"skip has {pattern!r}, which fits none of the layers {', '.join(layers)}")
-            layers = {name: layer for name, layer in layers.items() if name not in left}
+        skip = patterns_of(self.skip)
+        check_used(skip, layers, "layer")
+        layers = {name: layer for name, layer in layers.items() if not matched(name, skip)}
         made = {name: self._of(layer) for name, layer in layers.items() if self._is_smaller(layer)}
         if not made:
             raise ValueError(f"rank {self.rank} makes none of the {len(layers)} layers smaller: take a lower one")

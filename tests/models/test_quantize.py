@@ -262,6 +262,11 @@ def test_what_is_refused(options, error, message):
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
 
 
+def test_a_pattern_for_a_model_without_weights_is_refused():
+    with pytest.raises(ValueError, match="skip names no weight by 'head'; there is none"):
+        zoo.quantize(torch.nn.ReLU(), skip="head")
+
+
 def test_calibration_of_the_wrong_vocabulary():
     model = zoo.create_model("transformer_nano")
     with pytest.raises(ValueError, match="calibration holds token 256, the model has 256"):

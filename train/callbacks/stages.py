@@ -9,6 +9,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 
+from zoo.patterns import matched
+
 
 class Stages(Callback):
     """In each stage only parameters whose names fit one of its patterns learn, with an optimiser that begins anew.
@@ -50,7 +52,7 @@ class Stages(Callback):
             return
         self._step, stage = step, self.stage(step)
         for name, parameter in self._model(pl_module).named_parameters():
-            parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in self.patterns[stage]))
+            parameter.requires_grad_(matched(name, self.patterns[stage]))
         if step and self.stage(step - 1) != stage:
             for optimizer in trainer.optimizers:
                 optimizer.state.clear()

@@ -19,6 +19,7 @@ from zoo.layers.precision import Packed
 from zoo.layers.quant import Record, records
 from zoo.layers.quant.frozen import ADAPTERS as WITH_RECORDS
 from zoo.layers.sparse import SparseMatrix
+from zoo.patterns import matched
 from zoo.registry import nearest
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -122,7 +123,7 @@ class Adapter(Change):
         held = [f"{name}." for name, module in placed(model).items() if _kind(module) == self.kind]
         for name in model.state_dict():
             added = any(name.startswith(place) and self.owns(name.removeprefix(place)) for place in held)
-            if added or any(fnmatchcase(before(model, name), pattern) for pattern in self.also):
+            if added or matched(before(model, name), self.also):
                 yield name
 
     def owns(self, part: str) -> bool:
