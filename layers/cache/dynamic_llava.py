@@ -15,6 +15,7 @@ from zoo.layers.cache.call import Call
 from zoo.layers.cache.policy import Policy
 from zoo.layers.cache.state import CacheState, visible
 from zoo.layers.options import require_at_least
+from zoo.layers.precision import computes_in
 from zoo.layers.tokens.predictors import drawn
 
 
@@ -143,7 +144,7 @@ class DynamicLLaVA(Policy):
         asked_image, asked_text = max(counts) > 0 and self.image_keep != 1, bool(output.any()) and self.text_keep != 1
         if not asked_image and not asked_text:
             return None, None
-        hidden = hidden.to(next(self.predictors.parameters()).dtype)
+        hidden = hidden.to(computes_in(self.predictors).dtype)
         if asked_image:
             places = (~image).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(counts)]
             there = image.gather(1, places)
